@@ -196,8 +196,8 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. No part of the transaction is stored. The only exception is the subclass
-    CommitUncertain, after which the transaction may be stored."""
+    """Raised if the database is down, locked or full. No part of the transaction is stored. After the subclass CommitUncertain,
+    however, the transaction may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):

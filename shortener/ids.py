@@ -22,8 +22,8 @@ _EPOCH_MS = 1_767_225_600_000  # The time in an id counts milliseconds since 202
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
-#: The largest id in the tables whose ids the database generates (applications, keys, trackers, gateways). It is the largest value
-#: that their id column can contain. PostgreSQL rejects larger values.
+#: The largest id in the tables whose ids the database generates (applications, keys, trackers, gateways). The id columns of these
+#: tables have 32 bits, and PostgreSQL rejects larger values.
 MAX_COUNTED_ID = 2**31 - 1
 _CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is valid with a probability of 1 in 10^14.
 
@@ -75,7 +75,7 @@ def ms_of(row_id: int) -> int:
 
 
 def id_span(ms: int) -> int:
-    """Return the difference of two ids that were generated `ms` milliseconds apart, without their node and counter bits."""
+    """Return the difference of two ids that were generated `ms` milliseconds apart. Their node and counter bits are ignored."""
     return ms << (_NODE_BITS + _COUNTER_BITS)
 
 

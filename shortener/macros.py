@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
-# Braces around a name, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}.
-# The second pattern matches braces that are percent-encoded once or twice.
+# Braces around a name, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}. _BRACED
+# matches braces as written, and _ESCAPED matches braces that are percent-encoded once or twice.
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
 _BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
 _ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
@@ -34,7 +34,7 @@ _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[_.-]")
 
-# The placeholder of this service that has the same meaning, by the placeholder name of another system.
+# The placeholder names of other systems, and the placeholder of this service that has the same meaning.
 _SYNONYMS = {
     "clickid": "click_id",
     "cid": "click_id",

@@ -18,8 +18,8 @@ ALL_APPLICATIONS = 0  # A database row with this application id applies to all a
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
-    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. At run time nothing
-    prevents a change: a frozen dataclass would, but its constructor takes more than twice as long."""
+    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. Nothing prevents changes at
+    run time, because the constructor of a frozen dataclass takes more than twice as long."""
     return _with_shared_methods(cls, is_hashable=True)
 
 
@@ -30,8 +30,8 @@ def mutable_record(cls: type[T]) -> type[T]:
 
 
 def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
-    """Make a dataclass that compiles only its constructor. All classes share the code of the other methods. When each dataclass
-    compiled its own methods, this took a tenth of the time in which the service starts."""
+    """Make a dataclass that compiles only its constructor. All classes share the code of the other methods. Compiling the methods
+    for each dataclass would take a tenth of the start time of the service."""
     made = dataclass(slots=True, eq=False, repr=False)(cls)
     all_fields = fields(made)  # type: ignore[arg-type]  # mypy does not know the result of the decorator
     values_of = attrgetter(*(one.name for one in all_fields if one.compare))

@@ -6,7 +6,7 @@ its children. A sampled share of the messages is traced completely, and the othe
 no texts and no URLs.
 
 Traces are off unless OTLP_ENDPOINT is set. They need the extra `tracing` of the package. Spans are sent by a thread in the
-background; if the collector does not answer, they are dropped.
+background; if the collector does not respond, they are dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tracer:
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
         class Ids(RandomIdGenerator):
-            """A generator of random ids. The ids of root spans are not random: they are set before the span is started."""
+            """A generator of random ids. The ids of root spans are not random: the tracer sets them before it starts the span."""
 
             root: tuple[int, int] | None = None
 

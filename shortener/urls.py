@@ -212,7 +212,8 @@ def host_of_domain(url: str) -> str:
 
 
 def parse_link_path(path: str) -> str:
-    """Check the path that precedes codes on a domain. Return it without its final slash, or "" if it is empty. Raise UrlError.
+    """Check the path that precedes codes on a domain. Return it without its final slash, or "" if it is empty. Raise UrlError if
+    the path is not valid.
 
     A segment is text, or `{sender}`, which is replaced by the sender of the message."""
     path = path.rstrip("/")
@@ -442,7 +443,7 @@ def _is_ipv4(text: str) -> bool:
 
 def _compress(text: str) -> str:
     """Return an IPv6 address as browsers write it: in lower case, with its longest run of zeros as `::`, and without a dotted IPv4
-    address. Raise ValueError."""
+    address. Raise ValueError if the text is not an IPv6 address."""
     address = ipaddress.IPv6Address(text)
     mapped = address.ipv4_mapped
     return address.compressed if mapped is None else f"::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}"

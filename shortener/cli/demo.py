@@ -258,7 +258,7 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     server = uvicorn.Server(config)
     task = asyncio.create_task(
         server._serve([listener])
-    )  # `_serve` of uvicorn installs no signal handlers, so that Ctrl-C ends the demo
+    )  # uvicorn's `_serve`, unlike `serve`, installs no signal handlers: Ctrl-C ends the demo
     try:
         yield receiver, port_of(listener)
     finally:

@@ -137,7 +137,7 @@ class _Step:
 
 async def fill_installation(folder: str | Path, messages: int = 900, receivers: str | None = None) -> None:
     """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of running `demo_receivers`. If
-    it is None, this function starts receivers, and stops them when the traffic was created."""
+    it is None, this function starts receivers, and stops them after the traffic is created."""
     from shortener.container import open_service
     from shortener.settings import Settings
 
@@ -187,7 +187,7 @@ async def fill(
             if receivers is not None:
                 await _deliver(service)
     clock.now = end
-    await service.fanout.flush()  # the fan-out also counts the times from sending to click
+    await service.fanout.flush()  # flush the fan-out, because it also counts the times from sending to click
     if receivers is not None:
         await _deliver(service)
     while await service.database.write(fold):

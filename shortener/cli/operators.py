@@ -51,7 +51,7 @@ _APPLICATION = click.option("--application", type=ID, help="Id of the applicatio
 async def invite(name: str, role: str, application: int | None, as_json: bool) -> None:
     """Create an operator and print the URL of an invitation, which is valid once and for 72 hours.
 
-    An operator who has not accepted an earlier invitation gets a new link, and the earlier link becomes invalid.
+    An operator who has not accepted an earlier invitation gets a new URL, and the earlier URL becomes invalid.
     """
     from shortener.portal import operators as module
 

@@ -17,8 +17,8 @@ import click
 def open_output(name: str) -> Iterator[IO[bytes]]:
     """Yield a stream that writes the file `name`, or stdout if `name` is `-`. Raise ClickException if the file cannot be written.
 
-    If the body of the context raises an exception, no file is created, and an existing file of this name does not change. A device
-    or a pipe, such as /dev/stdout, is an exception: it gets the bytes at once."""
+    If the `with` block raises an exception, no file is created, and an existing file of this name does not change. A device or a
+    pipe, such as /dev/stdout, gets the bytes at once and not at the end."""
     if _is_stream(name):
         with click.open_file(name, "wb") as stream:
             yield stream

@@ -139,7 +139,7 @@ class OwnedCommand(click.Command):
         self.params.insert(0, click.Option(["--application"], type=ID, help=application_help))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments. If there are too many, the error says how to name the application."""
+        """Parse the arguments. If there are too many arguments, the error says how to name the application."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

@@ -169,8 +169,8 @@ def secret() -> None:
 async def adopt_secret(yes: bool, as_json: bool) -> None:
     """Make the current secret the secret of this database. Use this only if the old secret is lost.
 
-    The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links go on
-    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
+    The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links continue to
+    work. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
     trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled, and its
     deliveries wait until you set the value again and enable it. Click ids that destinations already received are no longer
     recognised; message ids are still recognised. Hits that wait in Redis are moved to the new secret. If Redis fails during the

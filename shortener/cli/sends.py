@@ -1,5 +1,5 @@
 """The commands `shortener send` and `shortener sends`: send one message, list the messages that gateways send, and decide about
-held ones.
+held messages.
 
 The commands change only the database. A running server sends the messages and delivers the events.
 """
@@ -43,8 +43,8 @@ _APPLICATION = "Id of the application. Required if there are several application
 async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
     """Queue TEXT for the number TO at the gateway of an application. A running server hands the message on.
 
-    `send_status` is the state in the queue: pending, sent, held or failed. It is - (with --json: null) if there is no gateway, so
-    that the message is not sent. Without a gateway, the exit code is 1. `shortener sends show MESSAGE_ID` shows the state later.
+    `send_status` is the state in the queue: pending, sent, held or failed. If there is no gateway, it is - (with --json: null), the
+    message is not sent, and the exit code is 1. `shortener sends show MESSAGE_ID` shows the state later.
     """
     from shortener.container import open_service
     from shortener.messages.rewrite_item import RewriteItem
@@ -71,7 +71,8 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
         warnings = [mask_in(mask_in(warning, number), to) for warning in message["warnings"]]
         message = {**message, "to": mask(number), "warnings": warnings}
     message = {**message, "send_status": status}
-    # `sent` of the API means that the service sends the message. Beside the state it could be read as "was sent".
+    # `sent` of the API means that the service sends the message. Next to `send_status`, a user could read it as "was sent", so it
+    # is not printed.
     print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key not in ("links", "sent")}))
     if not message["sent"]:
         raise click.exceptions.Exit(1)

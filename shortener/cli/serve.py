@@ -264,9 +264,9 @@ class Worker:
 
 
 async def _invite_first_operator(service: Service) -> str | None:
-    """Return the link by which the first admin of the portal sets a password, or None if an operator exists or the portal is off.
+    """Return the URL at which the first admin of the portal sets a password, or None if an operator exists or the portal is off.
 
-    The link is also written to a file of DATA_DIR that only this user can read, for containers whose output is not visible."""
+    The URL is also written to a file of DATA_DIR that only this user can read, for containers whose output is not visible."""
     if not service.settings.portal:
         return None
     from sqlalchemy.exc import IntegrityError
@@ -277,7 +277,7 @@ async def _invite_first_operator(service: Service) -> str | None:
 
     try:
         invitation = await service.database.write(invite_first, service.clock())
-    except (IntegrityError, StoreUnavailable):  # Another node has created the operator at the same time and prints its link.
+    except (IntegrityError, StoreUnavailable):  # Another node has created the operator at the same time and prints the URL.
         return None
     file = invitation_file(service.settings.data_dir)
     with contextlib.suppress(OSError):

@@ -33,8 +33,8 @@ _ACTION_COLUMNS = ("conversions", "positive", "negative", "pending", "other", "v
 
 
 async def find_application(database: Any, application: int | None) -> int:
-    """Return the id `application`. If it is None, return the id of the only application. Raise ClickException if there is no
-    application with this id. If `application` is None, raise ClickException unless there is exactly one application."""
+    """Return the id `application`, or the id of the only application if `application` is None. Raise ClickException if no
+    application has this id, or if `application` is None and there is no application or more than one."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)

@@ -65,7 +65,8 @@ _MIXED = {
 _ESCAPE = re.compile(rf"\\([\\/{_QUOTES}])")
 _WHITE_SPACE = re.compile(rf"{_BLANK}*")
 _AROUND_URL = re.compile(rf"\A{_BLANK}+|{_BLANK}+\Z")
-# Labels are stored in databases, JSON and spreadsheets. PostgreSQL accepts neither NUL nor a lone surrogate.
+# Characters that a label must not contain, because labels are stored in databases, JSON and spreadsheets. For example, PostgreSQL
+# accepts neither NUL nor a lone surrogate.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

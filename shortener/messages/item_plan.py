@@ -27,7 +27,7 @@ from shortener.urls import Destination, UrlError, canonical_host, fill_link_path
 
 #: The maximum number of links in one message. The column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
-#: The warning about a message that the request wanted to send, although the application has no gateway.
+#: The warning if a request asks the service to send a message, but the application has no gateway.
 NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send the rewritten text"
 #: The warning about a message whose request names the simulator, although the application has another gateway.
 SIMULATED = "the request names the simulator, which sends nothing and reports the message as delivered"
@@ -133,7 +133,7 @@ def plan_item(
         if gateway is None and item.gateway:
             reject(ErrorCode.INVALID_REQUEST, "gateway", _unknown_gateway(application))
         if gateway is not None and (nul := item.body.find("\x00")) >= 0:
-            # An SMS has no such character, and PostgreSQL cannot store the text until a gateway has sent it.
+            # An SMS cannot contain this character. PostgreSQL cannot store it, and the text is stored until a gateway has sent it.
             reject(ErrorCode.INVALID_REQUEST, "body", "must not contain the character NUL if a gateway sends it", nul)
     fallback_location = None
     if item.fallback_url:

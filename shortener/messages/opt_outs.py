@@ -35,8 +35,8 @@ STOP_WORDS = frozenset(
 )
 START_WORDS = frozenset({"START", "UNSTOP", "SUBSCRIBE", "RESUME", "OPTIN", "OPT IN", "СТАРТ"})
 _MAX_WORD_CHARACTERS = 40
-#: The source of an opt-out entry that a reply of the recipient created. The other sources are an administrator over HTTP and the
-#: command line.
+#: The source of an opt-out entry that a reply of the recipient created. The other sources are "api" (an API call) and "operator"
+#: (the command line).
 FROM_REPLY = "STOP"
 
 
@@ -54,8 +54,8 @@ def parse_reply(text: str) -> Literal["stop", "start"] | None:
 def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
     """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list.
 
-    `source` is FROM_REPLY, or names the administrator or the command line. If the number is already on the list, its source changes
-    only if the old source is FROM_REPLY."""
+    `source` is FROM_REPLY, "api" or "operator". If the number is already on the list, its source changes only if the old source is
+    FROM_REPLY."""
     table = schema.opt_outs
     row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
     if connection.execute(upsert(connection, table).values(row).on_conflict_do_nothing()).rowcount:

@@ -7,8 +7,8 @@ message gets its first response.
 If the connection to the database ends during the commit, the transaction is repeated for some seconds. It then searches for the
 messages by their ids, which were generated before the first attempt. Therefore the request is stored once, and the caller gets the
 usual response. If the database stays unavailable, CommitUncertain is raised. If the repeated transaction finds the request stored,
-the rewriter does not add its links to the link cache; the first redirect of a link adds it. The job of the gateways finds the
-messages of such a request within a second.
+the rewriter does not add its links to the link cache; the first redirect of a link adds it. The background job that hands messages
+on to gateways finds the messages of such a request within a second.
 
 `plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` creates the texts.
 """
@@ -163,7 +163,7 @@ class Rewriter:
     async def find_problems(
         self, application: Application, items: Sequence[RewriteItem], *, incomplete: Collection[int] = (), is_stored: bool = True
     ) -> list[Problem]:
-        """Return the problems of messages. A request that is rejected for another error lists these problems too.
+        """Return the problems of messages, for the response to a request that is rejected because of another error.
 
         `incomplete` contains the indexes of items without some of their fields: they are not compared with stored messages. If
         `is_stored` is false, or the database is unavailable, the result contains no problem that depends on stored rows."""

@@ -126,7 +126,7 @@ class SendBatch:
 
 
 def find_sends(connection: Connection, messages: Sequence[int]) -> dict[int, QueuedSend]:
-    """Return which of the messages were queued for a gateway, by row id of the message."""
+    """Return the messages that were queued for a gateway, by row id of the message. Other messages are missing in the result."""
     table = schema.sends
     found: dict[int, QueuedSend] = {}
     for start in range(0, len(messages), 500):

@@ -106,7 +106,7 @@ def detect_urls(body: str) -> Detection:
     while (match := _CANDIDATE.search(body, position)) is not None:
         if match["bare"] is not None:
             scheme = _SCHEME_AT_END.search(match["bare"])
-            # This is a URL directly after a number: `11.11https://shop.example/`.
+            # A URL directly after a number, as in `11.11https://shop.example/`: continue the search at its scheme.
             if scheme and body.startswith("://", match.end()):
                 position = match.start() + scheme.start()
                 continue
@@ -311,8 +311,8 @@ def _begins_with_other_word(host: str) -> bool:
 
 
 def _is_of_one_script(label: str) -> bool:
-    """Return whether each label has letters of one script only. A label that mixes ASCII letters with Greek or Cyrillic letters is
-    two words without a space between them."""
+    """Return whether a label of a host has letters of one script only. A label that mixes ASCII letters with Greek or Cyrillic
+    letters is two words without a space between them."""
     if label.isascii():
         return True
     others = any("\u0370" <= character <= "\u052f" or "\u1f00" <= character <= "\u1fff" for character in label)

@@ -226,8 +226,8 @@ def _check_pages(file: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path, remedy: str) -> Iterator[None]:
-    """If SQLite finds damage, raise BackupError. Its text contains the name of `file` and what to do. The damaged file itself may
-    be a copy of `file`."""
+    """Raise BackupError if SQLite finds damage in the `with` block. The error text contains the name of `file` and `remedy`. The
+    damaged file itself may be a copy of `file`."""
     try:
         yield
     except _DamagedError as error:

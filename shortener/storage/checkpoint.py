@@ -48,7 +48,7 @@ SHORT_SECONDS, MAX_REPEATS = 0.02, 5
 #: If the WAL has at least this number of frames, the writer copies its remaining pages even if that delays commits. This limits the
 #: size of the WAL.
 MAX_WAL_FRAMES = 150_000
-#: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
+#: A WAL with at least this number of frames is logged: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
 REPORT_INTERVAL_SECONDS = 60.0
 #: The maximum time that the writer waits for readers when it truncates the WAL. Commits wait meanwhile.

@@ -160,7 +160,8 @@ def _commit_uncertain(cause: BaseException) -> CommitUncertain:
 
 
 def _check(connection: Connection) -> None:
-    """Do nothing. When SQLAlchemy opens the first connection, it executes statements that read the properties of the server."""
+    """Do nothing. The read that calls this function opens the first connection, and SQLAlchemy then reads the properties of the
+    server."""
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types

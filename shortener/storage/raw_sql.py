@@ -32,7 +32,7 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
     """Run a SQLite query and return its single value. This works on connections of the writer and of readers."""
-    if connection.dialect.is_async:  # The connection of a reader belongs to a thread of aiosqlite.
+    if connection.dialect.is_async:  # A reader's connection belongs to a thread of aiosqlite, so only SQLAlchemy can use it.
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
     found = cursor.fetchone()[0]

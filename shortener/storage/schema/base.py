@@ -24,10 +24,11 @@ _POSTGRESQL_WHERE = "postgresql_where"  # The key of the condition in the `info`
 
 
 def partial_index(name: str, *columns: str, where: str, postgresql_where: str | None = None, unique: bool = False) -> Index:
-    """Return an index of the rows for which the SQL condition `where` is true. PostgreSQL has `postgresql_where` instead, if it is
-    not None.
+    """Return an index of the rows for which the SQL condition `where` is true. On PostgreSQL, the condition is `postgresql_where`,
+    if it is not None.
 
-    The argument `postgresql_where` of SQLAlchemy's `Index` would import the dialect of PostgreSQL in every process with SQLite."""
+    SQLAlchemy's `Index` also has an argument of this name, but it would import the dialect of PostgreSQL in every process with
+    SQLite."""
     return Index(name, *columns, unique=unique, sqlite_where=text(where), info={_POSTGRESQL_WHERE: postgresql_where or where})
 
 

@@ -77,7 +77,7 @@ deliveries = Table(
     Column("application_id", Integer, nullable=False),
     Column("tracker_id", Integer),  # The tracker that receives the delivery; NULL: the callback URL of the message.
     Column("callback_url", Text),
-    # The names are sorted by bytes, as in Python (queue_walk.py). SQLite always does this.
+    # The names of lanes are sorted by bytes, as in Python (queue_walk.py). SQLite always does this.
     Column("lane", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.

@@ -41,7 +41,7 @@ operator_roles = Table(
     Column("role", Text, nullable=False),
 )
 
-#: Invitations: links with which an operator sets a password. Each can be used once.
+#: Invitations: URLs at which an operator sets a password. Each can be used once.
 operator_invitations = Table(
     "operator_invitations",
     metadata,
