@@ -127,8 +127,8 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 def _fields(
     application: Application, tracker: Tracker | Row[Any] | None, secret_state: tuple[bool, datetime | None]
 ) -> Mapping[str, Any]:
-    """Return the response with an application. `tracker` is the tracker of its conversion_url, and `secret_state` the result of
-    `callback_secret_state`."""
+    """Return the fields of the response that describes an application. `tracker` is the tracker of its conversion_url.
+    `secret_state` is the result of `callback_secret_state`."""
     is_set, until = secret_state
     return {
         "status": True,
@@ -185,7 +185,7 @@ def _write(
     own_hosts: OwnHosts,
 ) -> tuple[Application, Row[Any] | None, tuple[bool, datetime | None]]:
     """Store the settings of the request. Lock the application, so that concurrent requests do not overwrite each other's changes.
-    Return the arguments of `_fields` from the same transaction, because a read after the commit could fail."""
+    Return the arguments of `_fields`. They are read in the same transaction, because a read after the commit could fail."""
     lock_application(connection, application_id)
     if settings:
         update_application(connection, audit, application_id, settings, now, own_hosts=own_hosts)

@@ -63,7 +63,7 @@ async def prices(call: Call[None, None]) -> Mapping[str, Any]:
     """Return the prices by prefix: the prices of the application, and for other prefixes the prices for all applications."""
     rows = await call.service.database.read(list_prices, call.application_id)
     balance = await call.service.database.read(read_balance, call.application_id)
-    # The application's own prices come last, so they replace the prices for all applications.
+    # In `rows`, the prices of the application come after the prices for all applications, so they replace them here.
     by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}
     return {
         "status": True,

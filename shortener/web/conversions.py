@@ -2,8 +2,7 @@
 
 The four endpoints of 23 Telecom require a tracker token in the X-Api-Token header. A network that can store only a URL uses a
 postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
-(`report_input.py`). A HEAD request is rejected. The handler must do this, because the router passes HEAD requests to the GET
-handler.
+(`report_input.py`). The handler rejects HEAD requests, which the router passes to the GET handler.
 
 A report that is rejected or not applied is stored with the reason (`conversions/refusals.py`).
 """
@@ -58,8 +57,8 @@ def _response(result: ConversionResult) -> dict[str, Any]:
 
 
 async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = None) -> dict[str, Any]:
-    """Record the conversion of a request. If `refusal` is given, reject the request with this error. `path` is the path of the
-    request without a postback key."""
+    """Record the conversion of a request. If `refusal` is not None, reject the request with this error. `path` is the path of the
+    request, with the name of the parameter in place of a postback key."""
     service, request = call.service, call.request
     if request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")

@@ -1,4 +1,4 @@
-"""Responses that stream a CSV file in constant memory."""
+"""Responses that stream a CSV file page by page, so that the memory does not grow with the length of the file."""
 
 # Tested by tests/web/test_lists.py
 
@@ -15,7 +15,7 @@ from shortener.web.streams import ClosingResponse
 
 async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
     """Return a response that the browser saves as a CSV file. The name of the file begins with `name`. While many hits arrive, the
-    response pauses between the pages.
+    response pauses between the pages, so that clicks are not delayed.
 
     `pages` yields the CSV header and then pages of rows. The header and the first page are read before the response starts. Raise
     StoreUnavailable if they cannot be read, so that the client gets an error."""

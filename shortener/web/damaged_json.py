@@ -1,5 +1,5 @@
-"""This module reads JSON with damaged text, which JSON does not permit. One damaged text therefore does not cause the rejection of
-the whole body.
+"""This module reads JSON that contains invalid bytes or characters in texts, so that one damaged text does not cause the rejection
+of the whole body.
 
 A byte order mark is removed, and UTF-16 and UTF-32 are decoded. Bytes that are not UTF-8 are read as Windows-1252, which contains
 the printable characters of Latin-1. An unpaired surrogate becomes U+FFFD. Control characters are accepted.
@@ -22,7 +22,8 @@ class RepairedText(str):
 
 
 def load_damaged_json(content: bytes) -> Any:
-    """Parse JSON. Invalid bytes in texts become surrogates, which `repair` replaces. Raise ValueError or RecursionError."""
+    """Parse JSON. Invalid bytes in texts become surrogates, which `repair` replaces. Raise ValueError if the content is not JSON,
+    and RecursionError if it is nested too deeply."""
     encoding = json.detect_encoding(content)
     is_utf8 = encoding.startswith("utf-8")
     # `surrogateescape` decodes each byte that is not UTF-8 to the surrogate U+DC00 plus the byte.

@@ -1,6 +1,5 @@
-"""The endpoints for deliveries of events to trackers and callback URLs: they list deliveries with their attempts, and replay them.
-
-Reading requires `trackers.read` and not only `sms.read`, because URLs and responses of trackers may contain credentials.
+"""The endpoints that list and replay deliveries of events to trackers and callback URLs. `sms.read` is not sufficient to read them,
+because URLs and responses of trackers may contain credentials. They require `trackers.read`.
 """
 # Tested by tests/web/test_trackers.py
 

@@ -60,8 +60,8 @@ class DeliveryReportItem(RequestModel):
     )
 
 
-#: The type of the body in the OpenAPI document. The service also accepts other bodies, so that one invalid report in a list does
-#: not cause the rejection of the whole list.
+#: The type of the body in the OpenAPI document. The service does not validate the body with this type, so that one invalid report
+#: in a list does not cause the rejection of the whole list.
 _DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
 
 
@@ -97,8 +97,8 @@ class DeliveryReportsResponse(ResponseModel):
 
 @mutable_record
 class ReadReport:
-    """A report as it was read from the request. If the report is refused, `report` is None, `invalid_field` is the name of the
-    invalid field, and `reason` explains what is wrong."""
+    """The result of `read_report`. If the report is refused, `report` is None, `invalid_field` is the name of the invalid field,
+    and `reason` explains what is wrong."""
 
     message_id: str | None
     report: DeliveryReport | None = None
@@ -108,7 +108,8 @@ class ReadReport:
 
 
 def read_report(item: Any, now: datetime) -> ReadReport:
-    """Read one report of a request. Only an invalid message_id or state makes the report invalid."""
+    """Read one report of a request. The report is refused only if its message_id or its state is invalid. Other invalid values
+    cause warnings."""
     if not isinstance(item, Mapping):
         return ReadReport(None, reason="must be an object")
     message_id = _text(item.get("message_id"))

@@ -26,7 +26,7 @@ _TAG = "Operation"
 
 @lru_cache(maxsize=1)
 def _described(server: str) -> Document:
-    # imported here, because the document needs the models of all endpoints
+    # These modules import the models of all endpoints, so they are imported only when the document is requested.
     from shortener.web.endpoints import ENDPOINTS as ALL
     from shortener.web.openapi import document
 
@@ -59,7 +59,7 @@ async def _docs(call: Call[None, None]) -> Response:
 
 
 def _server(call: Call[None, None]) -> str:
-    """Return the URL that serves the API: BASE_URL without its path, which only short links have."""
+    """Return the URL that serves the API: BASE_URL without its path, because only short links have this path."""
     return parse_base_url(call.service.settings.base_url).origin
 
 

@@ -194,7 +194,7 @@ async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:
 
 
 def _fields(application: Application | None, host: str) -> dict[str, Any]:
-    """Return the response with one domain of an application. Raise ApiError NOT_FOUND if the application does not have this
+    """Return the fields of the response that describes one domain. Raise ApiError NOT_FOUND if the application does not have this
     domain."""
     domains, wanted = application.domains if application else (), canonical_host(host)
     found = next((domain for domain in domains if canonical_host(domain.host) == wanted), None)

@@ -96,13 +96,13 @@ class Call(Generic[Query, Body]):
 
     @property
     def principal(self) -> Principal:
-        """Return the owner of the credential. The endpoint must require a credential; otherwise there is no owner."""
+        """Return the owner of the request's credential. Use this only in endpoints that require a credential."""
         assert self._principal is not None
         return self._principal
 
     @property
     def application_id(self) -> int:
-        """The id of the application to which the caller's credential belongs."""
+        """The id of the application that owns the caller's credential."""
         return self.principal.application.id
 
     @property
@@ -116,16 +116,20 @@ class Endpoint:
     """One method of one path, with everything that validation and the OpenAPI document need.
 
     `path` has Starlette's syntax, for example `/messages/{id:int}`. `response` is the model of the body; None means that the
-    handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes that
-    the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its
-    meaning. With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text
-    in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and the models only describe both.
-    `response_headers` are headers of every response, also of errors. If the body is invalid, `complete_error` adds the errors that
-    the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an error with the
-    code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` is true if the body contains
-    reports: the service recognises repeated reports. `can_rotate` is true if the request can create a new secret or key: a repeat
-    then creates another secret or key. `stores_nothing` states that a POST changes nothing: its response is not stored either, and
-    an Idempotency-Key has no effect.
+    handler returns a `Response`. `other_responses` maps further successful statuses to their models. `headers` maps each header
+    that the handler reads to its description. `response_headers` are sent with every response, also with errors.
+
+    With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text in a JSON
+    body is replaced. With `reads_request`, the handler itself reads the query and the body, and the models only describe them in
+    the OpenAPI document.
+
+    `errors` lists the codes that the handler raises, in addition to those that every endpoint may raise. If the body is invalid,
+    `complete_error` adds the errors that the handler would have found, so that one error does not hide another. `translate_error`
+    replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error.
+
+    `is_report` is true if the body contains reports; their repetition changes nothing, because the service recognises it.
+    `can_rotate` is true if the request can create a new secret or key; its repetition then creates another one. `stores_nothing` is
+    true for a POST that changes nothing: its response is not stored, and an Idempotency-Key has no effect.
     """
 
     method: str
@@ -159,22 +163,22 @@ class Endpoint:
 
     @cached_property
     def shown_path(self) -> str:
-        """The path that metrics and logs show, with the names of its parameters in place of their values."""
+        """The path for metrics and logs. It contains the names of the parameters in place of their values."""
         return self.path.replace(":path}", "}")
 
     @cached_property
     def stores_response(self) -> bool:
-        """Whether this class stores the first response, and returns it to repeats with the same API key and Idempotency-Key.
-
+        """Whether `_run` stores the response to a request with an Idempotency-Key, and returns it to repeats with the same API key.
         If `headers` contains Idempotency-Key, the handler of the endpoint stores the responses itself."""
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.stores_nothing:
             return False
         return not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
-        """Return whether the repeat of a stored request changes nothing. This is true for all reports. It is true for all methods
-        except POST, unless they can create a secret or a key. It is also true for rewrites with an Idempotency-Key, because the key
-        is stored in the same transaction as the messages."""
+        """Return whether the caller may repeat a request whose outcome is unknown, because the repeat changes nothing if the first
+        request was stored. This is false if the request can create a secret or a key. Otherwise it is true for reports, for all
+        methods except POST, and for rewrites with an Idempotency-Key, because their key is stored in the same transaction as the
+        messages."""
         if self.can_rotate:
             return False
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report or self.stores_nothing:
@@ -194,7 +198,8 @@ class Endpoint:
 
 
 def log_request(service: Service, method: str, path: str, status: int, error_code: str, seconds: float) -> None:
-    """Write the line of the access log for a request of the API. `path` must contain no values, which may be credentials."""
+    """Write the line of the access log for a request of the API. `path` must not contain the values of parameters, because they may
+    be credentials."""
     if service.settings.logs_access:
         error = {"error_code": error_code} if error_code else {}
         log.info("request", method=method, path=path, status=status, milliseconds=round(seconds * 1000, 1), **error)
@@ -226,7 +231,8 @@ HELP_LINK = '</docs#error-codes>; rel="help"'
 
 
 def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response:
-    """Return the response of an error, with the headers that belong to its status. `shape` adds the fields of a vendor."""
+    """Return the response to a request that failed with `error`, with the headers of its status. `shape` adds the fields of a
+    vendor to the body."""
     headers = {"Link": HELP_LINK}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -242,10 +248,10 @@ def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response
 
 
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[Response, str]:
-    """Run an endpoint. Return its response and the error code, or "" if there was no error."""
+    """Run an endpoint. Return its response, and the code of the error or ""."""
     try:
         principal = await _authenticate(endpoint, service, request)
-        # Reject the character NUL in a path, because PostgreSQL rejects it, and no id contains it.
+        # PostgreSQL would reject the character NUL with an error. No id contains it, so the path does not exist.
         if "\0" in request.scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
         if any(isinstance(value, int) and value > MAX_COUNTED_ID for value in request.path_params.values()):
@@ -291,8 +297,8 @@ def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Res
 
 
 def _forget_origin(error: ApiError) -> None:
-    """Remove the traceback of an error. The error refers to the traceback, and the frames of the traceback refer to the error.
-    Because of this cycle, the body of each rejected request would stay in memory until a full garbage collection, which is rare."""
+    """Remove the traceback of an error. The error and the frames of its traceback refer to each other. Because of this reference
+    cycle, the body of each rejected request would stay in memory until a full garbage collection, which is rare."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
@@ -303,7 +309,7 @@ async def _authenticate(endpoint: Endpoint, service: Service, request: Request) 
         return None
     principal = _find_principal(endpoint.caller, service, request)
     if principal is None:
-        if _has_credential(endpoint.caller, request):  # A missing credential is not counted.
+        if _has_credential(endpoint.caller, request):  # Only a wrong credential is counted, not a missing one.
             find = partial(_find_principal, endpoint.caller, service, request)
             principal = await find_new_credential(service, request, find)
         if principal is None:
@@ -340,7 +346,7 @@ def _tracker_token(request: Request) -> str:
 
 
 def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
-    """Return the description of the error for a rejected credential. None means the general description of the error code."""
+    """Return the description of the error for a rejected credential, or None for the general description of UNAUTHORIZED."""
     if caller is Caller.POSTBACK_KEY:
         return "The postback key in the path is unknown, revoked or expired."
     if caller is Caller.TRACKER:

@@ -64,7 +64,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     phone = "" if body.phone is None else _parse_phone(body.phone)
     target = {"phone": phone, "message_id": body.message_id or ""}
     if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
-        # The link cache in Redis still contains destinations, which may be personal data.
+        # Redis would still contain the destinations of the links, which may be personal data.
         raise ApiError(
             ErrorCode.UNAVAILABLE,
             "Nothing was erased because the link cache (Redis) is unavailable.",

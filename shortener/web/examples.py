@@ -63,7 +63,7 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: Example values for the fields of responses. A value here is used in place of the value in `_VALUES`.
+#: Example values for the fields of responses, if they differ from the values in `_VALUES`.
 _RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",
@@ -137,8 +137,7 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """If the value is a text that begins with "test", return the example value of the field instead. Return any other value
-    unchanged."""
+    """Return the example value of a field if `value` is a text that begins with "test". Return any other value unchanged."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value

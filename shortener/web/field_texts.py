@@ -1,7 +1,7 @@
-"""This module contains the descriptions of fields that have the same meaning in all schemas of the OpenAPI document. If a field has
-a special meaning in a model, the model describes the field itself. All other fields get their text from here, so that one name has
-one meaning in the whole API. `complete` adds the texts to the schemas, and adds the format `date-time` to every time of a response.
-A test fails if a field has no description.
+"""This module contains the descriptions of the fields in the OpenAPI document that have the same meaning in all schemas, so that
+one name has one meaning in the whole API. If a field has a special meaning in a model, the model itself describes the field.
+`complete` adds the texts to the schemas, and adds the format `date-time` to every time of a response. A test fails if a field has
+no description.
 """
 # Tested by tests/web/test_openapi.py
 

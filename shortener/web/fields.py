@@ -39,10 +39,8 @@ def is_decimal(text: str) -> bool:
 
 
 def parse_price(value: Any) -> Decimal:
-    """Return the value as a decimal. Raise ValueError if it is not a decimal number.
-
-    A string must be a decimal without exponent. A JSON number arrives as a float; the result is the shortest decimal
-    that identifies this float."""
+    """Return a price as a decimal. A string must be a decimal number without exponent. A JSON number arrives as a float, and
+    becomes the shortest decimal that identifies this float. Raise ValueError if the value is not a price."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
     text = str(value)
@@ -84,7 +82,7 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-#: Metadata of a message: a flat JSON object that is stored and contained in events.
+#: Metadata of a message: a flat JSON object, which the service stores and sends with events.
 Metadata = Annotated[dict[str, str | int | float | bool | None], AfterValidator(check_metadata)]
 
 

@@ -1,11 +1,11 @@
 """Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
-dependency with a time limit. It responds with 503 if a required dependency is unavailable or after a shutdown has begun, so that a
-load balancer uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds, because
-it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on demand calls
-`/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
-request certificates for any name.
+dependency with a time limit. It responds with 503 if a required dependency is unavailable, and after a shutdown has begun. A load
+balancer then uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds, because
+it can redirect links from the cache. `/metrics` returns numbers that the process has in memory. A reverse proxy that requests
+certificates on demand calls `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a
+stranger could make the proxy request certificates for any name.
 
 None of these endpoints requires a credential. Their responses contain only names, states and numbers. They respond on the host of
 BASE_URL, on localhost and on IP addresses. The domain check responds to every Host header except an application's own domain,
@@ -117,7 +117,7 @@ async def readiness(service: Service) -> ReadinessResponse:
         database_ok = False
     writes_ok = database_ok and await _takes_writes(service)
     redis_ok = service.redis is not None and await service.redis.accepts_writes()
-    # A newer schema means that an upgrade is in progress; nodes of this version keep working.
+    # The schema is newer during an upgrade. This version also works with a newer schema.
     schema_ok = version is not None and version >= HEAD
     jobs_run = service.jobs.running
     jobs_ok = jobs_run and service.supervisor.is_healthy and not service.jobs.failing
@@ -137,7 +137,8 @@ async def readiness(service: Service) -> ReadinessResponse:
 
 
 async def _takes_writes(service: Service) -> bool:
-    """Return whether the database accepts writes. After a failed write, write a test row to detect whether writes succeed again."""
+    """Return whether the database accepts writes. If a write has failed, write a test row to find out whether writes succeed
+    again."""
     if service.recorder.is_failing:
         return False
     if service.database.has_failed_writes:

@@ -5,10 +5,10 @@ Every POST with an API key accepts the header. It has no effect on requests that
 response is returned only to the API key that sent the first request. If another API key sends the same Idempotency-Key, the service
 performs the request. The permission for the endpoint is checked before this module runs.
 
-Only successful responses are stored. A request that was rejected created nothing, so the service checks a repeat of it again. If
-the database becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If
-the connection to the database ended during the commit of the request (CommitUncertain), its repeats get OUTCOME_UNKNOWN and are not
-performed, because the request may be stored. The process stores this error as the response when the database is available again.
+Only successful responses are stored. A rejected request has created nothing, so its repeat is checked again. If the database
+becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If the connection
+to the database ends during the commit of the request (CommitUncertain), the request may be stored. Its repeats are then not
+performed and get OUTCOME_UNKNOWN: the process stores this error as the response when the database is available again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ log = structlog.get_logger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # the maximum number of characters of an Idempotency-Key
 HEADER = "Idempotency-Key"
-REPEAT_SECONDS = 1.0  # the pause between two attempts to store that the outcome of a request is unknown
+REPEAT_SECONDS = 1.0  # the pause between two attempts to store OUTCOME_UNKNOWN as the response to a request
 _HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
 def describe_header(caller: str) -> dict[str, str]:
-    """Return the description of the header. `caller` is the scope in which a key is unique: "API key" or "application"."""
+    """Return the description of the header, by its name. `caller` is the scope in which a key must be unique: "API key" or
+    "application"."""
     length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
     return {HEADER: f"Identifies the request, {length}. For 24 hours a repeat by the same {caller} gets the first response."}
 
@@ -56,7 +57,7 @@ _UNKNOWN = (
     "The connection to the database ended while the first request with this Idempotency-Key was being stored, so it is not known "
     "whether it was stored. Read the data first. If it is missing, send the request with a new Idempotency-Key."
 )
-# The tasks of `_store_unknown`; without this reference, a garbage collection could end them
+# The running tasks of `_store_unknown`. Without this reference, a garbage collection could delete them before they end.
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -86,7 +87,7 @@ async def respond_once(
     claimed_at = service.clock()
     try:
         found = await service.database.write(stored_responses.claim, chosen, content, claimed_at)
-    except CommitUncertain as error:  # Only the claim is uncertain: the request was not performed.
+    except CommitUncertain as error:  # The claim may be stored, but the request was not performed.
         raise StoreUnavailable(str(error)) from error
     if found is not None and found.status == ErrorCode.OUTCOME_UNKNOWN.http_status:
         raise ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN)
@@ -105,7 +106,7 @@ async def respond_once(
         task.add_done_callback(_tasks.discard)
         raise
     except BaseException:
-        with contextlib.suppress(StoreUnavailable):  # The error of the request must reach the caller.
+        with contextlib.suppress(StoreUnavailable):  # The caller must get the error of the request itself.
             await service.database.write(stored_responses.release, chosen, claimed_at)
         raise
     stored = FirstResponse(response.status_code, service.secret.encrypt(bytes(response.body).decode()))

@@ -147,7 +147,7 @@ def _add(connection: Connection, audit: AuditWriter, application_id: int, phone:
 async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
     """Return a page of the opt-out list."""
     query, cursors = call.query, Cursors(call.service.secret, "opt-outs")
-    digits = cursors.decode(query.cursor)  # the position in the list is the number without its plus sign
+    digits = cursors.decode(query.cursor)  # the cursor contains the last phone number of the page, without its plus sign
     after = "" if digits is None else f"+{digits}"
     rows = await call.service.database.read(list_opt_outs, call.application_id, after, query.limit + 1)
     found = [{"phone": row["phone"], "at": to_iso(row["at"]), "source": row["source"]} for row in rows[: query.limit]]

@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PIECE_ENTRIES = 50  # The number of entries of a list that are converted or serialized without a pause.
-#: A response is large if it contains a list with more entries than this. The usual request of a send pipeline has at most a hundred
-#: messages.
+PIECE_ENTRIES = 50  # A piece is this number of list entries, converted or serialized without a pause.
+#: A response is large if it contains a list with more entries than this. Most requests of a send pipeline have at most a hundred
+#: messages, so their responses are not large.
 MAX_ENTRIES_AT_ONCE = 200
 
 
@@ -42,7 +42,7 @@ class PiecesResponse(Response):
 
 
 async def convert_in_pieces(convert: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return `convert(item)` of each item. Other tasks run between two pieces."""
+    """Return `convert(item)` for each item. Other tasks can run after each PIECE_ENTRIES items."""
     converted = [convert(item) for item in items[:PIECE_ENTRIES]]
     while len(converted) < len(items):
         await asyncio.sleep(0)  # other tasks run

@@ -175,7 +175,7 @@ async def index(call: Call[LinksQuery, None]) -> dict[str, Any]:
 
 
 async def export(call: Call[LinksCsvQuery, None]) -> Response:
-    """Stream all links as CSV in constant memory."""
+    """Stream the links that match the filters as CSV."""
     service = call.service
     base_url = base_url_of(service.settings, service.directory)
     pages = export_links(service.database, _filter(call), service.directory, base_url, with_mark=call.query.bom)
@@ -201,14 +201,14 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.invalidate([code])  # if Redis is unavailable, the link cache deletes the entry later
+    await service.cache.invalidate([code])  # if Redis is unavailable, `retry_invalidations` repeats this later
     changed = await service.database.write(write)
     await refresh_cache_after_commit(service.database, service.cache, [code])
     return {**_link(call, changed), "warnings": change_warnings(requested)}
 
 
 def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
-    """Return the changes in a request as field names and new values, without the fields that are absent from it."""
+    """Return the new values in a request by field name, without fields that are absent from the request."""
     return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
 
 

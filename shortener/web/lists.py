@@ -193,7 +193,7 @@ async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
 
 
 async def clicks_csv(call: Call[ClicksCsvQuery, None]) -> Response:
-    """Stream all hits as CSV."""
+    """Stream the hits that match the filters as CSV."""
     service, filters = call.service, _hit_filter(call)
     await load_expressions()
 
@@ -240,7 +240,7 @@ async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
 
 
 async def events_csv(call: Call[EventsCsvQuery, None]) -> Response:
-    """Stream all events as CSV."""
+    """Stream the events that match the filters as CSV."""
     service, filters = call.service, _event_filter(call)
 
     async def read(below: int | None) -> EventPage:

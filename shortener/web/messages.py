@@ -239,7 +239,7 @@ async def index(call: Call[MessagesQuery, None]) -> Mapping[str, Any]:
 
 
 async def export(call: Call[CsvQuery, None]) -> Response:
-    """Stream all messages as CSV in constant memory."""
+    """Stream the messages that match the filters as CSV."""
     service = call.service
     query = call.query
     pages = export_csv(

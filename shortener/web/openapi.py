@@ -1,8 +1,8 @@
 """This module generates the OpenAPI 3.1 document from the declarations of the endpoints.
 
-The models of an endpoint describe its parameters, its request body and its response. The declaration of an endpoint lists the
-errors that its handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, such as a missing
-credential or an invalid body. Only the redirect is described by hand (openapi_texts.py), because it is not an `Endpoint`.
+The models of an endpoint describe its parameters, its request body and its response. Its field `errors` lists the errors that its
+handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, for example for a missing credential
+or an invalid body. Only the redirect has a hand-written description (openapi_texts.py), because it is not an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def document(endpoints: Sequence[Endpoint], server: str = "/") -> Document:
 
 
 class _SchemaWithoutTitles(GenerateJsonSchema):
-    """A generator of JSON schemas that omits the titles of fields, because a title only repeats the name."""
+    """A generator of JSON schemas without titles of fields, because a title only repeats the name of its field."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -199,8 +199,8 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
 
 
 def _query_parameters(schema: Mapping[str, Any]) -> list[Document]:
-    """Return one parameter for each field of a query model. If the model accepts unknown parameters, add one that stands for all of
-    them."""
+    """Return one parameter for each field of a query model. If the model accepts unknown parameters, add the parameter `metadata`,
+    which stands for all of them."""
     required = schema.get("required", ())
     parameters = []
     for name, field in schema.get("properties", {}).items():
@@ -256,7 +256,8 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _translated(endpoint: Endpoint, codes: Iterable[ErrorCode]) -> Collection[ErrorCode]:
-    """Return the error codes that the caller of an endpoint receives if the endpoint raises `codes`."""
+    """Return the error codes that callers of an endpoint receive if the endpoint raises `codes`: the results of
+    `translate_error`."""
     translate = endpoint.translate_error
     if translate is None:
         return set(codes)
@@ -265,8 +266,7 @@ def _translated(endpoint: Endpoint, codes: Iterable[ErrorCode]) -> Collection[Er
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
-    """Yield the error codes that endpoint.py can raise for an endpoint. They depend on the endpoint's kind of caller, query and
-    body."""
+    """Yield the error codes that endpoint.py can raise for an endpoint, depending on its credential, its query and its body."""
     if endpoint.caller is not Caller.ANYONE:
         yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR)
         yield from (ErrorCode.UNAVAILABLE, ErrorCode.OUTCOME_UNKNOWN)
@@ -296,8 +296,8 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
     response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
         "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
-        # Generators of clients need one schema for all errors. Therefore `x-error-codes`, and not the schema, lists the codes of a
-        # response.
+        # All errors have the same schema, because generators of clients need this. The codes of a response are therefore not in its
+        # schema, but in `x-error-codes`.
         "x-error-codes": [code.name for code in codes],
     }
     if status in ERROR_HEADERS:

@@ -92,7 +92,7 @@ _HTML = {"text/html": {"schema": TEXT}}
 
 HANDSET = "Handset"
 EVENTS = "Events"
-#: Descriptions of the groups of operations.
+#: Descriptions of the tags, which group the operations.
 TAGS: Mapping[str, str] = {
     "Send pipeline": "The send pipeline rewrites texts, sends them and reports their delivery.",
     HANDSET: "The phone of a recipient follows a short link.",
@@ -111,7 +111,7 @@ TAGS: Mapping[str, str] = {
     "Operation": "Liveness, readiness, metrics and this document.",
     EVENTS: "Requests that the service sends to trackers.",
 }
-#: The description of the redirect. The redirect is not an `Endpoint`, because clicks/redirect.py responds before routing.
+#: The description of the redirect, which is not an `Endpoint`: clicks/redirect.py responds to it before the router of the API runs.
 REDIRECT: Mapping[str, Any] = {
     "operationId": operation_id("GET", "/{code}"),
     "summary": "Follow a short link",

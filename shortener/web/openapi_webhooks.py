@@ -1,7 +1,8 @@
 """The `webhooks` of the OpenAPI document: the requests that the service sends to trackers, one for each event.
 
-The schemas and examples come from sample events that `delivery/formats.py` renders, as for a real delivery. Therefore they contain
-exactly the fields that trackers receive. If a field is absent or null in one of the sample events, the schema permits null.
+`delivery/formats.py` renders sample events in the same way as real deliveries, and this module derives schemas and examples from
+them. Therefore they contain exactly the fields that trackers receive. If a field is absent or null in one of the sample events, the
+schema permits null.
 """
 # Tested by tests/web/test_openapi_webhooks.py
 

@@ -1,4 +1,4 @@
-"""The operation ids of the OpenAPI document. Generators use them as names of methods: `list_trackers`, `update_link`.
+"""The operation ids of the OpenAPI document. Generators of clients use them as names of methods: `list_trackers`, `update_link`.
 
 An id is a verb and a noun, made from the method and the path. Paths of vendors, and paths that do not follow the rule, have a fixed
 name in `_NAMES`.
@@ -86,7 +86,7 @@ def operation_id(method: str, path: str) -> str:
         return name
     parts = [part for part in path.removeprefix("/api/v1/").strip("/").split("/") if part]
     nouns = [re.sub(r"\W+", "_", part) for part in parts if not part.startswith("{")]
-    # The last segment of this path is the verb, as in /trackers/{tracker_id}/test.
+    # If a POST path has a segment after a parameter, this segment is the verb, as in /trackers/{tracker_id}/test.
     if len(parts) > 2 and parts[-2].startswith("{") and method == "POST" and len(nouns) > 1:
         return f"{nouns[-1]}_{_singular('_'.join(nouns[:-1]))}"
     is_item = parts[-1].startswith("{")

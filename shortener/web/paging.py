@@ -1,7 +1,7 @@
 """This module encodes the cursors of paged lists, and contains the fields that the queries and responses of lists share.
 
-A cursor contains the id of the last row of a page, and a checksum. A cursor of another service, or an invented cursor, is rejected.
-A cursor whose row was deleted still works.
+A cursor contains the id of the last row of a page, and a checksum. Because of the checksum, an invented cursor or a cursor of
+another installation is rejected. A cursor still works if its row was deleted.
 """
 # Tested by tests/web/test_messages.py
 
@@ -27,7 +27,8 @@ ByteOrderMark = Annotated[
 
 
 class Cursors:
-    """Encodes and decodes the cursors of one kind of list. `name` is the kind. The cursor of another kind of list is rejected."""
+    """Encodes and decodes the cursors of one kind of list, such as "hits". `name` is the kind. The cursor of another kind of list
+    is rejected."""
 
     def __init__(self, secret: Secret, name: str) -> None:
         self._ids = ClickIds(secret.key(name))

@@ -24,7 +24,7 @@ def _parse(value: Any) -> date:
 
 #: A date, or a time in ISO 8601. A value without a zone is in the time zone of the query parameter `tz`, by default UTC.
 DateOrTime = Annotated[
-    date,  # a datetime is checked first, because it is a subclass of date
+    date,  # `_parse` returns a date or a datetime, which is a subclass of date
     PlainValidator(_parse),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}),
 ]

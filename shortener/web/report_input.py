@@ -31,7 +31,7 @@ from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_BODY_BYTES = 256 * 1024  # maximum size of a body in bytes; at most 4 KiB of its parameters are stored
 MAX_INTEGER_DIGITS = 40
-MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of refused reports, in characters
+MAX_BODY_EXCERPT = 1000  # an unparsable body has at most this number of bytes in the list of refused reports
 
 
 @mutable_record
@@ -44,7 +44,7 @@ class ReportInput:
     problem: ApiError | None = None
 
     def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        """Add parameters to the report. The values of a repeated parameter become RepeatedValues."""
+        """Add parameters to the report. If a parameter is repeated with another value, its values become RepeatedValues."""
         for name, value in pairs:
             if name not in self.parameters:
                 if len(self.parameters) >= MAX_FORM_FIELDS:
@@ -69,7 +69,8 @@ class ReportInput:
 
 
 async def read_report(request: Request, limit: int) -> ReportInput:
-    """Return all parameters of a request. The body may have at most `limit` bytes, and never more than MAX_BODY_BYTES."""
+    """Return all parameters of a request. The body may have at most `limit` bytes, and at most MAX_BODY_BYTES. If the body cannot
+    be read, the result has the reason in `problem`."""
     limit = min(limit, MAX_BODY_BYTES)
     found = ReportInput()
     query = request.scope["query_string"]
@@ -141,7 +142,7 @@ def _parse_json(text: str) -> Mapping[str, Any]:
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. The different values of a repeated name become RepeatedValues."""
+    """Return a JSON object. If a name is repeated with another value, its values become RepeatedValues."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
@@ -180,7 +181,8 @@ def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str
 def _field_name(part: Message, found: ReportInput) -> str:
     """Return the name of the field in a part of a multipart form, or "" if the part has no name.
 
-    Clients send names that are not ASCII as UTF-8. `Message.get_param` would replace their bytes in the original header."""
+    Clients send names that are not ASCII as UTF-8 bytes. `Message.get_param` would replace these bytes, so the header is decoded
+    first."""
     for header, value in part.raw_items():
         if header.lower() == "content-disposition":
             decoded = Message()

@@ -32,22 +32,22 @@ MAX_FORM_FIELDS = 1000
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
-#: The paths of the fields of a rewrite that contain one item for each recipient. The messages of a batch are the body itself, if it
-#: is a list, or its field `messages`.
+#: The paths of fields with one item for each recipient: `to` and `message_id` of a message. A batch of messages is a list as body,
+#: or the field `messages` of the body.
 _RECIPIENT_LIST = re.compile(r"((messages\.)?[0-9]+\.)?(to|message_id)")
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: Only one thread parses large bodies, so that several threads do not compete with the event loop for the interpreter.
+#: Only one thread parses large bodies, because several threads would compete with the event loop for the interpreter lock.
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 
 @record
 class BodyLimits:
-    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a body that is a list, or in the
-    field `messages` of a body."""
+    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a batch, which is a list as body or
+    the field `messages` of a body."""
 
     max_bytes: int
     max_batch: int
@@ -55,7 +55,8 @@ class BodyLimits:
 
     @property
     def max_values(self) -> int:
-        """The maximum number of values in a JSON body. The number is estimated from the characters that separate values."""
+        """The maximum number of values in a JSON body. `read_body` counts commas and opening brackets in place of values, because
+        it does not parse the body."""
         return min(_MORE_VALUES + _VALUES_PER_ITEM * self.max_batch, _MAX_VALUES)
 
     def too_many(self, description: str) -> ApiError:
@@ -98,7 +99,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     length = find_header(request, b"content-length") or ""
     size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    received = values = counted = 0  # `counted` is the number of chunks whose values were already counted
+    received = values = counted = 0  # `counted` is the number of chunks that `values` includes
     has_more = True
     while has_more and size <= max_bytes:
         message = await request.receive()
@@ -150,7 +151,8 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
 
 
 def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
-    """Return whether a JSON text may exceed a limit of `check_sizes`, from the number of its bytes, commas and brackets."""
+    """Return whether a JSON text may exceed a limit of `check_sizes`. The answer is estimated from the numbers of its bytes, commas
+    and brackets."""
     commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
     return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.max_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 

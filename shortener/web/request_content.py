@@ -1,11 +1,11 @@
-"""This module returns the content of a rewrite request, which is compared with the content of the first request with the same
-Idempotency-Key.
+"""This module returns the content of a request. It is stored with the Idempotency-Key, because a repeat must have the same content
+as the first request.
 
 The content has only the fields that the caller sent, in a fixed order. Therefore a new release with new fields, or with another
 default, still recognizes a request that an earlier release stored.
 
-Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns that form, so that a request is recognized after an
-upgrade from 0.2. Stored contents are deleted after 24 hours, so the next release no longer needs the function.
+Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns that form, so that a repeat is recognized after an
+upgrade from 0.2. It is needed for 24 hours after such an upgrade, because stored contents are then deleted.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FIELDS_OF_0_2 = frozenset(_NAMES.split())
 
 
 def sent_content(body: BaseModel) -> bytes:
-    """Return the fields of a request that the caller sent."""
+    """Return the fields of a request that the caller sent, as JSON."""
     return _dumps(body.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def content_of_0_2(body: BaseModel) -> bytes:
-    """Return the content of a request as release 0.2 stored it."""
+    """Return the content of a request in the form in which release 0.2 stored it, as JSON."""
     complete = body.model_dump(mode="json", by_alias=True)
     return _dumps(_reduce(complete, body.model_dump(mode="json", by_alias=True, exclude_unset=True)))
 

@@ -25,14 +25,15 @@ from shortener.web.vendors.xoxzo import XoxzoRequest
 if TYPE_CHECKING:
     from shortener.container import Service
 
-#: The maximum number of characters of all texts of a preview. A preview is computed in the event loop, so it must be short.
+#: The maximum number of characters of all texts of a preview. It is small, because a preview is computed in the event loop, which
+#: must not block for long.
 MAX_PREVIEWED = 20_000
 _INFOBIP_FIELDS = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
 
 
 def _form_of(value: Any) -> str:
-    """Return the format of a request: native, batch, Xoxzo or Infobip. The names of its fields determine the format."""
+    """Return the form of a request: single, batch, xoxzo or infobip. The names of its fields determine the form."""
     if not isinstance(value, dict):
         # pydantic also calls this function when it serializes a request. The value is then a model.
         return _FORMS.get(type(value), "single")
@@ -106,7 +107,8 @@ async def complete_error(service: Service, principal: Principal | None, error: I
 
 
 async def complete_preview_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Do the same as `complete_error` for a preview, which does not depend on stored messages."""
+    """Do the same as `complete_error` for a preview. A preview stores nothing, so problems with stored messages are not
+    reported."""
     return await _complete_error(service, principal, error, is_stored=False)
 
 

@@ -34,7 +34,8 @@ REWRITE_ERRORS = (
 
 
 async def rewrite_items(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
-    """Rewrite the messages in `items` for the caller's application. Return one rewritten message per recipient, in order."""
+    """Rewrite the messages in `items` for the caller's application. Return one entry per recipient, in order: the fields of the
+    rewritten message, or the error of a recipient that was left out."""
     key = idempotency_key(call.request)
     content = earlier_content = b""
     if key is not None:

@@ -29,8 +29,8 @@ async def complete_error(
 ) -> ApiError:
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
-    The details are in the order of the messages. The error code is the code of the first detail. If `is_stored` is false, problems
-    that depend on stored messages are missing."""
+    The details are in the order of the messages. The error code is the code of the first detail. `is_stored` is false for a
+    preview; then problems that depend on stored messages are missing."""
     messages = error.data["messages"] if is_batch else [error.data]
     if not isinstance(messages, list) or len(messages) > service.settings.batch_limit:
         return error
@@ -63,9 +63,9 @@ async def complete_error(
 def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dict[str, Any], bool]:
     """Return the valid fields of a message, and whether all of its content is valid. `invalid` contains the paths of errors.
 
-    In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries can be checked and
-    keep their places. A placeholder of a recipient is itself invalid; the caller ignores the problems of the paths in `invalid`."""
-    entries: dict[str, set[str]] = {}  # the part of each path after the name of the field, by field
+    In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries keep their places
+    and can be checked. A placeholder may be invalid, too, so the caller must ignore problems of the paths in `invalid`."""
+    entries: dict[str, set[str]] = {}  # by field: the rest of each path, such as an index in a list
     for path in invalid:
         name, _, entry = path.partition(".")
         entries.setdefault(name, set()).add(entry)
@@ -80,7 +80,7 @@ def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dic
     return valid, is_complete
 
 
-#: The lists whose entries belong to recipients, with the function that makes a placeholder.
+#: The fields with a list of one entry per recipient, each with the function that returns a placeholder.
 _LISTS: Mapping[str, Callable[[], str]] = {"to": str, "message_id": new_message_id}
 
 
@@ -101,13 +101,14 @@ def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
 
 
 def _path_in_message(path: str, is_batch: bool) -> str:
-    """Return the path of an error without the path of its SMS message; "" if the error names the whole message."""
+    """Return the path of a field inside its SMS message: `to.2` for `messages.3.to.2`. Return "" if the path is that of the whole
+    message."""
     return ".".join(path.split(".")[2 if is_batch else 0 :])
 
 
 def _valid_part(message: Any, invalid: set[str], path: str) -> tuple[RewriteItem, bool] | None:
-    """Return a message without its invalid fields, and whether all of its content is valid. Return None if nothing of it can be
-    checked."""
+    """Return a message without its invalid fields, and whether all of its content is valid. Return None if the rewriter cannot
+    check any part of the message."""
     if not isinstance(message, Mapping) or "" in invalid:
         return None
     fields, is_complete = valid_part({name: value for name, value in message.items() if name != "on_invalid"}, invalid)

@@ -1,6 +1,5 @@
-"""Request and response models of a rewrite in the native format, and the options that all formats share.
-
-Most names of fields are those of Syniverse.
+"""The request and response models of a rewrite in the native format, and the options that all formats share. Most fields have the
+names of Syniverse's fields.
 """
 # Tested by tests/web/test_rewrite.py
 
@@ -17,7 +16,7 @@ from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Metadata, Price, Sender, Text
 from shortener.web.validation import limit_errors
 
-# The maximum number of characters of a text; a concatenated SMS is much shorter, and a longer text would slow down a batch.
+# The maximum number of characters of a text. Even a concatenated SMS is much shorter. Longer texts would slow down a batch.
 MAX_BODY_LENGTH = 20_000
 
 
@@ -59,7 +58,7 @@ def _as_track_link(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
-#: A boolean, or the text "true" or "false". Clients of Xoxzo send the text "true".
+#: A boolean, or the text "true" or "false", because clients of Xoxzo send the text.
 TrackLink = Annotated[
     bool,
     BeforeValidator(_as_track_link),
@@ -226,9 +225,9 @@ class RewriteResponse(ResponseModel):
 
 
 def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid = "fail") -> RewriteItem:
-    """Convert a message to the input of the rewriter. `path` is its path in the request, for example `messages.3`.
+    """Convert a message to the input of the rewriter. `path` is the path of the message in the request, for example `messages.3`.
 
-    `on_invalid` is the value of the batch, which a value in the message overrides."""
+    `on_invalid` is the value of the batch. It applies if the message itself has no `on_invalid`."""
     to, ids = message.to, message.message_id
 
     def field_path(name: str, recipient: int | None) -> str:
@@ -257,7 +256,8 @@ def with_options(
     field_path: Callable[[str, int | None], str],
     skip_invalid: bool = False,
 ) -> RewriteItem:
-    """Return a message with its options for the rewriter. `field_path` maps a field and a recipient to a path in the request."""
+    """Return a message with its options as input of the rewriter. `field_path` returns the path of a field in the request, for
+    errors. Its arguments are the name of the field and the index of the recipient."""
     track = options.track
     if options.track_link and track in (None, "directives"):
         track = "first_url"

@@ -4,8 +4,9 @@ The import of all modules with their models takes a fifth of a second and 10 MB 
 them. Therefore the router imports a module in a thread when the first request for one of its paths arrives. `endpoints.py` imports
 all of them.
 
-The router finds a path without parameters in a dictionary. Starlette's router would compare each request with one path after
-another, and pass it through three layers that handle errors; an endpoint handles its errors itself.
+The router finds a path without parameters in a dictionary. Starlette's router is slower: it compares a request with one path after
+another, and passes it through three layers that handle errors. Endpoints need no such layers, because they handle their errors
+themselves.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "conversion_lists": ("/api/v1/conversions",),
     "vendors.infobip_conversions": ("/ct/1/",),
     "messages": ("/api/v1/sms/status/", "/api/v1/sms/messages"),
-    # The link updates are before the links, because the router would otherwise read `updates` as the code of a link.
+    # `link_updates` is before `links`, because the router would otherwise read `updates` as the code of a link.
     "link_updates": ("/api/v1/links/update",),
     "links": ("/api/v1/links",),
     "domains": ("/api/v1/domains",),
@@ -93,7 +94,8 @@ UNKNOWN_PATH = "(unknown)"
 
 
 def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
-    """Return the endpoints whose path has no parameters, by path. Also return the patterns of the paths with parameters."""
+    """Return the endpoints of paths without parameters, by path, and the endpoints of paths with parameters, with the pattern of
+    each path."""
     by_path: dict[str, Methods] = {}
     by_pattern: dict[str, Methods] = {}
     patterns: Patterns = []
@@ -120,7 +122,7 @@ class ApiRouter:
         """Create a router for `endpoints`. By default, it serves the endpoints of all MODULES and imports them on demand."""
         self._service = service
         self._loaded: dict[str, Sequence[Endpoint]] = {}  # the endpoints of imported modules
-        # One thread at a time imports modules, because pydantic must not build a model in two threads at once.
+        # Only one thread at a time imports modules, because pydantic must not build a model in two threads at once.
         self._loading = asyncio.Lock()
         if endpoints is None:
             self._update()
@@ -142,7 +144,8 @@ class ApiRouter:
                 self._update()
 
     async def respond(self, request: Request) -> Response:
-        """Return the response of the endpoint: 404 for an unknown path, 405 for a method that the path does not have."""
+        """Return the response of the endpoint. Return status 404 for an unknown path, and 405 for a method that the path does not
+        have."""
         path, method = request.scope["path"], request.scope["method"]
         methods = self._by_path.get(path)
         if methods is not None and method in methods:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_RECIPIENTS = 100
 MAX_UNKNOWN_FIELDS = 20
-#: The status in `results` for a recipient to whom nothing is sent, by the error code of the reason.
+#: The `status` in `results` for a recipient who was left out, by the code of the error.
 _STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
 _SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
 #: The error code of 23 Telecom for an invalid field, by name of the field.
@@ -157,8 +157,8 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
 async def _find_problems(
     service: Service, application: Application, request: SendRequest, to: Sequence[str], *, is_complete: bool
 ) -> list[Detail]:
-    """Return all problems that reject a call. The problem of the sender is first. If fields are missing in `request`, it is not
-    compared with stored messages."""
+    """Return all problems because of which a call is rejected. A problem of the sender is the first. `is_complete` is false if
+    invalid fields of the call are missing from `request`. The message is then not compared with stored messages."""
     item = _item(request, to)
     problems = await service.rewriter.find_problems(application, [item], incomplete=() if is_complete else (0,))
     details = [problem.full_detail for problem in problems if not item.skips(problem.code)]
@@ -258,7 +258,7 @@ def _result(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def translate_error(error: ApiError) -> ApiError:
-    """Return an error of the call with the code that 23 Telecom uses for it."""
+    """Return an error with the code of 23 Telecom in place of the code of this service."""
     code = _translate(error.code, error.details[0].field if error.details else "")
     hidden = error.details_total - len(error.details)
     details = [

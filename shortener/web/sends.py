@@ -99,8 +99,8 @@ async def discard(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 def _decided(connection: Connection, row_id: int) -> Mapping[str, Any]:
-    """Return the response with a message after a decision. This runs in the transaction of the decision, because a read after the
-    commit could fail."""
+    """Return the response to a decision: the message with its new state. This runs in the transaction of the decision, because a
+    read after the commit could fail."""
     found = find_send(connection, row_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)

@@ -41,7 +41,7 @@ from shortener.web.statistics_fields import (
     figures,
 )
 
-DEFAULT_DAYS = 30  # number of days in the default period, including today
+DEFAULT_DAYS = 30  # the default period has this number of days, including today
 
 
 class StatisticsQuery(Period):
@@ -146,7 +146,8 @@ def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime
 
 def statistics_period(since: date | None, until: date | None, zone: tzinfo, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and the end of a period in UTC. A value without a zone is in the time zone `zone`, and a date as `until`
-    includes this whole day. Without `since`, the period has DEFAULT_DAYS days up to its end, the last of which may be incomplete.
+    includes the whole day. Without `since`, the period has DEFAULT_DAYS days. The last of these days is the day of the end, and may
+    be incomplete.
     """
     # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
     end = end_of(until, zone) if until is not None else now + timedelta(milliseconds=1)

@@ -29,7 +29,8 @@ MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-#: Static headers must not have these names, because the connection, the body or the signature determines their values.
+#: Static headers must not have these names, because the service itself sets these headers for the connection, the body or the
+#: signature.
 _RESERVED_HEADERS = frozenset(
     {
         *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "expect"),
@@ -96,8 +97,8 @@ def _remove_duplicates(value: list[EventName]) -> list[EventName]:
 
 
 def _check_actions(value: list[str]) -> list[str] | None:
-    """Return the actions without spaces around them. If several actions differ only in upper and lower case, return the first of
-    them. Return None if there is no action."""
+    """Return the actions without spaces around them, and None if there is no action. Of several actions that differ only in upper
+    and lower case, return only the first."""
     distinct: dict[str, str] = {}
     for action in map(str.strip, value):
         if not action:
@@ -150,7 +151,7 @@ ClientCertificate = Annotated[
     ),
     AfterValidator(check_certificate),
 ]
-# This Field declares no limits, because the error text of _check_secret contains the complete rule.
+# This Field declares no limits of length, because _check_secret checks them: its error text contains the complete rule.
 SecretText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_SECRET_LENGTH}), AfterValidator(_check_secret)]
 Success = Annotated[
     dict[str, Any],

@@ -1,9 +1,9 @@
 """This module validates input against pydantic models, with error texts of one style. `validate` converts every pydantic error to a
-`Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". Neither contains
-names of classes, validators or union members.
+`Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". They do not
+contain names of classes, validators or union members.
 
-A batch may have millions of errors. The model of a batch marks the items with `limit_errors`, so that pydantic creates the errors
-of one item at a time, and only the first MAX_DETAILS details are kept in memory. The other errors are counted.
+A batch may have millions of errors. In the model of a batch, `limit_errors` validates the items, so that pydantic creates the
+errors of one item at a time. The first MAX_DETAILS errors have details; further errors are only counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
 
-_MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; a larger number is an upper bound
+_MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; larger values are upper bounds
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -95,7 +95,7 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # includes the errors of a batch inside this item
+            count.reported = before + _count_details(error, value)  # the error includes those of a batch in this item
             raise
         # An exact count would be as slow as the details themselves, so further errors are estimated.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()
@@ -123,7 +123,7 @@ def validate(model: type[M], data: Any) -> M:
 
 
 def _count_details(error: ValidationError, data: Any) -> int:
-    """Return the number of details of an error."""
+    """Return the number of details that `_details` returns for an error."""
     return len(_details(error.errors(include_url=False, include_input=False), data))
 
 
@@ -179,10 +179,11 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _unit(context: Context) -> str:
-    """Return the unit of a length: characters or items. If a function has checked the text, pydantic calls its type "Value"."""
+    """Return the unit of a length: characters or items. pydantic calls the type of a text "Value" if a function has checked the
+    text."""
     return "character" if context.get("field_type") == "Value" else "item"
 
 
 def _count(number: int, noun: str) -> str:
-    # The limits in API errors have no separator of thousands, because programs read them.
+    # Numbers in API errors have no thousands separator, because programs read them.
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

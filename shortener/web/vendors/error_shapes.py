@@ -1,8 +1,7 @@
 """This module builds the error bodies of vendors' calls. They contain the fields of the vendor, and also the fields of every error
 of this service.
 
-Clients of a vendor read the vendor's fields. The bodies also contain `error_code`, so that a caller can compare the same field in
-all calls.
+Clients of a vendor read the vendor's fields. Other callers can read the same field `error_code` in the errors of all calls.
 """
 # Tested by tests/web/vendors/test_infobip.py and tests/web/vendors/test_xoxzo.py
 
@@ -61,7 +60,8 @@ def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _invalid_fields(code: ErrorCode, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details about fields of the request. The details of INSUFFICIENT_BALANCE contain amounts, so they are left out."""
+    """Return the details of an error that name fields of the request. The details of INSUFFICIENT_BALANCE are amounts, so none are
+    returned for this code."""
     details: list[dict[str, Any]] = body["details"]
     return [] if code is ErrorCode.INSUFFICIENT_BALANCE else details
 

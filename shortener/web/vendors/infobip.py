@@ -1,6 +1,6 @@
 """Infobip's send calls for text messages, versions 1 and 2. The calls send through the gateway of the application. Without a
-gateway they only rewrite, and the response contains a warning. The same format is accepted by POST /api/v1/rewrite, which never
-sends. Infobip writes phone numbers without a plus.
+gateway they only rewrite, and the response contains a warning. POST /api/v1/rewrite accepts the same format, but never sends.
+Infobip writes phone numbers without a plus.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ REJECTED_CODES = frozenset(_REJECTED)
 
 
 def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the response fields of a rejected recipient, in all versions. Return None if the entry is a rewritten message."""
+    """Return the response fields of a rejected recipient, which all versions of the send call share. Return None if the entry is a
+    rewritten message."""
     if "error_code" not in entry:
         return None
     number, name, description = _REJECTED[ErrorCode[entry["error_code"]]]
@@ -228,8 +229,8 @@ def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
     """Convert a request in Infobip's format to the input of the rewriter.
 
-    `gateway` is the name of the gateway that also sends the messages; "" means the gateway of the application. If it is None,
-    nothing is sent."""
+    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If it is None, the
+    messages are only rewritten."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
@@ -269,7 +270,7 @@ class _FieldPath:
 
 
 def _track_mode(request: InfobipRequest) -> TrackMode | None:
-    """Return which URLs become short links. Return None if the request does not specify it."""
+    """Return which URLs become short links, or None if the request does not specify this."""
     options = request.url_options
     all_urls = request.tracking is not None and request.tracking.track == "URL"
     if options is None:
@@ -284,8 +285,8 @@ def with_plus(number: str) -> str:
 async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
     """Rewrite the texts of `request`, and return the response in Infobip's format.
 
-    `gateway` is the name of the gateway that also sends the messages; "" means the gateway of the application. If it is None,
-    nothing is sent."""
+    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If it is None, the
+    messages are only rewritten."""
     items = rewrite_request_items(request, gateway)
     rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")

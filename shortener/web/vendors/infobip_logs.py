@@ -1,8 +1,9 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
 As in the API of Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty.
-Each version of the call returns each report once. A call with `bulkId` or `messageId` returns the current reports of these messages
-every time. Fields without a value are left out, because the typed clients of Infobip reject null.
+The three versions of the call are independent: each of them returns each report once. A call with `bulkId` or `messageId` returns
+the current reports of these messages every time. Fields without a value are left out, because the typed clients of Infobip reject
+null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
@@ -31,8 +32,8 @@ from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. They are the same as in the API of Infobip.
 MAX_IDS = 1000
-# The maximum number of times that one call tries to read the next reports. A try fails if a concurrent call of the client returns
-# the same reports first.
+# The maximum number of times that one call reads the next reports. It reads again if a concurrent call of the same client has
+# returned these reports meanwhile.
 MAX_CONCURRENT_POLLS = 10
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
@@ -225,7 +226,8 @@ async def _read_reports(call: Call[InfobipReportsQuery, None], reader: str) -> S
 
 
 def _searched(number: str) -> str:
-    """Return a phone number in the form in which it is stored. Return any other text unchanged; it matches no message."""
+    """Return a phone number in the form in which it is stored. Return a text that is not a phone number unchanged; it matches no
+    message."""
     try:
         return parse_searched_number(number)
     except PhoneNumberError:

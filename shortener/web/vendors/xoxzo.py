@@ -169,8 +169,8 @@ _SENT_DATE = re.compile(r"sent_date(<=|>=|=|<|>)(.*)", re.DOTALL)
 def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, datetime | None]:
     """Return the period that the conditions on `sent_date` select. Raise ApiError INVALID_REQUEST.
 
-    A query parser reads `sent_date>=2026-11-20` as the parameter `sent_date>` with a value, and reads `sent_date>2026-11-20` as
-    the name of a parameter without a value."""
+    `parameters` are the names and values from the parser of queries, which splits them at "=": `sent_date>=2026-11-20` is the
+    parameter `sent_date>` with a value, and `sent_date>2026-11-20` is a name without a value."""
     since: datetime | None = None
     until: datetime | None = None
     for name, value in parameters:
