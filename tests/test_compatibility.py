@@ -144,7 +144,7 @@ def test_every_name_in_the_tables_of_compatibility_md_exists_in_the_code(system:
         if row[1] != "none":
             CHECKS[kind](row)
         else:
-            assert row[2], "say why there is none"
+            assert row[2], "the remark must say why this service has no such name"
 
 
 def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() -> None:

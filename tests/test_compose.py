@@ -70,7 +70,7 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     assert {file.name for file in CONFIG.iterdir()} == used
     commands = " ".join(str(service.get("command", "")) for service in compose["services"].values())
     for place in mounted.values():
-        assert place in commands or place == "/etc/caddy/Caddyfile", "the server is told to read it"
+        assert place in commands or place == "/etc/caddy/Caddyfile", "the command of the container names the file"
     named = {volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())}
     assert {name for name in named if not name.startswith(".")} == set(compose["volumes"])
 
@@ -80,7 +80,7 @@ def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secret
         environment = compose["services"][name]["environment"]
         for variable in environment:
             assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
-        assert environment == compose["services"]["serve1"]["environment"], "they are one installation"
+        assert environment == compose["services"]["serve1"]["environment"], "both nodes belong to one installation"
     filled = {
         "${POSTGRES_PASSWORD:?}": "x",
         "${SHORTENER_SECRET:?}": "0123456789abcdefghijklmnopqrstuv",
@@ -96,7 +96,7 @@ def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secret
     assert settings.is_postgresql
     assert settings.redis_url
     subnet = compose["networks"]["default"]["ipam"]["config"][0]["subnet"]
-    assert [str(network) for network in settings.trusted_proxies] == [subnet], "Caddy's X-Forwarded-For is believed, nobody else's"
+    assert [str(network) for network in settings.trusted_proxies] == [subnet], "only Caddy's X-Forwarded-For is trusted"
     text = (ROOT / "compose.yaml").read_text()
     for placeholder in set(re.findall(r"\$\{[^}]*\}", text)):
         assert placeholder.endswith(":?}"), f"{placeholder}: nothing starts with a secret that everybody knows"

@@ -49,7 +49,7 @@ def test_systemd_accepts_the_unit_files_and_rates_the_service_as_well_isolated(t
     rated = run("systemd-analyze", "security", "--offline=true", tmp_path / "shortener.service")
     exposure = re.search(r"Overall exposure level for shortener.service: ([\d.]+)", rated)
     assert exposure
-    assert float(exposure[1]) <= 1.5, "0 is no exposure, 10 is full access"
+    assert float(exposure[1]) <= 1.5, "an exposure of 0 means no access, and 10 means full access"
     assert run("systemd-analyze", "calendar", "*-*-* 00/6:17:00")
 
 

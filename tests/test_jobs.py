@@ -133,7 +133,7 @@ async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: B
     supervisor.start("loop", task.run)
     assert supervisor.is_healthy
     await asyncio.wait_for(task.is_running.wait(), PATIENCE)
-    assert not supervisor.is_healthy, "/readyz shows it for some seconds"
+    assert not supervisor.is_healthy, "/readyz reports the restart of the task for some seconds"
     assert 'shortener_task_restarts_total{task="loop"} 1.0' in metrics.text("")[0].decode()
     await supervisor.stop()
     assert task.runs == 2

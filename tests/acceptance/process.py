@@ -67,7 +67,7 @@ class Server:
                 with contextlib.suppress(httpx.TransportError):
                     if client.get(f"{self.base}/readyz").status_code == 200:
                         return
-                assert self.process.poll() is None, "the server went away"
+                assert self.process.poll() is None, "the server process has ended"
                 threading.Event().wait(0.02)
         raise AssertionError("the server is not ready")
 

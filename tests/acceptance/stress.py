@@ -222,7 +222,7 @@ def wait_until_quiet(servers: list[Server], query: Query) -> None:
 
     remaining: dict[str, float] = {}
     with contextlib.suppress(AssertionError):
-        wait_until(is_quiet, "all work is done", patience=150)
+        wait_until(is_quiet, "some work is not done", patience=150)
     pending = query("SELECT * FROM deliveries WHERE status = 0 LIMIT 3") + query(
         "SELECT * FROM events WHERE fanned_out = false LIMIT 3"
     )
@@ -241,7 +241,7 @@ def compare(load: MixedLoad, query: Query, endpoint: Endpoint) -> None:
     lost = {code: (count, stored[code]) for code, count in done.clicks.items() if stored[code] < count}
     assert lost == {}, "(acknowledged, stored)"
     extra = {code: hits for code, hits in stored.items() if hits > done.clicks[code] + done.uncertain_clicks[code]}
-    assert extra == {}, "no hit is stored twice, and none that got 503"
+    assert extra == {}, "no hit is stored twice, and no hit that got 503 is stored"
 
     clicked = {row["message_id"] for row in query("SELECT id AS message_id FROM first_clicks WHERE at IS NOT NULL")}
     events = query("SELECT id, message_id FROM events WHERE topics & 1 > 0 AND hit_id IS NOT NULL")

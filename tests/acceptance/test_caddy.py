@@ -207,7 +207,7 @@ async def test_a_domain_gets_its_certificate_after_it_is_added_to_an_application
             assert (answer.status, answer.headers["Location"]) == (308, link["short_url"])
     assert caddy.certified() == {BASE, BRAND}
     hits = await nodes.query("SELECT address FROM hits")
-    assert [hit["address"] for hit in hits] == [VISITOR, VISITOR], "nobody can say that he is somebody else"
+    assert [hit["address"] for hit in hits] == [VISITOR, VISITOR], "a client cannot forge its address"
 
 
 async def test_an_unknown_domain_gets_no_certificate(caddy: Caddy) -> None:
@@ -257,7 +257,7 @@ async def test_caddy_still_sends_requests_to_a_node_after_some_requests_failed(n
         await click(session, str(caddy.url("")), code, answers)
     assert answers.statuses == {302: 2}
     before, after = answers.seconds
-    assert after < 1.0 + 4 * before, "nobody waits until a node counts as there again"
+    assert after < 1.0 + 4 * before, "Caddy still sends requests to the node, so no request waits for it"
 
 
 class Vanishing:
@@ -308,7 +308,7 @@ async def test_caddy_tries_another_node_if_one_node_is_unreachable(nodes: Nodes,
         async with caddy.people() as session:
             await asyncio.gather(*(click(session, str(caddy.url("")), code, answers) for _ in range(4)))
         assert answers.statuses == {302: 4}
-        assert max(answers.seconds) > 0.4, "somebody was sent there"
+        assert max(answers.seconds) > 0.4, "Caddy sent a click to the node that vanished"
     finally:
         caddy.close()
         gone.close()

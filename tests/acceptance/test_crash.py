@@ -86,14 +86,14 @@ def test_a_delivery_attempt_that_kill_9_interrupted_is_repeated_after_its_lease_
     with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection:
         (attempt, lease) = connection.execute("SELECT attempt, lease_until FROM deliveries").fetchone()
         assert attempt == 1
-        assert lease > ends + 30_000, "it outlasts the deadline"
+        assert lease > ends + 30_000, "the lease ends after the time limit of the attempt"
         with connection:  # shorten the lease, so that the test does not wait for its whole duration
             connection.execute("UPDATE deliveries SET lease_until = ?, next_at = ?", (ends, ends))
     endpoint.slow = {}
     server.start()
     first, second = endpoint.wait(2)
-    assert time.time() * 1000 >= ends, "not before the lease has ended"
-    assert [request.json["attempt"] for request in (first, second)] == [1, 2], "the attempt that was cut off is spent"
+    assert time.time() * 1000 >= ends, "the attempt is not repeated before the lease has ended"
+    assert [request.json["attempt"] for request in (first, second)] == [1, 2], "the interrupted attempt counts"
     assert first.json["event_id"] == second.json["event_id"] == second.headers["webhook-id"]
     assert server.stop() == 0
     assert len(endpoint.arrived) == 2

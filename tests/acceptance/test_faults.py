@@ -84,7 +84,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
     assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
     with two.client() as client:
         ready = await asyncio.to_thread(client.get, "/readyz")
-    assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a balancer leaves it in"
+    assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a load balancer continues to use the node"
     load.outages.append((began_at, time.time() - LAST_SECOND))
     await asyncio.to_thread(end)
 
@@ -123,7 +123,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     with contextlib.closing(redis_server.client()) as client:
         (stream,) = client.keys("sms:*:spool:hits") or ["none"]
         wait_until(lambda: client.xlen(stream) == 0, "the spool is not drained")
-    assert set(load.answers.statuses) == {302}, "every redirect of a cached link"
+    assert set(load.answers.statuses) == {302}, "every click on a cached link is redirected"
     assert metric(one, "shortener_hits_spooled_total") > 0
     assert metric(one, "shortener_hits_dropped_total") + metric(two, "shortener_hits_dropped_total") == 0
     wait_until(lambda: metric(one, "shortener_hits_unrecorded") + metric(two, "shortener_hits_unrecorded") == 0, "hits wait")
@@ -138,7 +138,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
             "ON e.message_id = m.id GROUP BY l.code"
         )
     )
-    assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
+    assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "each click is stored once"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
     # Only links whose earliest click was during an outage are compared. At other times, two nodes may record the first clicks of a
@@ -148,7 +148,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert [row["code"] for row in spooled if row["clicked_at"] != row["earliest"]] == [], "the earliest click is the first"
     # An attempt whose outcome could not be stored is repeated with the same event id.
     wanted = {message["message_id"] for message in messages}
-    wait_until(lambda: {message_of(one) for one in endpoint.arrived} == wanted, "not every message is told")
+    wait_until(lambda: {message_of(one) for one in endpoint.arrived} == wanted, "an event of a first click has not arrived")
     assert len({one.headers["webhook-id"] for one in endpoint.arrived}) == len(wanted)
     assert nodes.close() == [0, 0]
 
@@ -168,10 +168,10 @@ def test_without_postgresql_and_redis_redirects_get_503_with_retry_after(
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
         assert time.monotonic() - began < 10, "a response within HIT_DEADLINE, with time to spare for a loaded machine"
         redis_server.start()
-        wait_until(lambda: get(server, code).status_code == 302, "Redis is back, and the link in it")
+        wait_until(lambda: get(server, code).status_code == 302, "the link is not in Redis after the restart")
     finally:
         postgres_server.start()
-    wait_until(lambda: metric(server, "shortener_store_outage") == 0, "the database is back")
+    wait_until(lambda: metric(server, "shortener_store_outage") == 0, "the outage of the database does not end")
     assert get(server, code).status_code == 302
 
 
@@ -263,22 +263,22 @@ def test_a_failing_redis_does_not_delay_redirects(
             during = await p90()
             is_up = 0 if REDIS_FAULTS[fault] else 1
             # On a busy machine a healthy Redis may miss its time limit once.
-            wait_until(lambda: metric(server, "shortener_redis_up") == is_up, "the state of Redis is known")
+            wait_until(lambda: metric(server, "shortener_redis_up") == is_up, "the service does not know the state of Redis")
             if fault is out_of_memory:
                 assert not is_cached()
-        wait_until(lambda: metric(server, "shortener_redis_up") == 1, "Redis is up again")
-        wait_until(is_cached, "and links are written to it")
+        wait_until(lambda: metric(server, "shortener_redis_up") == 1, "the service does not detect that Redis responds again")
+        wait_until(is_cached, "links are not written to Redis again")
         return before, during, await p90()
 
     before, during, after = asyncio.run(story())
     shown = f"p90 {1000 * before:.1f} ms before, {1000 * during:.1f} ms meanwhile, {1000 * after:.1f} ms after"
     assert during < 2 * max(before, after) + NO_MORE, shown
     failures = metric(server, "shortener_redis_failures_total")
-    assert failures < 20, "it was noticed once, and not by every request"
+    assert failures < 20, "after the first failures, requests no longer call Redis"
     # A hit that is not stored by the deadline of its response is stored later.
     wait_until(lambda: metric(server, "shortener_hits_unrecorded") == 0, "hits wait")
     (told,) = asyncio.run(nodes.query("SELECT count(*) AS hits FROM hits"))
-    assert told["hits"] == everything.total(), "nothing is lost"
+    assert told["hits"] == everything.total(), "each click is stored"
     assert nodes.close() == [0]
 
 
@@ -292,10 +292,14 @@ def test_no_node_redirects_an_erased_or_disabled_link_from_its_cache(nodes: Node
     try:
         for server in (two, one):
             assert get(server, kept).status_code == 302
-            assert {get(server, erased).status_code, get(server, off).status_code} == {503}, "only the database knows of them"
+            assert {get(server, erased).status_code, get(server, off).status_code} == {503}, (
+                "only the database contains the erasure and the disabled link"
+            )
     finally:
         postgres_server.start()
-    wait_until(lambda: {get(two, erased).status_code, get(two, off).status_code} == {410}, "and it does")
+    wait_until(
+        lambda: {get(two, erased).status_code, get(two, off).status_code} == {410}, "the links do not return 410 after the outage"
+    )
 
 
 # The following tests cause faults of the file of an SQLite database.
@@ -382,18 +386,18 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
             await load.go_on(50)
             usual.append(load.answers.percentile(1))
             with fault(server):
-                await asyncio.to_thread(wait_until, refused, "nothing is taken")
+                await asyncio.to_thread(wait_until, refused, "a rewrite still succeeds")
                 await asyncio.sleep(OUTAGE)  # the rest of the outage
-                assert await asyncio.to_thread(refused), "and so it stays"
+                assert await asyncio.to_thread(refused), "rewrites are still refused after the outage time"
                 assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
                 assert await asyncio.to_thread(metric, server, "shortener_late_responses_total") > 0
-            await asyncio.to_thread(wait_until, lambda: not refused(), "rewriting goes on by itself")
+            await asyncio.to_thread(wait_until, lambda: not refused(), "rewrites do not succeed again")
             await load.go_on(50)
 
     asyncio.run(story())
     assert set(load.answers.statuses) == {302}
-    assert load.answers.percentile(1) < 2.0 + 2 * usual[0], "the deadline, and no more than that"
+    assert load.answers.percentile(1) < 2.0 + 2 * usual[0], "no click waits much longer than the deadline"
     wait_until(lambda: metric(server, "shortener_hits_unrecorded") == 0, "hits still wait")
     assert metric(server, "shortener_hits_dropped_total") == 0
-    assert counts(server) == load.answers.redirected, "none lost, none twice"
+    assert counts(server) == load.answers.redirected, "each click is stored once"
     assert server.stop() == 0

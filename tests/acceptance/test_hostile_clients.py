@@ -301,7 +301,7 @@ def test_the_serve_command_raises_and_logs_the_limit_of_open_files(tmp_path: Pat
         while "Serving on" not in (line := process.stdout.readline()):
             assert process.poll() is None
         assert httpx.get(f"{line.split()[2].rstrip(';')}/healthz", trust_env=False, timeout=PATIENCE).status_code == 200, (
-            "it serves at once"
+            "the server responds at once"
         )
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))

@@ -29,7 +29,7 @@ def listening(server: Server, *options: str) -> Iterator[tuple[str, Iterator[dic
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
-            assert time.monotonic() < deadline, "it does not listen"
+            assert time.monotonic() < deadline, "the command accepts no connection"
             threading.Event().wait(0.02)
         yield f"http://127.0.0.1:{port}/", map(orjson.loads, process.stdout)
     finally:
@@ -61,7 +61,7 @@ def test_the_listen_command_verifies_signatures_with_both_secrets_during_a_rotat
 
         made = client.post("/api/v1/trackers", json={"url": of_both, "events": ["click"], "secret": old}).json()
         tracker = made["tracker_id"]
-        assert not send(), "told to fail"
+        assert not send(), "the option --fail 1 makes the first request fail"
         assert send()
         change(secret=new, secret_overlap=3600)
         assert send()

@@ -64,7 +64,7 @@ def test_nginx_forwards_the_host_header_and_the_client_address_and_hides_interna
     clicked = proxy.get(f"/{link['code']}", headers={"User-Agent": PHONE, "X-Forwarded-For": "203.0.113.9"})
     assert (clicked.status_code, clicked.headers["Location"]) == (302, "https://x.example/")
     with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection:
-        assert connection.execute("SELECT address FROM hits").fetchall() == [("127.0.0.5",)], "nobody can forge an address"
+        assert connection.execute("SELECT address FROM hits").fetchall() == [("127.0.0.5",)], "a client cannot forge its address"
     assert proxy.get("/healthz").status_code == 200
     for path in ("/metrics", "/%6detrics", "/metrics?x", "/internal/domain-check?domain=x", "/internal"):
         assert proxy.get(path).status_code == 404, path

@@ -53,7 +53,7 @@ def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_mes
     arrived = endpoint.wait(LINKS)
     delivered = Counter(one.json["event"]["fld-val-list"]["message_id"] for one in arrived)
     assert set(delivered) == {message["message_id"] for message in messages}
-    assert len({one.headers["webhook-id"] for one in arrived}) == LINKS, "whatever is sent twice has the same id"
+    assert len({one.headers["webhook-id"] for one in arrived}) == LINKS, "a repeated event has the same id"
 
     (told,) = asyncio.run(
         nodes.query(
@@ -76,7 +76,7 @@ def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_mes
         with server.client() as client:
             metrics = client.get("/metrics").text
         assert "shortener_hits_recorded_total " in metrics
-        assert "shortener_hits_recorded_total 0.0" not in metrics, "both nodes took part"
+        assert "shortener_hits_recorded_total 0.0" not in metrics, "both nodes recorded hits"
     assert nodes.close() == [0, 0, 0, 0]
 
 
@@ -136,7 +136,7 @@ def test_a_node_with_another_secret_than_the_database_does_not_start(nodes: Node
 
 def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_together(nodes: Nodes) -> None:
     server = nodes.serve("--workers", "2")
-    assert server.first["api_key"] in server.printed, "the credentials are printed, by one of them"
+    assert server.first["api_key"] in server.printed, "one of the workers prints the credentials"
     assert server.process is not None
     codes = [message["links"][0]["code"] for message in nodes.rewrite(50)]
     answers = asyncio.run(click_all([server.base], [(0, code) for code in codes * 4]))
@@ -151,7 +151,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     os.kill(victim, signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE
     while len(workers()) < 2 or victim in workers():
-        assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
+        assert time.monotonic() < deadline, "no worker replaced the killed worker"
         time.sleep(0.05)  # the pause between two checks
     with httpx.Client(
         verify=NO_TLS, trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}
@@ -282,6 +282,6 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
             "FROM deliveries d CROSS JOIN hits h"
         )
     )
-    assert told["attempts"] == 1, "nobody took what another one held a lease on"
-    assert told["away"] < 400_000, "hits bear the times of one clock"
+    assert told["attempts"] == 1, "no node attempted a delivery that another node had leased"
+    assert told["away"] < 400_000, "the hits of all nodes have the time of one clock"
     assert nodes.close() == [0, 0, 0, 0]

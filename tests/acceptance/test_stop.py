@@ -107,12 +107,12 @@ def test_a_stopping_server_completes_its_running_deliveries_or_releases_their_le
     slow, hangs = deliveries(server.folder)
     assert (slow["status"], slow["attempt"], slow["lease_until"]) == (1, 1, None)
     assert (hangs["status"], hangs["attempt"], hangs["lease_until"]) == (0, 0, None)
-    assert hangs["next_at"] <= time.time() * 1000, "a delivery that was handed back is due at once"
+    assert hangs["next_at"] <= time.time() * 1000, "a delivery whose lease was released is due at once"
 
     endpoint.slow = {}
     server.start()
     told = endpoint.wait(3)
-    assert sorted(request.target for request in told) == ["/hangs", "/hangs", "/slow"], "what ended is not sent again"
+    assert sorted(request.target for request in told) == ["/hangs", "/hangs", "/slow"], "a delivery that ended is not sent again"
     assert len({request.headers["webhook-id"] for request in told if request.target == "/hangs"}) == 1
     assert server.stop() == 0
     assert [(one["status"], one["attempt"]) for one in deliveries(server.folder)] == [(1, 1), (1, 1)]
@@ -135,7 +135,7 @@ def test_after_sigterm_or_sighup_readyz_returns_503_other_requests_get_responses
             assert time.monotonic() < deadline
         assert (answer.status_code, answer.json()["checks"]["process"]) == (503, "failed")
         with server.client() as another:
-            assert another.get("/healthz").status_code == 200, "connections are still taken"
+            assert another.get("/healthz").status_code == 200, "the server still accepts connections"
         # The server closes its listening socket, but still responds to the request that was already started.
         with contextlib.suppress(httpx.TransportError):
             while True:
@@ -159,13 +159,13 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
         assert {client.get(f"/{code}").status_code for code in codes} == {302}
     endpoint.wait(6)
     time.sleep(1)  # if a process exceeded its share of the tracker's six slots, it would send a seventh event
-    assert len(endpoint.arrived) == 6, "three processes share the tracker's slots out"
+    assert len(endpoint.arrived) == 6, "three processes share the slots of the tracker"
     with begun_request(server), ThreadPoolExecutor(1) as apart:
         began = time.monotonic()
         closing = apart.submit(nodes.close)
         with pytest.raises((ConnectionRefusedError, ConnectionResetError)):
             connect_again_and_again(server)
-        assert not closing.done(), "nobody listens while the last request is waited for"
+        assert not closing.done(), "the port is closed while the server waits for the last request"
         assert closing.result() == [0, 0]
         assert time.monotonic() - began < WITHIN + MARGIN
     (told,) = asyncio.run(

@@ -77,7 +77,7 @@ def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_
     postgres_server.stop()
     try:
         for server in (one, two):
-            assert status(server, spared) == 302, "from the cache"
+            assert status(server, spared) == 302, "the redirect comes from the link cache"
             told = {name: status(server, link) for name, link in links.items()}
             # The state of a disabled link is stored only in the database, and the cache no longer contains its destination.
             assert told == {"link": 503, "host": 410, "domain": 410, "application": 410}

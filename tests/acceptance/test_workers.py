@@ -75,7 +75,7 @@ def click_during(server: Server, act: Callable[[], None]) -> Answers:
 def test_workers_stop_and_free_the_port_if_their_parent_process_is_killed(server: Server) -> None:
     workers = workers_of(server)
     server.kill()
-    wait_until(lambda: not any(is_running(worker) for worker in workers), "the workers end", PATIENCE)
+    wait_until(lambda: not any(is_running(worker) for worker in workers), "a worker does not end", PATIENCE)
     with socket.create_server(("127.0.0.1", server.port), reuse_port=False):
         pass  # the port is free
     server.options = ("--workers", "2")
@@ -89,7 +89,7 @@ def test_sighup_to_the_parent_process_replaces_each_worker_and_every_click_gets_
     def reload() -> None:
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: len(workers_of(server)) == 2 and not workers_of(server) & before, "all workers are new")
+        wait_until(lambda: len(workers_of(server)) == 2 and not workers_of(server) & before, "a worker was not replaced")
 
     answers = click_during(server, reload)
     assert set(answers.statuses) == {302}
@@ -100,8 +100,8 @@ def test_a_worker_that_gets_a_signal_is_replaced_and_sigint_to_the_parent_proces
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
         victim = min(workers_of(server))
         os.kill(victim, number)
-        wait_until(partial(is_replaced, server, victim), "another worker replaces it")
-        wait_until(lambda: can_rewrite(server), "the workers respond")
+        wait_until(partial(is_replaced, server, victim), "no worker replaces the killed worker")
+        wait_until(lambda: can_rewrite(server), "the workers do not respond")
     workers = workers_of(server)
     assert server.process is not None
     server.process.send_signal(signal.SIGINT)

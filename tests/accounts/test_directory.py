@@ -60,7 +60,7 @@ async def test_unknown_credentials_that_arrive_together_share_one_read_of_the_da
     await asyncio.sleep(0)
     database.may_end.set()
     await asyncio.gather(first, *others)
-    assert database.reads == 2, "the read that was in progress, and one for all who arrived during it"
+    assert database.reads == 2, "the read in progress, and one read for all callers that arrived during it"
     application = directory.application(1)
     assert application is not None
     assert application.disabled

@@ -157,7 +157,7 @@ def test_a_command_whose_change_is_refused_fails_before_it_asks(
         refused = shell(*words, *more, code=2 if error == "INVALID_REQUEST" else 1)
         assert error in refused.stderr
         assert "Continue?" not in refused.stderr
-        assert len(refused.stderr.splitlines()) <= 2, "it describes no change that does not happen"
+        assert len(refused.stderr.splitlines()) <= 2, "the output does not describe a change, because none happens"
     assert contents(shell.folder) == before
 
 

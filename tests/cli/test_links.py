@@ -48,7 +48,7 @@ def test_commands_disable_links_hosts_domains_and_applications_while_a_server_ru
         becomes(client, path, 302)
 
         assert shell.json("links", "disable", code)["off_by"] == "link"
-        assert client.get(path, headers={"User-Agent": PHONE}).status_code == 410, "a link's switch holds at once"
+        assert client.get(path, headers={"User-Agent": PHONE}).status_code == 410, "a disabled link returns 410 at once"
         assert shell.json("links", "enable", code)["state"] == "live"
         assert client.get(path, headers={"User-Agent": PHONE}).status_code == 302
 

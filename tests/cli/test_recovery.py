@@ -104,7 +104,7 @@ def test_the_command_secret_adopt_moves_the_hits_in_redis_after_the_new_secret_i
         patch.setattr("shortener.storage.secret_change.adopt", refuse)
         with pytest.raises(RuntimeError, match="the disk is full"):
             shell("secret", "adopt", "--yes")
-    assert waiting_hits(redis_server, old) == 3, "the hits stay where the stored secret has them"
+    assert waiting_hits(redis_server, old) == 3, "the hits stay under the keys that belong to the stored secret"
     assert shell.json("secret", "adopt", "--yes")["hits_moved"] == 3
     assert (waiting_hits(redis_server, old), waiting_hits(redis_server, prefix_of(shell.folder))) == (0, 3)
     assert shell.json("secret", "adopt") == {"adopted": False, "lost": [], "hits_moved": 0}
@@ -260,7 +260,7 @@ def test_an_installation_is_restored_after_the_loss_of_its_folder_and_later_of_i
     assert not (server.folder / "data" / "secret").exists()
     adopted = shell.json("secret", "adopt", "--yes")
     assert [one["enabled"] for one in shell.json("gateways", "list") if one["name"] == "simulator"] == [True]
-    assert "gateways" not in {value["owner"] for value in adopted["lost"]}, "the simulator has nothing to lose"
+    assert "gateways" not in {value["owner"] for value in adopted["lost"]}, "the simulator has no encrypted values"
     assert ("trackers", "signing secret") in {(value["owner"], value["value"]) for value in adopted["lost"]}
     server.start()
     with server.client(**{"User-Agent": PHONE}) as client:

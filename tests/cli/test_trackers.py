@@ -144,7 +144,9 @@ async def test_commands_list_show_and_replay_deliveries(
     await service.dispatcher.flush()
     page = await run("deliveries", "list", "--tracker", number, "--status", "dead", "--limit", "2")
     assert [one["message_id"] for one in page["deliveries"]] == ["m-3", "m-2"]
-    assert (await run("deliveries", "list", "--limit", "2"))["deliveries"] == page["deliveries"], "the only application"
+    assert (await run("deliveries", "list", "--limit", "2"))["deliveries"] == page["deliveries"], (
+        "without an option, the command uses the only application"
+    )
     second_page = await run("deliveries", "list", "--application", "1", "--below", page["next"])
     assert ([one["message_id"] for one in second_page["deliveries"]], second_page["next"]) == (["m-1"], None)
     delivery = second_page["deliveries"][0]["delivery_id"]

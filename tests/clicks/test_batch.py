@@ -202,7 +202,7 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
 
 async def test_a_click_waits_for_a_delivery_report_that_has_locked_the_message(service: Service) -> None:
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+        pytest.skip("SQLite has one writer, so the two transactions cannot overlap.")
     (code,) = await send(service)
     (message,) = [one.id for one in await rows(service, messages_now)]
     async with someone_at(service, first_clicks._INSERT_EMPTY.replace("$1::bigint[]", "ARRAY[$1::bigint]"), message) as report:
@@ -217,7 +217,7 @@ async def test_a_click_waits_for_a_delivery_report_that_has_locked_the_message(s
 
 async def test_a_delivery_report_waits_for_a_click_that_has_locked_the_message(service: Service, clock: Clock) -> None:
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+        pytest.skip("SQLite has one writer, so the two transactions cannot overlap.")
     await send(service, message_ids=("m-1",))
     (message,) = [one.id for one in await rows(service, messages_now)]
     async with someone_at(service, "INSERT INTO first_clicks (id, at, hit_id, links) VALUES ($1, 1, 1, 1)", message) as click:

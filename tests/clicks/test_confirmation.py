@@ -110,7 +110,7 @@ async def test_a_hit_that_got_the_confirmation_page_does_not_become_a_click_afte
     assert [message.state for message in await fetch_rows(service, messages_now)] == [State.SENT]
     await change_settings(service, confirm_clicks="off", suspect_before_sent=False)
     await run_reclassifier(service)
-    assert await hits(service) == [("before_sent", Verdict.SUSPECTED)], "the setting of today does not matter"
+    assert await hits(service) == [("before_sent", Verdict.SUSPECTED)], "a later change of the setting has no effect"
     assert await fetch_rows(service, schema.first_clicks) == []
     assert not [event for event in await fetch_rows(service, schema.events) if event.topics & Topic.CLICK]
     await assert_counts_match(service)

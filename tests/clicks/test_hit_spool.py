@@ -45,7 +45,7 @@ async def test_hits_during_an_outage_are_redirected_from_the_cache_and_stored_la
     for _ in range(5):
         times.append(clock.forward(seconds=1))
         assert await node.click(code) == LOCATION
-    assert time.monotonic() - began < 10, "nobody waits for a store that is known to be away"
+    assert time.monotonic() - began < 10, "no click waits for a database that is known to be unavailable"
     assert node.recorder.outage
     assert node.recorder.unrecorded == 0
     assert (await node.spool.look()).depth == 5
@@ -145,7 +145,7 @@ async def test_if_writes_fail_an_uncached_link_is_read_from_the_database_and_its
     assert await node.click(code) == LOCATION
     assert (await node.spool.look()).depth == 1
     assert (await node.recorder.record(hit(service, "unknowncod"))).gone is False
-    assert (await node.spool.look()).depth == 1, "what is no link is not spooled"
+    assert (await node.spool.look()).depth == 1, "a hit on an unknown code is not added to the spool"
     node.reconnect()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 1
@@ -228,7 +228,7 @@ async def test_if_redis_loses_its_data_during_an_outage_only_the_hits_in_redis_a
     assert await node.click(code) == LOCATION
     (fresh,) = await send(service)
     node.disconnect()
-    assert await node.click(fresh) == LOCATION, "what is rewritten from now on is in the cache again"
+    assert await node.click(fresh) == LOCATION, "links that are created from now on are in the cache again"
 
 
 async def test_hits_wait_in_memory_if_the_database_is_unavailable_and_redis_is_not_configured(make_service: MakeService) -> None:
@@ -384,7 +384,7 @@ async def test_an_outage_does_not_end_while_redis_with_spooled_hits_is_unreachab
     node.reconnect()
     for _ in range(3):
         await node.drainer.step()
-    assert node.recorder.outage_state is OutageState.RECOVERING, "a click that is stored now would be the first"
+    assert node.recorder.outage_state is OutageState.RECOVERING, "a click that is stored now would be the first click"
     redis_server.start()
     clock.forward(seconds=1)
     await until_redis_is_up(service)

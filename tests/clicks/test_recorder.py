@@ -44,7 +44,7 @@ async def test_the_first_click_changes_the_state_of_the_message_and_creates_one_
     assert message.clicked_links == 1 << link.position
     (event,) = await rows(service, schema.events)
     assert event.topics == Topic.STATE | Topic.CLICK
-    assert event.data is None, "the fan-out finds out what the message was before"
+    assert event.data is None, "the fan-out determines the previous state of the message"
     (kept,) = await rows(service, schema.hits)
     assert kept.flags == HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
     assert message.click_hit_id == kept.id

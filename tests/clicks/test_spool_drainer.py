@@ -49,7 +49,7 @@ async def test_the_earliest_click_in_the_spool_is_the_first_click_in_any_order_o
     firsts = [kept.at for kept in await rows(service, schema.hits) if kept.flags & HitFlag.FIRST_FOR_MESSAGE]
     assert firsts == [clock.forward(milliseconds=100)]
     assert sum((await clickthru_events(service)).values()) == 1
-    assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "one drains at a time"
+    assert one.recorder.totals.drained == 0 or two.recorder.totals.drained == 0, "only one node drains the spool at a time"
 
 
 async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_first_click(

@@ -144,7 +144,7 @@ async def test_a_conversion_waits_for_the_first_conversion_that_another_process_
     service: Service, message: Message, is_committed: bool
 ) -> None:
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+        pytest.skip("SQLite has one writer, so the two transactions cannot overlap.")
     async with someone_at(service, "INSERT INTO first_conversions (id, at) VALUES ($1, 1)", message.row) as process:
         conversion = asyncio.create_task(service.conversions.ingest(1, SALE))
         await until_it_waits(process, conversion)

@@ -69,7 +69,7 @@ async def test_a_delivery_of_a_killed_process_is_attempted_again_when_its_lease_
     clock.forward(seconds=1)
     await restarted.flush()
     first, second = receiver.requests
-    assert (first.json["attempt"], second.json["attempt"]) == (1, 2), "the first attempt is spent"
+    assert (first.json["attempt"], second.json["attempt"]) == (1, 2), "the first attempt counts, although its outcome is lost"
     assert first.json["event_id"] == second.json["event_id"] == first.headers["webhook-id"] == second.headers["webhook-id"]
     row = await delivery(service)
     assert (row.status, row.attempt) == (DELIVERED, 2)
@@ -342,7 +342,7 @@ async def test_all_due_deliveries_are_sent_even_if_there_are_more_queues_than_on
     assert await service.dispatcher.step() in (0, 1)
     turns = service.dispatcher.totals.dispatch_cycles
     await service.dispatcher.flush()
-    assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "one round, then nothing is left to do"
+    assert service.dispatcher.totals.dispatch_cycles - turns <= 4, "no further cycles run when nothing is left to claim"
 
 
 async def test_a_tracker_with_an_unreadable_secret_does_not_block_other_trackers(

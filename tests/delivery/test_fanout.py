@@ -92,7 +92,7 @@ async def test_one_fanout_transaction_creates_few_deliveries_and_the_next_transa
         await service.fanout.step()
         return [row.application_id for row in (await rows(service.database, schema.deliveries))[before:]]
 
-    assert await owners() == [1] * 8, "two events, and no third one"
+    assert await owners() == [1] * 8, "a step fans out two events, and not the third one"
     assert await owners() == [other.application_id]
     assert await owners() == [1] * 8
     assert await owners() == [1] * 8, "no other application waits"

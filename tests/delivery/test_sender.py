@@ -392,7 +392,7 @@ async def test_a_request_that_waits_too_long_for_a_slot_of_the_sender_is_a_local
         await peer.received.wait()
         second = await post(sender, peer.url(), DEADLINE)
         assert (second.error, second.is_local) == ("no_slot", True)
-        assert not first.done(), "it used the slot"
+        assert not first.done(), "the first request still uses the only slot"
         first.cancel()
 
 

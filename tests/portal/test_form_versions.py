@@ -182,7 +182,9 @@ async def test_two_operators_who_change_the_settings_of_an_application_do_not_ov
     assert (await mia.post(path, data=of_mia)).status_code == 303
     of_tom |= {"link_ttl_days": ["30"], "min_seconds_after_sent": ["2"]}
     tried = await tom.post(path, data=of_tom | {"action": ["try"]})
-    assert fields_of(tried)["version"] == of_tom["version"], "a what-if is no view of the new values"
+    assert fields_of(tried)["version"] == of_tom["version"], (
+        "a trial of the form does not show the values that the other operator stored"
+    )
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
     assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)

@@ -89,8 +89,8 @@ async def test_the_page_of_the_gateways_shows_their_state_and_each_number_leads_
     text = html.unescape((await viewer.get("/portal/1/gateways?tz=UTC")).text)
     assert re.search(r'<span class="name">test</span>.*selected.*<span class="sub">http</span>', text)
     assert "failing, waits" in text
-    assert f"{clock() - timedelta(minutes=5):%H:%M:%S}" in text, "since when the circuit breaker is open"
-    assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text, "the next attempt"
+    assert f"{clock() - timedelta(minutes=5):%H:%M:%S}" in text, "the page shows when the circuit breaker has opened"
+    assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text, "the page shows the time of the next attempt"
     assert "oldest 2\N{NO-BREAK SPACE}min" in text
     assert "the gateway rejected the message" in text
     assert "11.75 EUR" in text

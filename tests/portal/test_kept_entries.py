@@ -100,7 +100,7 @@ async def test_the_form_of_an_expired_session_appears_with_its_entries_after_the
         assert '<input type="checkbox" name="enabled">' in shown.text, "a box that was not checked stays so"
         assert 'name="form_id" value="one"' not in shown.text
         assert "a secret" not in shown.text
-    assert await service.trackers.all(1) == [], "nothing is sent by itself"
+    assert await service.trackers.all(1) == [], "the form is not sent without the operator"
     assert "tracker_created" not in [row.action for row in await log(service)]
 
 
@@ -135,7 +135,7 @@ async def test_another_operator_who_signs_in_does_not_get_the_entries(
     location = (await sign_in_again(mine, page)).headers["location"]
     assert "typed &quot;" in (await mine.get(location)).text
     for path in (location, location.replace(NEW, "/portal/1/keys")):
-        assert "typed" not in await text_of(browser, path), "the URL of the entries is worth nothing to another operator"
+        assert "typed" not in await text_of(browser, path), "another operator cannot read the entries with their URL"
     assert "typed" not in await text_of(mine, location.replace(NEW, "/portal/1/keys"))
 
 
@@ -165,7 +165,9 @@ async def test_the_entries_survive_the_code_of_the_second_factor(service: Servic
     assert "typed" not in page.text
     assert "not kept" not in page.text
     lost = await browser.post(NEW, data=TYPED)
-    assert "Its entries were not kept" in (await browser.get(lost.headers["location"])).text, "a form before the code is lost"
+    assert "Its entries were not kept" in (await browser.get(lost.headers["location"])).text, (
+        "a form that is sent before the code of the second factor is entered is lost"
+    )
     (action,) = re.findall(r'action="(/portal/signin/code[^"]*)"', page.text)
     done = await browser.post(html.unescape(action), data={"code": pyotp.TOTP(secret).at(clock.now)})
     assert "typed &quot;name&quot;" in (await browser.get(done.headers["location"])).text

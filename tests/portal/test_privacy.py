@@ -112,7 +112,9 @@ async def test_erasing_requires_a_manager_of_the_application_and_a_recently_ente
     manager = await sign_in("Mia", Role.MANAGER, other.application_id)
     form = {"kind": "phone", "subject": TO, "action": "erase"}
     assert (await manager.post("/portal/1/privacy", data=form)).status_code == 404
-    assert (await manager.post(f"/portal/{other.application_id}/privacy", data=form)).status_code == 422, "not its message"
+    assert (await manager.post(f"/portal/{other.application_id}/privacy", data=form)).status_code == 422, (
+        "the message belongs to another application"
+    )
     clock.forward(minutes=11)
     response = await manager.post(f"/portal/{other.application_id}/privacy", data=form)
     assert response.status_code == 403

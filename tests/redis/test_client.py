@@ -115,7 +115,7 @@ async def test_a_redis_server_that_hangs_delays_calls_only_until_the_server_is_m
             await until_up(server)
             if min(together) < 0.45:
                 break
-        assert min(together) < 0.45, "the time limits of the call and of the ping"
+        assert min(together) < 0.45, "a call takes at most the time limits of the call and of the ping"
         assert await server.run(ping)
 
 

@@ -85,7 +85,7 @@ def test_a_full_rate_limiter_forgets_the_client_whose_last_request_is_the_oldest
     monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 2)
     limiter = RateLimiter("x", 1, time)
     assert [limiter.take(client) for client in (1, 2, 1, 3)] == [0, 0, 60, 0]
-    assert limiter.take(1), "it was used after client 2"
+    assert limiter.take(1), "client 1 was used after client 2, so it is not forgotten"
     assert not limiter.take(2)
 
 

@@ -162,7 +162,7 @@ async def test_an_application_uses_gateways_if_it_has_one_or_if_one_of_the_insta
 ) -> None:
     other = (await service.database.write(create_application, "other", clock())).application_id
     await service.gateways.create(AUDIT, other, NewGateway(name="own", kind="simulator"))
-    assert await service.database.read(uses_gateways, other), "it has no messages"
+    assert await service.database.read(uses_gateways, other), "the other application has no messages"
     everybody = update(gateways).where(gateways.c.id == gateway).values(application_id=ALL_APPLICATIONS)
     await service.database.write(execute, everybody)
     assert await service.database.read(uses_gateways, 1)

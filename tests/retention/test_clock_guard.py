@@ -26,7 +26,9 @@ async def test_the_purge_never_waits_while_it_runs_at_least_once_in_two_years(da
 async def test_the_purge_waits_a_day_after_the_clock_moved_far_ahead(database: Database) -> None:
     await step_at(database, NOON)
     ahead = NOON + 2000 * DAY
-    assert await database.read(find_step, ahead) == ClockStep(2000 * DAY, ahead + WAIT_AFTER_STEP), "before the next run"
+    assert await database.read(find_step, ahead) == ClockStep(2000 * DAY, ahead + WAIT_AFTER_STEP), (
+        "the purge waits before the next run"
+    )
     for hour in range(24):
         assert await step_at(database, ahead + hour * HOUR) == ClockStep(2000 * DAY, ahead + WAIT_AFTER_STEP), hour
     assert await step_at(database, ahead + WAIT_AFTER_STEP) is None

@@ -121,7 +121,7 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
         REPEAT_AFTER_SECONDS[0],
         *(b - a for a, b in itertools.pairwise(REPEAT_AFTER_SECONDS)),
     ):
-        assert await repeats.step(clock()) == 0, "it is not due yet"
+        assert await repeats.step(clock()) == 0, "the repeat of the erasure is not due yet"
         await service.database.write(store_late)
         clock.forward(seconds=seconds)
         assert await repeats.step(clock()) == 1
@@ -151,7 +151,7 @@ async def test_a_repeated_erasure_removes_the_links_of_the_message_from_the_cach
     clock.forward(seconds=REPEAT_AFTER_SECONDS[0])
     cache.is_down = True
     assert await repeats.step(clock()) == 0
-    assert len(await fetch_rows(service, schema.erasure_repeats)) == 1, "it is repeated when Redis responds"
+    assert len(await fetch_rows(service, schema.erasure_repeats)) == 1, "the erasure is repeated when Redis responds"
     cache.is_down = False
     assert await repeats.step(clock()) == 1
     assert cache.removed == list(message.codes)

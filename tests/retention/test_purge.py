@@ -432,7 +432,7 @@ async def test_two_processes_can_run_the_purge_at_the_same_time(database: Databa
 async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database: Database) -> None:
     """Read PostgreSQL's query plan of each statement, with enough rows for a realistic plan."""
     if database.dialect == "sqlite":
-        pytest.skip("it reads query plans of PostgreSQL; SQLite has its own test")
+        pytest.skip("This test reads query plans of PostgreSQL. SQLite has a separate test.")
     many = 20_000
     first = first_id_at(to_ms(LONG_AGO))
     old_messages = (

@@ -195,7 +195,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
     service = await open_service(settings, clock=clock)
     try:
         service.recorder.start()
-        assert service.first_credentials is None, "the applications are there"
+        assert service.first_credentials is None, "the applications exist already"
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
         async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
             behind = (await pipeline.get("/api/v1/sms/stats")).json()

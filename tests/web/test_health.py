@@ -191,10 +191,12 @@ async def test_the_domain_check_returns_200_only_for_domains_of_the_installation
 
     assert await known("go.brand.example") == 200
     assert await known("GO.brand.example.") == 200
-    assert await known("127.0.0.1") == 200, "the host of BASE_URL"
+    assert await known("127.0.0.1") == 200, "short links may use the host of BASE_URL"
     assert await known("brand.example") == 404
     assert await known("") == 404
-    assert await known("go.brand.example", host="go.brand.example") == 404, "not on a domain that links are on"
+    assert await known("go.brand.example", host="go.brand.example") == 404, (
+        "the check does not exist on the domain of an application"
+    )
     await service.database.write(lambda c: c.execute(update(schema.domains).values(disabled_at=now)))
     await service.database.write(increment_version)
     await service.directory.refresh()

@@ -241,7 +241,7 @@ async def test_the_updates_of_links_of_one_application_are_performed_one_after_t
     first, second = (LINK_UPDATE_IDS.decode(one["update_id"]) or 0 for one in (wrong, corrected))
     other = LinkUpdates(service.database, service.cache, service.ids, clock)
     assert await service.link_updates.perform(first, seconds=0.0001) == 1
-    assert await other.perform(second) == 0, "it waits for the earlier one"
+    assert await other.perform(second) == 0, "the update waits for the earlier update"
     while await service.link_updates.step() or await other.step():
         pass
     assert set((await destinations(service)).values()) == {"https://right.example/"}

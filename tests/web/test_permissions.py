@@ -194,7 +194,9 @@ async def test_each_endpoint_requires_an_api_key_with_its_permission(service: Se
                 statuses.append(await call(client, endpoint))
             if statuses[:3] != [401, 401, 403] or statuses[3] in (401, 403, 405, 500, 503):
                 found[endpoint] = statuses
-    assert found == {}, "none, a tracker token, every other permission, only this permission"
+    assert found == {}, (
+        "each list: the statuses without a credential, with a tracker token, with all other permissions, with only this permission"
+    )
 
 
 @on_sqlite

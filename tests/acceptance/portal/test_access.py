@@ -153,7 +153,7 @@ def test_an_error_of_try_it_is_in_view_and_has_the_focus_and_copy_buttons_stay_b
             page.click("button:has-text('Preview')")
             page.wait_for_selector("#preview")
             box = page.locator("#preview").bounding_box()
-            assert 0 <= box["y"] <= height - 100, "the page begins at the preview"
+            assert 0 <= box["y"] <= height - 100, "the preview is visible at the top of the window"
             visit.open(f"{demo_server.base}/portal/1/receiver")
             text, button = page.locator(".copyable .code").bounding_box(), page.locator(".copyable button").bounding_box()
             assert text["x"] + text["width"] <= button["x"]

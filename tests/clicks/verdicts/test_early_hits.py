@@ -135,7 +135,7 @@ async def waits_for(connection: AsyncConnection) -> bool:
 async def create_early_code(service: Service) -> str:
     """Return the code of a link in a message that is not reported as sent. Skip the test on SQLite."""
     if service.database.dialect == "sqlite":
-        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+        pytest.skip("SQLite has one writer, so the two transactions cannot overlap.")
     await change_settings(service, suspect_before_sent=True)
     (code,) = await create_codes(service, message_ids=("m-1",))
     return code

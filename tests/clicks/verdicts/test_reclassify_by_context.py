@@ -44,7 +44,7 @@ async def test_reclassification_keeps_a_suspected_verdict_that_was_based_on_a_cl
     assert [(hit.verdict, hit.address) for hit in await fetch_rows(service, schema.hits)] == [(0, ""), (1, "")]
     assert (await run_reclassifier(service)).corrections.to_human == 0
     await change_settings(service, max_recipients_per_address_minute=None)
-    assert (await run_reclassifier(service)).corrections.to_human == 1, "without the rule, the hit is a person's again"
+    assert (await run_reclassifier(service)).corrections.to_human == 1, "without the rule, the verdict of the hit is human again"
 
 
 async def test_clicks_on_all_links_of_a_message_within_a_second_are_retracted(service: Service, clock: Clock) -> None:
