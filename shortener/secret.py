@@ -38,7 +38,7 @@ class SecretError(Exception):
 #: The text of the SecretError that is raised if a database exists but its secret file does not.
 _MISSING = (
     "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
-    "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links go on working"
+    "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links continue to work"
 )
 
 

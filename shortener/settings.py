@@ -98,7 +98,7 @@ class Settings(BaseModel):
         8.0, gt=0, le=720, description="Hours without a request after which the session of an operator ends."
     )
     portal_session_days: float = Field(
-        7.0, gt=0, le=90, description="Days after the sign-in after which the session of an operator ends."
+        7.0, gt=0, le=90, description="Maximum number of days between the sign-in of an operator and the end of the session."
     )
 
     host: str = Field("127.0.0.1", description="IP address or host name that the command `serve` listens on.")
@@ -117,7 +117,7 @@ class Settings(BaseModel):
         4096,
         ge=1,
         description="Maximum number of connections of one process from one client IP address (IPv6: one /64). It does not apply "
-        "to TRUSTED_PROXIES and to programs on the same machine.",
+        "to TRUSTED_PROXIES or to programs on the same machine.",
     )
     request_timeout: float = Field(
         20.0,
@@ -153,22 +153,20 @@ class Settings(BaseModel):
         ge=0,
         le=1_000_000,
         description="Maximum number of requests for unknown codes that a client (an IPv4 address or an IPv6 /64) may send in a "
-        "minute; more get 429. "
-        "0: no limit. Codes of links are never limited.",
+        "minute. Further requests get 429. 0: no limit. Requests for codes of links are never limited.",
     )
     rejected_credential_limit: int = Field(
         120,
         ge=0,
         le=1_000_000,
         description="Maximum number of requests with a wrong credential that a client (an IPv4 address or an IPv6 /64) may send "
-        "in a minute; more "
-        "get 429. 0: no limit. Requests with a valid credential do not count.",
+        "in a minute. Further requests get 429. 0: no limit. Requests with a valid credential do not count.",
     )
     postback_limit: int = Field(
         3000,
         ge=0,
         le=10_000_000,
-        description="Maximum number of reports in a minute with one postback key; more get status 429. 0: no limit.",
+        description="Maximum number of reports in a minute with one postback key. Further reports get 429. 0: no limit.",
     )
 
     report_delivery_limit: int = Field(
@@ -188,14 +186,14 @@ class Settings(BaseModel):
     suspected_hits_limit: int = Field(
         600,
         ge=0,
-        description="Maximum number of suspected hits of one link that a process stores and counts in a minute. Further ones are "
-        "redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
+        description="Maximum number of suspected hits of one link that a process stores and counts in a minute. Further hits "
+        "are redirected, but they only increase the metric shortener_hits_not_stored. 0: no limit.",
     )
     ignored_hits_limit: int = Field(
         60,
         ge=0,
         description="Maximum number of HEAD requests and prefetches of one link that a process stores and counts in a minute. "
-        "Further ones are redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
+        "Further requests are redirected, but they only increase the metric shortener_hits_not_stored. 0: no limit.",
     )
     ip_privacy: Literal["full", "short", "none"] = Field(
         "short", description="How much of a recipient's IP address is stored: full, short (/24 or /48) or none."

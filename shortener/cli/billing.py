@@ -84,7 +84,7 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, y
         if present is not None and currency is not None and currency.upper() != present.currency:
             owner = await describe_application(database, application)
             before, after = f"{present.amount:f} {present.currency}", f"{amount:f} {currency.upper()}"
-            effect = "Its prices and the costs of its earlier messages keep their numbers, which then count in the new currency."
+            effect = "Its prices and the costs of its earlier messages stay the same numbers, as amounts in the new currency."
             what = f"The balance of {owner} changes from {before} to {after}. {effect}"
     await _change(application, as_json, what, yes, amount=amount, currency=currency)
 

@@ -128,7 +128,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
         rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
         first = await database.read(lambda c: c.scalar(select(func.min(schema.applications.c.created_at))))
-        progress("Looking for rows without an owner")
+        progress("Looking for rows that refer to missing rows")
         orphans = await find_orphans(database)
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)

@@ -17,8 +17,8 @@ from shortener.plurals import counted
     type=click.FloatRange(0, 3600),
     default=0,
     show_default=True,
-    help="Number of seconds to wait until the database responds, for example while its container starts. On PostgreSQL, also "
-    "the seconds to wait for a table that another transaction uses, at least 60: after that, the migration is not made.",
+    help="Number of seconds to wait until the database responds, for example while its container starts. On PostgreSQL, each "
+    "migration also waits as long, but at least 60 seconds, for tables that other transactions use. Then the command fails.",
 )
 @json_option
 @async_command

@@ -217,7 +217,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
 
     def print_text() -> None:
         if is_adopted:
-            click.echo("The secret is adopted. Links go on working.")
+            click.echo("The secret is adopted. Links continue to work.")
         else:
             click.echo("The secret already belongs to this database.")
         if hits:

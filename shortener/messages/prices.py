@@ -60,7 +60,7 @@ def set_price(connection: Connection, application_id: int, prefix: str, price: D
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
     if not 0 <= price < MAX_PRICE:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("price", f"must be from 0 to below {MAX_PRICE:f}")])
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("price", f"must be at least 0 and less than {MAX_PRICE:f}")])
     row = {"application_id": application_id, "prefix": digits, "price": price}
     statement = upsert(connection, schema.prices).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["application_id", "prefix"], set_={"price": price}))

@@ -72,7 +72,8 @@ async def open_installation_secret(database: Database, settings: Settings, store
     if stored != secret.fingerprint:
         raise SecretError(
             "this database belongs to an installation with another SECRET, with which its stored secrets are encrypted. Set "
-            "SHORTENER_SECRET to that secret or restore its file. If it is lost, run `shortener secret adopt`: links go on working"
+            "SHORTENER_SECRET to that secret or restore its file. If it is lost, run `shortener secret adopt`: links continue to "
+            "work"
         )
     return secret
 

@@ -71,7 +71,8 @@ sends = Table(
     Column("status", SmallInteger, nullable=False),  # The value of model.SendStatus.
     Column("text", Text),  # The text of the message; NULL after the message was accepted by the gateway or given up.
     Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
-    # The number of attempts that do not count towards the maximum.
+    # The number of attempts that do not count towards the maximum: the attempts before an operator sent the message again, with a
+    # local failure, or with a response that asks to send more slowly.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
     # The queue of the message: 0 if it waits for its first attempt, 1 if it waits for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
