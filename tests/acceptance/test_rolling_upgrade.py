@@ -27,8 +27,8 @@ from tests.acceptance.process import Server
 from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[2]
-#: The last commit of the previous release, 0.2.0, that has its schema (0004): the later ones contain empty migrations. After each
-#: release, replace it by the last commit of that release.
+#: The commit of the previous release, 0.2.0, whose code the test runs. It is the last one with the schema of that release (0004),
+#: because later commits contain empty migrations. After each release, replace it by the last commit of that release.
 PREVIOUS_RELEASE = "94bf003a"
 
 

@@ -92,7 +92,7 @@ class _UnloadedParser:
 
 
 def forget_expressions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behave like a process that has parsed no user agent. Fail if one is parsed before `load_expressions` is awaited."""
+    """Behave like a process that has parsed no user agent. Fail if a user agent is parsed before `load_expressions` is awaited."""
     monkeypatch.setattr(user_agents, "_device_of", _UnloadedParser(user_agents._device_of))
 
 
