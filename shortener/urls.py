@@ -103,11 +103,10 @@ class Destination:
 
 
 def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destination:
-    """Check a destination URL and return it as a `Destination`.
+    """Check a destination URL and return it as a `Destination`. Raise UrlError if the URL is not valid.
 
-    Raise UrlError unless `url` is an absolute http(s) URL without user information.
-
-    `extra_schemes` are further schemes in lower case, for links into apps. The destination then has no host."""
+    `url` must be an absolute http(s) URL without user information, or have one of the further schemes `extra_schemes` (in lower
+    case), for links into apps. The destination of a link into an app has no host."""
     if len(url) > MAX_URL_CHARACTERS:
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters", MAX_URL_CHARACTERS)
     _check_characters(url)
@@ -296,8 +295,7 @@ def canonical_host(host: str) -> str:
 
 
 def canonical_name(name: str) -> str:
-    """Return a host without port and brackets in the form of `Destination.host`, if it is an IPv6 address. Other text is returned
-    unchanged."""
+    """Return an IPv6 address without port and brackets in the form of `Destination.host`. Return other text unchanged."""
     return canonical_host(f"[{name}]")[1:-1] if ":" in name else name
 
 
@@ -417,7 +415,7 @@ def _encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether a label of a host would be valid without its symbols, and whether UTS 46 leaves the label unchanged."""
+    """Return whether both are true: a label of a host would be valid without its symbols, and UTS 46 leaves the label unchanged."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
     # The Unicode category Me contains the character that draws the square of keycap emoji, such as 1 in a square. A label must not

@@ -172,7 +172,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         is_server = command.__name__ in _SERVERS
         if is_server:
-            gc.disable()  # A server enables the garbage collection again when its start is complete.
+            gc.disable()  # Collections delay the start. A server enables them again when its start is complete.
         import_without_extras()
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError

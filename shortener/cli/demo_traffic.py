@@ -297,7 +297,7 @@ def _life(campaign: DemoCampaign, message_id: str, number: int, at: datetime, rn
         report = {"message_id": message_id, "action": "sale", "transaction_id": f"T-{number}", "value": value, "currency": "EUR"}
         sold = click + timedelta(seconds=60 + rng.lognormvariate(6, 1))
         decided = rng.random()
-        # The simulated shop reports each sale as a lead, and within two days as approved or rejected.
+        # The simulated shop reports each sale as pending. Within two days, it reports most sales as approved or rejected.
         yield _Step(sold, number, "conversion", {**report, "status": "pending"})
         if decided < 0.85:
             status = "approved" if decided < 0.7 else "rejected"

@@ -126,7 +126,8 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # uvicorn's own method raises the signal again after the stop, so a clean stop would not exit with 0.
+            # This method replaces uvicorn's own method, which raises the signal again after the stop: a clean stop would not exit
+            # with 0.
             with handle_stop_signals(service, self.handle_exit):
                 yield
 

@@ -142,7 +142,7 @@ class Supervisor:
         return self._is_stopping and not self._stopping
 
     def reload(self) -> None:
-        """Replace all workers, one after the other, in the next steps."""
+        """Replace all workers, one after the other, in the next calls of `step`."""
         for slot in self._slots:
             slot.is_outdated = True
 

@@ -78,7 +78,8 @@ def _scan(body: str, start: int, rest: int) -> int:
     """Return the position of the first character from `rest` on that cannot be a part of the URL."""
     before = body[start - 1 : start] if start else ""
     in_query = False
-    after_word = False  # true if the previous character is an ASCII letter or digit, or punctuation after one
+    # true if the previous character is an ASCII letter or digit, or is punctuation directly after such a character
+    after_word = False
     position = rest
     while position < len(body):
         character = body[position]

@@ -2,7 +2,7 @@
 
 On PostgreSQL, `insert_all` also inserts the rows of several tables with one statement, so a transaction waits for one response of
 the server, not for one per table. Callers pass the values in their stored form (milliseconds, JSON text, numbers of enums) and in
-the order of the columns: a conversion would cost too much, because these statements run thousands of times a second. On SQLite,
+the order of the columns. These statements run thousands of times a second, so a conversion would cost too much. On SQLite,
 `executemany` would release the interpreter lock for every row, and rows in one JSON text would cost three times as much as bound
 parameters.
 """

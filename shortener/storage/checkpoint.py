@@ -184,7 +184,7 @@ class Checkpointer:
         # Set the number of the required commit before clearing the event. In the reverse order, the event could be set too early.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
-        if requests_commits:  # Otherwise a quiet installation would never truncate its WAL.
+        if requests_commits:  # Without these commits, a quiet installation would never truncate its WAL.
             self._request_commit()
             self._request_commit()
         if self._is_running:

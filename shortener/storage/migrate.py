@@ -42,7 +42,7 @@ PROGRESS_INTERVAL_SECONDS = 0.25
 LOCK_TIMEOUT_MS = 1500
 #: The pause between two attempts of a migration. The statements of the nodes run meanwhile.
 LOCK_PAUSE_SECONDS = 3.0
-#: The default of the time for which the attempts of one migration are repeated.
+#: The default time limit for all attempts of one migration.
 LOCK_WAIT_SECONDS = 60.0
 
 
@@ -126,7 +126,7 @@ async def prepare(url: str, database: Database | None = None) -> None:
 def _create(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         upgrade(connection)
-    elif version_of(connection) is None:  # otherwise, another process has created the schema since the check
+    elif version_of(connection) is None:  # if there is a version, another process has created the schema since the check
         new_database.create(connection)
 
 

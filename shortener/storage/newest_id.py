@@ -1,7 +1,7 @@
 """This module finds the newest row id in the database. A process that starts must generate larger ids.
 
-Ids contain the time. Without this module, if the clock was set back while no process ran, new ids could be equal to existing ids,
-and new rows would not be the last ones in the order of ids.
+Ids contain the time, and a clock can be set back while no process runs. Without this module, new ids could then be equal to
+existing ids, and new rows would not be the last ones in the order of ids.
 """
 
 # Tested by tests/storage/test_newest_id.py
@@ -38,7 +38,7 @@ async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> Non
         ids.continue_after(newest)
 
 
-#: The largest id of each table. PostgreSQL plans this twice as fast as `max(id)`.
+#: The largest id of each table. PostgreSQL plans this query twice as fast as a query with `max(id)`.
 _LARGEST = select(*(select(table.c.id).order_by(table.c.id.desc()).limit(1).scalar_subquery() for table in _TABLES))
 
 

@@ -80,7 +80,7 @@ class PostgresDatabase:
             self.has_failed_writes = True
             raise
 
-    write_later = write  # PostgreSQL runs transactions concurrently, so bulk work does not delay the others.
+    write_later = write  # PostgreSQL runs transactions concurrently, so bulk work does not delay other transactions.
 
     async def _write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():

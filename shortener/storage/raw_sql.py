@@ -36,7 +36,7 @@ def value(connection: Connection, statement: str, *parameters: object) -> Any:
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
     found = cursor.fetchone()[0]
-    cursor.close()  # Close the cursor, because an open statement would hold its snapshot of the database.
+    cursor.close()  # Close the cursor, because an open statement would keep its snapshot of the database.
     return found
 
 

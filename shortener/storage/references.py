@@ -69,7 +69,8 @@ VERIFIED = (
 
 
 async def find_orphans(database: Database) -> list[Orphan]:
-    """Return the rows that refer to rows that do not exist, at most MAX_ORPHANS for each reference. Raise StoreUnavailable."""
+    """Return the rows that refer to rows that do not exist, at most MAX_ORPHANS for each reference. Raise StoreUnavailable if the
+    database is unavailable."""
     orphans: list[Orphan] = []
     for reference in (*ENFORCED, *VERIFIED):
         after: int | None = -1

@@ -109,7 +109,7 @@ class SqliteDatabase:
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
         self._jobs: deque[Callable[[], None]] = deque()
         self._bulk_jobs: deque[Callable[[], None]] = deque()
-        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each waiting job; False ends the thread.
+        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # One True for each waiting job. False ends the thread.
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
         self._checkpointer = Checkpointer(path, self._request_commit) if owner else None
@@ -143,7 +143,7 @@ class SqliteDatabase:
                 with store_errors():
                     self._transact(_change_user_version)
             except StoreUnavailable:
-                return  # The next commit of other data has the same effect.
+                return  # The checkpoint thread then waits for the next commit of other data.
             if self._checkpointer is not None:
                 self._checkpointer.committed(self._driver, is_requested=True)
 

@@ -47,7 +47,8 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    Column("content_hash", Text, nullable=False),  # The hash of the content. A repeat of the message must have the same hash.
+    # The hash of the content, with which the hash of a repeat is compared; "" if the service generated the message_id.
+    Column("content_hash", Text, nullable=False),
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
