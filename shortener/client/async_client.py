@@ -37,8 +37,8 @@ class AsyncClient:
 
     `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another `timeout`.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
-    request. `extra_schemes` are the URL schemes of links into apps that the application permits; `send_long` needs them.
-    `transport` is an httpx transport that replaces the real connections in tests."""
+    request. `extra_schemes` contains the additional URL schemes that the application permits, for links that open an app on the
+    phone. `send_long` needs them. `transport` is an httpx transport that replaces the real connections in tests."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[RewriteOptions],
     ) -> RewrittenText:
-        """Return what `rewrite` would return, with sample codes: segments and warnings. Nothing is stored."""
+        """Return what `rewrite` would return, with segments, warnings and sample codes for the links. Nothing is stored."""
         return await self._connection.send(calls.preview(to, body, from_, options), timeout)
 
     async def send(
@@ -233,7 +233,8 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ConversionReceipt:
-        """Report a conversion with the tracker token. If the same report is sent again, the conversion is still recorded once."""
+        """Report a conversion with the tracker token. If you send the same report again, the service still records only one
+        conversion."""
         parameters = {
             **(metadata or {}),
             "message_id": message_id,

@@ -123,7 +123,8 @@ class BulkRewrite:
         self._is_single = is_single
         parts = [_part_of(index, message, needs_ids=on_failure == "send_long") for index, message in enumerate(messages)]
         if on_failure == "send_long" and any("gateway" in part.fields for part in parts):
-            # The service may have queued the message although its response is missing. The recipient would get it twice.
+            # The service may have queued the message for its gateway although its response is missing. If the caller then sends the
+            # text with long URLs, the recipient gets the message twice.
             raise ValueError("on_failure='send_long' is only for messages that you send yourself, not for messages with `gateway`")
         self.total = sum(len(part.to) for part in parts)
         self._chunks = _chunks_of(parts, batch_limit)
@@ -201,7 +202,7 @@ def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Par
     to, ids = fields.pop("to"), fields.pop("message_id", None)
     recipients = [to] if isinstance(to, str) else list(to)
     if not recipients or not all(isinstance(one, str) for one in recipients):
-        raise ValueError(f"`to` of message {index} must be a phone number, or a list of at least one")
+        raise ValueError(f"`to` of message {index} must be a phone number, or a list of at least one phone number")
     listed = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
     if listed is not None and len(listed) != len(recipients):
         expected = counted(len(recipients), "recipient")

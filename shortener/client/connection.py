@@ -49,7 +49,7 @@ def check_parameters(base_url: str, *, api_key: str, tracker_token: str, timeout
 
 
 class Connection:
-    """An HTTP client for one service, with credentials and retries. It may be used in only one event loop."""
+    """An HTTP client for one service, with credentials and retries. All calls must be made in the same event loop."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _INVALID_DIRECTIVE, _INVALID_URL = "INVALID_TRACK_DIRECTIVE", "INVALID_TRACK_URL
 def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values: Mapping[str, str] | None = None) -> str:
     """Return a text in which the long URL replaces each directive. Raise BadRequestError if the server would reject a directive.
 
-    `extra_schemes` are the schemes of links into apps that the application permits, in lower case. `values` replace the
+    `extra_schemes` contains the additional URL schemes that the application permits, in lower case. `values` replace the
     placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link can
     fill it."""
     directives, errors = parse_directives(body)

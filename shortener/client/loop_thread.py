@@ -83,7 +83,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is regist
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop is already closed
+    with contextlib.suppress(RuntimeError):  # The event loop is already closed.
         loop.call_soon_threadsafe(loop.stop)
 
 

@@ -48,7 +48,8 @@ class RewrittenText:
     is empty, and `warnings` contain the reason.
 
     `is_sent` is True if the service sends the message through a gateway, so you must not send it. It is False if the call has
-    `gateway` but the application has no gateway. It is None if the call has no `gateway`. In both cases you send `body`."""
+    `gateway` but the application has no gateway. It is None if the call has no `gateway`. If it is False or None, you must send
+    `body`."""
 
     to: str
     body: str

@@ -193,7 +193,7 @@ def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
 
 
 class _Claiming:
-    """The claim of an event, which is made in a thread. The request may end before the claim is made."""
+    """The claim of an event by one request. A thread makes the claim, so the request may be cancelled before the claim is made."""
 
     def __init__(self, memory: EventMemory, event_id: str) -> None:
         self._memory = memory
@@ -217,8 +217,8 @@ class _Claiming:
 
 
 async def _run_shielded(function: Callable[[], None]) -> None:
-    """Run a function in a thread. It reads or changes the stored event ids, so it runs to its end even if the request is
-    cancelled."""
+    """Run a function in a thread and wait for its end, even if the request is cancelled. The function changes the stored event ids.
+    If it did not end, an event could stay claimed."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(function)
 

@@ -16,7 +16,8 @@ from email.utils import parsedate_to_datetime
 
 from shortener.client.exceptions import ClientError, ConnectionFailedError, DeadlineError, ResponseError
 
-#: Statuses of responses after which a later attempt may succeed. The service documents that a call may be repeated after a 500.
+#: The statuses of responses after which a later attempt may succeed. 500 is one of them: the documents of the service say that a
+#: call may be repeated after a 500.
 REPEATED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 
@@ -66,7 +67,8 @@ class Attempts:
         """Return the seconds to wait after a failed attempt. Raise the failure if the call must not be repeated."""
         self._failed += 1
         if self._last is None or not isinstance(failure, DeadlineError):
-            self._last = failure  # an earlier response contains more information than an attempt that the deadline ended
+            # Keep the earlier failure if the deadline ended this attempt. The earlier failure contains more information.
+            self._last = failure
         if self._failed >= self._policy.max_attempts or not is_repeatable(failure):
             raise failure
         remaining = self._deadline - now

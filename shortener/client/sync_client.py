@@ -203,7 +203,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[RewriteOptions],
     ) -> RewrittenText:
-        """Return what `rewrite` would return, with sample codes: segments and warnings. Nothing is stored."""
+        """Return what `rewrite` would return, with segments, warnings and sample codes for the links. Nothing is stored."""
         return self._thread.send(calls.preview(to, body, from_, options), timeout)
 
     def send(
@@ -244,7 +244,8 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ConversionReceipt:
-        """Report a conversion with the tracker token. If the same report is sent again, the conversion is still recorded once."""
+        """Report a conversion with the tracker token. If you send the same report again, the service still records only one
+        conversion."""
         parameters = {
             **(metadata or {}),
             "message_id": message_id,

@@ -110,7 +110,7 @@ async def change(visit: Visit) -> Response:
     except ApiError as error:
         if error.code is ErrorCode.NOT_FOUND:
             raise
-        await service.directory.refresh_if_available()  # the page that is shown after this error contains the present names
+        await service.directory.refresh_if_available()  # The error page shows the names that are stored now.
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:

@@ -12,7 +12,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.storage.migrations import HEAD
 from shortener.web.health import readiness
 
-#: The explanation that the page shows for each check of /readyz.
+#: The label and the explanation that the page shows for each check of /readyz.
 CHECKS = {
     "process": ("Process", "The process has started and is not stopping."),
     "database": ("Database", "The database responds."),

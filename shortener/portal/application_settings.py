@@ -41,7 +41,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "link_ttl_days": "Longest lifetime of a link, in days",
         "fallback_url": "Expired links lead to",
         "click_id_param": "Query parameter with the click id",
-        "extra_schemes": "Schemes of links into apps",
+        "extra_schemes": "Schemes of links that open an app",
         "strict_destinations": "Reject destinations with unknown placeholders",
         "allow_shared_host": "Allow the shared host",
     },
@@ -50,8 +50,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "min_seconds_after_sent": "Seconds after SENT",
         "min_seconds_after_delivered": "Seconds after DELIVERED",
         "suspect_before_sent": "Suspect hits before SENT",
-        "max_recipients_per_address_minute": "Recipients of one address in a minute",
-        "all_links_within_second": "Suspect all links at once",
+        "max_recipients_per_address_minute": "Recipients per IP address and minute",
+        "all_links_within_second": "Suspect hits on all links within a second",
         "retract_clicks": "Retract clicks",
     },
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
@@ -128,7 +128,7 @@ def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) 
 
 
 def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
-    """Return the text in the field of a setting, or whether its box is checked."""
+    """Return the text in the field of a setting. For a checkbox, return whether it is checked."""
     value = getattr(settings, name)
     if isinstance(value, bool):
         return value
@@ -143,7 +143,7 @@ def _values_of(settings: ApplicationSettings, gateway: str) -> FormValues:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the values that a setting may have if only fixed values are permitted, otherwise ()."""
+    """Return the permitted values of a setting, or () if the setting permits any value."""
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return get_args(annotation)

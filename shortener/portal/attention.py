@@ -1,7 +1,7 @@
-"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, gateways that fail, held messages,
-postback keys that expire, late hits.
+"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, failing gateways, held messages, postback
+keys that expire soon, and late hits.
 
-A replaced tracker token that will soon expire is not such a problem. Only the page of the keys shows when it expires.
+The end of the previous tracker token after a rotation is not a problem. Only the page of the keys shows this time.
 """
 
 # Tested by tests/portal/test_overview.py

@@ -25,7 +25,7 @@ MAX_DAYS_OF_DAYS, MAX_DAYS_OF_WEEKS = 120, 840
 _HEIGHT = 176  # Height of the area of the bars in pixels.
 _TOP = 8  # Space above the bars for the upper half of the highest number.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
-_MAX_LABELS = 7  # About this number of labels is on the horizontal axis.
+_MAX_LABELS = 7  # The horizontal axis has about this number of labels.
 _WIDE_SLOT = 14  # The label of a bar fits beneath the bar if the bar has at least this width in percent of the chart.
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
 _GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
@@ -132,7 +132,8 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
     if bar.before:
         line = _y(bar.before, top, height)
         shapes += Markup('<line class="before" x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(_p(left), _p(left + width), line, line)
-    # The whole height of the chart above and below a bar reacts to the mouse pointer, because the bar itself may be very low.
+    # This transparent rectangle fills the whole height of the chart, so that the pointer can also select a bar that is only a few
+    # pixels high.
     target = Markup('<rect class="target" x="{}%" width="{}%" y="{}" height="{}"/>').format(_p(slot_left), _p(slot), _TOP, height)
     title = Markup("<title>{}: {}</title>").format(bar.title, number(bar.value))
     if bar.href is None:
@@ -145,7 +146,7 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
     if not bars:
         return []
     every = math.ceil(len(bars) / _MAX_LABELS)
-    # Narrow screens show fewer labels: they hide the class `extra`.
+    # Narrow screens hide the labels with the class `extra`, and show only the labels in `narrow`.
     narrow = _labelled(len(bars), 2 * every)
     labels = []
     for index in sorted({*_labelled(len(bars), every), *narrow}):
@@ -161,8 +162,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
 
 
 def _labelled(bars: int, every: int) -> list[int]:
-    """Return the indexes of the bars that have a label: the first bar, every bar after a step of `every` bars, and the last bar. A
-    bar that is too close to the last bar gets no label."""
+    """Return the indexes of the bars that have a label: every `every`-th bar from the first one on, and the last bar. A bar that is
+    too close to the last bar gets no label."""
     last = bars - 1
     return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 

@@ -22,7 +22,8 @@ _OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
 
 async def ask_for_password(visit: Visit) -> Response | None:
     """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered recently,
-    or if the form contains the correct password. Afterwards, the form of the visit contains only the fields of its own page."""
+    or if the form contains the correct password. In both cases, remove the fields of the password page from the form of the
+    visit."""
     assert visit.session is not None
     given, back = visit.form.get(PASSWORD_FIELD), visit.form.get(BACK_FIELD)
     visit.form = {name: value for name, value in visit.form.items() if name not in _OWN_FIELDS}
@@ -32,7 +33,7 @@ async def ask_for_password(visit: Visit) -> Response | None:
     problem = None if given is None else await check_password(visit, given)
     if given is not None and problem is None:
         return None
-    # The fields can contain secrets, so the page is not compressed.
+    # The page contains the fields of the form, which can be secrets. Therefore it is not compressed.
     return visit.render(
         "confirm_form.html",
         403 if given is None else 422,

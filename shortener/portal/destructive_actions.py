@@ -1,8 +1,9 @@
-"""The page that asks for a confirmation before an action removes, revokes, disables or replaces something. It describes what the
-action changes.
+"""The page that asks for a confirmation before an action removes, revokes, disables or replaces something. The page describes what
+the action changes.
 
-The button of such an action sends its form without the field `confirmed`. The response is this page, and nothing has changed yet.
-The button of this page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`).
+The button of such an action sends its form without the field `confirmed`. The response is the page that asks, and nothing has
+changed yet. The button of that page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`). Then the
+action is performed.
 """
 # Tested by tests/portal/test_destructive_actions.py
 
@@ -54,7 +55,7 @@ def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = Fa
         kept.append((FORM_ID, new_form_id()))
     return visit.render(
         "destructive_action.html",
-        compress=False,  # an entry of a form can be a secret
+        compress=False,  # The page contains the entries of the form, which can be secrets.
         title=question.text,
         question=question,
         back=back,

@@ -102,8 +102,8 @@ class _Control(_Tag):
         if self.tag == "select":
             return [_mark(one, "option", "selected", one.attributes.get("value") in values) for one in self.options]
         if self.tag == "textarea":
-            # A browser ignores a line break directly after the start tag. This line break is added, so that a line break at the
-            # start of the text is not lost.
+            # A browser ignores a line break directly after the start tag of a <textarea>. Therefore one is added here: otherwise,
+            # the browser would ignore a line break at the start of the text.
             return [_Change(self.end, self.text_end, "\n" + escape("".join(values[:1])))]
         if self.type in ("checkbox", "radio"):
             return [_mark(self, "input", "checked", (self.attributes.get("value") or "on") in values)]
@@ -112,7 +112,8 @@ class _Control(_Tag):
 
 @mutable_record
 class _Form:
-    """A form that is sent to the wanted path. `details` are the start tags of the <details> around it."""
+    """A form of the page that is sent to `path` of `fill_form`. `details` are the start tags of the <details> elements around the
+    form."""
 
     details: list[_Tag]
     controls: list[_Control] = field(default_factory=list)

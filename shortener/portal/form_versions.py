@@ -2,9 +2,9 @@
 
 A form that changes stored values has a hidden field `version` with a hash of each value that it showed (`version_of`). The
 transaction that saves the form locks the stored values and calls `check_version`. If a stored value has changed since the form was
-shown, nothing is saved. `FormChanged` then contains the values for a new form: if the operator has not changed a field, the new
-stored value; otherwise the entry of the operator. A text at each changed field says that its value has changed. If the operator
-sends this new form, it is saved.
+shown, nothing is saved. `FormChanged` then contains the values for a new form. A field that the operator has not changed gets the
+new stored value, and any other field keeps the entry of the operator. A text at each field whose stored value has changed says so.
+If the operator sends this new form, it is saved.
 
 Only the values in the form are compared. A form without a version, for example of the previous release, is not checked.
 """
@@ -61,7 +61,8 @@ def check_version(visit: Visit, stored: FormValues) -> None:
             merged[name] = present
             details.append(Detail(name, "was changed meanwhile; this is the new value"))
         else:
-            # This case cannot occur for a box: if both have changed a box, it has the value that the operator chose.
+            # A checkbox never gets here. It has only two values, so if the operator and somebody else have both changed it, the
+            # stored value equals the entry.
             text = ", ".join(present) or "empty"
             text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
             details.append(Detail(name, f"was changed meanwhile to: {text}. If you save again, your entry replaces this value"))
@@ -74,7 +75,8 @@ def _entries(value: str | bool | Sequence[str]) -> list[str]:
     if isinstance(value, bool):
         return ["on"] if value else []
     if isinstance(value, str):
-        # A browser sends each line break of a text area as two characters. The spaces at both ends are not stored.
+        # A browser sends each line break of a text area as \r\n. Spaces at the start and end of a text are not stored, so they are
+        # ignored here too.
         text = value.replace("\r\n", "\n").strip()
         return [text] if text else []
     return sorted(value)

@@ -110,7 +110,8 @@ async def gateways(visit: Visit) -> Response:
 
 
 def _waiting_since(visit: Visit) -> datetime:
-    """Return the start of the period of the lists to which the numbers of waiting and held messages lead."""
+    """Return the start of WAITING_PERIOD. The page counts waiting and held messages from this time on, so that each number equals
+    the number of rows in the list to which it links."""
     since, _ = slot_edges(parse_period(visit.now, period=WAITING_PERIOD, zone_name=visit.zone_name).since, None)
     assert since is not None
     return since

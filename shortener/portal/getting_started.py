@@ -15,7 +15,7 @@ from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
 from shortener.storage.schema import cohorts, first_clicks, messages, trackers
 
-_SEARCHED = 1000  # Only this number of the newest messages is searched for a click.
+_SEARCHED = 1000  # The page searches for a click only in this number of the newest messages.
 EXAMPLE = 'See #track("https://shop.example/")'
 
 

@@ -27,7 +27,8 @@ from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, str
 from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows on one page of a list.
-# The maximum number of times that a list reads the database for one page. It reads again as long as no row matches the filters.
+# The maximum number of reads of the database for one page of a list. A list reads again if no row of the last read matches the
+# filters.
 MAX_READS = 5
 MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value that the audit row of an export stores.
 #: The query parameters that the audit row of an export stores: the period, the filters of all lists, and `numbers` (complete phone

@@ -2,9 +2,9 @@
 server-sent events.
 
 The page contains the newest rows at the time of the request. If the browser runs scripts, new rows are added as they arrive. A
-stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself. Each
-event contains the highest row id that was sent so far. When the browser connects again, it sends this id (`Last-Event-ID`), and the
-new stream begins with the rows that the browser has missed.
+stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself. The
+id of each event is the highest row id that was sent so far. When the browser connects again, it sends this id (`Last-Event-ID`),
+and the new stream begins with the rows that the browser has missed.
 """
 # Tested by tests/portal/test_live.py
 
@@ -81,8 +81,8 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_
                 yield _event(visit, portal, batch, highest)
             sent = {(row.kind, row.id) for row in missed}
             while not visit.service.is_stopping:
-                # The session is checked again after a fixed time, and not only when no rows arrive, because a busy stream always
-                # has rows.
+                # Check the session at fixed intervals. A check only while no rows arrive would not be sufficient, because a busy
+                # stream always has rows.
                 if time.monotonic() - checked >= HEARTBEAT:
                     if not await _is_signed_in(visit, portal):
                         return
@@ -93,7 +93,8 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_
                         batch = await batches.get()
                 except TimeoutError:
                     continue
-                # Some rows of `missed` were stored after the subscription began, and the feed returns these rows too.
+                # Leave out rows that were sent as `missed`. The feed also returns such a row if it was stored after the
+                # subscription began.
                 batch = LiveBatch([row for row in batch.rows if (row.kind, row.id) not in sent], batch.more)
                 if not batch.rows and not batch.more:
                     continue

@@ -97,7 +97,7 @@ class LiveFeed:
         if self._task is None or self._task.done():
             now = self._clock()
             # Mark the existing rows of the last seconds as seen, so that they are not sent as new rows. If the database is
-            # unavailable now, they are not marked, and are sent later.
+            # unavailable now, these rows are not marked and are sent later as new rows.
             with contextlib.suppress(StoreUnavailable):
                 self._remember(await self._database.read(read_rows, now - OVERLAP), now)
             self._task = asyncio.get_running_loop().create_task(self._run())

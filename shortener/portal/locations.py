@@ -19,15 +19,16 @@ LOST_FORM_QUERY = "form-lost"
 
 
 def location_of(request: Request) -> str:
-    """Return the root-relative URL of the request as the client sent it: its percent-encoded path, and its query."""
+    """Return the path and the query of the request as a root-relative URL. The path is percent-encoded as the client sent it."""
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     query = request.url.query
     return quote(raw, safe="/~@:+,;=!$&'()*%") + ("?" + query if query else "")
 
 
 def _next_of(request: Request) -> str | None:
-    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query. A form may
-    have the query parameter `name`, which belongs to its path (`page.url`)."""
+    """Return the URL to continue with after the sign-in, or None for the first page of the portal. For a GET request, it is the URL
+    of the request. For a form, it is the path of the request, with the query parameter `name` if there is one, because this
+    parameter is a part of the path (`page.url`)."""
     if request.url.path in ("/portal", "/portal/"):
         return None
     location = location_of(request)

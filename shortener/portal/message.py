@@ -56,8 +56,9 @@ async def _show(visit: Visit, *, reveal: bool) -> Response:
 
 
 def _gateway_state(visit: Visit, status: MessageStatus) -> dict[str, Any]:
-    """Return the state of the message at its gateway as a label, a kind of badge and a link to the messages in the same state, and
-    whether the operator may decide about the message."""
+    """Return arguments of the template: `send_state` is the label of the state of the message at its gateway, the kind of its badge
+    and a link to the messages in the same state. `can_decide` is true if the operator may decide about the message. `done` is the
+    note about the action that was just performed."""
     if status.send is None:
         return {"send_state": None, "done": None, "can_decide": False}
     row = status.send.row
@@ -104,7 +105,7 @@ _DELIVERY_KINDS = {"delivered": "good", "dead": "bad"}
 
 
 def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that the template shows for an entry of a timeline: `at`, `title`, `text`, `kind`, `icon` and details."""
+    """Return the values that the template shows for an entry of a timeline."""
     at: datetime = parse_iso(entry["at"])  # type: ignore[assignment] # `message_timeline` writes complete times
     what = entry["what"]
     if what in _STEPS:

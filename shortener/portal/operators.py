@@ -75,8 +75,8 @@ class Operator:
         return self.roles.get(ALL_APPLICATIONS) is Role.ADMIN
 
     def role_in(self, application_id: int) -> Role | None:
-        """Return the operator's role in an application. None means that the operator has no role there and must not know that the
-        application exists.
+        """Return the operator's role in an application, or None if the operator has no role there. Without a role, the operator
+        must not know that the application exists.
 
         `application_id` may be ALL_APPLICATIONS."""
         found = [self.roles[one] for one in (ALL_APPLICATIONS, application_id) if one in self.roles]
@@ -239,7 +239,8 @@ def _new_invitation(
     connection: Connection, operator_id: int, now: datetime, lifetime: timedelta, *, may_rename: bool = False
 ) -> str:
     token = secrets.token_urlsafe(32)
-    # Several nodes may create a first invitation at the same time. All these invitations are valid until one of them is accepted.
+    # A new invitation replaces earlier invitations of the operator. First invitations (`may_rename`) are an exception, because
+    # several nodes may create one at the same time: all of them are valid until one is accepted.
     if not may_rename:
         connection.execute(delete(operator_invitations).where(operator_invitations.c.operator_id == operator_id))
     connection.execute(

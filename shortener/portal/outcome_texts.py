@@ -22,7 +22,7 @@ DELIVERY_OUTCOMES = {
     "no_answer": "the endpoint did not answer",
     "local_failure": "this service could not send the request",
     "outcomes_lost": "this service lost the outcomes of too many attempts",
-    "attempts_used_up": "the maximum number of attempts was lowered after this number of attempts",
+    "attempts_used_up": "the maximum number of attempts was lowered, and all of them were already made",
     "response_not_processed": "a fault of this service occurred while it processed the answer",
     # The codes of attempts without a complete response (`send_failures.ERRORS`).
     "timeout": "the endpoint did not answer in time",
@@ -49,7 +49,7 @@ DELIVERY_OUTCOMES = {
     "interrupted": "this service stopped during the attempt",
 }
 
-#: The failures that can occur after the status line of a response was received.
+#: The failures that can occur after the service has received the status line of a response, by code.
 AFTER_STATUS = {
     "timeout": "the rest of the answer did not arrive in time",
     "connection_reset": "the connection ended before the rest of the answer",

@@ -62,8 +62,8 @@ async def overview(visit: Visit) -> Response:
         devices=_shares(figures.devices),
         browsers=_shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
-        # For a group in which the report has merged several names, there is no list with exactly these rows. The panel therefore
-        # leaves such groups out.
+        # `merges_rest=False`: a report can merge several destinations into one group, but no list contains exactly the rows of such
+        # a group. The panel could not link its figures to a list.
         destinations=await _panel("destinations", _groups(visit, partial(by_destination, merges_rest=False))),
         countries=await _panel("countries", _groups(visit, by_country)),
         applications=await _panel("applications", _applications(visit)) if visit.application is None else [],

@@ -45,7 +45,7 @@ class Bucket:
 
 
 async def buckets(visit: Visit) -> list[Bucket]:
-    """Return the parts of the period that the bars show, oldest first."""
+    """Return one bucket for each bar of the chart, oldest first."""
     period = visit.period
     if period.until - period.since <= MAX_HOURLY:
         return await _hours(visit)

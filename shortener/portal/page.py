@@ -96,9 +96,10 @@ def _without_nul(text: str) -> str:
 
 @dataclass
 class Visit:
-    """One request for a page that has passed all checks. `application` is None for `all` and for pages without an application.
-    `applications` are the applications whose data the page shows. `form` contains the values of the form by field name; if a field
-    is repeated, the last value counts. `kept` contains the entries that the form of the page gets after a new sign-in.
+    """One request for a page, as the handler of the page gets it after all checks of the router. `application` is None for `all`
+    and for pages without an application. `applications` are the applications whose data the page shows. `form` contains the values
+    of the form by field name; if a field is repeated, it contains the last value. `form_lists` contains all values of each field.
+    `kept` contains the entries that the form of the page gets after a new sign-in.
     """
 
     portal: PortalParts
@@ -168,7 +169,8 @@ class Visit:
 
     def choices(self, name: str, known: Sequence[str]) -> list[str]:
         """Return the values of a repeated field of the form, such as checkboxes, in the order of `known`. Raise ApiError
-        INVALID_REQUEST for another value: without it, the rest could mean something else, such as "no filter"."""
+        INVALID_REQUEST for a value that is not in `known`. An unknown value must not be ignored, because an empty list could mean
+        "no filter"."""
         sent = self.form_lists.get(name, ())
         if unknown := sorted(set(sent).difference(known)):
             reason = f"must not contain {unknown[0][:40]!r}; allowed: {', '.join(known)}"
@@ -220,7 +222,8 @@ class Visit:
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
     def name_in_path(self, parameter: str) -> str:
-        """Return the message id or campaign that a URL with a `name` (see `url`) contains. `parameter` is its name in the path."""
+        """Return the message id or the campaign in the URL of this request, which `url` has created with `name`. `parameter` is the
+        name of the path parameter that contains it."""
         name: str = self.path[parameter]
         return name or self.query.get(NAME_QUERY, "")
 

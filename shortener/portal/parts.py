@@ -34,16 +34,16 @@ def cookie_name(secret: Secret, *, is_https: bool) -> str:
     """Return the name of the cookie of a session.
 
     Browsers send a cookie to all ports of a host. The end of the name is different for each installation, so that two installations
-    on one host do not overwrite each other's cookies. Because of the prefix, browsers accept the cookie only over https and only
-    from this host."""
+    on one host do not overwrite each other's cookies. With https, the name has the prefix `__Host-`, so browsers accept the cookie
+    only over https and only from this host."""
     return ("__Host-session-" if is_https else "session-") + secret.key("portal cookie").hex()[:8]
 
 
 class PortalParts:
     """The shared objects of the portal in one process. They contain no state that another process would need.
 
-    `_gateway_users` contains the ids of applications that have or had a gateway. Ids are only added. This set saves a read of the
-    database for each page."""
+    `_gateway_users` contains the ids of applications that have or had a gateway. For these applications, a page does not have to
+    read this from the database. Ids are never removed."""
 
     def __init__(self, service: Service, renderer: PageRenderer) -> None:
         self.service = service
@@ -66,7 +66,7 @@ class PortalParts:
         return tuple(one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
 
     def uses_gateways(self, application_id: int) -> bool:
-        """Return whether an application is known to have, or to have had, a gateway or messages that a gateway sends."""
+        """Return whether this process knows that the application has or had a gateway, or messages that a gateway sends."""
         application = self.service.directory.application(application_id)
         return application_id in self._gateway_users or (application is not None and application.gateway is not None)
 

@@ -77,7 +77,8 @@ class PeriodChoice:
         return _shift(self.since, -days, self.zone), _shift(self.until, -days, self.zone)
 
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
-        """Return the query parameters that select this period, or a part of it, for the URL of a page.
+        """Return the query parameters that select this period, for the URL of a page. With `since` or `until`, they select a part
+        of the period.
 
         The times have no seconds. The end is rounded up, so that the period includes the time slot that has just begun."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}

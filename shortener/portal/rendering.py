@@ -83,7 +83,7 @@ class Renderer:
             text = fill_form(
                 text, visit.request.url.path, visit.kept, random_fields=frozenset({FORM_ID}), kept_fields=frozenset({VERSION})
             )
-            compress = False  # an entry can be a secret
+            compress = False  # The page contains entries of a form, which can be secrets.
         content = text.encode()
         headers = {"Vary": "Accept-Encoding, HX-Request"}
         if compress and len(content) >= MIN_COMPRESSED_BYTES and "gzip" in visit.request.headers.get("accept-encoding", ""):

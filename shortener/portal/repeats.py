@@ -1,8 +1,8 @@
 """This module handles forms that are sent twice. If the response to a form is a page, for example with a new secret, a browser
 sends the form again when the user reloads the page. Such a form contains a random `form_id`. If a form with the same id and the
 same values is sent again, it is rejected. A reload therefore creates no second key and does not replace a secret that was just
-shown. The ids are stored like Idempotency-Keys, for 24 hours. The page *Try it* does not reject a repeat: it shows the message
-again, whose id depends on the form (`form_hash`).
+shown. The ids are stored like Idempotency-Keys, for 24 hours. The page *Try it* is an exception. The id of its message is computed
+from the form (`form_hash`), so a repeat shows the first message again.
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
 stored, and the form can be sent again.

@@ -40,7 +40,7 @@ PATH = "deliveries/replays"
 #: larger, because counting them takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
-#: The number of the newest deliveries of a tracker in which the page of the confirmation searches for the last outcome.
+#: The confirmation page searches for the last outcome of a tracker in this number of its newest deliveries.
 RECENT = 20
 
 
@@ -133,7 +133,8 @@ def _rate(visit: Visit, tracker: Tracker) -> float:
 
 
 async def progress(visit: Visit) -> Response:
-    """Show the progress of a replay. htmx requests only the part with the numbers, as long as they can change."""
+    """Show the progress of a replay. While the numbers can still change, htmx requests only the part of the page that contains
+    them."""
 
     def read(connection: Connection) -> tuple[Replay, ReplayOutcomes]:
         found = find_replay(connection, visit.path["id"], visit.application_id)
@@ -142,7 +143,7 @@ async def progress(visit: Visit) -> Response:
     replay, outcomes = await visit.service.database.read(read)
     phase = f"{replay.state} {'waiting' if outcomes.waiting else 'complete'}"
     if visit.is_fragment and visit.get("phase") != phase:
-        # The phase of the replay has changed. Other parts of the page depend on it, so htmx must load the whole page.
+        # The phase of the replay has changed. Other parts of the page depend on the phase, so htmx must load the whole page.
         return visit.redirect(visit.here(phase=None))
     trackers = {one.id: one for one in await visit.service.trackers.all(visit.application_id)}
     tracker = trackers.get(replay.tracker_id)

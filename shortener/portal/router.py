@@ -133,7 +133,7 @@ class Portal(PortalParts):
         found = None
         for route in self._router.routes:
             match, child = route.matches(scope)
-            if match.value == 2:  # the route matches both the path and the method
+            if match.value == 2:  # 2 means that the route matches both the path and the method.
                 scope.update(child)
                 endpoint: _PageEndpoint = child["endpoint"]
                 return endpoint.page, endpoint.is_csv
@@ -166,7 +166,7 @@ class Portal(PortalParts):
             visit.role = session.operator.roles.get(ALL_APPLICATIONS)
             visit.applications = self.known_applications(session)
         if visit.applications and (shown := visit.application or visit.applications[0]) and not visit.is_csv:
-            await self.find_gateway_use(shown.id)  # the navigation menu depends on it
+            await self.find_gateway_use(shown.id)  # The navigation menu shows some pages only if the application uses gateways.
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
                 # Operators who are not admins must not know that this page exists.
@@ -182,7 +182,8 @@ class Portal(PortalParts):
         if request.method not in SAFE_METHODS:
             operator_id = await self.service.database.read(find_expired, token) if token else None
             if visit.is_fragment:
-                # After a redirect, the browser would no longer have the entries.
+                # htmx adds this response to the page, which still contains the form with its entries. A redirect would replace the
+                # page.
                 return visit.render("signed_out.html", 401, is_kept=operator_id is not None)
             if operator_id is not None:
                 await _read_form(visit)

@@ -64,8 +64,8 @@ def matching_step(secret: str, code: str, now: datetime) -> int | None:
 
 
 def use_code(connection: Connection, operator_id: int, code: str, now: datetime, master: Secret) -> str | None:
-    """Check and use up a code of the app or a recovery code. Return its kind, "totp" or "recovery", or None if it is not
-    valid."""
+    """Check a code of the app or a recovery code. A valid code cannot be used again. Return its kind, "totp" or "recovery", or None
+    if it is not valid."""
     row = connection.execute(select(operators.c.totp_secret).where(operators.c.id == operator_id)).first()
     if row is None or row.totp_secret is None:
         return None

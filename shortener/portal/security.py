@@ -51,8 +51,8 @@ def comes_from_portal(request: Request, origin: str) -> bool:
     sender = request.headers.get("origin", "")
     if sender == origin:
         return True
-    # The portal is also served on localhost and on IP addresses, so `Origin` may contain the host of the Host header, which was
-    # already checked.
+    # The portal is also served on localhost and on IP addresses. `Origin` may therefore also contain the host of the header `Host`,
+    # which the service has already checked.
     parts = urlsplit(sender)
     own = urlsplit(origin)
     return bool(parts.netloc) and parts.netloc == request.headers.get("host") != own.netloc and parts.scheme in ("http", "https")

@@ -113,13 +113,12 @@ def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
 
 
 def is_undecided(row: AnyRow) -> bool:
-    """Return whether the portal offers the decisions about a message. It does so if the message is held, or if it is doubtful and
-    will be sent again."""
+    """Return whether an operator may decide about a message: it is held, or it is doubtful and will be sent again."""
     return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
 
 
 async def decide(visit: Visit) -> Response:
-    """Send a held message again, or give it up, after a question."""
+    """Ask for a confirmation. Then send an undecided message again, or give it up."""
     action, message_id = visit.form.get("action", ""), visit.form.get("message", "")
     if action not in DONE:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")])
@@ -140,7 +139,7 @@ async def decide(visit: Visit) -> Response:
 
 
 def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
-    """Return a function that sends a message again. The function returns the number of new events, which is always 0."""
+    """Return a function that queues a message again for its gateway. The function returns 0, because it creates no events."""
 
     def write(connection: Connection) -> int:
         decisions.resend(connection, visit.audit_writer, visit.application_id, message_id, visit.now)

@@ -95,7 +95,8 @@ class SignInDelays:
         return connection.scalar(found) is not None
 
     def _lock(self, connection: Connection, key: str, now: datetime) -> AnyRow:
-        """Lock and return the failure counts of a key. Other transactions wait for this one before they read the counts."""
+        """Lock and return the row with the failure count of a key. Other transactions must wait until this transaction ends before
+        they can read the row."""
         values = {"key": key, "failures": 0, "first_at": now, "last_at": now}
         connection.execute(upsert(connection, sign_in_failures).values(values).on_conflict_do_nothing())
         return connection.execute(select(sign_in_failures).where(_t.key == key).with_for_update()).one()
@@ -110,8 +111,7 @@ class SignInDelays:
 
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
-    """Return how many seconds the next attempt must wait after this number of failures. The first `free` failures cause no
-    delay."""
+    """Return how many seconds the next attempt must wait after the failures in `row`. Fewer than `free` failures cause no delay."""
     if row.failures < free:
         return 0
     delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)

@@ -1,7 +1,7 @@
 """This module serves the static files of the portal: the style sheet, the scripts and their licences.
 
 The URL of a file contains a hash of its content, so browsers may keep it for ever. All files are compressed once, at the first
-request for one of them. `integrity` is the hash for the attribute of the same name in HTML.
+request for one of them. `integrity` is the value of the HTML attribute of the same name.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ DISPOSITION_TEXTS = {
     "none": "pending, other replies, clicks that are sent as conversions",
 }
 _TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", "conversion_actions", *LIMITS)
-#: If one of these errors occurs, the form is shown again with the error and the values that were entered.
+#: After one of these errors, the page shows the form again with the error and the entries of the operator.
 _ERRORS_OF_THE_FORM = frozenset(
     {
         ErrorCode.INVALID_REQUEST,
@@ -128,7 +128,9 @@ async def change(visit: Visit) -> Response:
         elif action == "save":
             values = _read_form(visit)
             if not values["enabled"] and not tracker.enabled:
-                del values["enabled"]  # the form always sends this field, so its value is not a new decision to disable the tracker
+                # The form always sends this field. If the tracker is disabled already, sending it is not a new decision to disable
+                # the tracker.
+                del values["enabled"]
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
 
@@ -146,7 +148,8 @@ async def change(visit: Visit) -> Response:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
         return await _page(visit, tracker, 422, error=error, keeps_entries="url" in visit.form)
-    service.dispatcher.wake_up.notify()  # If the tracker was enabled or deleted, the state of its deliveries changes.
+    # The dispatcher must read the deliveries again: they may be due now if the tracker was enabled, or dead if it was deleted.
+    service.dispatcher.wake_up.notify()
     if action == "delete":
         return visit.redirect(visit.link("trackers", keep=False, deleted=1))
     if saved is not None:
@@ -161,13 +164,13 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
         text = f"For {counted(hours, 'hour')} they are also signed with the present secret."
         effects.append(f"{text} Your endpoint must know the new one by then.")
     if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
-        effects.append("Requests are no longer signed with the secret before the present secret.")
+        effects.append("Requests are also signed with an earlier secret at present. From now on, they are not.")
     text = f"Replace the signing secret of {tracker.name or tracker.id}?"
     return _ask(visit, tracker, Question(text, effects, "Replace the secret", "rotate-ccw"))
 
 
 def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
-    # The buttons for these actions are in the same form as the values of the tracker.
+    # The buttons for these actions are in the form with the fields of the tracker, so entries could be lost.
     return ask(visit, question, visit.link(f"trackers/{tracker.id}/edit", keep=False), keeps_entries=True)
 
 
@@ -183,7 +186,7 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     return _ask(visit, tracker, Question(f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", "trash-2"))
 
 
-#: The functions that return the pages which ask before the actions of these names.
+#: The functions that return the page which asks before an action, by the name of the action.
 _QUESTIONS = {"delete": _ask_before_deletion, "rotate": _ask_before_rotation}
 
 
@@ -279,7 +282,7 @@ def _read_form(visit: Visit) -> dict[str, Any]:
     for name in ("name", "method", "format", *LIMITS):
         if text := form.get(name, "").strip():
             given[name] = text
-    if "conversion_actions" in form:  # a form of the previous release does not have the filter
+    if "conversion_actions" in form:  # A form of the previous release does not contain the filter of conversions.
         given["conversion_actions"] = [line for line in form["conversion_actions"].splitlines() if line.strip()]
         given["conversion_dispositions"] = visit.choices("conversion_dispositions", DISPOSITIONS)
     if fields := [name for name in form.get("fields", "").replace(",", " ").split() if name]:

@@ -90,8 +90,8 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
 
 
 def tracker_health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
-    """Return the health of a tracker for the page. Its state is `failing` if the circuit breaker is closed but the last attempts
-    failed."""
+    """Return the health of a tracker for the page. The field `breaker` is `failing` if the circuit breaker is closed but the last
+    attempts failed."""
     fields = health_fields(tracker, backlog, visit.now)
     if fields["breaker"] == "closed" and fields["failures_in_row"]:
         fields["breaker"] = "failing"

@@ -76,7 +76,7 @@ async def submit(visit: Visit) -> Response:
         return _page(visit, fields, None, error)
     await _audit(visit, created["message_id"])
     hosts = {link["short_url"]: urlsplit(link["short_url"]).hostname or "" for link in created["links"]}
-    # A host with a colon is an IPv6 address, and has no name in the DNS.
+    # A host with a colon is an IPv6 address, which needs no DNS record.
     reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
     links = [
         _CreatedLink(
@@ -88,8 +88,8 @@ async def submit(visit: Visit) -> Response:
 
 
 def _message_id(visit: Visit) -> str | None:
-    """Return the id of the message that the form creates, which is the same if the form is sent again; None if the form has no id.
-    Like random ids, it has 22 characters."""
+    """Return the id of the message that the form creates, or None if the form has no id. If the form is sent again, the id is the
+    same. Like random message ids, it has 22 characters."""
     key = form_hash(visit)
     return None if key is None else key[:22]
 
@@ -162,7 +162,7 @@ def _page(
 
 
 def _left(body: str) -> int:
-    """Return how many further characters fit into the last SMS segment of a text."""
+    """Return how many more characters a text may have without another SMS segment."""
     segments = count_segments(body).segments
     added = 0
     while count_segments(body + "x" * (added + 1)).segments == segments:

@@ -18,7 +18,7 @@ REASONS = {
     "no_browser": "the client does not name a browser",
     "old_desktop": "the client uses the name of a desktop browser that is so old that only preview services still use it",
     "soon_after_sent": "the request came sooner after sending than a person can react",
-    "soon_after_delivered": "the request came too close to the delivery of the message for a person",
+    "soon_after_delivered": "the request came sooner after the delivery of the message than a person can react",
     "before_sent": "the message was not reported as sent at that time",
     "many_recipients": "one address opened the links of too many recipients within a minute",
     "all_links_at_once": "one address opened every link of the message within a second",
@@ -34,7 +34,8 @@ RESULTS = {
 
 
 def explain(rule: str, metric: str | None) -> str:
-    """Return one sentence that explains why the metric `metric` counts a hit."""
+    """Return one sentence that explains the verdict of a hit. `metric` is the figure that counts the hit; None if its link was
+    disabled."""
     reason = REASONS.get(rule, f"the rule {rule} matched")
     if metric == "clicks":
         return f"Counted as a click: {reason}."

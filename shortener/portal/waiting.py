@@ -1,6 +1,6 @@
 """This module describes why a delivery waits: its next attempt is later, its tracker fails, or its tracker or application is
 disabled. The time `next_at` of a delivery is the earliest time of the next attempt. If the tracker fails, its circuit breaker
-delays the attempt further. Therefore a page must not show only `next_at`, which can be in the past.
+delays the attempt further, and `next_at` can be in the past. Therefore pages show the time and the text of this module.
 """
 # Tested by tests/portal/test_waiting.py
 

@@ -129,7 +129,8 @@ def _filter_conditions(connection: Connection, filters: ConversionFilter) -> lis
     c = conversions.c
     found: list[ColumnElement[bool]] = []
     begin, end = filters.period
-    if filters.is_figure and filters.basis is Basis.SENT:  # The row id of a message contains the time of its creation.
+    # With Basis.SENT, the period limits the time at which the message was created. The row id of a message contains this time.
+    if filters.is_figure and filters.basis is Basis.SENT:
         found += [] if begin is None else [c.message_id + 0 >= first_id_at(to_ms(begin))]
         found += [] if end is None else [c.message_id + 0 < first_id_at(to_ms(end))]
     else:
@@ -268,7 +269,7 @@ def serialize_refused(row: AnyRow, *, reveal: bool = False) -> dict[str, Any]:
     }
 
 
-# The following functions export conversions and refused reports as CSV.
+# The CSV exports of conversions and of refused reports follow.
 
 CONVERSION_COLUMNS = (
     "conversion_id",

@@ -186,7 +186,7 @@ IS_REVENUE = or_(
 #: The SQL condition for messages whose cost is part of the figure `cost`: the cost was not refunded.
 HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
-#: The metrics of a message, each with the column of the time at which it is counted, and with its amount.
+#: The counts that messages cause: (metric, column with the time at which the message counts, amount).
 OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
     ("segments", messages.c.created_at, func.sum(messages.c.segments)),
@@ -220,7 +220,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
         firsts = firsts.join_from(hits, links, links.c.id == hits.c.link_id)
         yield firsts.where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))
     for id_range in id_ranges(connection, links):
-        # An older version created links without a link set. Such links are not counted.
+        # Links that a release without link sets created are not counted, so they are left out here too.
         created = _by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
         created = created.join_from(links, messages, messages.c.id == links.c.message_id)
         yield created.where(id_range, links.c.link_set_id.is_not(None))

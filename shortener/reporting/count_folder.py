@@ -9,8 +9,8 @@ A row whose content is unreadable is quarantined (`delta_rows.py`): it stays in 
 its id, and the job adds the rows after it. `shortener verify` reports the missing amounts. A process that starts tries the
 quarantined rows again, because it may have a newer release.
 
-Only the content of a row decides this (`delta_content.py`). Any other exception, for example of the database or because of a bug,
-rolls the batch back, and no row changes. The job fails (`job_failed`), and tries again after its interval.
+Only unreadable content is a reason to quarantine a row (`delta_content.py`). Any other exception, for example of the database or
+because of a bug, rolls the batch back, and no row changes. The job fails (`job_failed`), and tries again after its interval.
 
 If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. After that, all
 amounts of an origin are in the same batch.
@@ -39,7 +39,7 @@ PAUSE_FACTOR = 3.0
 #: Rows of count deltas that are older than this are a backlog. The job usually adds them within its interval, a second. A report
 #: includes only a limited number of rows that were not added yet (`statistics.MAX_PENDING_ROWS`).
 MAX_AGE_MS = 1000
-#: With a backlog, the pauses can be this many times shorter than usual, and the batches this many times larger.
+#: With a backlog, pauses become at most this many times shorter than usual, and batches at most this many times larger.
 MAX_URGENCY = 10.0
 
 
@@ -67,7 +67,7 @@ class CountFolder:
         self._limits = limits(0, database.dialect)
         self._merged_id = 0  # The id of the last merged row.
         self._needs_merge = False
-        self._has_released = False  # Whether this process has tried the quarantined rows of count deltas again.
+        self._has_released = False  # Whether this process has released the quarantined rows, so that they are tried again.
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows. If the batch was not
@@ -91,7 +91,7 @@ class CountFolder:
         return folded.rows
 
     async def _pause(self, started: float) -> None:
-        """Pause after a transaction that began at this time of `time.monotonic`."""
+        """Pause after a transaction. `started` is the time at which it began, as `time.monotonic` returns it."""
         await asyncio.sleep(self._limits.pause_factor * (time.monotonic() - started))
 
 

@@ -26,8 +26,9 @@ from shortener.storage.types import from_ms, to_ms
 
 #: One run of `fold` adds at most this number of rows of count deltas.
 MAX_FOLD_ROWS = 100
-#: One run of `fold` adds amounts of at most this number of origins (`outbox/count_deltas.py`; different cohorts or time slots have
-#: different origins). Each origin changes about 20 rolled-up counts. `fold` occupies SQLite's only writer, for which clicks wait.
+#: One run of `fold` adds amounts of at most this number of origins (`outbox/count_deltas.py`). Amounts of different cohorts or time
+#: slots have different origins. The limit is low, because the amounts of one origin change about 20 rolled-up counts, and clicks
+#: wait while `fold` occupies SQLite's only writer.
 MAX_FOLD_ORIGINS = 20
 
 _ZERO = Decimal()
@@ -44,9 +45,9 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The result of `fold_batch`. `rows` is the number of rows of count deltas that were added or quarantined. `is_full`: more rows
-    may be left. `first_id` is the id of the oldest of these rows, and `last_id` the id of the last row that was deleted; 0 if there
-    is none."""
+    """The result of `fold_batch`. `rows` is the number of rows of count deltas that were added or quarantined. `is_full` is true if
+    more rows may be left. `first_id` is the id of the oldest row of the batch, and `last_id` is the id of the last row that was
+    deleted; 0 if there is none."""
 
     rows: int
     is_full: bool
@@ -56,12 +57,12 @@ class Folded(NamedTuple):
 
 
 def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
-    """Add the `limit` oldest rows of count deltas to the counts and the rolled-up counts, and delete these rows. If they have more
-    than `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows. Quarantine the rows
-    whose content is unreadable.
+    """Add the `limit` oldest rows of count deltas to the counts and the rolled-up counts, and delete these rows. If these rows have
+    more than `max_origins` origins, add only the amounts of the first `max_origins` origins, and leave the other amounts in their
+    rows. Quarantine the rows whose content is unreadable.
 
-    If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked. On
-    PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
+    If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked.
+    PostgreSQL detects the other process by an advisory lock. With SQLite, only one process writes.
     """
     if not lock(connection):
         return Folded(0, is_full=False, first_id=0, last_id=0)

@@ -25,15 +25,18 @@ from shortener.reporting.rollups import CountedEvent
 from shortener.storage.types import to_ms
 
 MAX_ID = 2**31 - 1  # The largest id of a cohort or a link set: the largest value of the column on PostgreSQL.
-#: The time slots that a report can convert to local time in each time zone.
+#: The first and the last permitted time slot. A report can convert the time slots between them to local time in every time zone.
 MIN_SLOT = to_ms(datetime(2, 1, 1, tzinfo=UTC)) // TIME_SLOT_MS
 MAX_SLOT = to_ms(datetime(9999, 1, 1, tzinfo=UTC)) // TIME_SLOT_MS
-#: The largest metric. PostgreSQL cannot store a row of an index with more than 2,700 bytes, and `counts` has an index of metrics.
+#: The maximum length of the name of a metric. The name is in an index of `counts`, and PostgreSQL cannot store more than 2,700
+#: bytes in a row of an index.
 MAX_METRIC_BYTES = 2000
-MAX_BUCKET = 1000  # The largest bucket of the time to click. Its limit is more than 10**13 years.
-#: The largest number in a row. The databases add such numbers as integers with 64 bits, in reports over many rows.
+MAX_BUCKET = 1000  # The highest bucket of the time to click. It stands for a time of more than 10**13 years.
+#: The largest amount in a row that is not money. Reports add the amounts of many rows as integers of 64 bits, so one amount must be
+#: much smaller.
 MAX_COUNT = 10**15
-#: The largest amount of money in a row, and the number of its decimal places. A value of a conversion has 18 and 6 digits.
+#: The largest amount of money in a row, and its maximum number of decimal places. The value of one conversion has at most 18 digits
+#: before the decimal point and 6 after it.
 MAX_VALUE, MAX_VALUE_PLACES = Decimal(10**30), 30
 _MAX_AMOUNT_CHARACTERS = 100
 #: The metrics that no transaction reduces. Other metrics can have negative amounts, for example after the correction of a verdict.
@@ -53,7 +56,7 @@ NEVER_NEGATIVE = frozenset(
     }
 )
 
-#: An entry of a row: (cohort, time slot, metric, amount), and the time slot and the link set of the message.
+#: An entry of a row: (cohort, time slot, metric, amount) and the origin, which is (time slot of the message, link set).
 Entry = tuple[tuple[int, int, str, str], tuple[int | None, int]]
 
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -75,7 +78,7 @@ def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
         raise UnreadableDelta(f"data has {counted(len(entries), 'entry', 'entries')}, and origins has {len(pairs)}")
     if not entries:
         return []
-    # A report reads a few hundred thousand entries, so each check is one call for all entries.
+    # A report reads a few hundred thousand entries. One call that checks all entries is faster than one call for each entry.
     cohorts, slots, metrics, amounts = _columns(entries, 4)
     sent_slots, link_sets = _columns(pairs, 2)
     _check_numbers("cohort", cohorts, 0, MAX_ID)
@@ -161,7 +164,7 @@ def _is_metric(metric: str) -> bool:
     if metric.startswith(TIME_TO_CLICK):
         bucket = metric.removeprefix(TIME_TO_CLICK)
         return bool(_BUCKET.fullmatch(bucket)) and int(bucket) <= MAX_BUCKET
-    # The currency, or the currency, the category and the action.
+    # The metric is "value:CURRENCY" or "value:CURRENCY:CATEGORY:ACTION", so it never contains exactly two colons.
     return not metric.startswith(VALUE) or metric.count(":") != 2
 
 

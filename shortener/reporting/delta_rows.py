@@ -21,17 +21,19 @@ from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
 from shortener.storage.schema import count_deltas
 
-#: The number of rows of count deltas that a batch reads first.
+#: A batch first reads only this number of rows of count deltas. Under load, these rows are sufficient for a full batch.
 FIRST_ROWS = 4
 #: One run of `merge` reads rows until they have this number of amounts. This usually occupies SQLite's writer for about 10 ms of
 #: processor time; the longest measured time is 30 ms.
 MAX_MERGED_AMOUNTS = 3000
 PART_ROWS = 16  # The number of rows that `merge` reads at once.
-MAX_ROW_AMOUNTS = 500  # The maximum number of amounts in a merged row, because each batch writes the rest of its last row again.
+#: The maximum number of amounts in a merged row. A batch that adds only a part of a row writes the rest of it again, so rows must
+#: be short.
+MAX_ROW_AMOUNTS = 500
 
 _ZERO = Decimal()
 
-# The parameters of the statements are those of `raw_sql.bulk_parameters`, except for the first statement.
+# All statements except the first one have the parameters of `raw_sql.bulk_parameters`.
 _READ_DELTAS = {
     # A column of SQLite may contain a BLOB or invalid UTF-8, which the driver and the JSON functions of SQLite reject. Therefore
     # the texts are read as hexadecimal digits. A value that is not a text becomes NULL in `data`, and an empty text in `origins`.
@@ -104,9 +106,9 @@ def _parse(connection: Connection, row_id: int, data: str | None, origins: str |
 
 
 class DeltaBatch(NamedTuple):
-    """Count deltas that `counts.fold_batch` adds in one run. It deletes the rows `ids`. `amounts` are the sums of their amounts. If
-    the batch contains only a part of the amounts of the last row, the row `rest` (id, data, origins) replaces it. The rows
-    `unreadable` are quarantined. `is_full`: a limit ended the batch."""
+    """Count deltas that `counts.fold_batch` adds in one run. `amounts` are the sums to add. The rows `ids` are then deleted, and
+    the rows `unreadable` are quarantined. If the batch contains only a part of the amounts of the last row, the row `rest` (id,
+    data, origins) replaces the last row. `is_full` is true if a limit ended the batch."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]

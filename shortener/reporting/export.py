@@ -110,7 +110,7 @@ async def export_csv(
             lines = [line for row in part for line in _lines_of(row, page, rows)]
             yield head + (_format_lines(lines, base_url, reveal=reveal) if lines else b"")
             head = b""
-            await asyncio.sleep(0)  # let the event loop handle other requests
+            await asyncio.sleep(0)  # Let the event loop handle other requests.
             written += len(part)
         progress(written)
         if page.next is None:

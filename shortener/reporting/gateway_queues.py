@@ -19,7 +19,9 @@ from shortener.metrics import Metrics
 from shortener.model import record
 from shortener.storage.schema import applications, gateways, sends
 
-MAX_COUNTED = 10_000  # Counting of the first attempts or of the retries of a gateway stops at this number, so a read stays fast.
+#: For each gateway, the count of messages without an attempt and the count of retries each stop at this number, so that a read
+#: stays fast.
+MAX_COUNTED = 10_000
 
 
 @record

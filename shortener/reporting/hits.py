@@ -215,7 +215,8 @@ HIT_CSV_COLUMNS = (
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
     low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
-    # A hit can be much later than its message. The row id of the message therefore gives only a lower limit for the id of the hit.
+    # With Basis.SENT, the period limits the time of the message. A hit can be much later than its message, so the period gives only
+    # a lower limit for the id of the hit.
     high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 

@@ -141,7 +141,8 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
         rows += connection.execute(statement.order_by(messages.c.id.desc(), links.c.position)).all()
         scanned += len(ids)
         high = ids[-1]
-        reached = LinkPosition(ids[-1], 1 << 15)  # The next page begins after all links of this message.
+        # The position is after all links of this message, so the next page begins with the next message.
+        reached = LinkPosition(ids[-1], 1 << 15)
     else:
         reached = reached if index_ranges else None
     if len(rows) > limit:

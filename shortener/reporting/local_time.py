@@ -42,8 +42,8 @@ def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]
     start = within.start
     while start < within.stop:
         offset = _offset(start, zone)
-        # A UTC offset changes at most a few times a year. A week that begins and ends with the same offset contains no other
-        # offset. `same` is a time slot with this offset.
+        # A UTC offset changes at most a few times a year, so a week that begins and ends with the same offset contains no other
+        # offset. `same` is the last time slot that is known to have the offset of `start`.
         same, stop = start, within.stop
         while same < within.stop - 1:
             later = min(same + 7 * 96, within.stop - 1)

@@ -316,7 +316,7 @@ def select_ids(connection: Connection, index_range: IndexRange, low: int, high: 
 
 def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
     """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, return the
-    highest of their lowest ids, because not every range was read beyond this id."""
+    highest of their lowest ids, because below this id at least one range is not examined."""
     ends = union_all(
         *(
             select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)

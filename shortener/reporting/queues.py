@@ -42,7 +42,7 @@ class QueueState:
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
     count_deltas_quarantined: int = 0
-    trackers_disabled: int = 0  # trackers that the service has disabled, and not a user
+    trackers_disabled: int = 0  # trackers that the service, not a user, has disabled
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
 
@@ -87,8 +87,8 @@ def _oldest_due(connection: Connection) -> datetime | None:
 
 
 def _purge_lag(connection: Connection, settings: Settings, now: datetime) -> float:
-    """Return for how many seconds the oldest row is stored beyond its retention. A message is kept at least for the lifetime of its
-    links."""
+    """Return for how many seconds the oldest row has been stored after the end of its retention time. The retention time of a
+    message is at least the lifetime of its links."""
     messages = max(settings.message_retention_days, settings.link_ttl_days)
     lags = []
     for table, at, days in (

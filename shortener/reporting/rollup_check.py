@@ -277,7 +277,7 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
         firsts = _grouped(_LinkColumns, hits.c.at, literal(CLICKED_LINKS), within, func.count(), of_hit)
         yield rows(firsts.select_from(of_links).where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None)))
         if is_merged:
-            of_country = literal("click_country:") + hits.c.country  # NULL, if the country is unknown
+            of_country = literal("click_country:") + hits.c.country  # The result is NULL if the country is unknown.
             each = _grouped(_LinkColumns, hits.c.at, of_country, within, func.count(), of_hit).select_from(of_links)
             yield _with_metrics(connection, each.where(id_range, hits.c.id <= last, IS_CLICK), None, "device", "browser")
         else:
@@ -308,8 +308,8 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
 
 
 def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
-    """Yield the amount of each row once for each of the metrics. None means the metric that the row itself contains, if there is
-    one."""
+    """Yield the amount of each row once for each of `metrics`. The metric None stands for the metric in the row. If the row
+    contains no metric, its amount is left out for None."""
     for cohort, slot, own, sent, link_set, amount in connection.execute(statement):
         for metric in metrics:
             if (name := metric or own) is not None:

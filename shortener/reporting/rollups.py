@@ -174,7 +174,8 @@ class Expansion:
         self.names: dict[int, GroupName] = {}
 
     def groups(self, cohort: int, link_set: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return two lists of group ids for the events of a cohort and link set: groups with Basis.EVENT and with Basis.SENT."""
+        """Return (groups with Basis.EVENT, groups with Basis.SENT): the ids of the groups in which the events of a cohort and link
+        set count."""
         pair = (cohort, link_set)
         if (found := self._groups.get(pair)) is None:
             found = self._groups[pair] = self._find(*pair)
@@ -292,7 +293,8 @@ def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
 
 
 def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tuple[dict[CountedEvent, Decimal], bool]:
-    """Return amounts that the rolled-up counts do not contain yet, and whether these are all of them."""
+    """Return the amounts that are in `counts` and not yet in the rolled-up counts, at most `limit`, and whether these are all such
+    amounts."""
     rows = raw_sql.rows(connection, _READ_MISSING, within.start, within.stop, limit + 1)
     amounts = {
         CountedEvent(cohort, slot, metric): EXACT.subtract(Decimal(amount), Decimal(rolled_up or 0))
@@ -368,7 +370,8 @@ _READ_NOT_ROLLED_UP = {
 _READ_MISSING = {
     "sqlite": f"SELECT json_group_array(json_array({_COUNT_COLUMNS})) FROM "
     f"(SELECT {_COUNT_COLUMNS} {_MISSING_SQLITE} AND quarter >= ? AND quarter < ? LIMIT ?)",
-    # PostgreSQL does not know how few rows the partial index has, and would read the whole table without this order.
+    # The ORDER BY makes PostgreSQL use the partial index. Without it, PostgreSQL would read the whole table, because it does not
+    # know how few rows the index has.
     "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} AND quarter >= $1 AND quarter < $2 ORDER BY quarter, cohort_id LIMIT $3",
 }
 _MARK_ROLLED_UP = {

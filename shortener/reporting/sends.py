@@ -29,7 +29,7 @@ from shortener.storage.schema import gateways, messages, sends
 from shortener.storage.types import to_ms
 
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
-#: The number of the newest messages of an application among which a message in the queue of a gateway is searched.
+#: `uses_gateways` examines only this number of the newest messages of an application.
 _SEARCHED = 200
 _MAX_ID = (1 << 63) - 1  # The largest possible row id.
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
@@ -38,7 +38,8 @@ _TIME_TOLERANCE = timedelta(hours=1)
 #: The states by which the list can be filtered: the states of model.SendStatus, and the doubtful messages of all states.
 SendState = Literal["pending", "held", "sent", "failed", "doubtful"]
 
-# With both conditions, the databases can use the index of unfinished messages, which has the order of the list.
+# IS_PENDING alone would be correct. IS_UNFINISHED is added, because the databases can then use the index of unfinished messages,
+# which has the order of the list.
 _IS_PENDING = and_(IS_UNFINISHED, IS_PENDING)
 
 
@@ -146,8 +147,8 @@ def count_sends(
     low, high = _id_limits(filters)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
-    # A decision about a message is not an error of its gateway.
-    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # NULL, which means no error, does not match
+    # DISCARDED and ERASED are decisions about a message, and not errors of its gateway.
+    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # A message without an error has NULL, which does not match.
     statement = (
         select(
             sends.c.gateway_id,
@@ -224,7 +225,8 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     limited = held.limit(MAX_COUNTED).subquery()
     for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
         counts.setdefault(row.gateway_id, SendCounts()).held = row.number
-    # The index contains the unfinished messages of all applications, oldest first, so the oldest message is always counted.
+    # The index contains the unfinished messages of all applications. They are read oldest first, so that `oldest_pending` is exact
+    # if a limit ends the count.
     columns = s.gateway_id, s.application_id, s.status, s.created_at
     walked = select(*columns).where(IS_UNFINISHED, is_recent).order_by(s.id).limit(MAX_COUNTED).subquery()
     waiting = (
@@ -235,7 +237,8 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     for row in connection.execute(waiting):
         found = counts.setdefault(row.gateway_id, SendCounts())
         found.pending, found.oldest_pending = row.number, row.oldest
-    # The held messages of the application are some of the unfinished messages.
+    # If there are at most MAX_COUNTED unfinished messages, no limit ended a count, because held and pending messages are
+    # unfinished.
     return connection.scalar(select(s.id).where(IS_UNFINISHED, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
 
 

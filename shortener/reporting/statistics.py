@@ -359,8 +359,9 @@ def _with_pending(
     *,
     in_rollups: bool = True,
 ) -> StatisticsReport[Group]:
-    """Add the amounts that the rolled-up counts do not contain yet, and return the report. `in_rollups` is true if the groups were
-    read from the rolled-up counts, and not from `counts`."""
+    """Add the amounts that the rolled-up counts do not contain yet to `groups`, and return the report. `groups_of` returns the
+    groups in which an event counts. `in_rollups` is true if `groups` was read from the rolled-up counts, and false if it was read
+    from the table `counts`."""
     ids, amounts, is_readable = read_events(connection, MAX_PENDING_ROWS + 1)
     complete = len(ids) <= MAX_PENDING_ROWS and is_readable
     complete = complete and not count_quarantined(connection) and not read_progress(connection).is_behind

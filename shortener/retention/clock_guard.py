@@ -1,15 +1,16 @@
 """The guard of the purge against a clock that is far ahead, for example after a machine started with a wrong date. Without it, such
 a clock would make all stored data look older than its retention, and the purge would delete everything.
 
-Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, there are two possible causes: the
-clock moved ahead, or no process ran for this time. The purge cannot distinguish the two causes, so it waits for WAIT_AFTER_STEP.
-Within this time, an administrator can correct the clock. When the clock is set back to the time before the step, the purge
-continues at once. If an installation did not run for years, the purge begins one day later. The first run of an installation trusts
-its clock. Only the background job waits. `shortener purge` does not wait, because a person has decided to run it; at a terminal,
-the command asks for confirmation.
+Each run of the purge stores its time. A run that begins more than MAX_STEP after the latest run has found a step. There are two
+possible causes: the clock moved ahead, or no process ran for this time. The purge cannot distinguish the two causes, so it waits
+for WAIT_AFTER_STEP. Within this time, an administrator can correct the clock. When the clock is set back to the time before the
+step, the purge continues at once. If an installation did not run for years, the purge begins one day later. The first run of an
+installation trusts its clock. Only the background job waits. `shortener purge` does not wait, because a person has decided to run
+it; at a terminal, the command asks for confirmation.
 
-The processes of an installation share the stored value. Their clocks differ a little, and runs may be stored in another order than
-they began. Therefore a time that is only shortly before the time at which the step was found does not end the wait.
+The processes of an installation share the stored value. Their clocks differ a little, and the times of runs may be stored in
+another order than the runs began. Therefore a run whose time is only a little before the time at which the step was found does not
+end the wait.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _MAX_STEP_MS, _WAIT_MS = MAX_STEP // timedelta(milliseconds=1), WAIT_AFTER_STEP 
 
 @record
 class ClockStep:
-    """A step of the clock after which the purge waits. `size` is the time since the run before it."""
+    """A step of the clock after which the purge waits. `size` is the time between the last run before the step and the run that
+    found the step. The purge waits until `until`."""
 
     size: timedelta
     until: datetime
@@ -59,13 +61,13 @@ def find_step(connection: Connection, now: datetime) -> ClockStep | None:
 
 
 def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
-    """Return the step of the clock because of which a run at the time `at` must wait: the time at which the step was found, and its
-    size. Return zeros if the run does not have to wait. All times are in ms."""
+    """Return (time at which the step was found, size of the step) if a run at the time `at` must wait, otherwise (0, 0). All times
+    are in ms."""
     if stored is None:
         return 0, 0
     latest, found_at, size = stored
     trusted_at = found_at - size if found_at else latest  # the latest run before the step
-    if at - trusted_at <= _MAX_STEP_MS:  # also true if the clock was set back, because the difference is then negative
+    if at - trusted_at <= _MAX_STEP_MS:  # The difference is negative if the clock was set back.
         return 0, 0
     if not found_at or at < found_at or at - latest > _MAX_STEP_MS:
         return at, at - trusted_at

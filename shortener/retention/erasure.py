@@ -76,8 +76,8 @@ REPEAT_AFTER_SECONDS = (5, 120, 3600)
 AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
 ERASED = "erased"  # The `last_error` of a callback or a send that was given up because its message was erased.
 
-#: A function that gives up messages in the transaction of the erasure: of the messages with the given row ids, each one that waits
-#: for a gateway. Its arguments are the connection, the row ids and the time (gateways/decisions.py).
+#: A function that gives up messages that wait for a gateway (gateways/decisions.py). It runs in the transaction of the erasure. Its
+#: arguments are the connection, row ids of messages and the time. Messages that do not wait for a gateway do not change.
 GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
@@ -336,7 +336,7 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
 
 def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
     """Remove the IP addresses and user agents of hits, and keep the device class of each user agent. Return the number of hits."""
-    # This lock waits for a correction or an erasure that changes the same hits.
+    # The lock waits for another transaction that changes the verdicts or the personal data of the same hits.
     found = select(hits.c.id, hits.c.user_agent).where(condition, hits.c.user_agent != "").order_by(hits.c.id).with_for_update()
     kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in connection.execute(found)]
     if kept:
@@ -370,7 +370,8 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
 
 
 def _scrub(value: Any) -> Any:
-    """Return a JSON value without personal fields, at any depth. Event bodies can be rendered without these fields."""
+    """Return a JSON value without the fields in PERSONAL_FIELDS, at any depth. The bodies of events can be rendered without these
+    fields."""
     if isinstance(value, dict):
         return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
     if isinstance(value, list):

@@ -4,11 +4,11 @@ erasure.
 On PostgreSQL, a click, a conversion or a fan-out may read a message before its erasure, and commit after the erasure. On both
 engines, an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache.
 Therefore each erasure lists its messages in the table `erasure_repeats`. This job erases them again after each of the times in
-`REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour, because outcomes wait in
-memory while the database is unavailable. Each time, the job also removes the links from the link cache, deletes the stored
-responses to requests that repeated one of the messages with an Idempotency-Key, and empties the WAL of SQLite, because the WAL
-still contains the erased data. An erasure itself does not do this, because an erasing command runs in another process than the
-service.
+`REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour. The repeat after an hour is
+necessary because the outcomes of attempts wait in memory while the database is unavailable. Each time, the job also removes the
+links from the link cache, deletes the stored responses to requests that repeated one of the messages with an Idempotency-Key, and
+empties the WAL of SQLite, because the WAL still contains the erased data. The erasure itself does none of these three things,
+because the command line performs it in another process than the service.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py

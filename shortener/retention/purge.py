@@ -4,12 +4,13 @@
   of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until it is deleted, and its code returns 404 afterwards. The
   service never uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
-- Hits: after `hit_retention_days`. After this time, the first click of a message or link only loses its IP address and user agent;
-  the hit is deleted with its message. It keeps the kind of device and the browser, so that the statistics by device and the lists
-  behind them agree. Therefore the status of a message (which link was accessed, and when) does not depend on the retention of hits.
+- Hits: after `hit_retention_days`. A hit that is the first click of a message or link is an exception: after this time, it only
+  loses its IP address and user agent, and it is deleted with its message. Therefore the status of a message (which link was
+  accessed, and when) does not depend on the retention of hits. The hit keeps the kind of device and the browser, so that the list
+  of hits agrees with the statistics by device.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
-  that is parked because its tracker is disabled counts as ended this long after it was due, even if it is not dead. It does not
-  delay the deletion of its message.
+  that waits because its tracker is disabled counts as ended at the time at which it was due. It does not delay the deletion of its
+  message.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
 - Rows of the audit log: after 400 days. Sessions of operators: one day after they have expired.
@@ -146,7 +147,7 @@ async def purge(
 ) -> PurgeResult:
     """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
-    The purge pauses between batches only while clicks or messages arrive. It trusts the clock (see clock_guard.py). Raise
+    The purge pauses between batches only while clicks or messages arrive. It does not check the clock (see clock_guard.py). Raise
     StoreUnavailable."""
     await database.write_later(note_run, now, trusted=True)
     total = PurgeResult()
@@ -234,7 +235,8 @@ class _PurgeBatch:
     def page(
         self, page: Select[int, bool], after: int, days: int, rows_each: int = 1, **parameters: datetime
     ) -> list[tuple[int, bool]]:
-        """Return rows of `_page_of` that are more than `days` days old.
+        """Return (row id, whether the row must be kept) for the oldest rows that are more than `days` days old. `page` is a
+        statement of `_page_of`, and `after` is the id of the last row that was checked.
 
         `rows_each` is the typical number of rows deleted together with each row."""
         values = {"after": after, "end": _first_id(self.now, days), "max_rows": max(self.remaining // rows_each, 1), **parameters}
@@ -257,7 +259,8 @@ class _PurgeBatch:
         return last is None
 
     def delete_before(self, deletion: Deletion, retention: timedelta) -> bool:
-        """Delete rows that, by the time in their ids, are older than `retention`. Return whether more such rows may exist."""
+        """Delete rows that are older than `retention`. The id of a row contains its time. Return whether more such rows may
+        exist."""
         end = first_id_at(to_ms(self.now - retention))
         result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
         self.count(deletion.table, result)
@@ -278,13 +281,13 @@ class _PurgeBatch:
         self.remaining -= rows
 
     def count(self, table: Table, result: CursorResult[Any]) -> None:
-        """Add the number of deleted rows of a table to the purge result."""
+        """Add the number of deleted rows of a table to the purge result, and subtract it from `remaining`."""
         setattr(self.purged, table.name, getattr(self.purged, table.name) + result.rowcount)
         self.remaining -= result.rowcount
 
 
-#: A function that deletes one batch of one kind of rows, after a row id. It returns the last checked id, and whether more rows
-#: follow.
+#: A function that deletes one batch of one kind of rows. Its second argument is the id of the last row that was checked before. It
+#: returns the id of the last row that it checked, and whether more rows follow.
 _Kind = Callable[[_PurgeBatch, int], tuple[int, bool]]
 
 

@@ -1,8 +1,8 @@
 """The SQL statements of the purge. They are built once, because building a statement takes longer than running it, and would occupy
 the writer thread of SQLite.
 
-A statement of a page selects the oldest rows between two ids, each with a flag that states whether the row must be kept. A deletion
-removes at most `max_rows` rows.
+A statement of a page (`_page_of`) selects the oldest rows between two ids, each with a flag that states whether the row must be
+kept. A `Deletion` removes at most `max_rows` rows.
 """
 # Tested by tests/retention/test_purge.py and tests/retention/test_purge_devices.py
 
@@ -73,7 +73,7 @@ def _event_deletions(condition: ColumnElement[bool]) -> tuple[Deletion, ...]:
 
 
 def _is_pending() -> ColumnElement[bool]:
-    """The condition that a delivery is pending, and not parked because its tracker is disabled."""
+    """Return the SQL condition for a pending delivery whose tracker is not disabled."""
     parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
     return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
 
@@ -81,7 +81,7 @@ def _is_pending() -> ColumnElement[bool]:
 def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
     """Return a statement that selects the oldest rows between two ids, each with a flag that states whether it must be kept. Kept
     rows count towards the limit."""
-    # The subquery limits the work: without it, PostgreSQL evaluates the condition for all rows of the range.
+    # The subquery limits the work. Without it, PostgreSQL evaluates `is_kept` for all rows of the range.
     in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
     ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
     return select(table.c.id, is_kept).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
@@ -109,8 +109,8 @@ MESSAGE_DELETIONS = (
 EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
 _END = bindparam("end", type_=BigInteger)
 REFUSED_DELETION = Deletion(refused_conversions, refused_conversions.c.id < _END)
-#: Deletes first conversions of messages that a process of a release before 0.3 has purged, because such a process does not know the
-#: table. A message with a lower id than all stored messages was purged.
+#: Deletes first conversions whose messages were purged. A process of a release before 0.3 does not know this table, so it purges
+#: messages without their first conversions. A message was purged if its id is lower than the ids of all stored messages.
 FIRST_CONVERSION_DELETION = Deletion(first_conversions, first_conversions.c.id < select(func.min(messages.c.id)).scalar_subquery())
 AUDIT_DELETION = Deletion(audit_log, audit_log.c.id < _END)
 HIT_DELETIONS = (Deletion(hits, hits.c.id.in_(_IDS)),)

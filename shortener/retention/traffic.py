@@ -1,4 +1,5 @@
-"""This module detects traffic in the database, for commands that can work without pauses while no clicks and no messages arrive.
+"""This module finds out whether clicks or messages arrive at present. Commands that use it work without pauses while nothing
+arrives.
 
 A command runs in its own process, so it can detect the traffic of the servers only in the database: by the times in the newest row
 ids of hits and messages.
