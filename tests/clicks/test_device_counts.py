@@ -164,7 +164,8 @@ async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted
 async def test_a_click_that_is_stored_during_a_reclassification_with_a_fast_clock_is_counted_by_device(
     service: Service, clock: Clock
 ) -> None:
-    """The reclassification counted the newest hits by device, so the job had passed the id of the click when it was stored."""
+    """The reclassification counted the newest hits by device. So when the click was stored, the device job had already passed its
+    id."""
     (code,) = await create_codes(service)
     being_stored = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)

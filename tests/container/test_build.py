@@ -36,7 +36,7 @@ async def test_a_failure_while_the_service_is_built_closes_everything_that_was_o
 
 
 async def test_a_start_and_a_stop_without_deliveries_execute_few_transactions(make_service: MakeService) -> None:
-    """Each transaction needs three round trips to PostgreSQL, or several changes of the thread with SQLite."""
+    """Each transaction needs three round trips to PostgreSQL, or several thread switches with SQLite."""
     transactions: list[Connection] = []
     # `event.remove` finds a listener by its identity, and each evaluation of `transactions.append` creates another object.
     add = transactions.append
