@@ -212,7 +212,7 @@ def _delivery_id(call: Call[None, None]) -> int:
 
 _PAGES = (
     "Newest first. `cursor` requests the next page. A page may contain fewer deliveries than `limit`, or none, and still have a "
-    "`next_cursor`, because filters without an index search 10,000 deliveries per page."
+    "`next_cursor`, because with some filters at most 10,000 deliveries are read to fill one page."
 )
 
 ENDPOINTS = [

@@ -263,7 +263,7 @@ def _link(call: Call[None, Any], stored: _StoredLink) -> dict[str, Any]:
 
 _PAGES = (
     "Newest message first. `cursor` requests the next page. A page may contain fewer links than `limit`, or none, and still have a "
-    "`next_cursor`, because filters without an index search 10,000 messages per page."
+    "`next_cursor`, because with some filters at most 10,000 messages are read to fill one page."
 )
 
 ENDPOINTS = [

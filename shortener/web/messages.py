@@ -270,7 +270,7 @@ def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
 
 _PAGES = (
     "Newest first. `cursor` requests the next page. A page may contain fewer messages than `limit`, or none, and still have a "
-    "`next_cursor`, because filters without an index search 10,000 messages per page."
+    "`next_cursor`, because with some filters at most 10,000 messages are read to fill one page."
 )
 
 ENDPOINTS = [

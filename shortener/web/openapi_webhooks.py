@@ -27,13 +27,14 @@ _AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _NAMES = {"scg": "Syniverse", "json": "23 Telecom", "xoxzo": "Xoxzo", "infobip": "Infobip"}
 _EVENTS: Mapping[str, str] = {
     "state": "The state of a message changed. The first click changes it to CLICKTHRU, exactly once.",
-    "click": "A person followed a link: the first click of each link, and every click on a `#trackurl` link.",
+    "click": "A person followed a link: the first click of each link, and every click on a `#trackurl` link. If the setting "
+    "`click_events` is `every`: every click.",
     "late_click": "Somebody followed an expired link.",
     "conversion": "A conversion was reported, or changed by a later report (`revision`).",
     "delivery": "A delivery report was received.",
-    "click_retracted": "A click was later classified as a program, so it no longer counts.",
+    "click_retracted": "A click was later classified as a hit by a program, so it does not count any more.",
     operations.TRACKER_DISABLED: "A tracker was disabled, because it responded with 410.",
-    operations.DELIVERY_DEAD: "Deliveries to a tracker failed for the last time. They can be replayed.",
+    operations.DELIVERY_DEAD: "Deliveries to a tracker are dead: their last attempt failed. They can be replayed.",
     operations.KEY_EXPIRING: "A key or token expires soon.",
 }
 _HEADERS: Mapping[str, str] = {

@@ -169,9 +169,8 @@ _DESCRIPTION = (
 )
 _LIMITED = (
     f"In one campaign, the first {MAX_NAMES} destinations or labels have their own entry. All others are in the entry `other`. A "
-    f"message with several "
-    f"links counts in the entry of each link, and its first click counts in the entry of the clicked link. Messages from before "
-    "version 1.1 are not included."
+    "message with several links counts in the entry of each link, and its first click counts in the entry of the clicked link. "
+    "Messages from before version 0.3 are included only after `shortener verify --repair`."
 )
 
 ENDPOINTS = [

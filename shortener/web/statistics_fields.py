@@ -96,7 +96,7 @@ class StatisticsResponse(ResponseModel):
     complete: bool = Field(
         description=(
             "false if events are missing: the newest events are missing under high load, and other events are missing if rows "
-            "cannot be read, or while a job counts events from before an upgrade. It says nothing about `devices`, `browsers` and "
+            "cannot be read, or while a job counts events from before an upgrade. It does not cover `devices`, `browsers` and "
             "`click_countries`, which count a click two minutes after it arrived."
         )
     )

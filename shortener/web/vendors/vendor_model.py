@@ -1,8 +1,8 @@
 """This module contains the base class of the request models for vendors' calls: unknown fields and null are accepted, and fields
 without an effect cause warnings.
 
-Clients of vendors send fields that this service does not know, and null for fields that were not set. Neither rejects a request.
-A field that changes what a vendor does, and that this service does not support, is marked with `Unsupported`.
+Clients of vendors send fields that this service does not know, and null for fields that were not set. Both are accepted. A field
+that changes what a vendor does, and that this service does not support, is marked with `Unsupported`.
 """
 # Tested by tests/web/vendors/test_vendor_model.py
 
