@@ -299,7 +299,7 @@ class Recorder:
                 if waiting.resolution is not None:
                     self.totals.late_responses += waiting.respond(waiting.resolution)
                 else:
-                    waiting.refuse(TimeoutError("neither the store nor the link cache responded in time"))
+                    waiting.refuse(TimeoutError("neither the database nor the link cache responded in time"))
                     self._refused += waiting.is_refused
             self._forget_refused()
 

@@ -57,7 +57,7 @@ class RecorderTotals:
         metrics.counter("shortener_hits_recorded", "Hits that are stored in the database.", lambda: self.recorded)
         metrics.counter(
             "shortener_hits_not_stored",
-            "Ignored and suspected hits that got their redirect but are not stored, because their link had too many in a minute.",
+            "Ignored and suspected hits that got their redirect but are not stored, because their link had too many in one minute.",
             lambda: self.not_stored,
         )
         metrics.gauge("shortener_hits_unrecorded", "Hits in memory that are not stored yet.", unrecorded)

@@ -208,14 +208,14 @@ OUTCOME_TABLE = (
         OUTCOMES_LOST,
         f"no request: the delivery had {MAX_LOST_OUTCOMES} attempts more than its maximum, because their outcomes were lost",
         OutcomeKind.FINAL,
-        "the process died during the attempts, or could not record what followed; the tracker may have the event",
+        "the process died during the attempts, or could not record their outcomes; the tracker may have the event",
         lambda response, success: response.error == OUTCOMES_LOST,
     ),
     OutcomeRule(
         ATTEMPTS_USED_UP,
         "no request: the delivery had more attempts than its maximum, because `max_attempts` was lowered after them",
         OutcomeKind.FINAL,
-        "the tracker rejected the event as often as it now may",
+        "the tracker has rejected the event in as many attempts as it now permits",
         lambda response, success: response.error == ATTEMPTS_USED_UP,
     ),
     OutcomeRule(

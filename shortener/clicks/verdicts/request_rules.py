@@ -326,9 +326,9 @@ def _program(agent: ParsedAgent) -> str | None:
     text = _ADDRESS_IN_BUILD.sub("", agent.particular) if "@" in agent.particular else agent.particular
     found = _PROGRAM.search(text) or _TOOL.search(text) or _TOOL.search(agent.model) or _TIMESTAMP.search(text)
     if found:
-        return f"the agent names a program: {found[0].strip(' (;')}"
+        return f"the user agent names a program: {found[0].strip(' (;')}"
     is_program = (_WORD_BEFORE_PHONE if _MOBILE.search(agent.text) else _WORD_BEFORE_MOZILLA).match(agent.text)
-    return "the agent has a word before Mozilla/" if is_program else None
+    return "the user agent has a word before Mozilla/" if is_program else None
 
 
 def _old_desktop(agent: ParsedAgent) -> str | None:
@@ -352,7 +352,7 @@ def _ended_desktop(agent: ParsedAgent) -> str | None:
 
 
 def _no_browser(agent: ParsedAgent) -> str | None:
-    return None if "AppleWebKit/" in agent.text or _BROWSER.search(agent.text) else "the agent is not a browser's"
+    return None if "AppleWebKit/" in agent.text or _BROWSER.search(agent.text) else "the user agent is not a browser"
 
 
 _REQUEST_RULES: tuple[tuple[str, Callable[[RequestTraits], str | None]], ...] = (("method", _method), ("prefetch", _prefetch))
