@@ -32,12 +32,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The response to one request. With `hang`, the receiver keeps the connection open and never responds."""
+    """The response to one request. With `hang`, the receiver keeps the connection open and never responds. If `after` is given, the
+    receiver responds when this event is set."""
 
     status: int = 200
     body: bytes = b"OK"
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
+    after: asyncio.Event | None = None
 
 
 class LoopbackServer(ABC):
@@ -120,6 +122,8 @@ class Receiver(LoopbackServer):
             reply = self._reply(request)
             if reply.hang:
                 await asyncio.Event().wait()
+            if reply.after is not None:
+                await reply.after.wait()
             headers = {"content-length": str(len(reply.body)), **reply.headers}
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"HTTP/1.1 {reply.status} Reply\r\n{lines}\r\n".encode() + reply.body)

@@ -1,8 +1,9 @@
 """This module records the delivery reports of gateways: it finds the message, and translates the gateway's word for the state.
 
 A report can arrive before the response to the message is recorded. Therefore, if the id in a report is unknown, the message is
-searched again for a short time (REPORT_WAIT). A report about a doubtful message proves that the gateway has accepted the message,
-so the message is not handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose
+searched again for a short time (REPORT_WAIT). If it is still unknown, the gateway must repeat the report while the id may become
+known (early_reports.py). A report about a doubtful message proves that the gateway has accepted the message, so the message is not
+handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose
 attempts have all failed: for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes
 doubtful.
 """
@@ -23,6 +24,7 @@ from sqlalchemy import Connection, exists, select, update
 from shortener.delivery.attempt import to_storable_text
 from shortener.gateways import templates
 from shortener.gateways.attempt import MAX_GATEWAY_ID_LENGTH
+from shortener.gateways.early_reports import EarlyReports, MessageNotKnownYet
 from shortener.gateways.finishing import reported_status
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.submission import GatewayReport
@@ -79,10 +81,14 @@ class GatewayReports:
         self._wait = wait
         self._waiting = 0
         self.unrecorded = UnrecordedReports(clock)
+        self._early = EarlyReports(database, clock, self._count_unknown)
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of reports that were not recorded."""
-        self.unrecorded.register_metrics(metrics)
+        self.unrecorded.register_metrics(metrics, before_reading=self._early.forget_old)
+
+    def _count_unknown(self, gateway_id: int) -> None:
+        self.unrecorded.count_and_log(gateway_id, LossReason.UNKNOWN_MESSAGE)
 
     async def record(self, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
         """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
@@ -93,8 +99,10 @@ class GatewayReports:
 
     async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
         """Record a report that arrived on a connection of this process. Return False, and count the report, if its message or its
-        word for the state is unknown. The caller logs it. Raise StoreUnavailable if the database is unavailable."""
+        word for the state is unknown. The caller logs it. Raise MessageNotKnownYet if the gateway must repeat the report. Raise
+        StoreUnavailable if the database is unavailable."""
         [found] = await self._find(gateway_id, [report])
+        await self._check_unknown(gateway_id, [report], [found])
         loss = await self._record(gateway_id, report, found, {})
         if loss is not None:
             self.unrecorded.count(gateway_id, loss)
@@ -106,19 +114,37 @@ class GatewayReports:
 
     async def receive_all(self, gateway_id: int, call: ReportCall, states: Mapping[str, str]) -> None:
         """Record the reports of one call of a gateway in their order. Count and log the reports that cannot be recorded. `states`
-        maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then some reports may be
-        stored, and nothing is counted, because the gateway repeats the call."""
+        maps the gateway's own words to states.
+
+        Raise MessageNotKnownYet if the gateway must repeat the call because the message of a report may become known. Raise
+        StoreUnavailable if the database is unavailable. After both errors, some reports may be stored, and nothing is counted,
+        because the gateway repeats the call."""
         losses = Counter(call.unreadable)
         found = await self._find(gateway_id, call.reports)
         for report, one in zip(call.reports, found, strict=True):
             loss = await self._record(gateway_id, report, one, states)
             if loss is not None:
                 losses[loss] += 1
+        await self._check_unknown(gateway_id, call.reports, found)
         for reason, number in losses.items():
             if reason is LossReason.UNKNOWN_WORD:  # `_record` has already logged these reports with their words
                 self.unrecorded.count(gateway_id, reason, number)
             else:
                 self.unrecorded.count_and_log(gateway_id, reason, number)
+
+    async def _check_unknown(self, gateway_id: int, reports: Sequence[GatewayReport], found: Sequence[ReportedSend | None]) -> None:
+        """Raise MessageNotKnownYet if the gateway must repeat one of the reports, because its message may become known. `found` has
+        the message of each report."""
+        unknown = []
+        for report, one in zip(reports, found, strict=True):
+            if one is None:
+                unknown.append(report)
+            else:
+                self._early.found(gateway_id, report)
+        if unknown and await self._early.must_repeat(gateway_id, unknown):
+            raise MessageNotKnownYet
+        for report in unknown:
+            self._early.counted(gateway_id, report)
 
     async def _record(
         self, gateway_id: int, report: GatewayReport, found: ReportedSend | None, states: Mapping[str, str]

@@ -1,8 +1,8 @@
 """This module counts the delivery reports of gateways that were not recorded, by gateway and reason, and logs them.
 
-A gateway gets the same response for such a report, because it would repeat the report without end. So only the counts and the log
-show that the settings of a gateway do not match its reports. Each process counts from its start. For each gateway and reason, a
-process writes at most one log line in LOG_INTERVAL.
+A gateway gets the same response for such a report as for a recorded one, because it would otherwise repeat the report without end.
+So only the counts and the log show that the settings of a gateway do not match its reports. Each process counts from its start. For
+each gateway and reason, a process writes at most one log line in LOG_INTERVAL.
 """
 # Tested by tests/gateways/test_reports.py and tests/web/test_gateway_reports.py
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
@@ -43,13 +44,19 @@ class UnrecordedReports:
         # The time of the latest log line, and the count that it contained.
         self._logged: dict[tuple[int, LossReason], tuple[datetime, int]] = {}
 
-    def register_metrics(self, metrics: Metrics) -> None:
-        """Register the metric of reports that were not recorded."""
+    def register_metrics(self, metrics: Metrics, before_reading: Callable[[], None] = lambda: None) -> None:
+        """Register the metric of reports that were not recorded. `before_reading` is called before each reading of the metric, so
+        that it can count further reports."""
+
+        def read() -> dict[tuple[str, ...], float]:
+            before_reading()
+            return {(str(gateway_id), reason.value): count for (gateway_id, reason), count in self._counts.items()}
+
         metrics.counter(
             "shortener_gateway_reports_unknown",
             "Delivery reports that were not recorded, by id of the gateway and reason: no_list, no_status, no_id, too_many, "
             "unreadable_receipt, unknown_message or unknown_word.",
-            lambda: {(str(gateway_id), reason.value): count for (gateway_id, reason), count in self._counts.items()},
+            read,
             "gateway",
             "reason",
         )

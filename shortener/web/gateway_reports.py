@@ -5,7 +5,8 @@ Gateways send a GET or POST request, with the parameters in the query, in a form
 meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. For every other call, the service
 stores the reports that it can read and then responds with 200, because many gateways repeat a call until they get 200. Reports
 without a status or an id, about an unknown message or with an unknown status word are not stored, but counted and logged
-(gateways/unrecorded_reports.py).
+(gateways/unrecorded_reports.py). The exception is a report whose message may become known, because attempts to hand messages on are
+in flight: the call gets 503 UNAVAILABLE, so that the gateway repeats it (gateways/early_reports.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from urllib.parse import parse_qsl
 from starlette.responses import PlainTextResponse, Response
 
 from shortener.accounts.gateway_entries import GatewayEntry
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import RETRY_AFTER_SECONDS, ApiError, ErrorCode
+from shortener.gateways.early_reports import MessageNotKnownYet
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.reports import read_reports
 from shortener.gateways.store import REPORT_PATH
@@ -29,6 +31,9 @@ from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_BODY_BYTES = 256 * 1024
+_NOT_KNOWN_YET = (
+    "The message of a report is not known yet, because the gateway's response with its id is not recorded. Repeat the call."
+)
 
 
 async def report(call: Call[None, None]) -> Response:
@@ -51,7 +56,10 @@ async def report(call: Call[None, None]) -> Response:
     if body and data is None:
         parameters = {**parameters, **_parse_form(body)}
     received = read_reports(settings, parameters, data, request.path_params.get("reference"), service.clock())
-    await service.gateway_reports.receive_all(gateway.id, received, settings.report_states)
+    try:
+        await service.gateway_reports.receive_all(gateway.id, received, settings.report_states)
+    except MessageNotKnownYet:
+        raise ApiError(ErrorCode.UNAVAILABLE, _NOT_KNOWN_YET, retry_after=RETRY_AFTER_SECONDS) from None
     return PlainTextResponse(settings.report_response)
 
 
@@ -94,7 +102,8 @@ _ENDPOINT = Endpoint(
         ErrorCode.BODY_TOO_LARGE,
     ),
     description="Gateways call this URL, which the service passes to them with each message. The path contains the report key of "
-    "the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON.",
+    "the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON. `UNAVAILABLE` also "
+    "means that the id in a report is not known yet. Repeat the call.",
 )
 
 ENDPOINTS = [

@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 
 from shortener.delivery.guard import Guard
+from shortener.gateways.early_reports import MessageNotKnownYet
 from shortener.gateways.smpp import pdus
 from shortener.gateways.smpp.encoding import EncodedText, decode_received, encode_parts
 from shortener.gateways.smpp.link import LinkDown, SmppLink
@@ -214,7 +215,8 @@ class SmppGateway:
         return SubmitResult(SubmitOutcome.REJECTED, "rejected", detail, error_code=pdus.status_name(status), status=status)
 
     async def _receive(self, pdu: ReceivedPdu) -> int:
-        """Record a receipt or a reply that the gateway sent. Return the command status of the response to it."""
+        """Record a receipt or a reply that the gateway sent. Return the command status of the response to it. The status is a
+        temporary error if the gateway must send the receipt or the reply again."""
         try:
             if is_receipt(pdu):
                 report = parse_receipt(pdu, self._settings.message_ids)
@@ -228,6 +230,8 @@ class SmppGateway:
                 received = decode_received(message_bytes(pdu), pdu.data_coding, bool(pdu.esm_class & pdus.UDH_FLAG))
                 if received.part == 1:  # only the first part of a long reply is recorded, because it contains the keyword
                     await self._context.reply(self._config.id, pdu.source, received.text)
+        except MessageNotKnownYet:
+            return pdus.TEMPORARY_APP_ERROR
         except Exception as error:
             log.warning("smpp_delivery_not_stored", gateway=self._config.name, error=type(error).__name__)
             return pdus.TEMPORARY_APP_ERROR
