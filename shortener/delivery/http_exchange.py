@@ -14,14 +14,17 @@ EXCERPT_BYTES = 1024
 
 @record
 class OutgoingRequest:
-    """An HTTP request to send. `url` is ASCII and is sent unchanged. A GET request has no body."""
+    """An HTTP request to send. `url` is ASCII and is sent unchanged. A GET request has no body.
+
+    `may_repeat` states whether the request is sent again if the receiver closed the idle connection just before the request. If it
+    is False, the request is sent on a new connection, which no other request uses."""
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes | None = None
     tls: ssl.SSLContext | None = None  # a TLS context with a client certificate; None: no client certificate
-    may_repeat: bool = True  # whether the request is sent again if the receiver closed the idle connection just before the request
+    may_repeat: bool = True
 
 
 @record

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs
@@ -85,31 +86,48 @@ class HttpSender:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_BODY_BYTES // 2)
             return connection
 
+        self._make_socket = make_socket
+        self._headers: dict[str, str] = {hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"}
+        connector, self._session = self._open_session(keepalive_timeout=IDLE_CONNECTION_SECONDS)
+        self._idle = IdleConnections(connector, self._headers)
+        # The session of the requests that need a new connection. It is opened for the first of them.
+        self._single_use: aiohttp.ClientSession | None = None
+
+    def _open_session(self, **options: Any) -> tuple[aiohttp.TCPConnector, aiohttp.ClientSession]:
+        """Return a new session with its connector, which is created with `options`."""
         connector = aiohttp.TCPConnector(
             # No limit here: a semaphore limits the requests, so that a wait for a slot that takes too long is a local failure.
             limit=0,
             ssl=default_tls_context(),
             resolver=self._resolver,
             ttl_dns_cache=DNS_CACHE_SECONDS,
-            keepalive_timeout=IDLE_CONNECTION_SECONDS,
-            socket_factory=make_socket,
+            socket_factory=self._make_socket,
+            **options,
         )
         # aiohttp does not limit the number of interim (1xx) responses, and has no public way to add such a limit.
         connector._factory = connection_factory(self._loop)
-        headers: dict[str, str] = {hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"}
-        self._session = aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            headers=headers,
+            headers=self._headers,
             # `send` applies its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             max_line_size=MAX_WIRE_BYTES,
             max_field_size=MAX_WIRE_BYTES,
             max_headers=MAX_HEADER_LINES,
         )
-        self._idle = IdleConnections(connector, headers)
+        return connector, session
+
+    def _session_of(self, request: OutgoingRequest) -> aiohttp.ClientSession:
+        """Return the session for a request. If the request must not be sent twice, its connection is closed after the response,
+        even if the receiver would keep the connection open."""
+        if request.may_repeat:
+            return self._session
+        if self._single_use is None:
+            _, self._single_use = self._open_session(force_close=True)
+        return self._single_use
 
     async def close(self) -> None:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
@@ -118,6 +136,8 @@ class HttpSender:
             check.cancel()  # the check may still run although its requests have ended
         await asyncio.gather(*checks, return_exceptions=True)
         await self._session.close()
+        if self._single_use is not None:
+            await self._single_use.close()
 
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
         """Send a request and return the result within `deadline` seconds, which include the wait for a free slot."""
@@ -162,13 +182,14 @@ class HttpSender:
     async def _exchange_once(self, request: OutgoingRequest, attempt: SendState) -> None:
         """Send the request and read the response into `attempt`. After a timeout, `attempt` contains the bytes received so far."""
         attempt.is_reused = False
-        if self._proxy is None and (taken := await self._idle.take(request)) is not None:
+        may_reuse = self._proxy is None and request.may_repeat
+        if may_reuse and (taken := await self._idle.take(request)) is not None:
             return await self._exchange_on(*taken, attempt)
         url = URL(request.url, encoded=True)
         if self._proxy is not None:
             await self._check_target(url)
             attempt.is_tunnelled = url.scheme == "https"
-        response = await self._session.request(
+        response = await self._session_of(request).request(
             request.method,
             url,
             proxy=self._proxy,
@@ -178,11 +199,11 @@ class HttpSender:
             allow_redirects=False,
         )
         try:
-            if self._proxy is None:
+            if may_reuse:
                 self._idle.remember(request, url, response.request_info.headers[hdrs.HOST])
             await self._read(attempt, response.status, response.headers, response.content)
         finally:
-            # aiohttp keeps the connection open if the response was read completely, and closes it otherwise.
+            # aiohttp keeps a connection that may be reused open if the response was read completely. It closes any other.
             response.close()
 
     async def _exchange_on(self, connection: Connection, data: bytes, attempt: SendState) -> None:

@@ -345,6 +345,19 @@ async def test_a_receiver_that_closes_connections_without_announcing_this_in_a_h
     assert len(peer.requests) == 40
 
 
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["", "connection: close"])
+async def test_a_request_that_must_not_be_repeated_shares_its_connection_with_no_other_request(
+    sender: Sender, headers: dict[str, str]
+) -> None:
+    async with receiver(respond(200)) as peer:  # the receiver ignores `Connection: close`
+        once = OutgoingRequest("POST", peer.url(), headers, b"x", may_repeat=False)
+        other = OutgoingRequest("POST", peer.url(), {}, b"x")
+        results = [await sender.send(request, PLENTY) for request in (other, once, once, other, once)]
+        assert {(result.status, result.error) for result in results} == {(200, None)}
+        # The two other requests share a connection, and each of the three requests that must not be repeated has its own.
+        assert (len(peer.requests), peer.connections) == (5, 4)
+
+
 async def test_a_request_that_fails_on_a_new_connection_is_sent_once(sender: Sender) -> None:
     result, peer = await attempt(sender, reset)
     assert (result.error, len(peer.requests)) == ("connection_reset", 1)
