@@ -109,8 +109,9 @@ class BulkRewrite:
         extra_schemes: Container[str],
         is_single: bool = False,
     ) -> None:
-        """`is_single` is true if the call has one message for one recipient. The field names in its errors then have no prefix
-        `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and `send_long`."""
+        """`is_single` is true if the call has one message for one recipient. The field names in the errors of such a call have no
+        prefix `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and
+        `send_long`."""
         if on_failure not in ("raise", "send_long"):
             raise ValueError("on_failure must be raise or send_long")
         if on_invalid not in ("fail", "skip"):

@@ -79,7 +79,8 @@ class Connection:
         )
 
     async def send(self, call: ApiCall[T], timeout: float | None = None, remaining: float | None = None) -> T:
-        """Send a call, and send it again until it succeeds. Raise ClientError if the call fails or its deadline passes.
+        """Send a call, and repeat it until it succeeds or must not be repeated (see retry.py). Raise ClientError if the call fails
+        or its deadline passes.
 
         `timeout` is the time limit of the call in seconds; None selects the default of the connection. `remaining` is a second
         limit in seconds, or None."""

@@ -25,8 +25,8 @@ class ClientError(Exception):
 class ErrorDetail:
     """One invalid field of a request.
 
-    `position` counts characters from 0 in a text. `index` is the index of the message in a bulk request, and `recipient` the index
-    of its recipient."""
+    `position` is the index of the first invalid character in the text. `index` is the index of the message in a bulk request, and
+    `recipient` is the index of the recipient in the message. All indexes begin at 0."""
 
     field: str
     reason: str

@@ -146,8 +146,8 @@ class EventReceiver:
         return Receipt(200, "the event was handled", event)
 
     async def handle_async(self, headers: Mapping[str, str], body: bytes, *, now: datetime | None = None) -> Receipt:
-        """Verify a request and handle its event. The memory runs in threads. So does the handler, unless it is a coroutine
-        function."""
+        """Verify a request and handle its event. The methods of the memory and the handler run in threads. A handler that is a
+        coroutine function runs in the event loop."""
         event = self._verify(headers, body, now)
         if isinstance(event, Receipt):
             return event

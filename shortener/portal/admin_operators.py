@@ -292,7 +292,7 @@ def _sessions_of(visit: Visit, operator: Operator) -> str:
     return "All sessions of this operator except this one" if is_own else "All sessions of this operator"
 
 
-#: The functions that return the questions before the actions that must be confirmed.
+#: For each action that must be confirmed: the function that returns the question to the admin.
 _QUESTIONS: dict[str, Callable[[Visit, Operator], Question]] = {
     "disable": _describe_disabling,
     "reset": _describe_reset,

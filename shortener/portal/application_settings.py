@@ -138,7 +138,7 @@ def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
 
 
 def _values_of(settings: ApplicationSettings, gateway: str) -> FormValues:
-    """Return the values that the form shows. The version of the form is made from them (form_versions.py)."""
+    """Return the values that the form shows. The version of the form is computed from these values (form_versions.py)."""
     return {name: _form_value(settings, name) for fields in GROUPS.values() for name in fields} | {"gateway": gateway}
 
 

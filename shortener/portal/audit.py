@@ -17,7 +17,7 @@ from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows of the audit log that are read to fill one page.
-API_KEYS = "API keys"  # The value of a filter that selects the changes with any API key.
+API_KEYS = "API keys"  # The value of the filter by operator that selects the changes that were made with any API key.
 _MAX_ID = (1 << 63) - 1
 
 

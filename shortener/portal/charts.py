@@ -46,7 +46,7 @@ class Bar:
 
 
 def days_per_bar(days: int) -> int:
-    """Return how many days each bar of the chart of a period covers, if the period has this number of days."""
+    """Return the number of days that one bar covers in the chart of a period of `days` days."""
     if days <= MAX_DAYS_OF_DAYS:
         return 1
     return 7 if days <= MAX_DAYS_OF_WEEKS else 28

@@ -61,7 +61,7 @@ class Export:
         self._exports.end(self)
 
     def wrap(self, response: AsgiResponse) -> AsgiResponse:
-        """Return a response with the same content as `response`, which ends the export after its last byte."""
+        """Return a response with the same content as `response`. The export ends after the last byte of the response."""
 
         async def send_export(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_part(message: MutableMapping[str, Any]) -> None:

@@ -34,8 +34,8 @@ def fill_form(
 ) -> str:
     """Return the page with entries in the form that is sent to `path`. If no form has these fields, return the page unchanged. If
     several forms are sent to `path`, the function chooses the form with the pressed button and the most fields of `entries`. A form
-    whose hidden fields have other values is not chosen. The hidden fields in `random_fields` and `kept_fields` are exceptions: they
-    may differ, and they get their entries too. A <details> around the form is opened."""
+    whose hidden fields have other values than `entries` is not chosen. The hidden fields in `random_fields` and `kept_fields` are
+    exceptions: their values may differ, and the entries replace them. A <details> around the form is opened."""
     parser = _FormParser(page, path)
     parser.feed(page)
     parser.close()
@@ -102,8 +102,8 @@ class _Control(_Tag):
         if self.tag == "select":
             return [_mark(one, "option", "selected", one.attributes.get("value") in values) for one in self.options]
         if self.tag == "textarea":
-            # A browser ignores a line break directly after the start tag of a <textarea>. Therefore one is added here: otherwise,
-            # the browser would ignore a line break at the start of the text.
+            # A browser ignores a line break directly after the start tag of a <textarea>. Therefore a line break is added here.
+            # Without it, the browser would ignore a line break at the start of the text.
             return [_Change(self.end, self.text_end, "\n" + escape("".join(values[:1])))]
         if self.type in ("checkbox", "radio"):
             return [_mark(self, "input", "checked", (self.attributes.get("value") or "on") in values)]

@@ -228,7 +228,7 @@ _ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {
     "revoke_postback_key": _revoke_postback_key,
 }
 
-#: The functions that return the questions before the actions that must be confirmed.
+#: For each action that must be confirmed: the function that returns the question to the operator.
 _QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], Question]] = {
     _revoke: _describe_revocation,
     _rotate: _describe_rotation,

@@ -188,7 +188,7 @@ async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], r
 def exported_query(visit: Visit) -> dict[str, str]:
     """Return the query parameters of an export that the audit row stores: the period and the filters (EXPORTED_NAMES).
 
-    A phone number is masked, a character that is not printable is replaced, and a long value is cut."""
+    A phone number is masked, a character that is not printable is replaced, and a long value is shortened."""
     found = {}
     for name in EXPORTED_NAMES:
         value = visit.get(name)

@@ -157,7 +157,8 @@ def invite_first(connection: Connection, now: datetime) -> Invitation | None:
 
 def reset(connection: Connection, name: str, now: datetime) -> Invitation:
     """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise ApiError NOT_FOUND
-    if the operator does not exist, or CONFLICT if the operator is disabled: the invitation would give access again."""
+    if the operator does not exist, or CONFLICT if the operator is disabled, because the invitation would give the operator access
+    again."""
     operator = find_operator(connection, name)
     require_enabled(operator)
     changed = update(operators).where(operators.c.id == operator.id)

@@ -4,7 +4,7 @@
 `tz`). A relative period of days begins at midnight in the time zone and includes today. A period ends now at the latest, so that a
 chart has no empty bars for the future. "today" begins at midnight, and "24h" begins 24 hours ago.
 
-The statistics count complete time slots of 15 minutes. Lists with the same period do the same.
+The statistics and the lists extend a period to complete time slots of 15 minutes.
 """
 
 from __future__ import annotations

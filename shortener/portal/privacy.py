@@ -2,7 +2,7 @@
 
 An erasure takes two steps. The first step counts the messages, so that the operator sees what will be erased. The second step
 erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. The audit log also contains
-it, one row for each 100 messages, so that the erasure can be proved later.
+the numbers of the receipt, in one row for each 100 messages, so that the erasure can be proved later.
 """
 # Tested by tests/portal/test_privacy.py
 
@@ -114,8 +114,8 @@ def _find_codes(connection: Connection, application_id: int, subject: Subject) -
 
 
 def _parse_subject(kind: str, text: str) -> Subject:
-    """Return the person whose phone number or message_id is in the form. Raise ApiError INVALID_REQUEST if the form contains
-    neither, or both."""
+    """Return the person whose phone number or message_id (`text`) is in the form. `kind` says which of the two it is. Raise
+    ApiError INVALID_REQUEST if the kind or the text is not valid."""
     if kind not in KINDS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("kind", f"must be one of {', '.join(KINDS)}")])
     if not text or len(text) > MAX_SUBJECT_CHARACTERS:

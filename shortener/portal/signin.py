@@ -192,7 +192,8 @@ async def sign_out(visit: Visit) -> Response:
 
 
 async def confirm_form(visit: Visit) -> Response:
-    """Ask for the password again before a page is opened that requires it. Forms ask for it in `confirmation.py`."""
+    """Show the form that asks for the password again, before a page that requires it is opened. If a form requires the password,
+    `confirmation.py` asks for it."""
     return visit.render("confirm.html", title="Confirm your password", error=None, next=safe_next(visit.get("next")))
 
 

@@ -170,7 +170,8 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
 
 
 def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
-    # The buttons for these actions are in the form with the fields of the tracker, so entries could be lost.
+    # The buttons for these actions are in the form with the fields of the tracker. Therefore the page that asks keeps the entries
+    # of these fields.
     return ask(visit, question, visit.link(f"trackers/{tracker.id}/edit", keep=False), keeps_entries=True)
 
 
@@ -186,7 +187,7 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     return _ask(visit, tracker, Question(f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", "trash-2"))
 
 
-#: The functions that return the page which asks before an action, by the name of the action.
+#: For each action that must be confirmed: the function that returns the page with the question.
 _QUESTIONS = {"delete": _ask_before_deletion, "rotate": _ask_before_rotation}
 
 
@@ -252,7 +253,8 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
 
 
 def _values_of(tracker: Tracker) -> FormValues:
-    """Return the values that the form of a stored tracker shows. The version of the form is made from them (form_versions.py)."""
+    """Return the values that the form of a stored tracker shows. The version of the form is computed from these values
+    (form_versions.py)."""
     boxes = {"enabled": tracker.enabled, "with_suspected": tracker.with_suspected}
     lists = {"events": tracker.events, "conversion_dispositions": tracker.conversion_dispositions or []}
     return {**_fields_of(tracker), **boxes, **lists}

@@ -261,7 +261,8 @@ def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
         low = 0 if since is None else first_id_at(to_ms(since))
         high = _MAX_ID if until is None else first_id_at(to_ms(until))
     else:
-        # A report or a click can be much later than its message, so the row id gives only an upper limit.
+        # For a figure of later events, such as delivery reports or clicks, the period limits the time of the event. Its message can
+        # be much older, so the period gives only an upper limit for the row id of the message.
         is_later = filters.metric not in (None, "messages")
         low = 0 if since is None or is_later else first_id_at(to_ms(since - _TIME_TOLERANCE))
         high = _MAX_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))

@@ -70,8 +70,8 @@ class SendCounts:
 
     `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending message was
     created. `sent`, `failed` and `doubtful` count the messages that were created in the period. `doubtful` also contains sent,
-    failed, held and pending messages. `last_error` is the code of a last failed attempt. It belongs to the newest of these messages
-    that has such a code. Messages that were discarded or erased are left out."""
+    failed, held and pending messages. `last_error` is the code of the last failed attempt of the newest message that has such a
+    code, without discarded and erased messages."""
 
     pending: int = 0
     oldest_pending: datetime | None = None

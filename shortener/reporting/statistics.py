@@ -2,7 +2,7 @@
 figures are sums of rolled-up counts.
 
 With Basis.EVENT, each event counts at its own time: a message when it was created, a click when it was clicked. Therefore the
-clicks of a day may belong to messages of the day before, and a rate of a short time may exceed 1. With Basis.SENT, each event
+clicks of a day may belong to messages of the day before, and a rate of a short period may exceed 1. With Basis.SENT, each event
 counts at the time when its message was created, so no rate exceeds 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more

@@ -17,8 +17,8 @@ recount still agree.
 
 Erasure disables the links, because their destinations may be personal. The links then return 410. The caller must first remove the
 links from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message
-(Xoxzo) is given up. The message_id cannot be used for another message. An erasure does not include data that was already sent to
-trackers, and not the backups and logs of others.
+(Xoxzo) is given up. The message_id cannot be used for another message. An erasure includes neither data that was already sent to
+trackers, nor the backups and logs of others.
 
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
 Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
@@ -146,7 +146,7 @@ async def erase(
 async def _wait_for_running_transactions(database: Database) -> None:
     """Wait until each transaction that runs now has ended, for at most MAX_WAIT_SECONDS.
 
-    SQLite runs one transaction after the other, so there is nothing to wait for."""
+    On SQLite, return at once, because SQLite runs one write transaction after the other."""
     if database.dialect == "sqlite":
         return
 
@@ -345,7 +345,7 @@ def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    # This lock waits for a fan-out that has already read the message, so that the data it writes is erased too.
+    # This lock waits for a fan-out that has already read the message. The data that the fan-out writes is therefore erased too.
     found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:

@@ -7,8 +7,8 @@ Therefore each erasure lists its messages in the table `erasure_repeats`. This j
 `REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour. The repeat after an hour is
 necessary because the outcomes of attempts wait in memory while the database is unavailable. Each time, the job also removes the
 links from the link cache, deletes the stored responses to requests that repeated one of the messages with an Idempotency-Key, and
-empties the WAL of SQLite, because the WAL still contains the erased data. The erasure itself does none of these three things,
-because the command line performs it in another process than the service.
+empties the WAL of SQLite, because the WAL still contains the erased data. The erasure itself does not empty the WAL: it may run in
+the process of a command, and only the process that serves empties the WAL.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py

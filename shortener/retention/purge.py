@@ -243,14 +243,16 @@ class _PurgeBatch:
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
     def delete(self, ids: list[int], deletions: Sequence[Deletion]) -> bool:
-        """Run the deletions until the batch is full. Return True if the batch is not full, so all deletions are complete."""
+        """Run the deletions until the batch is full. Return True if all deletions are complete, because the batch did not become
+        full."""
         for deletion in deletions:
             if self.remaining:
                 self.count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))
         return self.remaining > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:
-        """Delete the oldest rows of a table without ids, by an indexed time. Rows with equal times are deleted in the same batch.
+        """Delete the oldest rows of a table that has no ids. `at` is its column with an indexed time. Rows with equal times are
+        deleted in the same batch.
 
         Return True if no row remains that is older than `before`."""
         older = at < before
