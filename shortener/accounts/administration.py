@@ -259,8 +259,8 @@ def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | Non
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
-    """Return a domain as the API and the command line show it. `new_links` is true if new links use this domain unless a request
-    selects another domain."""
+    """Return a domain as the API and the command line show it. `new_links` is true for the domain of new links whose request
+    selects no domain."""
     return {
         "host": domain.host,
         "application_id": domain.application_id,
@@ -312,7 +312,8 @@ def _parse_own_target(
 def _parse_association(name: str, text: str | None) -> str | None:
     """Return the content of a file that associates apps with a domain, as compact JSON. Return None if `text` is empty or None.
 
-    Raise ApiError INVALID_REQUEST if the text is not JSON, is too long, or is not a list (assetlinks) or an object (otherwise)."""
+    Raise ApiError INVALID_REQUEST if the text is not JSON, is too long, or is not a list (assetlinks) or an object
+    (apple_app_site_association)."""
     if not text:
         return None
     try:

@@ -35,7 +35,7 @@ def create_application(
     secret: Secret | None = None,
     own_hosts: OwnHosts = NO_HOSTS,
 ) -> Credentials:
-    """Create an application, as `administration.create_application`."""
+    """Create an application with `administration.create_application`, and add a row to the audit log. Return the credentials."""
     created = administration.create_application(
         connection, name, now, domain=domain, company_id=company_id, secret=secret, own_hosts=own_hosts
     )
@@ -54,7 +54,8 @@ def ensure_default(
     api_key: str = "",
     tracker_token: str = "",
 ) -> Credentials | None:
-    """Create the first application, as `administration.ensure_default`."""
+    """Create the first application with `administration.ensure_default`, and add a row to the audit log. Return its credentials, or
+    None if there is an application already."""
     created = administration.ensure_default(connection, now, secret, api_key=api_key, tracker_token=tracker_token)
     if created is not None:
         audit.add(connection, now, "application_created", DEFAULT_NAME, application_id=created.application_id)
@@ -70,8 +71,8 @@ def update_application(
     *,
     own_hosts: OwnHosts = NO_HOSTS,
 ) -> None:
-    """Change an application, as `administration.update_application`. A new name, a change of `disabled` and the changes of settings
-    each add one row."""
+    """Change an application with `administration.update_application`. A new name, a change of `disabled` and the changes of
+    settings each add one row to the audit log."""
     old = administration.lock_application(connection, application_id)
     administration.update_application(connection, application_id, changes, now, own_hosts=own_hosts)
     new = administration.lock_application(connection, application_id)
@@ -100,7 +101,7 @@ def add_domain(
     *,
     own_hosts: OwnHosts = NO_HOSTS,
 ) -> str:
-    """Add a domain, as `administration.add_domain`. Return its host as stored."""
+    """Add a domain with `administration.add_domain`. Return its host as it is stored."""
     domain_id = administration.add_domain(connection, application_id, base_url, now, own_hosts=own_hosts)
     row = connection.execute(select(schema.domains).where(schema.domains.c.id == domain_id)).one()
     after = {"base_url": row.base_url + row.path}
@@ -119,7 +120,7 @@ def update_domain(
     own_hosts: OwnHosts = NO_HOSTS,
     application_id: int | None = None,
 ) -> str:
-    """Change a domain, as `administration.update_domain`. Return its host as stored."""
+    """Change a domain with `administration.update_domain`. Return its host as it is stored."""
     old = administration.lock_domain(connection, host, application_id)
     administration.update_domain(connection, host, changes, now, own_hosts=own_hosts, application_id=application_id)
     new = administration.find_domain(connection, host, application_id)
@@ -137,7 +138,7 @@ def _domain_fields(row: Row[Any]) -> dict[str, Any]:
 
 
 def _domain_action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return the name of the action for the audit log. It depends on the field if only one field changes. Otherwise it is
+    """Return the name of the action for the audit log. If only one field changes, the name depends on this field. Otherwise it is
     `domain_changed`."""
     changed = {name: value for name, value in after.items() if before[name] != value}
     if changed.keys() == {"disabled"}:
@@ -148,7 +149,7 @@ def _domain_action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def remove_domain(
     connection: Connection, audit: AuditWriter, host: str, now: datetime, *, application_id: int | None = None
 ) -> str:
-    """Remove a domain, as `administration.remove_domain`. Return its host as stored."""
+    """Remove a domain with `administration.remove_domain`. Return its host as it is stored."""
     row = administration.find_domain(connection, host, application_id)
     administration.remove_domain(connection, host, now, application_id=application_id)
     audit.add(connection, now, "domain_removed", row.host, application_id=row.application_id)
@@ -157,7 +158,7 @@ def remove_domain(
 
 
 def block_host(connection: Connection, audit: AuditWriter, application_id: int, host: str, now: datetime) -> str:
-    """Block a host, as `administration.block_host`. Return the normalized host."""
+    """Block a host with `administration.block_host`. Return the normalized host."""
     normalized, is_new = administration.block_host(connection, application_id, host, now)
     if is_new:
         audit.add(connection, now, "host_blocked", normalized, application_id=application_id)
@@ -165,7 +166,7 @@ def block_host(connection: Connection, audit: AuditWriter, application_id: int, 
 
 
 def unblock_host(connection: Connection, audit: AuditWriter, application_id: int, host: str, now: datetime) -> str:
-    """Unblock a host, as `administration.unblock_host`. Return the normalized host."""
+    """Unblock a host with `administration.unblock_host`. Return the normalized host."""
     normalized = administration.unblock_host(connection, application_id, host)
     audit.add(connection, now, "host_unblocked", normalized, application_id=application_id)
     return normalized

@@ -66,7 +66,7 @@ def revoke_key(
 def rotate_token(
     connection: Connection, audit: AuditWriter, application_id: int, now: datetime, overlap: timedelta
 ) -> tuple[str, datetime]:
-    """Rotate the tracker token, as `credentials.rotate_token`. Return the same result."""
+    """Rotate the tracker token with `credentials.rotate_token`, and return its result."""
     token, until = credentials.rotate_token(connection, application_id, now, overlap)
     after = {"previous_valid_until": to_iso(until)}
     audit.add(connection, now, "tracker_token_rotated", application_id=application_id, after=after)
@@ -76,7 +76,7 @@ def rotate_token(
 def create_postback_key(
     connection: Connection, audit: AuditWriter, application_id: int, name: str, now: datetime
 ) -> tuple[int, str]:
-    """Create a postback key, as `postback_keys.create_postback_key`. Return the same result."""
+    """Create a postback key with `postback_keys.create_postback_key`, and return its result."""
     created = postback_keys.create_postback_key(connection, application_id, name, now)
     audit.add(connection, now, "postback_key_created", name.strip(), application_id=application_id)
     return created
@@ -85,7 +85,7 @@ def create_postback_key(
 def rotate_postback_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime, overlap: timedelta
 ) -> tuple[int, str, datetime]:
-    """Rotate a postback key, as `postback_keys.rotate_postback_key`. Return the same result."""
+    """Rotate a postback key with `postback_keys.rotate_postback_key`, and return its result."""
     new_id, key, until = postback_keys.rotate_postback_key(connection, application_id, key_id, now, overlap)
     after = {"previous_valid_until": to_iso(until)}
     _add_postback_row(connection, audit, now, "postback_key_rotated", new_id, after)
@@ -93,7 +93,7 @@ def rotate_postback_key(
 
 
 def revoke_postback_key(connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime) -> None:
-    """Revoke a postback key, as `postback_keys.revoke_postback_key`."""
+    """Revoke a postback key with `postback_keys.revoke_postback_key`."""
     postback_keys.revoke_postback_key(connection, application_id, key_id, now)
     _add_postback_row(connection, audit, now, "postback_key_revoked", key_id)
 

@@ -60,7 +60,8 @@ class Domain:
     removed: bool = False
 
     def accepts(self, prefix: str) -> bool:
-        """Return whether links of this domain have this path before their codes: "" or for example "/ABCDEF"."""
+        """Return whether links of this domain can have the path `prefix` before their codes. `prefix` is "" or for example
+        "/ABCDEF"."""
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
@@ -88,8 +89,8 @@ class Application:
 
     @property
     def domain(self) -> Domain | None:
-        """The domain of new links: the default domain if it is enabled, otherwise the first enabled domain. None if no domain is
-        enabled."""
+        """The domain of new links: the default domain if it is enabled, and otherwise the first enabled domain. It is None if no
+        domain is enabled."""
         if not self.domains:
             return None
         enabled = [domain for domain in self.domains if not domain.disabled]
@@ -221,7 +222,7 @@ class Directory:
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
-        """Return whether links of any domain have this path before their codes."""
+        """Return whether links of any domain can have the path `prefix` before their codes."""
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
 
     def domain_by_id(self, domain_id: int) -> Domain | None:

@@ -140,7 +140,7 @@ async def _ensure_default_application(database: Database, clock: Clock, secret: 
     audit = AuditWriter(SERVER_START, IdGenerator(database.node, ms_clock(clock)))
     try:
         return await database.write(ensure_default, audit, clock(), secret, **initial)
-    except (IntegrityError, ApiError):  # Another node has created the application at the same time, so this call does nothing.
+    except (IntegrityError, ApiError):  # Another node has created the application at the same time, so the second call finds it.
         return await database.write(ensure_default, audit, clock(), secret, **initial)
 
 

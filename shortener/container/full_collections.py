@@ -40,9 +40,9 @@ class FullCollections:
         self._excludes = False  # True in the process of `serve`, which calls `gc.freeze` when it has started.
 
     async def step(self) -> int:
-        """Start a full collection, unless a large request is in progress and the last collection was less than MAX_DELAY_SECONDS
-        ago. If the last collection of all objects was long ago, also examine the excluded objects. Return 0, because the job always
-        pauses after a run."""
+        """Start a full collection. While a large request is in progress, wait until the last collection was MAX_DELAY_SECONDS ago.
+        If the last collection of all objects was THOROUGH_SECONDS ago, also examine the excluded objects. Return 0, because the job
+        always pauses after a run."""
         now = self._clock()
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0

@@ -148,7 +148,7 @@ def _known(name: str, response: bool) -> Any:
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # in some schemas, `events` is a list of objects
+    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # the items are objects, but the example is a list of texts
         return False
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds

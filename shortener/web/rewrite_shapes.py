@@ -141,7 +141,7 @@ class MessageOptions(RequestModel):
     )
     fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
-        default_factory=list,  # pydantic copies a default that is a list with copy.deepcopy for every message
+        default_factory=list,  # pydantic would copy a list that is the default with copy.deepcopy, for every message
         json_schema_extra={"default": []},
         description="URLs or labels of opt-out links. A hit on an opt-out link creates a click event even if the verdict of "
         "the hit is suspected. Links with the label optout are always opt-out links.",
@@ -171,7 +171,8 @@ class RewriteMessage(MessageOptions):
 
 
 class RewriteBatch(RequestModel):
-    """A batch of messages. Either all messages are stored or none, unless `on_invalid` is skip."""
+    """A batch of messages. All messages are stored, or none. If `on_invalid` is skip, all messages to valid recipients are
+    stored."""
 
     on_invalid: OnInvalid = Field("fail", description=_ON_INVALID)
     messages: list[Annotated[RewriteMessage, WrapValidator(limit_errors)]] = Field(min_length=1)
