@@ -59,8 +59,8 @@ class Run:
 
 
 def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
-    """Exit if the database has no row for a 302 response that wrk counted. More rows than responses are accepted, because wrk may
-    leave one unfinished request per connection."""
+    """Exit if the database has fewer new hits than wrk counted responses with 302. More hits than responses are accepted, because
+    wrk may leave one unfinished request per connection."""
     recorded = server.query("SELECT count(*) FROM hits") - before
     if not responses <= recorded <= responses + slack:
         sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")

@@ -134,7 +134,7 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
             await click(port, codes, options.rate, 2)  # warm-up clicks, which are not measured
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)  # some clicks precede the deliveries
+            await asyncio.sleep(0.2)  # send some clicks before the deliveries become due
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()

@@ -77,7 +77,7 @@ insert_attempts = BulkInsert(schema.attempts, "id", "delivery_id", "attempt", "a
 
 class Rows:
     """A writer of the rows of messages that are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is the share of
-    clicked messages. All messages belong to one cohort and have the same link set. The parameters contain the ids of both."""
+    clicked messages. All messages belong to one cohort and have the same link set, whose ids are parameters."""
 
     def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int, link_set: int) -> None:
         self._start_ms = start_ms

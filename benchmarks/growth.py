@@ -124,7 +124,7 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            # Use a write transaction, because the service looks up the links of clicks in one.
+            # Use a write transaction, because the service looks up the links of clicks in the transaction that writes the hits.
             targets = await database.write(queries.find_links, sample)
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size

@@ -144,7 +144,8 @@ class HangingCallbacks(HangingReceivers):
         self._write(False)
 
     async def switch(self, client: httpx.AsyncClient, on: bool) -> None:
-        """Make all callbacks due, or mark them as delivered. Wait until attempts to the hosts are in flight, or none is."""
+        """Make all callbacks due, or mark them as delivered. Wait until attempts to the hosts are in flight, or after the switch to
+        `off` until none is in flight."""
         await asyncio.to_thread(self._write, on)
         async with asyncio.timeout(60):
             while (await _attempts_in_flight(client) >= min(MIN_HANGING_ATTEMPTS, self._hosts // 2)) != on:

@@ -123,7 +123,8 @@ def _click_in_turns(
     elapsed = 0.0
     for _ in range(SLICES):
         floor += _click(bare, itertools.cycle(rig.random_paths()), rate, seconds / SLICES)[0]
-        _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)  # the clicks on a campaign begin slowly
+        # Warm-up clicks with a quarter of the rate, because people do not begin to click at the full rate.
+        _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)
         latencies, duration = _click(base, codes, rate, seconds / SLICES)
         beside += latencies
         elapsed += duration
@@ -139,7 +140,7 @@ def _click(base: str, codes: Iterator[str], rate: int, seconds: float) -> tuple[
 
 
 async def _make_due(url: str, place: Path, port: int, count: int) -> int:
-    """Add a tracker with `count` deliveries that are due, and disable it. Return its id."""
+    """Add a tracker with `count` due deliveries, and disable the tracker, so that it gets none of them yet. Return its id."""
     values: Any = {"data_dir": place, "database_url": url, "secret": filling.SECRET, "allow_private_targets": True}
     service = await open_service(Settings(**values))
     try:

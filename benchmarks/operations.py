@@ -184,7 +184,7 @@ def installing() -> list[Figure]:
     note = f"{len(sizes)} of {len(names)} are installed here; largest: "
     note += ", ".join(f"{name} {sizes[name] / 1e6:.0f} MB" for name in largest)
     with rig.server() as server:
-        time.sleep(5)  # the process is idle after its start
+        time.sleep(5)  # wait until the start has ended, so that the process is idle
         memory = server.resident_mb
     return [
         Figure("packages of an installation", len(sizes), "packages", note=note),

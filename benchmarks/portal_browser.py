@@ -89,7 +89,7 @@ def _visit(browser: Chromium, url: str, state: Any, width: int) -> dict[str, flo
         )
         visit.page.add_init_script(_OBSERVE)
         visit.open(url)
-        visit.page.wait_for_timeout(1000)  # tasks after the load count too
+        visit.page.wait_for_timeout(1000)  # the values also include the tasks of the first second after the load
         values: dict[str, float] = visit.page.evaluate(_READ)
         return values
 

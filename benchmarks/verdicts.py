@@ -42,7 +42,7 @@ MAX_BROWSERS_SUSPECTED = 0.5  # the maximum per cent of browsers that are suspec
 MAX_PHONES_SUSPECTED = 0.0  # the maximum per cent of phones that are suspected
 MAX_CRAWLERS_HUMAN = 2.0  # the maximum per cent of crawlers that count as human
 MAX_CACHED_MICROSECONDS = 10.0
-CACHED_PASSES = 5  # the fastest pass counts: other processes replace data in the processor's caches
+CACHED_PASSES = 5  # number of passes, of which the fastest counts, because other processes replace data in the processor's caches
 
 # User agents of the HTTP clients of apps on Android and on Apple's systems. Matomo lists them under the browser of the system,
 # but no browser sends them.

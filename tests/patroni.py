@@ -73,7 +73,7 @@ class PatroniServer(Cluster):
 
     def start(self) -> None:
         if self._agent is not None:
-            self._agent.wait(PATIENCE)  # the test has killed it
+            self._agent.wait(PATIENCE)  # the test has killed this process
         with (self._folder / "log").open("ab") as log:
             command = ["patroni", str(self._configuration)]
             self._agent = subprocess.Popen(command, user=self._user, cwd=self._folder, stdout=log, stderr=log, env=_environment())

@@ -179,7 +179,8 @@ class PrimaryAndStandby:
         )
 
     def fail_over(self) -> None:
-        """Promote the standby. The other server becomes the standby, and must be made a copy of the new primary."""
+        """Promote the standby. The failed server becomes the new standby, but `attach_standby` must first make it a copy of the new
+        primary."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 

@@ -92,7 +92,7 @@ async def test_the_jobs_stop_also_if_a_wake_up_event_is_set_at_the_same_time() -
             await asyncio.sleep(0)
         await asyncio.wait_for(jobs.stop(), PATIENCE)
         jobs.start()
-        await asyncio.sleep(0)  # the job begins to wait
+        await asyncio.sleep(0)  # let the job begin to wait
     await jobs.stop()
 
 
@@ -142,7 +142,7 @@ async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: B
 async def test_a_long_running_task_that_was_cancelled_by_its_owner_is_not_started_again() -> None:
     supervisor, ended = TaskSupervisor(), asyncio.Event()
     task = supervisor.start("loop", ended.wait)  # type: ignore[arg-type]  # the result of `wait` does not matter
-    await asyncio.sleep(0)  # the task starts
+    await asyncio.sleep(0)  # let the task start
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -159,6 +159,6 @@ async def test_a_background_job_is_reported_as_failing_until_a_run_succeeds() ->
     assert jobs.failing == ["fold"]
     jobs.table["fold"].wake_up.notify()
     await work.wait()
-    await asyncio.sleep(0)  # the job ends its run
+    await asyncio.sleep(0)  # let the job end its run
     assert jobs.failing == []
     await jobs.stop()

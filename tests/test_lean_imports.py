@@ -127,8 +127,8 @@ print(uvicorn.__version__ > "0", callable(uvicorn.main))
     ("part", "module"), [("rewriter", "shortener.messages.rewriter"), ("status_reader", "shortener.reporting.status")]
 )
 def test_a_module_with_endpoints_imports_the_parts_of_the_service_that_are_built_on_demand(part: str, module: str) -> None:
-    """These modules are imported in a thread, and must import the parts with them. Otherwise the first request would import a part
-    on the event loop."""
+    """A thread imports these modules, so they must import the parts of the service too. Otherwise the first request would import a
+    part on the event loop."""
     users = [
         f"shortener.web.{name}"
         for name in MODULES

@@ -62,7 +62,7 @@ class Here(AbstractResolver):
 @dataclass
 class Caddy:
     """A running Caddy. `upstreams`: the local ports that replace the hosts serve1 and serve2 of the Caddyfile. `changes`: further
-    texts to replace."""
+    texts of the Caddyfile, with the texts that replace them."""
 
     folder: Path
     upstreams: tuple[int, int]

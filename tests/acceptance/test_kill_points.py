@@ -42,8 +42,8 @@ SENDS = 5
 
 
 def test_the_service_itself_uses_every_function_whose_transactions_the_kill_points_interrupt() -> None:
-    """TRANSACTIONS contains names as strings, and most of them are used only in `make prove`. Without this test, nobody would
-    notice that a function was renamed. A function that only commands use would never run in the server."""
+    """TRANSACTIONS contains the names of functions as strings, and most of them are used only in `make prove`. This test fails if
+    such a function was renamed, or if only commands use it, because it would then never run in the server."""
     defined: set[str] = set()
     used: set[str] = set()
     for file in set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")):

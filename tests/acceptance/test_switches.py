@@ -36,7 +36,7 @@ def make_link(server: Server, key: str, url: str) -> Link:
                 host, _, path = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("http://").partition("/")
                 return host, f"/{path}"
             assert time.monotonic() < deadline, answer.text
-            time.sleep(0.02)  # before the next request
+            time.sleep(0.02)  # the pause before the next request
 
 
 def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_an_outage_of_the_database(

@@ -34,7 +34,8 @@ PERIODS: tuple[tuple[dict[str, str], list[int]], ...] = (
     ({"since": "2026-11-22T00:15:00Z", "until": "2026-11-23T00:45:00+01:00"}, []),
 )
 
-#: The commands that list rows: the names of the list and of the id in their JSON, and the same list of the API.
+#: The commands that list rows. For each command: the name of the list in its JSON (None: the JSON is the list), the name of the id
+#: of a row, the path of the same list of the API, and the name of the list there.
 LISTS: dict[tuple[str, ...], tuple[str | None, str, str, str]] = {
     ("messages", "list"): (None, "message_id", "/api/v1/sms/messages", "messages"),
     ("export", "1"): (None, "message_id", "/api/v1/sms/messages", "messages"),

@@ -70,7 +70,7 @@ async def test_a_repair_starts_when_redis_responds_again_and_repeats_a_batch_tha
     with monkeypatch.context() as patch:
         patch.setattr(RedisLinkCache, "is_up", False)
         assert await repair.step() == 0
-    client.config_set("min-replicas-to-write", 1)  # Redis rejects writes
+    client.config_set("min-replicas-to-write", 1)  # with this setting, Redis rejects writes
     assert await repair.step() == 0
     client.config_set("min-replicas-to-write", 0)
     assert await repair.step() == 1

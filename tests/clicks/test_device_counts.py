@@ -195,7 +195,8 @@ async def test_the_device_job_uses_the_time_of_the_database_if_the_clock_of_its_
 async def test_catching_up_reads_a_page_again_if_a_late_hit_was_stored_meanwhile(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a reclassification would skip the hits of this page and of all that follow, because they are not counted yet."""
+    """Without the second read, a reclassification would skip the hits of this page and of all later pages, because the device job
+    has not counted them."""
     (code,) = await create_codes(service)
     late = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)

@@ -110,7 +110,7 @@ def test_a_coroutine_function_can_handle_events_in_starlette_but_not_in_flask() 
     handled: list[str] = []
 
     async def handle(event: WebhookEvent) -> None:
-        await asyncio.sleep(0)  # the handler is really asynchronous
+        await asyncio.sleep(0)  # let the event loop run other tasks, so that the handler really is asynchronous
         handled.append(event.event_id)
 
     assert post_to_starlette(EventReceiver(SECRET, handle))(*signed_now({"event": "click"}))[0] == 200

@@ -12,7 +12,7 @@ import pytest
 
 #: Libraries and modules that most processes never use, or use only after their first request of a kind.
 UNUSED = (
-    "aiohttp",  # until the first delivery
+    "aiohttp",  # imported at the first delivery
     "alembic",
     "argon2",
     "asyncpg",
@@ -23,11 +23,11 @@ UNUSED = (
     "rich",
     "segno",
     "shortener.portal.router",
-    "shortener.web.rewrite",  # and the other modules with endpoints
+    "shortener.web.rewrite",  # an example of the modules with endpoints
     "shortener.web.vendors",
     "smpplib",
     "sqlalchemy.orm",
-    "ua_parser",  # until the first hit is counted by device
+    "ua_parser",  # imported when the first hit is counted by device
     "yaml",
 )
 

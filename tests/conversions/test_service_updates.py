@@ -238,7 +238,7 @@ async def test_the_event_of_a_conversion_revision_contains_the_values_of_that_re
 
 
 def another_process(service: Service, clock: Clock, number: int) -> Conversions:
-    """Return another `Conversions` for the same database. Like that of another process, it has its own batches."""
+    """Return another `Conversions` for the same database. It has its own batches, like the `Conversions` of another process."""
     ids = IdGenerator(5 + number, lambda: to_ms(clock()))
     return Conversions(service.database, ids, ClickIds(b"key"), clock, lambda: None)
 

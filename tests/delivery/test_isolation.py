@@ -65,8 +65,8 @@ async def add_tracker(service: Service, url: str, **values: object) -> int:
 
 
 async def click(service: Service, count: int, callback_url: Callable[[int], str] = lambda number: "") -> None:
-    """Write the first clicks of `count` new messages in one transaction. `callback_url` returns the URL of the callbacks of each
-    message; an empty text means that it has none."""
+    """Write the first clicks of `count` new messages in one transaction. `callback_url` returns the callback URL for the number of
+    a message, or an empty text for no callback."""
 
     def write(connection: Connection) -> None:
         for number in range(count):

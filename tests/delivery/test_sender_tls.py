@@ -165,7 +165,7 @@ def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
         result = runner.run(scene(listener.getsockname()[1]))
         thread.join(GRACE)
     assert (result.status, result.is_local) == (None, False)
-    assert result.error in ("tls_error", "timeout")  # uvloop sometimes reports no error at all
+    assert result.error in ("tls_error", "timeout")  # uvloop sometimes reports no error, so that the request times out
 
 
 def test_all_senders_share_one_tls_context_until_the_path_of_the_certificate_authorities_changes(

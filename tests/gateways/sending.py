@@ -24,7 +24,8 @@ PENDING, SENT, FAILED, HELD = (int(status) for status in SendStatus)
 
 
 class BusyDatabase:
-    """A database in which each transaction of bulk work seems to wait for others: it begins `seconds` of the test clock later."""
+    """A database whose transactions of bulk work begin late: each one moves the test clock forward by `seconds`, as if it had
+    waited for other transactions."""
 
     def __init__(self, database: Database, clock: Clock, seconds: float) -> None:
         self._database = database

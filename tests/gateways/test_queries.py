@@ -78,7 +78,8 @@ async def test_the_statements_for_due_messages_use_the_partial_index(
             assert len(queries.claim(connection, [request], NOW)) == 2
 
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # because PostgreSQL reads a small table completely
+            # otherwise PostgreSQL reads a small table completely, without an index
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         return plans(connection, run)
 
     _, states, claim, *_ = await service.database.write(explain)

@@ -95,7 +95,7 @@ async def test_one_run_of_fold_adds_the_amounts_of_few_origins_so_that_clicks_do
     def write_deltas(connection: Connection) -> None:
         for row in range(3):
             delta = CountDelta()
-            for metric in ("clicks", "first_clicks"):  # the entries of an origin do not follow each other
+            for metric in ("clicks", "first_clicks"):  # each origin has two entries, which do not follow each other in the row
                 for sent in range(50):
                     delta.add_slots(1, NOON_SLOT, metric, NOON_SLOT - sent - row * 25, 0)
             count_deltas.append(connection, row, delta)

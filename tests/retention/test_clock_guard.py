@@ -12,7 +12,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 async def step_at(database: Database, now: datetime) -> ClockStep | None:
-    """Begin a run of the purge, and check that `find_step` returns the same."""
+    """Begin a run of the purge. Return the step of the clock that it finds. Check that `find_step` returns the same step."""
     step = await database.write(note_run, now)
     assert await database.read(find_step, now) == step
     return step

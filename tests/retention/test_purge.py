@@ -276,8 +276,10 @@ async def test_the_purge_deletes_an_event_when_the_retention_time_has_passed_sin
         add_event(tracker_id=2, **PENDING, next_at=NOW - 91 * DAY)
         return [
             add_event(**PENDING),
-            add_event(tracker_id=2, **PENDING, next_at=NOW - 89 * DAY),  # replayed, and the tracker was disabled afterwards
-            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed long after its event
+            # this delivery was replayed, and its tracker was disabled afterwards
+            add_event(tracker_id=2, **PENDING, next_at=NOW - 89 * DAY),
+            # this delivery was replayed long after its event
+            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
         ]

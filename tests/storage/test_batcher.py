@@ -97,7 +97,7 @@ async def test_on_sqlite_a_batch_takes_no_further_request_if_it_would_have_too_m
     rows = {"third": MAX_ROWS // 3, "large": MAX_ROWS * 2, "small": 1}
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, rows_of=lambda name: rows[name.partition("-")[0]])
     first = asyncio.create_task(commits.submit("small-0"))
-    await asyncio.sleep(0)  # the first batch begins
+    await asyncio.sleep(0)  # let the first batch begin
     wanted = ["third-1", "third-2", "third-3", "third-4", "large-1", "small-1", "small-2"]
     await asyncio.gather(first, *map(commits.submit, wanted))
     assert sorted(name for batch in names.batches for name in batch) == sorted(["small-0", *wanted])

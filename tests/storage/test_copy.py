@@ -171,7 +171,8 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
 async def test_a_copy_that_fails_raises_its_error_only_after_the_read_of_the_source_has_ended(
     source: Database, target: Database
 ) -> None:
-    """The next rows are read while the target writes, and the command closes both databases after an error."""
+    """The copy reads the next rows while the target writes. The command closes both databases after an error, so no read may run
+    then."""
     running = 0
 
     class Source:

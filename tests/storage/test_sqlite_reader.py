@@ -40,7 +40,7 @@ async def test_each_statement_of_a_read_needs_one_thread_switch(tmp_path: Path, 
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count)
         assert await database.read(query) == [7, 8]
-        assert len(returns) == 4  # BEGIN, two statements and ROLLBACK
+        assert len(returns) == 4  # one return from the thread each for BEGIN, two statements and ROLLBACK
 
 
 @pytest.mark.parametrize("rows", SIZES)

@@ -215,7 +215,8 @@ async def test_a_short_update_of_links_does_not_wait_for_a_long_one_of_another_a
 ) -> None:
     monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     updates = service.link_updates
-    monkeypatch.setattr(updates, "perform", partial(updates.perform, seconds=0.0001))  # one batch in each step
+    # with this time limit, each step performs one batch
+    monkeypatch.setattr(updates, "perform", partial(updates.perform, seconds=0.0001))
     other = await service.database.write(create_application, "other", clock())
     await service.directory.refresh()
     await send(client, 20, campaign="one")

@@ -48,7 +48,7 @@ def objects_in(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_openapi_document_is_valid_openapi_3_1() -> None:
-    from schemathesis.specs.openapi.definitions import OPENAPI_31  # takes half a second
+    from schemathesis.specs.openapi.definitions import OPENAPI_31  # this import takes half a second
 
     assert list(jsonschema_rs.Draft202012Validator(OPENAPI_31).iter_errors(DOCUMENT)) == []
 

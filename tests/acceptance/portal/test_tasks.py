@@ -120,7 +120,7 @@ def test_main_tasks_of_support_and_admins_work_by_keyboard(browser: Chromium, em
 
 
 def _continue_late(route: Any) -> None:
-    time.sleep(0.3)  # a slow network
+    time.sleep(0.3)  # delay the response, as on a slow network
     route.continue_()
 
 
@@ -203,7 +203,7 @@ def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(br
         if route.request.method == "POST":
             sent.append(route.request.url)
         response = route.fetch()
-        time.sleep(0.5)  # the second click arrives before the response
+        time.sleep(0.5)  # delay the response, so that the second click comes first
         route.fulfill(response=response)
 
     with browser.page(state=state) as visit:

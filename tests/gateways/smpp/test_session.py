@@ -100,7 +100,7 @@ async def test_the_smpp_session_stops_reading_while_the_smsc_does_not_read_its_r
     header = await loop.sock_recv(smsc, 16)
     await loop.sock_sendall(smsc, struct.pack(">LLLL", 17, 0x80000009, 0, int.from_bytes(header[12:16], "big")) + b"\0")
     await binding
-    await loop.sock_recv(smsc, 1000)  # the body of the bind
+    await loop.sock_recv(smsc, 1000)  # read the body of the bind request
     sending = asyncio.create_task(loop.sock_sendall(smsc, build("enquire_link", 1) * requests))
     async with asyncio.timeout(PATIENCE):
         while not sending.done() and not writer.transport.get_write_buffer_size():
