@@ -127,7 +127,7 @@ def _parse(text: str) -> PackedAddress | None:
         if ":" not in text:
             return socket.inet_pton(socket.AF_INET, text)
         if "%" in text:
-            # A zone such as %eth0 has a meaning only on the proxy, so it is removed.
+            # A zone such as %eth0 names a network interface of the proxy. It has no meaning on this machine, so it is removed.
             return ipaddress.IPv6Address(int(ipaddress.IPv6Address(text))).packed
         address = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):

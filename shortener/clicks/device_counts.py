@@ -156,10 +156,10 @@ class DeviceCounter:
         self._clock = clock
 
     async def step(self) -> int:
-        """Count one page of hits that are older than LAG_MS.
+        """Count one page of hits that are older than LAG_MS, and return the number of its hits. Return 0 if the job must wait for
+        its interval: no more hits follow, or the page must be read again.
 
-        Return the number of hits if more hits may follow. Otherwise return 0, also if the page must be read again: the job then
-        waits for its interval. Raise StoreUnavailable if the database is unavailable."""
+        Raise StoreUnavailable if the database is unavailable."""
         counted, is_stored = await self._count_page()
         return counted if is_stored and counted == PAGE_HITS else 0
 

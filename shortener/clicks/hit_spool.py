@@ -134,10 +134,10 @@ class HitSpool:
         return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
 
     async def move_from(self, prefix: str) -> int:
-        """Move the hits and dead letters of the spool whose keys begin with `prefix` to this spool. Return their number.
+        """Move the hits and dead letters of another spool, whose keys begin with `prefix`, to this spool. Return the number of
+        moved entries. During the move, no process may use either spool.
 
-        During the move, no process may use one of the two spools. Raise RedisUnavailable if Redis does not respond. A second call
-        continues the move."""
+        Raise RedisUnavailable if Redis does not respond. A second call then continues the move."""
 
         async def command(client: Client) -> int:
             moved = 0

@@ -227,7 +227,7 @@ class HitWriter:
         return stored, failures
 
     async def _write_late(self, hits: Sequence[Hit]) -> int:
-        """Write the hits that are not stored yet, in one transaction. Return the number of hits that it has stored."""
+        """Write the hits that are not stored yet, in one transaction. Return the number of newly stored hits."""
         await load_expressions()
         for is_last in (False, True):
             try:

@@ -266,7 +266,7 @@ class LinkUpdates:
         waits = exists().where(
             earlier.application_id == c.application_id, earlier.id < c.id, earlier.state.in_((COUNTING, RUNNING))
         )
-        # The links of an update are counted before it is its turn, because counting changes nothing.
+        # An update counts its links even while it waits for an earlier update, because counting changes nothing.
         return c.state.in_((COUNTING, RUNNING)), free, or_(c.state == COUNTING, ~waits)
 
     def _claim(self, connection: Connection, update_id: int) -> AnyRow | None:
@@ -282,7 +282,7 @@ class LinkUpdates:
         connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
 
     def _stop_failed(self, connection: Connection, update_id: int) -> None:
-        """Stop an update whose batch failed, unless another process performs it now."""
+        """Stop an update whose batch failed. If another process has taken over the update, change nothing."""
         c = link_updates.c
         stopped = connection.execute(
             update(link_updates)
@@ -295,7 +295,7 @@ class LinkUpdates:
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
     def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> None:
-        """Change the links of a batch. Change nothing if the update was stopped or another process performs it now."""
+        """Change the links of a batch. If the update was stopped or another process has taken it over, change nothing."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows)):
             return
@@ -307,8 +307,8 @@ class LinkUpdates:
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
 
     def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int) -> bool:
-        """Store the new position of the update and return True. If the update was stopped or another process performs it now, store
-        nothing and return False."""
+        """Store the new position of the update and return True. If the update was stopped or another process has taken it over,
+        store nothing and return False."""
         values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
         if not position.ids:
             values["range_index"] += 1

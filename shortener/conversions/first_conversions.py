@@ -51,8 +51,8 @@ _CLAIM = {
     # SQLite has one writer, so no other transaction stores these messages before `_insert`.
     "sqlite": f"SELECT json_group_array(json_array(m.id, ({_FIRST_AT}))) FROM (SELECT value AS id FROM json_each(?)) AS m "
     "WHERE NOT EXISTS (SELECT 1 FROM first_conversions AS f WHERE f.id = m.id)",
-    # With LIMIT, PostgreSQL looks up each message in the index, also if the query plan is from a time when the table was small.
-    # With OFFSET 0, it searches for conversions only of the messages that have no row.
+    # With LIMIT, PostgreSQL looks up each message in the index, even if it made the query plan when the table was small. With
+    # OFFSET 0, it searches for conversions only of the messages that have no row.
     "postgresql": "INSERT INTO first_conversions (id, at) SELECT m.id, c.at FROM (SELECT i.id FROM unnest($1::bigint[]) AS i(id) "
     "LEFT JOIN LATERAL (SELECT id FROM first_conversions WHERE id = i.id LIMIT 1) AS f ON true WHERE f.id IS NULL OFFSET 0) AS m "
     f"CROSS JOIN LATERAL ({_FIRST_AT}) AS c ORDER BY m.id ON CONFLICT DO NOTHING RETURNING id, at",
@@ -194,7 +194,8 @@ class FirstConversions:
 
 
 def _has_deltas_before(connection: Connection, row_id: int) -> bool:
-    """Return whether a row of count deltas with a lower id was not added to the counts yet. Quarantined rows have negative ids."""
+    """Return whether count deltas with lower ids than `row_id` were not added to the counts yet. Quarantined deltas do not matter;
+    their ids are negative."""
     oldest = select(func.min(schema.count_deltas.c.id)).where(schema.count_deltas.c.id > 0)
     return (connection.scalar(oldest) or row_id) < row_id
 

@@ -252,9 +252,10 @@ class _Parser:
         return text
 
     def _id(self, name: str) -> str | None:
-        """Return a message_id or click_id, or None if it is absent. Reject an id that is too long.
+        """Return a message_id or click_id, or None if it is absent. Reject the report if the id is too long.
 
-        Exception: if there is also a message_id, a click_id that is too long is not rejected, but stored as metadata."""
+        If the report also contains a message_id, a click_id that is too long is stored as metadata, and the report is not
+        rejected."""
         text = self._texts.get(name)
         if text is None or len(text) <= MAX_ID_CHARACTERS:
             return text

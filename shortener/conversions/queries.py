@@ -234,8 +234,8 @@ class CountedActions:
         self._known: dict[int, set[str]] = {}
 
     def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return those (application_id, action) pairs whose actions are counted separately. Until an application has
-        MAX_COUNTED_ACTIONS such actions, a new action is stored as one of them."""
+        """Return those (application_id, action) pairs whose actions are counted separately. While an application has fewer than
+        MAX_COUNTED_ACTIONS such actions, its new actions are counted separately too."""
         unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
         if not unknown:
             return actions

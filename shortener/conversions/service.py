@@ -73,7 +73,7 @@ class _Submission:
     """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies.
 
     `tried_ids` are the row ids with which transactions tried to insert the conversion, and `tried_updates` the revisions that they
-    tried to store. If one of them is stored, this report created it in a transaction whose commit seemed to fail."""
+    tried to store. If such a row or revision is stored, this report created it in a transaction whose commit seemed to fail."""
 
     application_id: int
     report: ConversionReport

@@ -61,8 +61,8 @@ log = structlog.get_logger(__name__)
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 #: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends.
 #: Without this limit, 200 events of an application with 100 trackers would create 20,000 deliveries in one transaction, which takes
-#: more than half a second. The next transactions process the events of other applications first, so that the events of other
-#: applications are not delayed.
+#: more than half a second. The next transactions process the events of other applications first, so that these events are not
+#: delayed.
 MAX_DELIVERIES = 1000
 
 #: If a tracker receives both events of a first click, it gets the conversion this much later. The reason: a tracker receives

@@ -45,8 +45,8 @@ class SendState:
     raw_response: bytearray = field(default_factory=bytearray)
 
     def find_retry_after(self) -> str | None:
-        """Return the Retry-After header of a response with a status in `_THROTTLING` whose headers are malformed, incomplete or
-        too long; None if it was not received."""
+        """Return the Retry-After header of a response whose headers aiohttp cannot parse, because they are malformed, incomplete or
+        too long. Return None if the header was not received, or if the status is not in `_THROTTLING`."""
         end = _END_OF_HEAD.search(b"\n" + self.raw_response)
         found = _RETRY_AFTER.search(self.raw_response, 0, len(self.raw_response) if end is None else end.end() - 1)
         return None if found is None else found[1].decode("latin-1")

@@ -149,8 +149,8 @@ _COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
 
 
 def values_of_another_origin(old: str, new: str) -> dict[str, None]:
-    """Return the credential columns with the value None if the two URLs have different schemes, hosts or ports, otherwise an empty
-    dict."""
+    """If the two URLs differ in the scheme, host or port, return the credential columns with the value None. Otherwise return an
+    empty dict."""
     try:
         known, wanted = parse_template(old), parse_template(new)
         is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)

@@ -372,7 +372,7 @@ class GatewayDispatcher:
         return [one for one in returns if one.change in changes and one.change.row.id in written]
 
     def _give_up(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange]) -> None:
-        """Write changes of messages without an attempt, and add the result to the cycle."""
+        """Write changes of messages that need no attempt, and add the result to the cycle."""
         written = self.writer.write_each(connection, changes, cycle.now)
         cycle.given_up += written.rows
         cycle.events += written.events

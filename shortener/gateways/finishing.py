@@ -178,7 +178,7 @@ def failed(claim: ClaimedSend, now: int, reason: str, detail: str) -> SendChange
     """Return the change that gives a message up. Its cost is refunded unless the gateway may have accepted the message.
 
     `reason` is the short name of the reason, and `detail` is an explanation as text. If no process has leased the message,
-    `lease_until` is 0."""
+    `claim.lease_until` is 0."""
     row = FinishedSend(
         id=claim.id,
         claimed_attempt=claim.attempt,

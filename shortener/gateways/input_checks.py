@@ -33,10 +33,10 @@ def check_name(name: str) -> None:
 
 def check_limits(limits: Mapping[str, Any]) -> None:
     """Check the limits `timeout`, `max_per_second` and `schedule` of a gateway. None and an absent value mean the default. Raise
-    ApiError INVALID_REQUEST.
+    ApiError INVALID_REQUEST if a limit is invalid.
 
-    The API checks the same values. The command line accepts every number, even nan and inf, and the dispatcher cannot compute with
-    nan and inf."""
+    The API checks the same values itself. The command line accepts every number, even nan and inf, with which the dispatcher cannot
+    compute."""
     timeout, rate, schedule = (limits.get(name) for name in ("timeout", "max_per_second", "schedule"))
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_SECONDS:
         raise refuse("timeout", f"must be above 0 and at most {MAX_TIMEOUT_SECONDS} seconds")

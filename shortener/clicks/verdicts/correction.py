@@ -165,8 +165,8 @@ def change_verdicts(
 def assign_first_clicks(
     connection: Connection, message_ids: Collection[int], ids: IdGenerator, oldest_event: int = 0
 ) -> CorrectionResult:
-    """Assign a first click to each of these messages and each of their links, if it has none. The first click is the earliest hit
-    by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
+    """Assign a first click to these messages and to their links. A message or a link that has a first click does not change. The
+    first click is the earliest hit by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
     result = CorrectionResult()
     locked = lock_messages(connection, message_ids)
     candidates = find_first_hits(connection, locked)

@@ -79,8 +79,8 @@ class CrawlerList:
 
 
 def split_patterns(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return all words that the patterns match, and the patterns that are no combination of a few words. Both are for text that
-    begins and ends with a line break."""
+    """Return two lists: all words that the simple patterns match, and the other patterns. A simple pattern matches only a few
+    words. Both lists are for a text that begins and ends with a line break."""
     words: list[str] = []
     expressions: list[str] = []
     for pattern in patterns:
@@ -98,7 +98,7 @@ def split_patterns(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _matching_texts(pattern: str) -> list[str] | None:
-    """Return every text that the pattern matches, or None if the pattern is not a combination of a few words."""
+    """Return every text that the pattern matches, or None if the pattern is not simple (see `split_patterns`)."""
     choices: list[Sequence[str]] = []
     at = 0
     while at < len(pattern):

@@ -100,8 +100,8 @@ class EarlyHits:
             if application is not None and found.verdict is Verdict.HUMAN:
                 context = HitContext(
                     row.at,
-                    # If the time of SENT is after the hit, it is not used. It can only be the time of the report, because the
-                    # message was sent before the hit.
+                    # A time of SENT after the hit is not used. Such a time can only be the time when the report arrived, because
+                    # the message was sent before the hit.
                     sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
                     delivered_at=row.delivered_at,
                 )

@@ -332,8 +332,8 @@ class _EvidenceWindow:
             return None  # the recorder classified the hit by the full IP address, which is not stored
         context = HitContext(
             hit.at,
-            # If the time of SENT is after the hit, it is not used. It can only be the time of the report, because the message was
-            # sent before the hit.
+            # A time of SENT after the hit is not used. Such a time can only be the time when the report arrived, because the
+            # message was sent before the hit.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             is_reported=(hit.sent_at, hit.delivered_at, hit.read_at) != (None, None, None),
