@@ -87,7 +87,8 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
 
 
 def find_key(connection: Connection, application_id: int | None, key_id: int) -> dict[str, Any]:
-    """Return an API key of an application, or of any application, with the columns of `list_keys`. Raise ApiError NOT_FOUND."""
+    """Return an API key with the columns of `list_keys`. If `application_id` is None, any application may own the key. Raise
+    ApiError NOT_FOUND."""
     found = next((row for row in list_keys(connection, application_id) if row["id"] == key_id), None)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")

@@ -5,9 +5,9 @@
 - rejected conversion reports that are stored for one application
 - deliveries that the delivery reports of one application create
 
-Each client has a token bucket in memory. A client is an IP address, a key or an application. A counted request takes one token, or
-one for each delivery. Redirects of known codes take no token, so people who share an IP address with a misbehaving client can open
-their links.
+Each client has a token bucket in memory. A client is an IP address, a key or an application. A counted request takes one token. A
+request with delivery reports takes one token for each delivery that it creates. Redirects of known codes take no token, so people
+who share an IP address with a misbehaving client can open their links.
 
 With Redis, the processes of an installation share the limits. Each process adds its requests to a counter in Redis per client and
 minute. It also removes one token from its own bucket for each request that another process has counted. This happens in the

@@ -1,5 +1,5 @@
-"""The endpoints that list and replay deliveries of events to trackers and callback URLs. `sms.read` is not sufficient to read them,
-because URLs and responses of trackers may contain credentials. They require `trackers.read`.
+"""The endpoints that list and replay deliveries of events to trackers and callback URLs. Reading deliveries requires
+`trackers.read` and not only `sms.read`, because URLs and responses of trackers may contain credentials.
 """
 # Tested by tests/web/test_trackers.py
 

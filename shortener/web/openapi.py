@@ -1,8 +1,9 @@
 """This module generates the OpenAPI 3.1 document from the declarations of the endpoints.
 
-The models of an endpoint describe its parameters, its request body and its response. Its field `errors` lists the errors that its
-handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, for example for a missing credential
-or an invalid body. Only the redirect has a hand-written description (openapi_texts.py), because it is not an `Endpoint`.
+The models of an endpoint describe its parameters, its request body and its response. The field `errors` of an endpoint lists the
+errors that its handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, for example for a
+missing credential or an invalid body. Only the redirect has a hand-written description (openapi_texts.py), because it is not an
+`Endpoint`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from shortener.web.paging import NextCursor
 
 _LATER = "A click is counted here two minutes after it arrived, even if `complete` is true."
 
-#: Upper bounds, in seconds, of the groups of messages by the time from sending to the first click.
+#: Messages are grouped by the time from sending to the first click. These are the upper bounds of the groups in seconds.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
