@@ -66,7 +66,7 @@ settings.load_profile("complete")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the temporary folders of tests into memory, unless the command line or the environment sets another folder."""
-    gc.disable()  # until all tests are collected
+    gc.disable()  # `collect_garbage_rarely` enables it again when all tests are collected
     if folder := memory_folder():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     reset_logs()

@@ -291,7 +291,7 @@ class _Child(NamedTuple):
 def _serve(listener: socket.socket) -> list[str]:
     """Fork a child for each request of a test process or of fork_command.py. In a child, return the words of its command.
 
-    When a process closes its connection or ends, its children are killed. When no connection is left, exit."""
+    When a process closes its connection or ends, kill the children that it started. When no connection is left, exit."""
     children: dict[int, _Child] = {}  # the children by pidfd
     connections: list[socket.socket] = []
     selector = selectors.DefaultSelector()
@@ -302,7 +302,7 @@ def _serve(listener: socket.socket) -> list[str]:
                 accepted = listener.accept()[0]
                 credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
-                    accepted.close()  # a process of another user
+                    accepted.close()  # reject a process of another user
                     continue
                 connections.append(accepted)
                 selector.register(accepted, selectors.EVENT_READ)
@@ -386,7 +386,7 @@ def main() -> None:
 def _end_process(code: int) -> None:
     """End this process as Python does, without the destruction of all modules, which takes longer than most commands.
 
-    Return if an output cannot be written. Python then reports this."""
+    If an output cannot be written, return, so that Python reports the error."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     gc.collect()  # reports objects that were not closed

@@ -85,7 +85,7 @@ def share_server_properties() -> None:
             before = dict(self.__dict__)
             read_properties(self, connection)
             properties.update({name: value for name, value in self.__dict__.items() if before.get(name) != value})
-            properties.pop("_type_memos", None)  # a cache of the engine
+            properties.pop("_type_memos", None)  # this value is a cache of one engine, so other engines must not get it
         self.__dict__.update(properties)
 
     asyncpg.Connection._introspect_types = introspect_types
@@ -108,8 +108,8 @@ MAX_OLD_OBJECTS = 50_000
 def exclude_old_objects() -> None:
     """Collect garbage and exclude the objects that remain from garbage collection, if there are many.
 
-    The objects that remain are caches and the reports of tests. Without this, each full collection would examine all of them. Each
-    service starts one with its background jobs."""
+    The objects that remain are caches and the reports of tests. Without this, each full collection would examine all of them, and
+    the background jobs of each service start a full collection."""
     if len(gc.get_objects(generation=2)) > MAX_OLD_OBJECTS:
         gc.collect()
         gc.freeze()
