@@ -3,14 +3,14 @@ these.
 
 An update is a row in the database. Any process performs it in batches, under a lease. Therefore the update continues after a
 restart or a crash. The update first counts its links exactly, and then changes them; `done` of `total` shows the progress. A user
-can stop the update between two batches. Links that were changed before stay changed. Links of messages that are rewritten after the
-update was created are not changed.
+can stop the update between two batches. Links that were changed before stay changed. A link does not change if its message was
+rewritten after the update was created.
 
 The updates of one application are performed in the order in which they were created, so that the latest update decides. The updates
 of different applications take turns, so that a short update does not wait for a long update of another application.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
-stores the new position of the update. Then the current values are stored in the cache, also if the transaction failed or changed
+stores the new position of the update. Then the current values are stored in the cache, even if the transaction failed or changed
 nothing. A batch that is repeated after a crash changes no link twice. If a batch fails for another reason than an unavailable
 database, the background job stops the update. Otherwise the later updates would wait for it.
 """

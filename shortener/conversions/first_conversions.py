@@ -2,14 +2,15 @@
 first conversion. Later conversions of the message and later revisions do not change this.
 
 `claim` stores the first conversion of a message in the transaction that stores the conversion. The primary key of the table
-`first_conversions` decides which of several concurrent transactions counts the message, also if they run in several processes.
+`first_conversions` decides which of several concurrent transactions counts the message, even if the transactions run in different
+processes.
 
-A process of a release before 0.3 stores conversions without their row in `first_conversions`. `FirstConversions`, a background
-job, finds these conversions and counts their messages: those from before the upgrade, and, two minutes after they arrived, those of
-nodes that were not upgraded yet. The job reads conversions in the order of their ids. Its position is a row of the table
-`installation`, and the transaction that counts a page changes it. So a crash neither loses a message nor counts it twice. If
-several processes read the same page, only one of them counts it. Reports are incomplete while the job is more than ten minutes
-late.
+A process of a release before 0.3 stores conversions without a row in `first_conversions`. The background job `FirstConversions`
+finds these conversions and counts their messages. After an upgrade, it finds the conversions from before the upgrade. If some nodes
+are not upgraded yet, it finds their conversions two minutes after they arrive. The job reads conversions in the order of their ids.
+Its position is a row of the table `installation`, and the transaction that counts a page changes it. So a crash neither loses a
+message nor counts it twice. If several processes read the same page, only one of them counts it. Reports are incomplete while the
+job is more than ten minutes late.
 """
 
 from __future__ import annotations
