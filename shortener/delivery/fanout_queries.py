@@ -211,7 +211,7 @@ def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[i
 class Sources(NamedTuple):
     """All database values from which the facts of an event are built. The fields are the columns of `_SOURCES` in their order.
 
-    If a joined row does not exist, all its fields are None, also the fields whose type here does not permit None. Check
+    If a joined row does not exist, all its fields are None, even the fields whose type here does not permit None. Check
     `message_id` before using fields of the message, `code` before fields of the link, and `click_hit` before fields of the hit.
     """
 

@@ -1,14 +1,15 @@
 """This module decides whether a gateway must repeat a delivery report whose message is unknown.
 
 A report names a message by the id that the gateway assigned to it. The service knows this id when it has recorded the response to
-the message. A report can arrive earlier, also after the wait of REPORT_WAIT. The service does not acknowledge such a report, so the
-gateway repeats it, and the repeated report finds its message.
+the message. A report can arrive earlier, and the wait of REPORT_WAIT may be too short for it. The service does not acknowledge such
+a report, so the gateway repeats it, and the repeated report finds its message.
 
 A report can only be about an attempt that began before the report arrived. Therefore the gateway must repeat a report until the
-leases of those attempts have ended that were in flight when the report first arrived. A response can also arrive after its attempt
+leases of all attempts have ended that were in flight when the report first arrived. A response can also arrive after its attempt
 has ended in doubt. Therefore the gateway must repeat a report for LATE_RESPONSE_SECONDS if an attempt ended in doubt shortly
-before. After that time the report is acknowledged and counts as unknown. So a gateway that another system uses too does not repeat
-the reports of that system without end. A report that the gateway does not repeat counts as unknown after FORGET_SECONDS.
+before. After that time the report is acknowledged and counts as unknown. Otherwise a gateway that another system uses too would
+repeat the reports about the messages of that system without end. A report that the gateway does not repeat counts as unknown after
+FORGET_SECONDS.
 
 About MAX_REPORTS reports are remembered. If more arrive, they are acknowledged at once.
 """
@@ -54,7 +55,7 @@ class EarlyReports:
         self._database = database
         self._clock = clock
         self._count_unknown = count_unknown
-        self._reports: dict[tuple[int, str], _EarlyReport] = {}  # the oldest first
+        self._reports: dict[tuple[int, str], _EarlyReport] = {}  # by the result of `_key`, the oldest report first
 
     async def must_repeat(self, gateway_id: int, reports: Iterable[GatewayReport]) -> bool:
         """Return whether a gateway must repeat a call whose reports are about unknown messages. Raise StoreUnavailable if the

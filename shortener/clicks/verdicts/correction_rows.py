@@ -139,11 +139,12 @@ def read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, LockedHit
 
 
 def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, LockedHit]]:
-    """Return one hit for each link, by message and link: its first click, or the hit that may become its first click.
+    """Return one hit for each link, by message and link: its first click or, if the link has none, the hit that may become its
+    first click.
 
-    The latter is the earliest click on the link that a person has confirmed on the confirmation page, or that the current rules
-    classify as HUMAN. The result does not contain first clicks on messages, because the index `hits_by_link` does not contain them.
-    This is correct: a message and a link that have a first click need no other first click."""
+    Such a hit is the earliest click on the link that a person has confirmed on the confirmation page, or that the current request
+    rules still classify as HUMAN. The result does not contain first clicks on messages, because the index `hits_by_link` does not
+    contain them. This is correct: a message and a link that have a first click need no other first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
