@@ -1,9 +1,9 @@
 """This module maintains the counts from which statistics are computed. `fold` adds count deltas to the counts.
 
 Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds the
-oldest amounts to the table `counts`, and deletes their rows in the same transaction. Therefore a crash neither loses an amount nor
-adds it twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
-`count_check.py` verifies the counts.
+oldest amounts to the table `counts`, and removes them from the count deltas in the same transaction. Therefore a crash neither
+loses an amount nor adds it twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point
+numbers. `count_check.py` verifies the counts.
 """
 
 from __future__ import annotations
