@@ -37,8 +37,8 @@ LAG_MS = 120_000  # The job reads only conversions that are at least this old, s
 PAGE_ROWS = 500  # The maximum number of conversions that one step of the job reads. SQLite writes their messages in about 10 ms.
 #: Reports are incomplete while the job has not read conversions that arrived this long before.
 MAX_DELAY_MS = 600_000
-#: The job counts no message while count deltas of this age were not added to the counts yet. Reports include a limited number of
-#: them, and usually they are added within a second.
+#: The job counts no message while count deltas of this age wait to be added to the counts, because reports include only a limited
+#: number of waiting deltas. Usually a delta is added within a second.
 MAX_DELTA_AGE_MS = 5000
 _MAX_ENTRIES_PER_ROW = 500  # The maximum number of amounts in a row of count deltas.
 
@@ -71,7 +71,7 @@ class ConvertedMessage(NamedTuple):
 
 def count_converted(connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage]) -> None:
     """Add to `delta` those of the messages that were not counted yet. All transactions store the messages in the order of their
-    ids, because two of them could otherwise deadlock on PostgreSQL."""
+    ids, because two transactions could otherwise deadlock on PostgreSQL."""
     by_id = {message.id: message for message in converted}
     if not by_id:
         return

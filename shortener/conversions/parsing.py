@@ -366,8 +366,8 @@ class _Parser:
 #: that no list shows them.
 _CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
-#: A regular expression for a name and its value in a text such as a URL, incomplete JSON, XML or a header. No part that can match
-#: long texts precedes the name, so the search takes linear time.
+#: A regular expression for a name and its value in a text such as a URL, incomplete JSON, XML or a header. No part before the name
+#: can match a long text, so the search takes linear time.
 _SECRET_IN_TEXT = re.compile(
     rf"""((?:{_SECRET_NAME.pattern})[\w.-]{{0,20}}\\?["']?\s{{0,5}}(?:[=:>]|%3D)\s{{0,5}})"""
     r"""(\\?"[^"]*"?|'[^']*'?|(?:(?:Bearer|Basic|App)\s+)?[^\s"'&,;<>{}\[\]]+)""",

@@ -203,7 +203,7 @@ class HttpSender:
                 self._idle.remember(request, url, response.request_info.headers[hdrs.HOST])
             await self._read(attempt, response.status, response.headers, response.content)
         finally:
-            # aiohttp keeps a connection that may be reused open if the response was read completely. It closes any other.
+            # If the response was read completely, aiohttp keeps a connection that may be reused. It closes every other connection.
             response.close()
 
     async def _exchange_on(self, connection: Connection, data: bytes, attempt: SendState) -> None:

@@ -174,8 +174,8 @@ class OutcomeWriter:
 
 
 def _with_known_outcomes(connection: Connection, finished: FinishedAttempt) -> FinishedAttempt:
-    """Return the result of a delivery that is given up without a request. Its reason is ATTEMPTS_USED_UP if the outcomes of as many
-    attempts as the tracker now permits are known: `max_attempts` was lowered after them."""
+    """Return the result of a delivery that is given up without a request. If as many outcomes are stored as the tracker now permits
+    attempts, the reason becomes ATTEMPTS_USED_UP. This happens if `max_attempts` was lowered after the attempts."""
     claim, target = finished.attempt.claim, finished.attempt.target
     known = dispatch_queries.count_attempts(connection, claim.id, claim.base_attempt)
     return finished.with_reason(ATTEMPTS_USED_UP) if target is not None and known >= target.max_attempts else finished

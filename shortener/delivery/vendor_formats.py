@@ -140,9 +140,8 @@ def _camel(name: str) -> str:
 
 
 def _callback_data(metadata: Any) -> str | None:
-    """Return `callbackData` for the format `infobip`: the text of the metadata `callbackData`, or all metadata as JSON text.
-
-    The text is used if `callbackData` is the only metadata. Return None if there is no metadata."""
+    """Return `callbackData` for the format `infobip`. If the metadata contains only `callbackData`, return its text. Otherwise
+    return all metadata as JSON text. Return None if there is no metadata."""
     if not metadata:
         return None
     if isinstance(metadata, Mapping) and metadata.keys() == {"callbackData"}:

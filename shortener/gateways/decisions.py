@@ -51,8 +51,7 @@ def discard(
     """Give up a held or waiting message, and add the audit row. The message becomes FAILED. If it is doubtful and its delivery
     report has arrived, it keeps the reported state.
 
-    Return its row id and the number of new events, for `SendWriter.published`.
-    Raise ApiError MESSAGE_NOT_FOUND or CONFLICT."""
+    Return its row id and the number of new events, for `SendWriter.published`. Raise the same errors as `resend`."""
     claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
     if not claims:
         raise _refusal(connection, application_id, message_id)

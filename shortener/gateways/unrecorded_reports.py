@@ -41,7 +41,7 @@ class UnrecordedReports:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._counts: Counter[tuple[int, LossReason]] = Counter()
-        # The time of the latest log line, and the count that it contained.
+        # By (gateway id, reason): the time of the latest log line, and the number of reports up to that time.
         self._logged: dict[tuple[int, LossReason], tuple[datetime, int]] = {}
 
     def register_metrics(self, metrics: Metrics, before_reading: Callable[[], None] = lambda: None) -> None:

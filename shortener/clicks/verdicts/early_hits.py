@@ -39,7 +39,8 @@ RECENT = timedelta(minutes=1)
 
 def add(connection: Connection, found: Collection[int], now: datetime) -> None:
     """Insert a row for each message with an early hit. If the message already has a row, set the time of the row. `found` contains
-    row ids of messages. `now` is the current time, because a hit from the spool is much older than its transaction."""
+    row ids of messages. `now` is the current time and not the time of the hit, because a hit from the spool may have waited for a
+    long time."""
     row = upsert(connection, early_hits)
     statement = row.on_conflict_do_update(index_elements=["id"], set_={"at": row.excluded.at})
     connection.execute(statement, [{"id": message, "at": now, "is_due": False} for message in sorted(found)])
