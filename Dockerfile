@@ -1,4 +1,4 @@
-# Two stages: the first installs the locked dependencies, the second contains only these and the code.
+# Two stages: the first installs the locked dependencies and the code. The second contains only the result.
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /app
 RUN python -m venv .venv
@@ -24,7 +24,7 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     SHORTENER_DATA_DIR=/data \
     SHORTENER_HOST=0.0.0.0
-# A number, so that Kubernetes can check that the user is not root. Only /data must be writable.
+# The user is a number, because Kubernetes cannot check whether a user name is root. Only /data must be writable.
 USER 10001:10001
 VOLUME /data
 EXPOSE 8000

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 4
 BIN := $(VENV)/bin
-# Python stores compiled modules, because each test process would otherwise compile all modules and tests again.
+# An empty PYTHONDONTWRITEBYTECODE makes Python store compiled modules. Otherwise each test process would compile all modules again.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
@@ -62,7 +62,7 @@ lock: setup-dev
 	@echo "setuptools>=80" | $(LOCK) --extra server --output-file requirements.lock pyproject.toml -
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
-# Downloads the scripts of other projects that the portal serves again, and checks their hashes. Needs npm.
+# Downloads the scripts of other projects, which the portal serves, again, and checks their hashes. Needs npm.
 vendor: setup-dev
 	@$(BIN)/python -m tests.portal.refresh_vendor
 
@@ -82,11 +82,12 @@ $(VENV)/bin/python:
 		"Python 3.11 to 3.14 is required, but $(PYTHON) is %d.%d. Choose another one: make PYTHON=python3.12" % v)'
 	@$(PYTHON) -m venv $(VENV)
 
-# With this mode, a program that is started beside the clone imports the package and not the folder of the clone, which is also named
-# `shortener`.
+# With this mode, a program that is started in the parent folder of the clone imports the package, and not the folder of the clone,
+# which may also have the name `shortener`.
 EDITABLE := --config-settings editable_mode=compat
 
-# The lock is complete (.ci/run installs it without --no-deps), and Python compiles a module at its first import. So pip has less to do.
+# --no-deps and --no-compile save time: the lock file contains all dependencies (.ci/run proves it by an installation without
+# --no-deps), and Python compiles each module at its first import.
 $(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
 	@echo "Installing the locked dependencies ..."
 	@$(PIP) --no-deps --no-compile --require-hashes --requirement requirements.lock

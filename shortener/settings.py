@@ -214,7 +214,7 @@ class Settings(BaseModel):
         "",
         pattern=r"^(https?://[^\s/?#]+/?)?$",
         description="HTTP proxy for all requests to trackers, such as http://proxy:3128, with user and password if it needs "
-        "them. The IP address of the proxy may be private; the hosts of trackers are still checked. Empty: none.",
+        "them. The IP address of the proxy may be private; the hosts of trackers are still checked. Empty: no proxy.",
     )
     delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous delivery attempts of one process.")
     delivery_slots_per_tracker: int = Field(
@@ -267,7 +267,7 @@ class Settings(BaseModel):
         24,
         ge=1,
         le=720,
-        description="Hours after which a message that no gateway accepted becomes FAILED. Its text is deleted then.",
+        description="Hours after which a message that no gateway accepted becomes FAILED. Then its text is deleted.",
     )
 
     hit_retention_days: int = Field(365, ge=1, description="Days after which a hit on a short link is deleted.")
@@ -311,7 +311,7 @@ class Settings(BaseModel):
         "",
         pattern=r"^(https?://[^\s/?#]+(/[^\s]*)?)?$",
         description="URL of an OpenTelemetry collector that receives traces of messages (OTLP over HTTP), such as "
-        "http://127.0.0.1:4318/v1/traces. Needs the extra `tracing`. Empty: no traces.",
+        "http://127.0.0.1:4318/v1/traces. Needs the packages of the extra `tracing`. Empty: no traces.",
     )
     trace_ratio: float = Field(
         1.0,

@@ -88,5 +88,7 @@ class RecorderTotals:
         metrics.counter("shortener_hits_spooled", "Hits that were written to the spool in Redis.", lambda: self.spooled)
         metrics.counter("shortener_hits_drained", "Hits that were written from the spool to the database.", lambda: self.drained)
         metrics.counter(
-            "shortener_late_responses", "Responses to hits that did not wait for the database.", lambda: self.late_responses
+            "shortener_late_responses",
+            "Responses to hits that were sent before the database stored the hit.",
+            lambda: self.late_responses,
         )
