@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 class LoopThread:
     """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection. The
-    thread starts with the first call, and again in each process that a fork has created. The process can end while the thread
-    runs."""
+    thread starts with the first call. In a process that a fork has created, a new thread starts with the first call. The process
+    can end while the thread runs."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
@@ -61,11 +61,12 @@ class LoopThread:
             self._loop, self._connection = asyncio.new_event_loop(), self._connect()
             self._thread = threading.Thread(target=_run, args=(self._loop,), name="shortener-client", daemon=True)
             self._thread.start()
-            weakref.finalize(self, _stop, self._loop)  # closes a client that is deleted without a call of `close`
+            weakref.finalize(self, _stop, self._loop)  # Closes a client that is deleted without a call of `close`.
         return self._loop, self._connection
 
     def forget(self) -> None:
-        """Forget the thread and the connection in a new process after a fork. Only the parent process has the thread."""
+        """Remove the references to the thread and the connection in a new process after a fork, because only the parent process has
+        the thread."""
         self._lock = threading.Lock()
         self._loop = self._thread = self._connection = None
 
@@ -78,7 +79,7 @@ def _forget_all() -> None:
         instance.forget()
 
 
-if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is registered there
+if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is registered there.
     os.register_at_fork(after_in_child=_forget_all)
 
 

@@ -26,7 +26,7 @@ from shortener.storage.schema import cohorts
 from shortener.times import end_of, start_of
 from shortener.web.paging import Cursors
 
-NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page of these messages.
+NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page that shows the messages without a campaign.
 ROWS = 25
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
 _COUNTED = (

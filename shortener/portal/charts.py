@@ -23,7 +23,7 @@ MAX_BARS = 400
 #: every four weeks.
 MAX_DAYS_OF_DAYS, MAX_DAYS_OF_WEEKS = 120, 840
 _HEIGHT = 176  # Height of the area of the bars in pixels.
-_TOP = 8  # Space above the bars for the upper half of the highest number.
+_TOP = 8  # Space above the bars for the upper half of the number at the highest grid line.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
 _MAX_LABELS = 7  # The horizontal axis has about this number of labels.
 _WIDE_SLOT = 14  # The label of a bar fits beneath the bar if the bar has at least this width in percent of the chart.

@@ -155,10 +155,11 @@ class _FormParser(HTMLParser):
     def __init__(self, page: str, path: str) -> None:
         super().__init__(convert_charrefs=True)
         self._path = path
-        self._lines = [0, *(match.end() for match in re.finditer("\n", page))]  # the positions at which the lines begin
+        # The position in the page at which each line begins.
+        self._lines = [0, *(match.end() for match in re.finditer("\n", page))]
         self._details: list[_Tag] = []
         self._form: _Form | None = None
-        self._open: _Control | None = None  # the <select> or <textarea> that is not closed yet
+        self._open: _Control | None = None  # The <select> or <textarea> that is not closed yet.
         self.forms: list[_Form] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -183,7 +184,7 @@ class _FormParser(HTMLParser):
                     self._open = control
 
     def handle_data(self, data: str) -> None:
-        # An option without a value has its text as its value.
+        # The value of an <option> without the attribute `value` is its text.
         if self._open is not None and self._open.options and "value" not in self._open.options[-1].attributes:
             self._open.options[-1].attributes["value"] = data.strip()
 

@@ -35,7 +35,6 @@ LIFETIME = timedelta(hours=1)
 MAX_SEALED_CHARACTERS = 192 * 1024
 #: The field of the sign-in page with the encrypted entries.
 FIELD = "kept"
-#: Fields in which people type a password.
 PASSWORD_FIELDS = frozenset({"password", "again", "current", "confirm_password"})
 #: Fields that are never kept: passwords, codes and secrets of the second factor, and tokens.
 SECRET_FIELDS = PASSWORD_FIELDS | {"code", "setup", "token"}

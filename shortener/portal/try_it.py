@@ -28,7 +28,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
 from shortener.portal.repeats import form_hash, new_form_id, perform_once
 
-MAX_BODY = 2000  # the maximum number of characters of a text
+MAX_BODY = 2000  # The maximum number of characters of a text.
 MAX_RECIPIENTS_SHOWN = 10_000_000
 SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example/orders/1001")'
 #: A sample recipient: a phone number that is reserved for fiction in North America.

@@ -65,7 +65,7 @@ class CountFolder:
         self._database = database
         self._clock = clock
         self._limits = limits(0, database.dialect)
-        self._merged_id = 0  # The id of the last merged row.
+        self._merged_id = 0
         self._needs_merge = False
         self._has_released = False  # Whether this process has released the quarantined rows, so that they are tried again.
 

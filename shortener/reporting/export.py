@@ -141,7 +141,7 @@ _LINK_COLUMNS = (
     links.c.location,
     links.c.label,
 )
-_LINK_ID, _LINK_URL = 1, 5  # the positions of the link id and of the URL in _LINK_COLUMNS
+_LINK_ID, _LINK_URL = 1, 5  # The positions of the link id and of the URL in _LINK_COLUMNS.
 
 
 @mutable_record

@@ -1,4 +1,5 @@
-"""This module contains the figures of one group in a statistics report, which are built from counts by metric."""
+"""This module contains the figures of one group in a statistics report, such as the group of one day or campaign. They are computed
+from counts by metric."""
 
 # Tested by tests/reporting/test_statistics.py
 

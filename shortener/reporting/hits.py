@@ -182,7 +182,6 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
     }
 
 
-#: The columns of the CSV export of hits.
 HIT_CSV_COLUMNS = (
     "click_id",
     "at",

@@ -45,7 +45,7 @@ from shortener.storage.types import Instant, Money, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
-_MAX_ID = (1 << 63) - 1  # The largest possible row id.
+_MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)
 

@@ -35,14 +35,14 @@ MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are exam
 class QueueState:
     """The state of the queues at one time. Ages are in seconds; an age of 0 means that nothing waits."""
 
-    events_pending: int = 0  # the number of events whose deliveries were not created yet
+    events_pending: int = 0  # The number of events whose deliveries were not created yet.
     oldest_event_seconds: float = 0.0
-    deliveries_pending: int = 0  # deliveries that are due now or later
+    deliveries_pending: int = 0  # The number of deliveries that are due now or later.
     deliveries_due: int = 0
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
     count_deltas_quarantined: int = 0
-    trackers_disabled: int = 0  # trackers that the service, not a user, has disabled
+    trackers_disabled: int = 0  # The number of trackers that the service, not a user, has disabled.
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
 

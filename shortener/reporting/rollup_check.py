@@ -186,7 +186,7 @@ def recount(
     for amounts in (missing.items(), _read_deltas(connection), _count_pending_clicks(connection, within)):
         pending.add(_merge_events(amounts) if is_merged else amounts)
 
-    compared = []  # The periods that are compared, for each series.
+    compared = []  # The periods that are compared, for each series (a basis and a length of period).
     for number in _SERIES:
         slots = Level(number % 3).slots
         first = within.start if number < 3 else max(within.start, sent_since)
@@ -201,7 +201,7 @@ def recount(
             _, number, period = key
             if period in compared[number]:
                 target[key] = of_period
-        names |= expansion.names  # `expand` has added the groups that it found
+        names |= expansion.names  # `expand` has added the names of the groups that it found.
     for row in connection.execute(select(count_groups)):
         names[row.id] = GroupName(row.application_id, row.kind, row.source, row.campaign, row.country, row.name)
     groups = list(names)

@@ -264,9 +264,10 @@ def sum_periods(
 ) -> None:
     """Add up the amounts of each group over the periods from `start` (inclusive) to `stop` (exclusive), in `sums`.
 
-    `number` selects the series. `key_of` returns the key in `sums` for a group and a period. The table has one row for each group
-    and period, with the amounts of all metrics. If the table had one row for each metric, the database could add up the amounts.
-    But reading and sorting these rows would take five times as long as the addition in Python."""
+    `number` is a value of the column `series`: it stands for a basis and a length of period. `key_of` returns the key in `sums` for
+    a group and a period. The table has one row for each group and period, with the amounts of all metrics. If the table had one row
+    for each metric, the database could add up the amounts. But reading and sorting these rows would take five times as long as the
+    addition in Python."""
     for group, period, data in read_periods(connection, groups, number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:
@@ -276,7 +277,7 @@ def sum_periods(
 
 def read_periods(connection: Connection, groups: Sequence[int], number: int, start: int, stop: int) -> Sequence[Sequence[Any]]:
     """Return the group, the period and the data (for `rollup_data.loads`) of the periods from `start` (inclusive) to `stop`
-    (exclusive). `number` selects the series."""
+    (exclusive). `number` is a value of the column `series`: it stands for a basis and a length of period."""
     return raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop)
 
 

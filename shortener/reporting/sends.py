@@ -31,7 +31,7 @@ from shortener.storage.types import to_ms
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
 #: `uses_gateways` examines only this number of the newest messages of an application.
 _SEARCHED = 200
-_MAX_ID = (1 << 63) - 1  # The largest possible row id.
+_MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)
 

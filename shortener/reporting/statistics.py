@@ -249,7 +249,9 @@ def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, b
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
 ) -> dict[int, PeriodSums]:
-    """Return the sums by local time in units of `seconds`, for example by hour, modulo `modulo` if it is not None."""
+    """Return the sums by local time. A local time is a number in units of `seconds`: with 3,600 the number of the hour, with 86,400
+    the number of the day. If `modulo` is not None, the local time is this number modulo `modulo`: 3,600 and 24 give the hour of the
+    day."""
     sums: dict[int, PeriodSums] = {}
     groups = [group.id for group in _find_groups(connection, scope, scope.kind)]
     if not groups:

@@ -66,7 +66,7 @@ def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
     if stored is None:
         return 0, 0
     latest, found_at, size = stored
-    trusted_at = found_at - size if found_at else latest  # the latest run before the step
+    trusted_at = found_at - size if found_at else latest  # The time of the latest run before the step.
     if at - trusted_at <= _MAX_STEP_MS:  # The difference is negative if the clock was set back.
         return 0, 0
     if not found_at or at < found_at or at - latest > _MAX_STEP_MS:

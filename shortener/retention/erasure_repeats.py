@@ -29,7 +29,7 @@ from shortener.storage.schema import erasure_repeats, idempotency, links, messag
 
 MAX_MESSAGES_PER_RUN = 50  # The maximum number of messages that one run erases again.
 
-_Response = tuple[int, str]  # the application_id and the Idempotency-Key of a stored response
+_Response = tuple[int, str]  # The application_id and the Idempotency-Key of a stored response.
 
 
 class ErasureRepeats:

@@ -19,7 +19,7 @@ from shortener.storage.database import Database
 from shortener.storage.schema import hits, messages
 from shortener.storage.types import to_ms
 
-CHECK_SECONDS = 0.5  # seconds between two checks of the database
+CHECK_SECONDS = 0.5  # Seconds between two checks of the database.
 QUIET_SECONDS = 10.0  # Traffic counts as ended when no hit and no message was stored for this number of seconds.
 
 
