@@ -84,7 +84,7 @@ class ErrorCode(enum.Enum):
     )
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
     OPTED_OUT = (409, "The recipient refused further messages of this application.")
-    NO_PRICE = (409, "The application is prepaid, and there is no price for the country of the recipient.")
+    NO_PRICE = (409, "The application is prepaid, and there is no price for the number of the recipient.")
     NO_USABLE_DOMAIN = (
         409,
         "No domain of the application can be used for new links: all are disabled or removed, and allow_shared_host is off.",

@@ -241,7 +241,7 @@ def fill_link_path(path: str, sender: str) -> str:
     segment = sender.removeprefix("+")
     if not _SEGMENT.fullmatch(segment) or segment in (".", ".."):
         raise UrlError(
-            "must be 1 to 64 letters, digits and hyphens, because the short links of this domain contain the sender ({sender})"
+            "must be 1 to 64 letters, digits and - . _ ~, because the short links of this domain contain the sender ({sender})"
         )
     return path.replace(SENDER_SEGMENT, segment)
 

@@ -109,7 +109,7 @@ def _introduction(folder: str, base: str, receiver_port: int) -> list[str]:
     return [
         f"The demo has an installation of its own: a server at {base} with its data in {folder}. It does not use your "
         "installation, and deletes the folder at the end.",
-        f"A receiver at http://127.0.0.1:{receiver_port} stands for the systems of the customer. The demo sends no SMS, and "
+        f"A receiver at http://127.0.0.1:{receiver_port} acts as the systems of the customer. The demo sends no SMS, and "
         "nothing to other machines.",
         "A tracker is an endpoint of the customer: the service sends events to it. In the other direction, the shop or its network "
         "reports conversions to the service, with the tracker token.",
@@ -198,7 +198,7 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
                 "secret": _SECRET,
             },
         )
-        printer.step("The send pipeline has a text rewritten")
+        printer.step("The send pipeline asks the service to rewrite a text")
         body = 'Hello Kola, please visit us at #track("https://example.com/offer?b=1&click={click_id}") for new information'
         message: dict[str, Any] = {"to": "+14085550100", "from": "18775550100", "body": body, "mt_price": "0.0095"}
         rewritten = (await call("POST", "/api/v1/rewrite", key, message))["messages"][0]
@@ -212,11 +212,11 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
             await call("POST", "/api/v1/sms/status", key, {"message_id": message_id, "state": state})
             await show_received(number)
 
-        printer.step("A preview bot opens the link: it is redirected, stored as suspected, and does not count as a click")
+        printer.step("A preview bot opens the link and is redirected. Its hit is stored as suspected and does not count as a click")
         await tap(link, PREVIEW)
         await call("GET", f"/api/v1/clicks?message_id={message_id}", key)
         printer.step(
-            "The person taps the link: redirected after the click is stored durably; the message becomes CLICKTHRU, and the "
+            "The person taps the link and is redirected after the click is stored durably. The message becomes CLICKTHRU, and the "
             "tracker `state` receives the event"
         )
         redirect = await tap(link, PHONE)

@@ -200,7 +200,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
             if not as_json:
                 _print_lost(lost)
             confirm(
-                f"All applications get a new secret. {len(lost)} encrypted values are removed. Stop every other process first.",
+                f"The installation gets a new secret. {len(lost)} encrypted values are removed. Stop every other process first.",
                 yes,
                 is_required=True,
             )

@@ -381,7 +381,7 @@ class GroupCommit(Generic[Item, Result, Value]):
         Raise the exception that `apply` returned for the item, or StoreUnavailable, or CommitUncertain if it is not known whether
         the item is stored."""
         if self._batcher.waiting >= self._max_waiting:
-            raise StoreUnavailable("too many requests wait for the store")
+            raise StoreUnavailable("too many requests wait for the database")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._batcher.put(_Request(item, future))
         return await future

@@ -315,7 +315,7 @@ def _take_ownership(path: Path) -> IO[str]:
     except BlockingIOError:
         lock.close()
         raise DatabaseInUse(
-            f"another process serves from {path}, and only one process can use a SQLite database in this way. Stop the other "
+            f"another process serves from {path}, and only one process can use a SQLite database to serve. Stop the other "
             "process first (`shortener serve` or a unit of systemd), or use PostgreSQL, which several processes can use"
         ) from None
     return lock
