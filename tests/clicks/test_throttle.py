@@ -18,7 +18,7 @@ def test_the_throttle_is_busy_while_many_hits_arrive() -> None:
     assert hits.arrive(BUSY_RATE * WINDOW_SECONDS)
     assert hits.arrive(0, WINDOW_SECONDS / 2), "the rate is measured over a whole window"
     assert not hits.arrive(0)
-    assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS, 10), "the same number of hits over a longer time"
+    assert not hits.arrive(BUSY_RATE * WINDOW_SECONDS, 10), "the same number of hits in a longer time is a lower rate"
 
 
 def test_the_pauses_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:

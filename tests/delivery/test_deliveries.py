@@ -186,7 +186,9 @@ async def test_a_replay_during_a_probe_of_a_tracker_causes_no_second_probe_at_th
     await service.dispatcher.step()
     await receiver.wait_for(1)
     await service.deliveries.replay(AUDIT, dead, clock(), 1)
-    assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open", "until the probe has a result"
+    assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open", (
+        "the circuit breaker stays open until the probe has a result"
+    )
     processes = [service] if service.database.dialect == "sqlite" else [service, await make_service()]
     for process in processes:
         await process.dispatcher.step()

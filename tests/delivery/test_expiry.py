@@ -35,7 +35,7 @@ async def test_deliveries_of_a_deleted_tracker_become_dead(
     await story.first_click()
     await service.fanout.flush()
     await service.trackers.delete(AUDIT, tracker)
-    assert await make_tracker(receiver.url("/other")) != tracker, "ids are not reused"
+    assert await make_tracker(receiver.url("/other")) != tracker, "the id of a deleted tracker is not used again"
     await service.dispatcher.flush()
     row = await delivery(service)
     assert (row.status, row.last_error, receiver.requests) == (DEAD, "tracker_deleted", [])

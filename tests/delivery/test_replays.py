@@ -146,7 +146,7 @@ async def test_a_stopped_replay_replays_nothing_further_and_does_not_undo_what_i
         ("Ada", "replay_stopped", {"reason": "operator", "replayed": 2, "total": 7}),
     ]
     again = await start(service, tracker)
-    assert again.total == 5, "a new replay takes the rest"
+    assert again.total == 5, "a new replay contains the remaining deliveries"
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -33,7 +33,7 @@ async def test_the_portal_page_of_the_audit_log_has_filters_pages_and_an_export(
     page = await admin.get(PATH)
     assert page.text.count("<time ") == 50
     assert "What people changed with the portal, the API or the command line" in page.text
-    assert '<label>Actor<select name="operator">' in page.text, "not only operators act"
+    assert '<label>Actor<select name="operator">' in page.text, "an actor can also be something else than an operator"
     assert 'data-label="Actor"' in page.text
     assert 'rel="next"' in page.text
     filtered = await admin.get(PATH, params={"action": "sign_in_failed"})

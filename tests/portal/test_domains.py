@@ -87,7 +87,7 @@ async def test_invalid_domain_values_change_nothing_and_stay_in_the_form(service
             assert "https://kept.example/" in response.text
     assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": "x"})).status_code == 400
     assert (await browser.post("/portal/1/domains/other.example", data={"action": "remove"})).status_code == 404
-    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 422, "it exists already"
+    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 422, "the domain exists already"
     await service.directory.refresh()
     assert service.directory.domain(HOST) == before
 

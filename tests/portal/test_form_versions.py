@@ -119,7 +119,7 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     assert (stored.name, stored.max_attempts, stored.timeout, stored.with_suspected) == ("shop of Tom", 7, 2, True)
     assert stored.events == ["click", "conversion"]
     assert (stored.conversion_actions, stored.conversion_dispositions) == (["sale", "lead"], ["positive", "none"])
-    assert (await mia.post(path, data=of_mia)).status_code == 409, "a form of an old page stays old"
+    assert (await mia.post(path, data=of_mia)).status_code == 409, "a form of an old page is rejected again"
     assert len([row for row in await log(service) if row.action == "tracker_changed"]) == 2
 
 

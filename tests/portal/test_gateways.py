@@ -326,7 +326,9 @@ async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_g
         settings = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "x"}
         gateway = await service.gateways.create(AUDIT, 1, NewGateway(name="smsc", kind="smpp", settings=settings))
         await service.directory.refresh()
-        assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "this process does not know it"
+        assert "connection" not in (await viewer.get("/portal/1/gateways")).text, (
+            "this process does not know whether the connection is open"
+        )
         await GatewayLinks(service.gateways, service.directory, connections).step()
         async with asyncio.timeout(PATIENCE):
             while not connections.is_open(gateway.id):
@@ -338,7 +340,7 @@ async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_g
     assert "connection closed" in (await viewer.get("/portal/1/gateways")).text
     await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
     await service.directory.refresh()
-    assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "a disabled gateway needs none"
+    assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "a disabled gateway needs no connection"
     await connections.close()
 
 

@@ -95,7 +95,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     await service.dispatcher.flush()
     page = await browser.get(path)
     assert figures(page) == {"pending": 0, "delivered": 2, "dead": 1}
-    assert "hx-get" not in page.text, "nothing more is expected"
+    assert "hx-get" not in page.text, "the page of a finished replay does not load itself again"
     assert "Finished, some failed again" in page.text
     assert "Replay is complete: 3 of 3" in (await browser.get("/portal/1/deliveries")).text
     for name, value, href in FIGURE.findall(page.text):
