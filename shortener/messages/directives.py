@@ -32,6 +32,9 @@ from shortener.messages.near_directives import find_near_directive
 
 #: The maximum number of directives in one message. A message of 1,600 characters has space for 50 short links and no other text.
 MAX_DIRECTIVES = 20
+#: The directives of a text with more than MAX_DIRECTIVES are checked too, so that the sender gets all errors in one response. The
+#: check ends after this number of directives, because a hostile text can have thousands whose quotes are never closed.
+MAX_CHECKED_DIRECTIVES = 100
 MAX_LABEL_CHARACTERS = 100
 
 _DOUBLE, _SINGLE = '"“”„«»', "'‘’‚‹›"
@@ -99,12 +102,13 @@ def find_directives(body: str) -> list[Directive]:
 
 
 def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
-    """Return all directives and all errors of a body, both in text order. A text with an error must not be sent."""
+    """Return all directives and all errors of a body, both in text order. A text with an error must not be sent. If the body has
+    more than MAX_CHECKED_DIRECTIVES directives, the last error says where the check ended."""
     if "#" not in body and find_near_directive(body, 0) is None:
         return [], []
     directives: list[Directive] = []
     errors: list[DirectiveError] = []
-    position = 0
+    position = number = 0
     while True:
         sign = body.find("#", position)
         match = _START.search(body, sign) if sign >= 0 else None
@@ -115,9 +119,13 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
             continue
         if match is None:
             return directives, errors
-        if len(directives) + len(errors) == MAX_DIRECTIVES:
+        if number == MAX_DIRECTIVES:
             reason = f"there are more than {MAX_DIRECTIVES} directives in one message"
+            errors.append(DirectiveError(match.start(), reason))
+        if number == MAX_CHECKED_DIRECTIVES:
+            reason = f"the rest of the text was not checked, because it has more than {MAX_CHECKED_DIRECTIVES} directives"
             return directives, [*errors, DirectiveError(match.start(), reason)]
+        number += 1
         try:
             directive = _parse(body, match)
         except DirectiveError as error:

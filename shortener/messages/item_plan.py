@@ -14,7 +14,7 @@ from shortener.accounts.directory import Application, Domain, short_url
 from shortener.accounts.gateway_entries import SIMULATOR, GatewayEntry
 from shortener.accounts.link_targets import check_link_target
 from shortener.errors import Detail, ErrorCode
-from shortener.messages.directives import parse_directives
+from shortener.messages.directives import MAX_DIRECTIVES, parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.segments import Segments, count_segments
@@ -250,7 +250,7 @@ def _plan_links(
     always = application.settings.click_events == "every"
     links = []
     problems = [(error.position, ErrorCode.INVALID_TRACK_DIRECTIVE, error.reason) for error in errors]
-    if len(spans) > MAX_LINKS:
+    if len(spans) > MAX_LINKS and len(directives) <= MAX_DIRECTIVES:  # more directives are already an error
         problems.append((spans[MAX_LINKS].start, ErrorCode.INVALID_TRACK_URL, f"has more than {MAX_LINKS} URLs to track"))
     for span in spans:
         try:

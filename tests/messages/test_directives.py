@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shortener.messages import near_directives
 from shortener.messages.directives import (
+    MAX_CHECKED_DIRECTIVES,
     MAX_DIRECTIVES,
     MAX_LABEL_CHARACTERS,
     Directive,
@@ -294,7 +295,41 @@ def test_a_text_with_too_many_directives_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ['#track("' + "\\" * 50_000, r"#track(\"" + "\\" * 50_000, "#track (" * 10_000, "#track" + " " * 50_000]
+    ("wrong", "reason"),
+    [
+        ('#track("u",', "#track takes only a URL; use #trackurl for a URL with a label"),
+        ('##track("u")', 'this text resembles a directive; write #track("url") or #trackurl("url","label")'),
+        ("#track(u)", "expected a URL in quotes, found 'u'"),
+    ],
+)
+def test_all_directives_of_a_text_with_too_many_are_checked(wrong: str, reason: str) -> None:
+    first = '#track("u") ' * (MAX_DIRECTIVES + 1)
+    body = f'{first}#track("v") {wrong} #track("w")'
+    directives, errors = parse_directives(body)
+    assert [directive.url for directive in directives] == ["u"] * (MAX_DIRECTIVES + 1) + ["v", "w"]
+    assert [error.reason for error in errors] == [f"there are more than {MAX_DIRECTIVES} directives in one message", reason]
+    assert errors[0].position == len('#track("u") ') * MAX_DIRECTIVES
+    assert len(first) < errors[1].position < body.index('#track("w")')
+
+
+def test_the_error_says_where_the_check_of_a_text_with_very_many_directives_ended() -> None:
+    one = '#track("u") '
+    directives, errors = parse_directives(one * (MAX_CHECKED_DIRECTIVES + 5))
+    assert len(directives) == MAX_CHECKED_DIRECTIVES
+    assert [error.position for error in errors] == [len(one) * MAX_DIRECTIVES, len(one) * MAX_CHECKED_DIRECTIVES]
+    assert errors[1].reason.startswith("the rest of the text was not checked")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '#track("' + "\\" * 50_000,
+        r"#track(\"" + "\\" * 50_000,
+        "#track (" * 10_000,
+        "#track" + " " * 50_000,
+        "#track(&quot;" * 5_000,
+        "#track(„" * 8_000,
+    ],
 )
 def test_the_directives_of_a_hostile_text_are_parsed_in_linear_time(body: str) -> None:
     began = time.process_time()
