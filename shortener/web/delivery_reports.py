@@ -153,7 +153,7 @@ def read_report(item: Any, now: datetime) -> ReadReport:
 
 def _text(value: Any) -> str:
     """Return a text or a number as text without surrounding spaces. Return the empty string for any other value."""
-    return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return str(value).strip() if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) else ""
 
 
 def _cut(value: Any, name: str, limit: int, warnings: list[str]) -> str | None:

@@ -39,9 +39,10 @@ def is_decimal(text: str) -> bool:
 
 
 def parse_price(value: Any) -> Decimal:
-    """Return a price as a decimal. A string must be a decimal number without exponent. A JSON number arrives as a float, and
-    becomes the shortest decimal that identifies this float. Raise ValueError if the value is not a price."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """Return a price as a decimal. A string must be a decimal number without exponent. A JSON number with many digits arrives as a
+    decimal (exact_amounts.py). Any other JSON number arrives as a float, and becomes the shortest decimal that identifies this
+    float. Raise ValueError if the value is not a price."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError("must be a decimal such as 0.0095")
     text = str(value)
     if isinstance(value, str) and not is_decimal(value):

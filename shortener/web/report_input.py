@@ -14,7 +14,6 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from decimal import Decimal
 from email.message import Message
 from email.parser import BytesParser
 from email.utils import collapse_rfc2231_value
@@ -27,6 +26,7 @@ from shortener.conversions.parsing import RepeatedValues
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import mutable_record
 from shortener.web.call_headers import find_header
+from shortener.web.exact_amounts import parse_number
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_BODY_BYTES = 256 * 1024  # maximum size of a body in bytes; at most 4 KiB of its parameters are stored
@@ -157,7 +157,7 @@ def _parse_integer(text: str) -> int | str:
 
 #: Decodes JSON with exact decimals. It accepts control characters in texts.
 _JSON = json.JSONDecoder(
-    object_pairs_hook=_parse_object, parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False
+    object_pairs_hook=_parse_object, parse_float=parse_number, parse_int=_parse_integer, parse_constant=str, strict=False
 )
 
 

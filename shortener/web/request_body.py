@@ -24,6 +24,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
 from shortener.web.call_headers import find_header
 from shortener.web.damaged_json import load_damaged_json, repair
+from shortener.web.exact_amounts import restore_amounts
 from shortener.web.validation import validate
 
 LARGE_BODY_BYTES = 64 * 1024  # larger JSON bodies are parsed in a separate thread
@@ -144,9 +145,11 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
         except (ValueError, RecursionError):
             raise invalid from None
         check_sizes(damaged, limits)
+        restore_amounts(content, damaged)
         return validate(model, repair(damaged))
     if _may_exceed(content, limits):
         check_sizes(data, limits)
+    restore_amounts(content, data)
     return validate(model, data)
 
 

@@ -233,11 +233,16 @@ async def test_a_conversion_report_ignores_parameters_beyond_the_limit(service: 
 async def test_large_integers_and_special_numbers_in_a_conversion_report_are_stored_as_text(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:
-    content = b'{"message_id": "m-1", "big": ' + b"9" * 5000 + b', "value": NaN, "huge": 1e999, "x": "a\\ud800b"}'
+    content = (
+        b'{"message_id": "m-1", "big": '
+        + b"9" * 5000
+        + b', "value": NaN, "huge": 1e999, "huger": 1e99999999999999999999, "x": "a\\ud800b"}'
+    )
     response = await tracker.post("/action", content=content)
     assert response.status_code == 200
     (row,) = await rows(service.database, schema.conversions)
     assert (row.value, row.metadata["value"], row.metadata["huge"]) == (None, "NaN", "1E+999")
+    assert row.metadata["huger"] == "1e99999999999999999999"  # no decimal can have this exponent
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.errors import MAX_DETAILS, ApiError, ErrorCode
+from shortener.storage import schema
 from shortener.web.endpoint import MAX_ERROR_BYTES
 from shortener.web.request_body import (
     LARGE_BODY_BYTES,
@@ -28,6 +30,7 @@ from shortener.web.request_body import (
 from shortener.web.rewrite import RewriteRequest
 from shortener.web.validation import validate
 from tests.conftest import client_of
+from tests.factory import rows
 from tests.servers import PATIENCE
 
 LIMITS = BodyLimits(max_bytes=2**23, max_batch=1000, has_batch=True)
@@ -225,3 +228,54 @@ async def test_the_error_for_unreplaced_placeholders_in_many_parameters_is_short
     many = await tracker.post("/action", json={"message_id": "x", **{f"p{n}": "{a}" for n in range(100_000)}})
     assert many.status_code == 413
     assert len(many.content) < 500
+
+
+EXACT = "0.12345678901234567891"
+
+
+def exact_body(content: Any) -> bytes:
+    """Return JSON in which the text "EXACT" is a number with 20 decimals."""
+    return orjson.dumps(content).replace(b'"EXACT"', EXACT.encode())
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+async def test_a_price_in_a_rewrite_request_that_is_a_number_with_many_digits_is_stored_exactly(
+    service: Service, client: httpx.AsyncClient, is_list: bool
+) -> None:
+    message = {"to": TO, "body": "é", "mt_price": "EXACT", "metadata": {"mt_price": 0.5, "é": 0.25}, "expires_in": 60.0}
+    body = exact_body({"messages": [message]} if is_list else message)
+    response = await client.post("/api/v1/rewrite", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200, response.text
+    (row,) = await rows(service.database, schema.messages)
+    assert (row.mt_price, row.metadata) == (Decimal(EXACT), {"mt_price": 0.5, "é": 0.25})
+
+
+@pytest.mark.parametrize("number", ["1" * 13 + ".5", EXACT + "1", "1e-21", "123456789012345678901234567890"])
+async def test_a_price_that_is_a_number_with_too_many_digits_is_rejected(client: httpx.AsyncClient, number: str) -> None:
+    body = exact_body({"to": TO, "body": "x", "mt_price": "EXACT"}).replace(EXACT.encode(), number.encode())
+    response = await client.post("/api/v1/rewrite", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, "mt_price")
+
+
+@pytest.mark.parametrize("word", [b"sent", b"\xe9"])
+async def test_a_price_in_a_delivery_report_that_is_a_number_with_many_digits_is_stored_exactly(
+    service: Service, client: httpx.AsyncClient, word: bytes
+) -> None:
+    assert (await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1"})).status_code == 200
+    report = {"message_id": "m-1", "state": "SENT", "status": "WORD", "mt_price": "EXACT"}
+    body = exact_body([report, report]).replace(b"WORD", word)
+    results = (await client.post("/api/v1/sms/status", content=body)).json()["results"]
+    assert [one["accepted"] for one in results] == [True, True]
+    (row,) = await rows(service.database, schema.messages)
+    assert row.mt_price == Decimal(EXACT)
+
+
+async def test_a_price_in_a_delivery_report_with_too_many_decimals_is_rounded_with_a_warning(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    assert (await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1"})).status_code == 200
+    body = exact_body({"message_id": "m-1", "state": "SENT", "mt_price": "EXACT"}).replace(EXACT.encode(), EXACT.encode() + b"4")
+    (result,) = (await client.post("/api/v1/sms/status", content=body)).json()["results"]
+    assert result["warnings"] == ["mt_price is rounded to 20 digits after the decimal point"]
+    (row,) = await rows(service.database, schema.messages)
+    assert row.mt_price == Decimal(EXACT)
