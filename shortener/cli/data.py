@@ -85,8 +85,8 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
     """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
 
-    The command also checks that no page and no index of an SQLite database is damaged, and that each row refers only to rows that
-    exist.
+    The command also checks that no page and no index of an SQLite database is damaged, that each row refers only to rows that
+    exist, and that each message with conversions is recorded as converted. --repair records the messages that are not.
 
     Older versions did not store counts by time of sending, by destination and by label; --repair creates them.
     """
@@ -96,6 +96,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
     from shortener.reporting import count_check
+    from shortener.reporting.first_conversion_check import count_missing, find_counted_without_row
     from shortener.reporting.rollup_check import verify_rollups
     from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
     from shortener.storage import schema
@@ -121,12 +122,15 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
             converted = 0
             if repair:
                 progress("Counting converted messages")
-                converted = await FirstConversions(database, IdGenerator(database.node), utcnow).count_all(audit_repair)
+                job = FirstConversions(database, IdGenerator(database.node), utcnow)
+                without_row = await database.read(find_counted_without_row, begin, end)
+                converted = await job.count_all(audit_repair, without_row)
             repaired = await repair_rollups(database, begin, end, audit_repair) if repair else 0
         except RowsQuarantined as error:
             raise click.ClickException(str(error)) from None
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
         rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
+        missing = await database.read(count_missing)
         first = await database.read(lambda c: c.scalar(select(func.min(schema.applications.c.created_at))))
         progress("Looking for rows that refer to missing rows")
         orphans = await find_orphans(database)
@@ -154,9 +158,12 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
             click.echo(f"{repaired:,} rolled-up counts corrected.")
         if converted:
             words = "message with conversions was", "messages with conversions were"
-            click.echo(f"{counted(converted, *words)} not counted before.")
+            click.echo(f"{counted(converted, *words)} not recorded as converted before.")
         for line in damage:
             click.echo(f"The database is damaged: {line}")
+        if missing:
+            words = "message with conversions is", "messages with conversions are"
+            click.echo(f"{counted(missing, *words)} not recorded as converted (table first_conversions). Use --repair.")
         for orphan in orphans:
             click.echo(f"The row {orphan.id} refers to a row that does not exist: {orphan.reference}")
         if not rows:
@@ -171,14 +178,15 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
             click.echo(f"{len(rows) - len(shown):,} more differences are not shown; --json contains all of them.")
 
     result = {"since": to_iso(begin), "repaired": repaired, "newly_converted": converted, "drift": rows, "damage": damage}
-    print_result(result | {"orphans": [orphan._asdict() for orphan in orphans]}, as_json, print_text)
-    if rows or damage or orphans:
+    result |= {"orphans": [orphan._asdict() for orphan in orphans], "missing_first_conversions": missing}
+    print_result(result, as_json, print_text)
+    if rows or damage or orphans or missing:
         raise click.exceptions.Exit(1)
 
 
 def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
     """Add the audit row of `verify --repair` for a period. `corrected` is the number of corrected rolled-up counts, or the number
-    of converted messages that were counted."""
+    of messages that were recorded as converted."""
     from shortener.storage.types import to_iso
 
     audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})

@@ -15,6 +15,7 @@ job is more than ten minutes late.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -69,14 +70,26 @@ class ConvertedMessage(NamedTuple):
     link_set: int
 
 
-def count_converted(connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage]) -> None:
-    """Add to `delta` those of the messages that were not counted yet. All transactions store the messages in the order of their
-    ids, because two transactions could otherwise deadlock on PostgreSQL."""
+#: Numbers of messages that are counted although their row in `first_conversions` is missing, by cohort and time slot.
+CountedSlots = Counter[tuple[int, int]]
+
+
+def count_converted(
+    connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage], counted: CountedSlots | None = None
+) -> None:
+    """Add to `delta` those of the messages that were not counted yet. `counted` has the numbers of the messages that were counted
+    although they have no row. The function subtracts the messages that it finds from these numbers.
+
+    All transactions store the messages in the order of their ids, because two transactions could otherwise deadlock on
+    PostgreSQL."""
     by_id = {message.id: message for message in converted}
     if not by_id:
         return
     for row_id, at in claim(connection, sorted(by_id)):
         message = by_id[row_id]
+        if counted and counted[message.cohort, at // TIME_SLOT_MS] > 0:
+            counted[message.cohort, at // TIME_SLOT_MS] -= 1
+            continue
         delta.add_slots(message.cohort, at // TIME_SLOT_MS, CONVERTED_MESSAGES, sent_slot(row_id), message.link_set)
 
 
@@ -151,17 +164,24 @@ class FirstConversions:
             return 0
         return max(len(page.missing), 1) if await self._count(page) and page.is_full else 0
 
-    async def count_all(self, audit: Callable[[Connection, int], None] = lambda connection, counted: None) -> int:
-        """Read all conversions from the beginning and count the messages that were not counted yet. Return the number of these
-        messages. The transaction that counts messages calls `audit` with their number. Raise StoreUnavailable if the database is
-        unavailable."""
-        counted, position = 0, CountProgress()
+    async def count_all(
+        self,
+        audit: Callable[[Connection, int], None] = lambda connection, stored: None,
+        counted: CountedSlots | None = None,
+    ) -> int:
+        """Read all conversions from the beginning, store the missing rows and count their messages. Return the number of rows. The
+        transaction that stores rows calls `audit` with their number. Raise StoreUnavailable if the database is unavailable.
+
+        `counted` has the numbers of those messages that are counted already, because only their row was lost."""
+        stored, position = 0, CountProgress()
+        left = Counter() if counted is None else counted
         while True:
             page = await self._read_page(position)
             if page.missing:
-                counted += await self._database.write_later(self._store_missing, page.missing, audit)
+                number, left = await self._database.write_later(self._store_missing, page.missing, audit, left)
+                stored += number
             if not page.is_full:
-                return counted
+                return stored
             position = page.after
 
     async def _read_page(self, position: CountProgress | None = None) -> _ConversionPage:
@@ -181,15 +201,22 @@ class FirstConversions:
         return True
 
     def _store_missing(
-        self, connection: Connection, missing: Collection[ConvertedMessage], audit: Callable[[Connection, int], None]
-    ) -> int:
-        self._add(connection, missing)
+        self,
+        connection: Connection,
+        missing: Collection[ConvertedMessage],
+        audit: Callable[[Connection, int], None],
+        counted: CountedSlots,
+    ) -> tuple[int, CountedSlots]:
+        """Store the rows of the messages. Return the number of messages, and what is left of `counted`, which does not change,
+        because the transaction may run again."""
+        left = counted.copy()
+        self._add(connection, missing, left)
         audit(connection, len(missing))
-        return len(missing)
+        return len(missing), left
 
-    def _add(self, connection: Connection, missing: Collection[ConvertedMessage]) -> None:
+    def _add(self, connection: Connection, missing: Collection[ConvertedMessage], counted: CountedSlots | None = None) -> None:
         delta = CountDelta()
-        count_converted(connection, delta, missing)
+        count_converted(connection, delta, missing, counted)
         for part in delta.split(_MAX_ENTRIES_PER_ROW):
             count_deltas.append(connection, self._ids(), part)
 

@@ -103,7 +103,7 @@ def verify(
         _add_exactly(counted, connection.execute(statement))
         progress(steps)
     erased = _recount_devices(connection, within, counted)
-    stored = _read_counts(connection, within)
+    stored = read_counts(connection, within)
     for statement in _count_pending_clicks(connection, within):
         _add_exactly(stored, connection.execute(statement))
     if erased:
@@ -135,7 +135,7 @@ def _add_exactly(sums: _ExactSums, rows: Iterable[Any]) -> None:
             sums[key] = sums.get(key, 0) + amount
 
 
-def _read_counts(connection: Connection, within: range) -> _ExactSums:
+def read_counts(connection: Connection, within: range) -> _ExactSums:
     """Return the counts plus the count deltas that `fold` has not added yet. All buckets of the time from sending to click are
     summed up as one metric, `ttc`."""
     stored: _ExactSums = {}
@@ -168,7 +168,7 @@ def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Sel
     """Yield statements that count the first clicks whose time from sending to click the fan-out has not counted yet."""
     joined = join(events, messages, messages.c.id == events.c.message_id)
     for id_range in id_ranges(connection, events):
-        each = _by_time_slot(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
+        each = by_time_slot(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
         yield each.select_from(joined).where(id_range, is_pending_click())
 
 
@@ -202,49 +202,49 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
     count deltas."""
     for id_range in id_ranges(connection, messages):
         for metric, at, amount in OF_MESSAGES:
-            yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)
+            yield by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)
     sent = join(sends, messages, messages.c.id == sends.c.id)
     for id_range in id_ranges(connection, sends):
         # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
-        costs = _by_time_slot(messages.c.cohort_id, messages.c.created_at, literal(COST), within).add_columns(sends.c.cost)
+        costs = by_time_slot(messages.c.cohort_id, messages.c.created_at, literal(COST), within).add_columns(sends.c.cost)
         yield costs.select_from(sent).where(id_range, HAS_COST)
     clicked = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
     for id_range in id_ranges(connection, first_clicks):
         for metric in ("clicked_messages", "ttc"):
-            each = _by_time_slot(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
+            each = by_time_slot(messages.c.cohort_id, first_clicks.c.at, literal(metric), within, func.count())
             yield each.select_from(clicked).where(id_range)
     for id_range in id_ranges(connection, hits):
-        of_hits = _by_time_slot(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
+        of_hits = by_time_slot(links.c.cohort_id, hits.c.at, HIT_METRIC, within, func.count())
         yield of_hits.join_from(hits, links, links.c.id == hits.c.link_id).where(id_range, HIT_METRIC.is_not(None))
-        firsts = _by_time_slot(links.c.cohort_id, hits.c.at, literal(CLICKED_LINKS), within, func.count())
+        firsts = by_time_slot(links.c.cohort_id, hits.c.at, literal(CLICKED_LINKS), within, func.count())
         firsts = firsts.join_from(hits, links, links.c.id == hits.c.link_id)
         yield firsts.where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None))
     for id_range in id_ranges(connection, links):
         # Links that a release without link sets created are not counted, so they are left out here too.
-        created = _by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
+        created = by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
         created = created.join_from(links, messages, messages.c.id == links.c.message_id)
         yield created.where(id_range, links.c.link_set_id.is_not(None))
     converted = join(first_conversions, messages, messages.c.id == first_conversions.c.id)
     for id_range in id_ranges(connection, first_conversions):
-        each = _by_time_slot(messages.c.cohort_id, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
+        each = by_time_slot(messages.c.cohort_id, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
         yield each.select_from(converted).where(id_range)
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     missed = is_missed(read_progress(connection))
     for id_range in id_ranges(connection, conversions):
-        each = _by_time_slot(messages.c.cohort_id, conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
+        each = by_time_slot(messages.c.cohort_id, conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
         yield each.select_from(joined).where(id_range, missed)
         cohort, at = messages.c.cohort_id, conversions.c.at
-        yield _by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
-        ends = _by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)
+        yield by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
+        ends = by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)
         yield ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == "")
         counted_as = conversions.c.counted_as
-        kinds = _by_time_slot(cohort, at, literal("conversions:") + counted_as, within, func.count()).select_from(joined)
+        kinds = by_time_slot(cohort, at, literal("conversions:") + counted_as, within, func.count()).select_from(joined)
         yield kinds.where(id_range, counted_as.is_not(None))
         # Amounts of money are read one by one, because SQLite would add them as floating point numbers.
         of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
-        each = _by_time_slot(cohort, at, of_value, within).add_columns(conversions.c.value)
+        each = by_time_slot(cohort, at, of_value, within).add_columns(conversions.c.value)
         yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None), IS_REVENUE)
-        each = _by_time_slot(cohort, at, of_value + ":" + counted_as, within).add_columns(conversions.c.value)
+        each = by_time_slot(cohort, at, of_value + ":" + counted_as, within).add_columns(conversions.c.value)
         yield each.select_from(joined).where(id_range, conversions.c.value.is_not(None), counted_as.is_not(None))
 
 
@@ -284,7 +284,7 @@ def _merge_devices(sums: _ExactSums, erased: set[tuple[int, int]]) -> _ExactSums
     return merged
 
 
-def _by_time_slot(
+def by_time_slot(
     cohort: Column[int], at: Column[Any], metric: ColumnElement[str], within: range, *amount: ColumnElement[Any]
 ) -> Select[Any]:
     """Return a statement that selects (cohort, time slot, metric, amount) of the rows within these time slots, grouped if `amount`

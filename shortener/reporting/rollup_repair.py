@@ -96,7 +96,8 @@ class _Outcome(Enum):
     OUTDATED = auto()
 
 
-def _require_no_quarantine(connection: Connection) -> None:
+def require_no_quarantine(connection: Connection) -> None:
+    """Raise RowsQuarantined if rows of count deltas are quarantined."""
     if number := count_quarantined(connection):
         raise RowsQuarantined(
             f"nothing was corrected: {counted(number, 'row of count deltas is', 'rows of count deltas are')} quarantined (table "
@@ -105,7 +106,7 @@ def _require_no_quarantine(connection: Connection) -> None:
 
 
 def _find_corrections(connection: Connection, since: datetime, until: datetime) -> _Corrections:
-    _require_no_quarantine(connection)
+    require_no_quarantine(connection)
     within = time_slots(since, until)
     check = recount(connection, within, min(counted_since(connection), within.start), is_merged=False)
     changes: PeriodAmounts = {}
@@ -131,7 +132,7 @@ def _correct(
     if _count_repairs(connection) != corrections.repairs + number:
         return _Outcome.OUTDATED
     if number == 0:
-        _require_no_quarantine(connection)
+        require_no_quarantine(connection)
         begun(connection, corrections.count)
         if counted_since(connection) > corrections.since:
             set_value(connection, COUNTED_SINCE, str(corrections.since))

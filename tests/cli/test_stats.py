@@ -157,10 +157,32 @@ def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_st
     assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
     later = utcnow() + timedelta(minutes=3)  # the repair skips conversions that are less than two minutes old
     monkeypatch.setattr("shortener.model.utcnow", lambda: later)
-    assert "1 message with conversions was not counted before" in shell("verify", "--repair").stdout
+    assert "1 message with conversions was not recorded as converted before" in shell("verify", "--repair").stdout
     repaired = shell.json("verify", "--repair")
     assert (repaired["newly_converted"], repaired["drift"]) == (0, [])
     assert (shell.json("stats")["converted_messages"], shell.json("stats")["conversion_rate"]) == (1, 0.5)
+
+
+def test_verify_reports_a_lost_row_of_a_converted_message_and_repair_stores_it_without_counting_the_message_again(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = utcnow() + timedelta(minutes=3)
+    monkeypatch.setattr("shortener.model.utcnow", lambda: later)
+    assert shell.json("verify", "--repair")["missing_first_conversions"] == 0
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
+        stored = database.execute("SELECT * FROM first_conversions").fetchall()
+        database.execute("DELETE FROM first_conversions")
+        last = database.execute("SELECT max(id) FROM conversions").fetchone()[0]  # the job has read all conversions
+        database.execute("INSERT OR REPLACE INTO installation (name, value) VALUES ('first conversions', ?)", (str(last),))
+    found = shell.json("verify", code=1)
+    assert (found["missing_first_conversions"], found["drift"]) == (1, [])
+    text = "1 message with conversions is not recorded as converted (table first_conversions). Use --repair."
+    assert text in shell("verify", code=1).stdout
+    repaired = shell.json("verify", "--repair")
+    assert (repaired["newly_converted"], repaired["missing_first_conversions"], repaired["drift"]) == (1, 0, [])
+    assert shell.json("stats")["converted_messages"] == 1
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database:
+        assert database.execute("SELECT * FROM first_conversions").fetchall() == stored
 
 
 def test_invalid_options_of_the_stats_command_are_rejected(shell: InProcessShell) -> None:

@@ -19,8 +19,9 @@ from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.service import Conversions
 from shortener.ids import ClickIds, IdGenerator
 from shortener.outbox import count_deltas
-from shortener.outbox.count_deltas import CountDelta
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
 from shortener.reporting import count_check, counts
+from shortener.reporting.first_conversion_check import count_missing, find_counted_without_row
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import StatisticsFilter, totals
@@ -321,6 +322,28 @@ async def test_the_verification_reports_a_message_that_the_job_did_not_count_and
     assert await job.count_all() == 1
     assert await differences(service.database) == []
     assert await job.count_all() == 0
+
+
+async def test_a_repair_counts_only_those_messages_without_a_row_that_were_not_counted(
+    service: Service, message: Message, clock: Clock
+) -> None:
+    """Of three messages, one lost its row, one was not counted, and one conversion is too new for the repair."""
+    await service.conversions.ingest(1, SALE)
+    older, newer = [await service.database.write(add_message, service.ids, name) for name in ("m-2", "m-3")]
+    await service.database.write(store_as_older_release, service.ids, older)
+    clock.forward(minutes=3)
+    await fold_all(service)
+    last = (await rows(service.database, schema.conversions))[-1].id
+    await service.database.write(set_value, "first conversions", str(last))
+    await service.database.write(store_as_older_release, service.ids, newer)
+    await service.database.write(lambda connection: connection.execute(delete(schema.first_conversions)).rowcount)
+    assert await service.database.read(count_missing) == 2
+    counted = await service.database.read(find_counted_without_row, NOON - DAY, NOON + DAY)
+    assert counted == {(message.cohort_id, to_ms(NOON) // TIME_SLOT_MS): 1}
+    assert await job_of(service).count_all(counted=counted) == 2
+    assert await service.database.read(count_missing) == 0
+    assert await differences(service.database) == []
+    assert {row.id for row in await rows(service.database, schema.first_conversions)} == {message.row, older.row}
 
 
 async def test_the_queries_of_converted_messages_search_indexes(service: Service, message: Message, clock: Clock) -> None:
