@@ -72,7 +72,9 @@ from shortener.storage.database import Database
 from shortener.storage.installation import (
     BASE_URL,
     FINGERPRINT,
+    LARGEST_BATCH,
     check_base_url,
+    find_largest_batch,
     get_all,
     open_installation_secret,
     require_installation,
@@ -114,6 +116,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if UNFINISHED_COPY in stored:
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
         await check_base_url(database, settings, stored.get(BASE_URL))
+        largest_batch = await find_largest_batch(database, settings, stored.get(LARGEST_BATCH))
         # The secret is created after the database: if the first start is killed between these two steps, it leaves no secret
         # without a database.
         secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
@@ -123,6 +126,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if may_create and not has_applications:
             first_credentials = await _ensure_default_application(database, clock, secret, settings)
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
+        service.largest_batch = largest_batch
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
 

@@ -99,6 +99,7 @@ class Service:
         self.jobs = jobs
         self.metrics = metrics
         self.first_credentials = first_credentials
+        self.largest_batch = self.settings.batch_limit  # the largest BATCH_LIMIT that the installation has had
         self.tracer: Tracer | None = None
         self._rewriter: Rewriter | None = None
         self.ready = False

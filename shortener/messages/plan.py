@@ -52,8 +52,9 @@ class PlannedRequest:
     Both are "" if the request has no `idempotency_key`.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` reject the request
-    only if it contains a new message of this item, and the problem of a message only if the message is new. If `error` is set, the
-    messages were not checked."""
+    only if it contains a new message of this item, and the problem of a message only if the message is new. `error` states that the
+    request is too large. It rejects the request unless all its messages are repeats. If no message has an id of the caller,
+    `messages` is then empty."""
 
     application: Application
     items: Sequence[RewriteItem]
@@ -90,7 +91,7 @@ class PlannedRequest:
         """Raise ApiError if a problem rejects the request. Otherwise return the problems that do not reject the request, because
         their items set `skip_invalid`. Messages that are not in `new_messages` repeat stored messages. The error has the code of
         the first problem, and the details of all problems in request order, followed by `other_problems`."""
-        if self.error is not None:
+        if self.error is not None and (new_messages or not self.messages):  # a request that only repeats messages is accepted
             raise self.error
         problems = [*self.problems_of(new_messages), *other_problems]
         rejecting = [problem for problem in problems if not self.items[problem.item].skips(problem.code)]
@@ -132,9 +133,12 @@ def plan_request(
     if idempotency_key is not None:
         content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
     recipients = sum(len(item.to) for item in items)
+    error = None
     if recipients > limits.max_recipients:
         description = f"The request has {counted(recipients, 'recipient')}; at most {limits.max_recipients} may be in one request."
         error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
+    # A request that was accepted with a larger limit may be repeated. It then has an Idempotency-Key or ids of its messages.
+    if error is not None and not any(any(item.message_ids or ()) for item in items):
         return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, earlier_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []
     problems: list[Problem] = []
@@ -143,7 +147,7 @@ def plan_request(
     for index, item in enumerate(items):
         messages += _identify(application, item, index, plans[index], used_ids, problems)
     return PlannedRequest(
-        application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, earlier_hash, to_ms(now)
+        application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, earlier_hash, to_ms(now), error
     )
 
 

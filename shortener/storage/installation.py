@@ -22,6 +22,7 @@ FINGERPRINT = "secret"
 #: The name of the value that contains the BASE_URL of the processes that serve. A URL that works on one machine only, such as
 #: localhost, is not stored.
 BASE_URL = "base_url"
+LARGEST_BATCH = "largest BATCH_LIMIT"
 
 
 class BaseUrlMissing(Exception):
@@ -88,6 +89,22 @@ async def check_base_url(database: Database, settings: Settings, stored: str | N
             raise BaseUrlMissing(missing_base_url(stored, settings))
     elif stored != settings.base_url and not is_loopback(urlsplit(settings.base_url).hostname or ""):
         await database.write(set_value, BASE_URL, settings.base_url)
+
+
+async def find_largest_batch(database: Database, settings: Settings, stored: str | None) -> int:
+    """Return the largest BATCH_LIMIT that the installation has had, and store it. `stored` is the value that the database contains.
+
+    A request that was accepted with a larger BATCH_LIMIT may be repeated, so its size must still be permitted."""
+    default: int = type(settings).model_fields["batch_limit"].default
+    known = max(int(stored or 0), default)
+    if settings.batch_limit > known:
+        await database.write(_raise_largest_batch, settings.batch_limit)
+    return max(settings.batch_limit, known)
+
+
+def _raise_largest_batch(connection: Connection, limit: int) -> None:
+    if limit > int(get(connection, LARGEST_BATCH) or 0):
+        set_value(connection, LARGEST_BATCH, str(limit))
 
 
 def missing_base_url(stored: str, settings: Settings) -> str:

@@ -384,7 +384,8 @@ def _find_by_api_key(service: Service, request: Request) -> Principal | None:
 async def _read_body(endpoint: Endpoint, service: Service, request: Request) -> BaseModel | None:
     assert endpoint.body is not None
     settings = service.settings
-    limits = BodyLimits(settings.body_limit, settings.batch_limit, ErrorCode.BATCH_TOO_LARGE in endpoint.errors)
+    has_batch = ErrorCode.BATCH_TOO_LARGE in endpoint.errors
+    limits = BodyLimits(settings.body_limit, settings.batch_limit, has_batch, service.largest_batch)
     return await read_model(
         request,
         endpoint.body,

@@ -48,17 +48,26 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 @record
 class BodyLimits:
     """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a batch, which is a list as body or
-    the field `messages` of a body."""
+    the field `messages` of a body.
+
+    `largest_batch` is the largest BATCH_LIMIT that the installation has had. A body may have so many items, because it may repeat
+    an earlier request. The endpoint rejects a new request with more than `max_batch` items."""
 
     max_bytes: int
     max_batch: int
     has_batch: bool
+    largest_batch: int = 0
 
     @property
     def max_values(self) -> int:
         """The maximum number of values in a JSON body. `read_body` counts commas and opening brackets in place of values, because
         it does not parse the body."""
-        return min(_MORE_VALUES + _VALUES_PER_ITEM * self.max_batch, _MAX_VALUES)
+        return min(_MORE_VALUES + _VALUES_PER_ITEM * self.accepted_batch, _MAX_VALUES)
+
+    @property
+    def accepted_batch(self) -> int:
+        """The maximum number of items in a body that may be a repeat."""
+        return max(self.max_batch, self.largest_batch)
 
     def too_many(self, description: str) -> ApiError:
         return ApiError(ErrorCode.BATCH_TOO_LARGE if self.has_batch else ErrorCode.INVALID_REQUEST, description)
@@ -157,15 +166,15 @@ def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
     """Return whether a JSON text may exceed a limit of `check_sizes`. The answer is estimated from the numbers of its bytes, commas
     and brackets."""
     commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
-    return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.max_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
+    return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.accepted_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 
 
 def check_sizes(data: Any, limits: BodyLimits) -> None:
     """Raise ApiError if a part of a parsed JSON document has too many items, too many characters, or is nested too deeply."""
     batch = data.get("messages") if isinstance(data, dict) else data
-    if isinstance(batch, list) and len(batch) > limits.max_batch:
+    if isinstance(batch, list) and len(batch) > limits.accepted_batch:
         raise limits.too_many(f"One request must have at most {limits.max_batch} items (BATCH_LIMIT), not {len(batch)}.")
-    max_items = max(limits.max_batch, MIN_LIST_ITEMS)
+    max_items = max(limits.accepted_batch, MIN_LIST_ITEMS)
     level: list[tuple[str, Any]] = []  # the lists, objects and long texts at the current depth, with their paths
     if isinstance(data, dict | list) or (isinstance(data, str) and len(data) > MAX_TEXT_LENGTH):
         level.append(("", data))

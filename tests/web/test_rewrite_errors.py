@@ -71,6 +71,46 @@ async def test_a_rewrite_with_too_many_recipients_is_rejected(make_service: Any)
     assert await stored(service) == (0, 0)
 
 
+@pytest.mark.parametrize("earlier", [4, 1001])
+async def test_a_repeat_of_a_request_that_is_larger_than_a_lowered_batch_limit_gets_the_first_response(
+    make_service: Any, earlier: int
+) -> None:
+    from tests.conftest import client_of
+
+    to = [f"+1408555{number:04}" for number in range(earlier)]
+    ids = [f"m-{number}" for number in range(earlier)]
+    keys = {"Idempotency-Key": "k-1"}, {"Idempotency-Key": "k-2"}
+    requests: list[tuple[str, Any, dict[str, str]]] = [
+        ("/api/v1/rewrite", {"messages": [{"to": one, "body": "a"} for one in to]}, keys[0]),
+        ("/api/v1/rewrite", {"to": to, "body": "b", "message_id": ids}, {}),
+        ("/api/v1/rewrite", {"messages": [{"to": one, "body": "b", "message_id": i} for one, i in zip(to, ids, strict=True)]}, {}),
+        ("/api/v1/sms/status", [{"message_id": one, "state": "SENT"} for one in ids], keys[1]),
+    ]
+    service = await make_service(batch_limit=earlier)
+    headers = {"X-API-Key": service.first_credentials.api_key}
+    async with client_of(service, headers) as client:
+        first = [await client.post(path, json=body, headers=more) for path, body, more in requests]
+        assert {answer.status_code for answer in first} == {200}
+    await service.close()
+    service = await make_service(batch_limit=2)
+    async with client_of(service, headers) as client:
+        for (path, body, more), answer in zip(requests, first, strict=True):
+            repeat = await client.post(path, json=body, headers=more)
+            assert (repeat.status_code, repeat.json()) == (200, answer.json())
+        new = {"to": [TO] * 3, "body": "b", "message_id": [*ids[:2], "new"]}
+        reports = [{"message_id": one, "state": "READ"} for one in ids]
+        for path, body in (
+            ("/api/v1/rewrite", new),
+            ("/api/v1/rewrite", {"messages": requests[0][1]["messages"]}),
+            ("/api/v1/rewrite/preview", requests[1][1]),
+            ("/api/v1/sms/status", reports),
+        ):
+            answer = await client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "BATCH_TOO_LARGE"), path
+        changed = await client.post("/api/v1/rewrite", json={**requests[1][1], "body": "c"})
+        assert (changed.status_code, changed.json()["error_code"]) == (409, "MESSAGE_ID_CONFLICT")
+
+
 async def test_two_messages_of_a_batch_with_one_message_id_and_different_texts_are_a_conflict(
     client: httpx.AsyncClient, service: Service
 ) -> None:
