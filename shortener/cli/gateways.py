@@ -95,7 +95,9 @@ _LIMIT_OPTIONS = (
         "--timeout", type=click.FloatRange(0.1, 120), help="Time limit of an attempt in seconds. Default: GATEWAY_TIMEOUT (10)."
     ),
     click.option(
-        "--concurrency", type=click.IntRange(1, 1024), help="Maximum number of simultaneous attempts of all processes. Default: 16."
+        "--concurrency",
+        type=click.IntRange(1, 1024),
+        help="Maximum number of simultaneous attempts of all processes. Default: GATEWAY_SLOTS_PER_GATEWAY (16).",
     ),
     click.option(
         "--max-per-second",

@@ -129,7 +129,9 @@ _TRACKER_OPTIONS = (
     click.option("--body-contains", metavar="TEXT", help="Text that the response body must contain for success."),
     click.option("--max-attempts", type=int, help="Maximum number of attempts per delivery. Default: DELIVERY_ATTEMPTS (10)."),
     click.option("--timeout", type=float, help="Time limit of one attempt, in seconds. Default: DELIVERY_TIMEOUT (5)."),
-    click.option("--concurrency", type=int, help="Maximum number of simultaneous attempts. Default: 16."),
+    click.option(
+        "--concurrency", type=int, help="Maximum number of simultaneous attempts. Default: DELIVERY_SLOTS_PER_TRACKER (16)."
+    ),
     click.option("--max-per-second", type=float, help="Maximum number of attempts per second. Default: no limit."),
     click.option(
         "--schedule",

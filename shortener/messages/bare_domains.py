@@ -2,18 +2,23 @@
 
 The rule depends on the public suffix (ICANN) of the text:
 
-a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL). b. A
-suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of at
-least three characters, and a suffix in lower case. c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the
-conditions of rule b and one of these: a word such as "visit" or "at" precedes the domain, no word in lower case follows the domain,
-or the name contains a digit, a hyphen or a capital letter. d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`:
-_WORDS) requires "visit" or a colon before the domain, or "at" before the domain and the end of the sentence after the domain. e.
-Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
+a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
+b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
+   at least three characters, and a suffix in lower case.
+c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the conditions of rule b and one of these:
+   - A word such as "visit" or "at" precedes the domain.
+   - No word in lower case follows the domain.
+   - The name contains a digit, a hyphen or a capital letter.
+d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires a name of at least three characters, and a
+   word such as "visit" or a colon before the domain. A word such as "at", or a name as in rule c, is sufficient if no word in lower
+   case follows the domain.
+e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `now.so/shop`. Before a path, the suffixes of the rules
+   b to d need nothing else: `t.me/shop`.
 
 In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole
 host is in capitals and has a path. In rule a, except for `.net`, a capitalised suffix is accepted after a name of at least three
-characters, because phones write `Yahoo.Com`. In the SMS Spam Collection (5,574 texts), no suffix of the rules b and c directly
-follows a full stop.
+characters, because phones write `Yahoo.Com`. The SMS Spam Collection (5,574 texts) contains no full stop that a suffix of the rules
+b or c follows without a space. Therefore these rules require no path.
 """
 # Tested by tests/messages/test_url_detection.py
 
