@@ -5,9 +5,9 @@ is the decoded base64 text after the prefix `whsec_`. If a secret has no such pr
 however, decode every secret as base64, with or without the prefix. If a secret without the prefix is base64 of 24 to 64 bytes, the
 module therefore adds a second Standard Webhooks signature, whose key is the decoded bytes.
 
-Secrets are sorted, newest first. During the rotation of a secret there are two secrets, and each signature header contains one
-signature for each secret. Each attempt is signed with its own time, so receivers that reject old signatures accept a retry after
-days. The header `webhook-id` is the same in all attempts, so receivers can recognise repeated deliveries.
+Secrets are sorted, newest first. During the rotation of a secret there are two secrets, and each signature header contains the
+signatures of both. Each attempt is signed with its own time, so receivers that reject old signatures accept a retry after days. The
+header `webhook-id` is the same in all attempts, so receivers can recognise repeated deliveries.
 """
 
 from __future__ import annotations

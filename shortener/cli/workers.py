@@ -5,8 +5,8 @@ STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
 
 - A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker may take
   START_SECONDS: it needs some seconds of processor time, and on a busy machine this takes longer.
-- A worker that cannot start, for example because the database is down, is started again after a pause. If no worker has ever
-  served, however, the supervisor stops and `failed` is True.
+- A worker that cannot start, for example because the database is down, is started again after a pause. If no worker has ever served
+  and a worker ends with STARTUP_FAILURE, however, the supervisor stops and `failed` is True.
 - A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the
   reload ends, and the workers that are not replaced keep running.
 - A stop sends SIGTERM to all workers, and kills the workers that still run after `stop_seconds`.

@@ -7,7 +7,7 @@ directive, because a raw directive must never reach a handset. The grammar:
   parenthesis are accepted if a quote follows it.
 - The following are plain text: `#track` without a parenthesis, `#tracker`, `#tracking("x")`, `#track (see below)`.
 - Text that resembles a directive is rejected: full-width characters, look-alike letters or invisible characters in it,
-  `##track("url")`, `# track("url")`, `#track["url"]`, `#trak("https://...")` (`near_directives.py`).
+  `##track("url")`, `# track("url")`, `#track["https://..."]`, `#trak("https://...")` (`near_directives.py`).
 - The quotes are `"…"`, `'…'`, `“…”`, `‘…’`, `«…»`, `‹…›`, or an HTML entity such as `&quot;`. The two quotes of a pair may be in
   either order. They may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
 - `\"` is accepted instead of `"`, because people paste JSON samples. If backslashes precede the opening quote, the closing quote

@@ -3,9 +3,9 @@ reaches the phone.
 
 Keyboards and editors change characters (`＃`, `（`, a zero-width space), programs escape them (`&#40;`, `%28`), and people mistype
 (`##track("...")`, `#trak("...")`). For each character that is similar to `#`, the search copies the text after it and normalises
-the copy. One regular expression then finds all forms. A text is reported only if a parenthesis directly follows the name, or if a
-quote follows. A mistyped name is reported only if a quoted URL follows. The same is true for a name before `:` or `=`. Therefore
-`#track (see below)`, `#tracker("x")` and hashtags are not reported.
+the copy. Three regular expressions (_NEAR, _MISTYPED, _SPLIT) then find all forms. A text is reported only if a parenthesis
+directly follows the name, or if a quote follows. A mistyped name is reported only if a quoted URL follows. The same is true for a
+name before `:` or `=`. Therefore `#track (see below)`, `#tracker("x")` and hashtags are not reported.
 """
 # Tested by tests/messages/test_directives.py
 

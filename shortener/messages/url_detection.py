@@ -12,7 +12,8 @@ an undetected domain still reaches the handset as the sender wrote it. The rules
    - It does not begin inside another word, address or number. It does not begin with an abbreviation (`e.g.shop.com`), and not with
      a word in capitals before a name in small letters (`STOP.shop.com`).
    - It has a name before a public ICANN suffix. `bare_domains.py` decides by the suffix and by the words around it.
-4. A query directly after a bare host must contain a `=`. A port must be followed by a path or have four digits.
+4. A query directly after a bare host must contain a `=`. A port without a path belongs to the URL only if it has four or five
+   digits.
 
 A URL ends before a character that people do not type as a part of a URL in that place (`url_end.py`). A text that is
 similar to a URL but is not detected is reported with the reason, so that the sender can correct it.
