@@ -107,9 +107,9 @@ async def copy(source: str, target: str, as_json: bool) -> None:
 
     check(await current_version(source))
     await prepare(target)
-    source_database = await open_database(source, owner=True)
+    source_database = await open_database(source, owner=True, is_command=True)
     try:
-        target_database = await open_database(target, owner=True)
+        target_database = await open_database(target, owner=True, is_command=True)
         try:
             rows = await copy_database(source_database, target_database, progress)
         except CopyError as error:

@@ -149,7 +149,7 @@ async def _record_restore(settings: Settings, info: Any) -> None:
         if audit.can_add(connection):
             audit.add(connection, utcnow(), "backup_restored", after={"schema": info.schema})
 
-    database = await open_database(settings.store_url, owner=True)
+    database = await open_database(settings.store_url, owner=True, is_command=True)
     try:
         audit = command_line_audit(database)
         await database.write(add)
@@ -185,7 +185,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     settings = load_settings()
     await require_installation(settings)
     # This call raises StoreUnavailable while a server uses the SQLite database.
-    database = await open_database(settings.store_url, owner=True)
+    database = await open_database(settings.store_url, owner=True, is_command=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
     # `is_written` becomes True before the transaction begins, because the transaction may be committed even if the command gets an

@@ -28,6 +28,7 @@ from shortener.storage.locks import AdvisoryLock
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import sqlite_path
 from shortener.storage.schema import metadata
+from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write
 
 # Alembic is imported in functions: only `shortener migrate` and a new PostgreSQL database need it, and it is slow to import.
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ async def migrate(
     seconds (PostgreSQL only).
 
     `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done."""
-    before = await _run_on(url, version_of)
+    before = await current_version(url)
     remaining = steps(None)
     if before is not None:
         known = [revision for revision, _ in remaining]
@@ -276,11 +277,13 @@ def _config() -> Config:
     return config
 
 
-async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
+async def _run_on(url: str, function: Callable[[Connection], T], *, only_reads: bool = False) -> T:
+    """Run a function in a transaction on a new connection. If it only reads, the transaction does not wait for the write lock of an
+    SQLite database, so that a command that reads works while a server writes."""
     with store_errors():
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return await asyncio.to_thread(_run_on_sqlite, path, function)
+            return await asyncio.to_thread(_run_on_sqlite, path, function, only_reads)
         from shortener.storage.postgres import async_engine  # asyncpg is imported here, because SQLite does not need it
 
         engine = async_engine(url, pool_size=1)
@@ -291,8 +294,12 @@ async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
             await engine.dispose()
 
 
-def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool, connect_args={"isolation_level": None})
+def _run_on_sqlite(path: Path, function: Callable[[Connection], T], only_reads: bool) -> T:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=NullPool,
+        connect_args={"isolation_level": None, "timeout": COMMAND_WAIT_SECONDS},
+    )
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
@@ -302,7 +309,13 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if only_reads:
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql("PRAGMA busy_timeout=0")
+            begin_write(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), COMMAND_WAIT_SECONDS)
+            # In a new file, which has no WAL yet, COMMIT waits for readers.
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={COMMAND_WAIT_SECONDS * 1000:.0f}")
 
     with engine.begin() as connection:
         return function(connection)
@@ -312,4 +325,4 @@ async def current_version(url: str, database: Database | None = None) -> str | N
     """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch for tables of another
     program, and StoreUnavailable if the database is unavailable. `database` is the open database, or None to open a connection for
     the check."""
-    return await (_run_on(url, version_of) if database is None else database.read(version_of))
+    return await (_run_on(url, version_of, only_reads=True) if database is None else database.read(version_of))

@@ -17,11 +17,13 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
-async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: float | None = None) -> Database:
-    """Open the database that a URL selects. Raise StoreUnavailable if it cannot be opened. `owner` is true if this process serves
-    from the database (see sqlite.py). `pool_size` and `timeout` are described in postgres.py."""
+async def open_database(
+    url: str, *, owner: bool, is_command: bool | None = None, pool_size: int = 8, timeout: float | None = None
+) -> Database:
+    """Open the database that a URL selects. Raise StoreUnavailable if it cannot be opened. sqlite.py describes `owner` and
+    `is_command`, and postgres.py describes `pool_size` and `timeout`."""
     if path := sqlite_path(url):
-        return SqliteDatabase(path, owner=owner)
+        return SqliteDatabase(path, owner=owner, is_command=is_command)
     from shortener.storage.postgres import PostgresDatabase  # asyncpg is imported here, because SQLite does not need it
 
     return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

@@ -43,6 +43,7 @@ from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
 from shortener.storage.sqlite_reader import ReaderConnection, ReadLimit, connect_reader
+from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write
 
 log = structlog.get_logger(__name__)
 
@@ -50,9 +51,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
-#: A command waits longer than a server. SQLite has no queue for the lock of the database, so a command gets the lock only by chance
-#: while a server writes.
-COMMAND_BUSY_TIMEOUT_MS = 10_000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
 #: SQLite compares the duration of a read with its limit after this number of steps of its virtual machine, about 10 ms.
@@ -68,7 +66,7 @@ _WRITER_PRAGMAS = (
     "PRAGMA secure_delete=ON",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
-_READER_PRAGMAS = f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}; PRAGMA query_only=ON; PRAGMA cache_size=-4096"
+_READER_PRAGMAS = "PRAGMA query_only=ON; PRAGMA cache_size=-4096"
 
 
 class SqliteDatabase:
@@ -76,9 +74,15 @@ class SqliteDatabase:
 
     dialect: Literal["sqlite"] = "sqlite"
 
-    def __init__(self, path: Path, *, owner: bool) -> None:
+    def __init__(self, path: Path, *, owner: bool, is_command: bool | None = None) -> None:
         """Open the SQLite file. Create the file and its folder if they do not exist. `owner` is true if this process serves from
-        the file. Only one process can serve from it: raise StoreUnavailable if another process does."""
+        the file. Only one process can serve from it: raise StoreUnavailable if another process does.
+
+        `is_command` is true if the process is a command, which waits longer for locks than a server (write_lock.py). None means
+        that a process is a command unless it serves."""
+        is_command = not owner if is_command is None else is_command
+        self._lock_wait = COMMAND_WAIT_SECONDS if is_command else 0.0  # a server waits in SQLite (busy_timeout)
+        timeout_ms = round(COMMAND_WAIT_SECONDS * 1000) if is_command else BUSY_TIMEOUT_MS
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
@@ -91,9 +95,11 @@ class SqliteDatabase:
             # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
             hide_parameters=True,
         )
-        _prepare_writer(self._engine, BUSY_TIMEOUT_MS if owner else COMMAND_BUSY_TIMEOUT_MS)
+        _prepare_writer(self._engine, timeout_ms)
         with store_errors():
             self._writer = self._engine.connect()
+            if is_command:
+                raw_sql.execute(self._writer, "PRAGMA busy_timeout=0").close()  # `begin_write` waits instead
             # The connection of the writer thread, as an object of the module sqlite3.
             self._driver: Any = self._writer.connection.driver_connection
             self._file = _identity(path)
@@ -105,7 +111,7 @@ class SqliteDatabase:
             pool_size=4,
             hide_parameters=True,
         )
-        _prepare_readers(self._readers.sync_engine)
+        _prepare_readers(self._readers.sync_engine, timeout_ms)
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
         self._jobs: deque[Callable[[], None]] = deque()
         self._bulk_jobs: deque[Callable[[], None]] = deque()
@@ -190,7 +196,7 @@ class SqliteDatabase:
         if _identity(self._path) != self._file:
             # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
-        raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
+        begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
         try:
             result = transact(self._writer)
             raw_sql.execute(self._writer, "COMMIT")
@@ -281,11 +287,11 @@ def _prepare_writer(engine: Engine, busy_timeout_ms: int) -> None:
             connection.execute(pragma).close()
 
 
-def _prepare_readers(engine: Engine) -> None:
+def _prepare_readers(engine: Engine, busy_timeout_ms: int) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:
         async def prepare(driver: ReaderConnection) -> None:
-            await driver.executescript(_READER_PRAGMAS)
+            await driver.executescript(f"PRAGMA busy_timeout={busy_timeout_ms}; {_READER_PRAGMAS}")
             await driver.set_progress_handler(driver.limit, STEPS_PER_CHECK)
             record.info[_LIMIT] = driver.limit
 

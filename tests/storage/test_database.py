@@ -112,7 +112,7 @@ async def test_sqlite_uses_wal_with_full_synchronization_and_a_busy_timeout(tmp_
 
     assert await database.write(pragmas) == ("wal", 2, 1000)
     command = await open_database(f"sqlite:///{tmp_path / 'shortener.db'}", owner=False)
-    assert await command.write(pragmas) == ("wal", 2, 10_000), "a command waits for a busy server"
+    assert await command.write(pragmas) == ("wal", 2, 0), "a command waits for a busy server without SQLite (write_lock.py)"
     await command.close()
     await database.close()
 
