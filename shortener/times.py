@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
+from zoneinfo import ZoneInfo
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: A reported time may be this far in the future, because clocks differ and some systems send local time (up to 14 hours ahead)
@@ -141,6 +142,16 @@ def end_of(moment: date, zone: tzinfo = UTC) -> datetime:
     if not isinstance(moment, datetime) and moment < _LAST.date():
         moment += timedelta(days=1)
     return start_of(moment, zone)
+
+
+def time_zone(name: str) -> tzinfo:
+    """Return a time zone. Raise ValueError for an unknown name."""
+    if name == "UTC":  # UTC works even if no time zone data is installed
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("must be a time zone such as Europe/Berlin") from None
 
 
 def _from_number(text: str) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
 
 import click
@@ -51,7 +51,7 @@ def clicks() -> None:
 @click.option("--campaign", help="Only hits on links of messages of this campaign.")
 @click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")
 @click.option("--rule", help="Only hits that this rule classified.")
-@period_options()
+@period_options(since_default="the last 30 days of the period", has_zone=True)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of hits.")
 @json_option
 @async_command
@@ -63,22 +63,27 @@ async def list_all(
     rule: str | None,
     since: datetime | None,
     until: datetime | None,
+    zone: tzinfo,
     limit: int,
     as_json: bool,
 ) -> None:
     """List hits, newest first, each with its verdict and rule. The period covers complete time slots of 15 minutes."""
     from shortener.cli.stats import find_application
     from shortener.ids import ClickIds
-    from shortener.model import Verdict
+    from shortener.model import Verdict, utcnow
     from shortener.reporting.hits import HitFilter, list_hits, serialize_hit
     from shortener.secret import open_secret
+    from shortener.web.statistics import statistics_period
 
+    begin, end = statistics_period(since, until, zone, utcnow())
+    if begin >= end:
+        raise click.UsageError("--since must be before --until")
     settings = load_settings()
     async with open_store() as database:
         click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode
         owner = await find_application(database, application)
         chosen = Verdict[verdict.upper()] if verdict else None
-        filters = HitFilter(owner, since, until, verdict=chosen, rule=rule, campaign=campaign, message=message_id)
+        filters = HitFilter(owner, begin, end, verdict=chosen, rule=rule, campaign=campaign, message=message_id)
         rows: list[dict[str, Any]] = []
         below: int | None = None
         while len(rows) < limit:

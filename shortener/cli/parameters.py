@@ -5,15 +5,16 @@ commands that work on one application, and `OwnedCommand` the class of commands 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Any
 
 import click
 
 from shortener.ids import MAX_COUNTED_ID
-from shortener.times import end_of, parse_iso, start_of, to_utc
+from shortener.times import end_of, parse_iso, start_of, time_zone, to_utc
 
 MAX_COMPANY_ID = 2**63 - 1
 
@@ -50,9 +51,9 @@ class SearchedNumber(click.ParamType[str]):
             self.fail(error.reason, param, ctx)
 
 
-class Time(click.ParamType[datetime]):
-    """A parameter that is a time in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z. A time before 1970 or after 2999 is replaced
-    by the nearest time in these years."""
+class EndTime(click.ParamType[datetime]):
+    """A parameter that is the excluded end of a period in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z. A date includes this
+    whole day, as in the API. A time before 1970 or after 2999 is replaced by the nearest time in these years."""
 
     name = "time"
 
@@ -60,19 +61,10 @@ class Time(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            return self._to_utc(parse_iso(str(value)))
+            moment = parse_iso(str(value))
+            return end_of(to_utc(moment) if isinstance(moment, datetime) else moment)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
-
-    def _to_utc(self, moment: date) -> datetime:
-        return start_of(to_utc(moment))
-
-
-class EndTime(Time):
-    """A parameter that is the excluded end of a period in UTC. A date includes this whole day, as in the API."""
-
-    def _to_utc(self, moment: date) -> datetime:
-        return end_of(to_utc(moment) if isinstance(moment, datetime) else moment)
 
 
 class DateOrTime(click.ParamType[date]):
@@ -88,6 +80,20 @@ class DateOrTime(click.ParamType[date]):
             return parse_iso(str(value))
         except ValueError:
             self.fail(f"{value!r} is not a date or time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
+
+
+class TimeZone(click.ParamType[tzinfo]):
+    """A parameter that is the name of a time zone, such as Europe/Berlin."""
+
+    name = "time zone"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tzinfo:
+        if isinstance(value, tzinfo):
+            return value
+        try:
+            return time_zone(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time zone such as Europe/Berlin", param, ctx)
 
 
 class Duration(click.ParamType[timedelta]):
@@ -172,37 +178,46 @@ def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 ID = Id()
 COMPANY_ID = Id(MAX_COMPANY_ID)
-TIME = Time()
 END_TIME = EndTime()
 DATE_OR_TIME = DateOrTime()
+TIME_ZONE = TimeZone()
 DURATION = Duration()
 
 
 def period_options(
-    rows: str = "", *, note: str = "", since_default: str = "the oldest data", until_default: str = "now", required: bool = False
+    rows: str = "",
+    *,
+    note: str = "",
+    since_default: str = "the oldest data",
+    until_default: str = "now",
+    required: bool = False,
+    has_zone: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options --since and --until. The command gets them as `since` and `until`: UTC, or None.
+    """Return a decorator that adds the options --since, --until and --tz. The command gets `since` and `until`: UTC, or None. If
+    `has_zone` is true, it also gets `zone`, the time zone in --tz.
 
     `rows` describes the period in the help texts, for example " in which the messages were created". `note` is a sentence before
-    both help texts. `required` is true if --since is required."""
-    since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in UTC."
+    the help texts. `required` is true if --since is required."""
+    since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in --tz."
     until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
-    until_text += f"UTC. Default: {until_default}."
+    until_text += f"--tz. Default: {until_default}."
     if not required:
         since_text += f" Default: {since_default}."
+    days = "days and hours, and of " if has_zone else ""
+    zone_text = f"{note}Time zone of {days}--since and --until without a zone, for example Europe/Berlin."
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = click.option("--until", type=END_TIME, callback=_check_order, help=until_text)(command)
-        return click.option("--since", type=TIME, callback=_check_order, required=required, help=since_text)(command)
+        @functools.wraps(command)
+        def run(*args: Any, since: date | None, until: date | None, tz: tzinfo, **kwargs: Any) -> Any:
+            begin, end = None if since is None else start_of(since, tz), None if until is None else end_of(until, tz)
+            if begin is not None and end is not None and begin >= end:
+                raise click.UsageError("--since must be before --until", click.get_current_context())
+            if has_zone:
+                kwargs["zone"] = tz
+            return command(*args, since=begin, until=end, **kwargs)
+
+        run = click.option("--tz", type=TIME_ZONE, default="UTC", show_default=True, help=zone_text)(run)
+        run = click.option("--until", type=DATE_OR_TIME, help=until_text)(run)
+        return click.option("--since", type=DATE_OR_TIME, required=required, help=since_text)(run)
 
     return add
-
-
-def _check_order(ctx: click.Context, param: click.Parameter, value: datetime | None) -> datetime | None:
-    """Check that --since is before --until. Click calls this for both options, in the order in which the user wrote them, and only
-    the second call knows both values."""
-    since = value if param.name == "since" else ctx.params.get("since")
-    until = value if param.name == "until" else ctx.params.get("until")
-    if since is not None and until is not None and since >= until:
-        raise click.UsageError("--since must be before --until", ctx)
-    return value

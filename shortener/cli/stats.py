@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date
+from datetime import datetime, tzinfo
 from typing import Any
 
 import click
 
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import DATE_OR_TIME, ID, ApplicationCommand
+from shortener.cli.parameters import ID, ApplicationCommand, period_options
 
 GROUPS = ("day", "hour", "country", "campaign", "destination", "label", "action")
 PAGE_CAMPAIGNS = 200  # The number of campaigns that are read at once.
@@ -54,17 +54,7 @@ async def find_application(database: Any, application: int | None) -> int:
 @click.command(cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications.")
 @click.argument("application", type=ID, required=False)
 @click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
-@click.option(
-    "--since",
-    type=DATE_OR_TIME,
-    help="Start of the period: a date or a time, which is included. Without a zone it is in --tz. Default: the last 30 days of the "
-    "period.",
-)
-@click.option(
-    "--until",
-    type=DATE_OR_TIME,
-    help="End of the period: a date, which is included, or a time, which is excluded. Without a zone it is in --tz. Default: now.",
-)
+@period_options(since_default="the last 30 days of the period", has_zone=True)
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
 @click.option(
@@ -74,23 +64,17 @@ async def find_application(database: Any, application: int | None) -> int:
     show_default=True,
     help="Count each event at its own time, or at the time when its message was created.",
 )
-@click.option(
-    "--tz",
-    default="UTC",
-    show_default=True,
-    help="Time zone of days and hours, and of --since and --until without a zone, for example Europe/Berlin.",
-)
 @json_option
 @async_command
 async def stats(
     by: str | None,
     application: int | None,
-    since: date | None,
-    until: date | None,
+    since: datetime | None,
+    until: datetime | None,
+    zone: tzinfo,
     campaign: str | None,
     source: str | None,
     basis: str,
-    tz: str,
     as_json: bool,
 ) -> None:
     """Show the numbers of messages, clicks and conversions of a period."""
@@ -99,14 +83,9 @@ async def stats(
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
-    from shortener.web.period import time_zone
     from shortener.web.statistics import statistics_period
     from shortener.web.statistics_fields import action_figures, figures
 
-    try:
-        zone = time_zone(tz)
-    except ValueError:
-        raise click.UsageError(f"{tz!r} is not a time zone such as Europe/Berlin") from None
     begin, end = statistics_period(since, until, zone, utcnow())
     if begin >= end:
         raise click.UsageError("--since must be before --until")

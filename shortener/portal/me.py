@@ -25,7 +25,7 @@ from shortener.portal.repeats import new_form_id, perform_once
 from shortener.portal.signin import check_password
 from shortener.secret import SecretError
 from shortener.storage.schema import operators
-from shortener.web.period import time_zone
+from shortener.times import time_zone
 
 PATH = "/portal/me"
 FACTOR_PATH = f"{PATH}/second-factor"

@@ -25,7 +25,7 @@ from shortener.model import ALL_APPLICATIONS, record
 from shortener.portal.operators import Operator, Role
 from shortener.portal.periods import PeriodChoice, parse_period
 from shortener.portal.sessions import OperatorSession
-from shortener.web.period import time_zone
+from shortener.times import time_zone
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

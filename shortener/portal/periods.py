@@ -15,8 +15,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
 from shortener.reporting.rollups import Basis
-from shortener.times import end_of, parse_iso, start_of
-from shortener.web.period import time_zone
+from shortener.times import end_of, parse_iso, start_of, time_zone
 
 DEFAULT_PERIOD = "28d"
 MAX_DAYS = 3660  # The maximum length of a period.

@@ -20,7 +20,7 @@ from shortener.portal.invitation_url import PATH, invitation_file
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.passwords import check_new_password
-from shortener.web.period import time_zone
+from shortener.times import time_zone
 
 _NOT_VALID = (
     "This invitation is not valid: it was used, was replaced or has expired. Ask an admin for a new invitation, or run "

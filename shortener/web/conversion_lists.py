@@ -21,14 +21,14 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 from shortener.reporting.rollups import Basis
-from shortener.times import end_of, start_of
+from shortener.times import end_of, start_of, time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import ConversionStatus, Source, may_reveal
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.period import Period, TimeZoneName
 
 _TAG = "Conversions"
 _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")

@@ -21,7 +21,7 @@ from shortener.clicks.link_changes import (
 )
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
-from shortener.times import end_of, start_of
+from shortener.times import end_of, start_of, time_zone
 from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -29,7 +29,7 @@ from shortener.web.fields import EndTime, Text
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import Source
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.period import Period, TimeZoneName
 
 _TAG = "Links"
 

@@ -16,13 +16,13 @@ from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
-from shortener.times import end_of, start_of
+from shortener.times import end_of, start_of, time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.period import Period, TimeZoneName
 from shortener.web.sends import SendFields
 
 _TAG = "Reading"

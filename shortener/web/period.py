@@ -4,13 +4,12 @@ whole day."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, tzinfo
+from datetime import date
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from shortener.times import end_of, parse_iso, start_of
+from shortener.times import end_of, parse_iso, start_of, time_zone
 from shortener.web.endpoint import RequestModel
 
 
@@ -51,16 +50,6 @@ class Period(RequestModel):
         if since is not None and until is not None and start_of(since) >= end_of(until):
             raise ValueError("must be after since")
         return until
-
-
-def time_zone(name: str) -> tzinfo:
-    """Return a time zone. Raise ValueError for an unknown name."""
-    if name == "UTC":  # UTC works even if no time zone data is installed
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError("must be a time zone such as Europe/Berlin") from None
 
 
 def _check_time_zone(name: str) -> str:

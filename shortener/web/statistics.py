@@ -22,12 +22,12 @@ from shortener.reporting.statistics import (
     totals,
 )
 from shortener.storage.types import to_iso
-from shortener.times import end_of, start_of
+from shortener.times import end_of, start_of, time_zone
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.fields import Text
 from shortener.web.messages import Source
 from shortener.web.paging import Cursor, Cursors
-from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.period import Period, TimeZoneName
 from shortener.web.statistics_fields import (
     ActionsResponse,
     CampaignsResponse,

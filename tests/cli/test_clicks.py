@@ -62,7 +62,7 @@ def test_the_command_clicks_reclassify_changes_the_verdicts_of_hits_in_a_period(
 
 
 def test_the_command_clicks_reclassify_rejects_an_invalid_time_as_a_usage_error(shell: InProcessShell) -> None:
-    assert "is not a time" in shell("clicks", "reclassify", "--since", "yesterday", code=2).stderr
+    assert "is not a date or time" in shell("clicks", "reclassify", "--since", "yesterday", code=2).stderr
     assert "Missing option" in shell("clicks", "reclassify", code=2).stderr
 
 

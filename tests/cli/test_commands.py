@@ -315,7 +315,8 @@ def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_
         (("keys", "revoke", "2147483647"), 1),
         (("links", "show", "\x01"), 1),
         (("messages", "show", "x" * 1000), 1),
-        (("verify", "--since", "0001-01-01T00:00:00+12:00"), 2),
+        (("links", "update", "x", "--expires-at", "0001-01-01T00:00:00+12:00"), 2),
+        (("verify", "--since", "yesterday"), 2),
         (("purge", "--nothing"), 2),
     ],
 )

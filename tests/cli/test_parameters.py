@@ -1,4 +1,4 @@
-"""Tests of the options of a period, `--since` and `--until`, of all commands that have them."""
+"""Tests of the options of a period, `--since`, `--until` and `--tz`, of all commands that have them."""
 
 from __future__ import annotations
 
@@ -96,6 +96,35 @@ async def test_all_commands_with_a_period_list_the_rows_of_the_api_for_the_same_
                 assert [row[key] for row in (printed[name] if name else printed)] == expected, (words, period)
 
 
+async def test_dates_without_a_zone_are_in_the_time_zone_of_the_option_tz(installation: InProcessShell, service: Service) -> None:
+    """The message of the last of the TIMES is the only one that belongs to the next day in UTC, but to the same day in New York."""
+    credentials = service.first_credentials
+    assert credentials is not None
+    utc = {"since": "2026-11-22T05:00:00Z", "until": "2026-11-23T05:00:00Z"}
+    async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+        for words, (name, key, path, api_name) in LISTS.items():
+            expected = await _api_ids(client, path, api_name, key, utc)
+            assert len(expected) == 2, path
+            options = ("--since=2026-11-22", "--until=2026-11-22", "--tz=America/New_York")
+            printed = await asyncio.to_thread(installation.json, *words, *options)
+            assert [row[key] for row in (printed[name] if name else printed)] == expected, words
+
+
+async def test_the_default_period_of_the_list_of_hits_is_the_period_of_the_api(
+    installation: InProcessShell, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials = service.first_credentials
+    assert credentials is not None
+    async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+        for days, number in ((29, 4), (30, 3), (31, 1), (32, 0)):
+            clock.now = DAY + timedelta(days=days, hours=-1)
+            monkeypatch.setattr("shortener.model.utcnow", lambda: clock.now)
+            expected = await _api_ids(client, "/api/v1/clicks", "clicks", "click_id")
+            assert len(expected) == number
+            printed = await asyncio.to_thread(installation.json, "clicks", "list")
+            assert [row["click_id"] for row in printed] == expected
+
+
 async def _api_ids(client: httpx.AsyncClient, path: str, name: str, key: str, period: dict[str, str] | None = None) -> list[Any]:
     response = await client.get(path, params=period)
     assert response.status_code == 200, response.text
@@ -125,6 +154,12 @@ async def test_a_date_as_the_end_of_a_period_includes_this_day_when_the_counts_a
     drift = (await asyncio.to_thread(lambda: installation.json(*words, code=1)))["drift"]
     slots = {row["at"] for row in drift if row["counts"] == "counts"}
     assert slots == {"2026-11-22T00:00:00Z", "2026-11-22T23:45:00Z"}
+
+
+@pytest.mark.parametrize("words", [*LISTS, *CHANGES, STATS], ids=" ".join)
+def test_an_unknown_time_zone_is_wrong_usage(words: tuple[str, ...], tmp_path: Path) -> None:
+    result = InProcessShell(tmp_path)(*words, "--since=2026-11-22", "--tz=Mars", code=2)
+    assert "'Mars' is not a time zone such as Europe/Berlin" in result.stderr
 
 
 @pytest.mark.parametrize("words", [*LISTS, *CHANGES, STATS], ids=" ".join)
