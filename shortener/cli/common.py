@@ -123,7 +123,7 @@ def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime 
     now = utcnow()
     text = f"{what} works until {to_iso(now + overlap)}." if overlap else f"{what} stops working at once."
     if earlier_until is not None and earlier_until > now:
-        return f"{text} The previous one, valid until {to_iso(earlier_until)}, stops working at once."
+        return f"{text} The previous one, which would be valid until {to_iso(earlier_until)}, stops working at once."
     return "" if overlap else text
 
 

@@ -20,8 +20,8 @@ _CODE = rb"[A-Za-z0-9]{%d,%d}" % (MIN_CODE_LENGTH, MAX_CODE_LENGTH)
 #: A regular expression for a path that is only a code. Nearly all paths match it. Other paths need the slower search.
 _PLAIN_PATH = re.compile(rb"/(%s)" % _CODE)
 _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
-#: A regular expression for a code with a prefix before it: up to eight segments that are neither empty nor dots. No letter or digit
-#: follows the code.
+#: A regular expression for the prefix before a code: up to eight segments. No segment is empty, "." or "..". A code must follow,
+#: and no letter or digit may follow the code.
 _PREFIX = re.compile(rb"((?:/(?!\.{1,2}/)[A-Za-z0-9._~%%-]{1,64}){1,8})(?=/%s(?![A-Za-z0-9]))" % _CODE)
 #: The end of a keycap emoji, such as the digit one in a square, behind its digit.
 _KEYCAP = "\ufe0f?\u20e3"

@@ -304,8 +304,8 @@ class Recorder:
             self._forget_refused()
 
     def _forget_refused(self) -> None:
-        """Remove the hits that got the response 503 from the batcher when they make up half of all waiting hits. Removing many hits
-        at once keeps the cost per hit constant."""
+        """When at least half of the hits in the batcher have already got the response 503, remove these hits from the batcher.
+        Removing many hits at once keeps the cost per hit constant."""
         if self._refused and self._refused * 2 >= self._batcher.waiting:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0

@@ -157,7 +157,8 @@ class Redirect:
         self._networks = networks
         self._totals = recorder.totals
         #: The function that returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a
-        #: log line. The third argument is the X-Request-Id of the response, or b"" if the context of the log contains it.
+        #: log line. The third argument is the X-Request-Id of the response, or b"" if all log lines of this request
+        #: already contain it.
         self.respond: Callable[[Hit, Resolution, bytes], RawResponse] = self._respond_and_log if logs_access else self._respond
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:

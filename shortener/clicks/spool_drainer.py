@@ -54,7 +54,9 @@ class SpoolDrainer:
         self._database = database
         self._first_probe = 0  # the index of the hit in a rejected batch that is written first when the hits are written one by one
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
-        self._after: bytes | None = None  # the last entry of the window whose hits were all rejected; the next step begins after it
+        # The id of the last entry of a group whose hits were all rejected. The next step reads the entries after it. None: the next
+        # step begins with the oldest entry.
+        self._after: bytes | None = None
         # True while rejected hits are written again, after the database has stored a hit of a later entry.
         self._later_stored = False
         # Id of the last entry when the recovery began; None if it is unknown.

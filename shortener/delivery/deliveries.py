@@ -177,8 +177,8 @@ class Deliveries:
         return await self._database.read(count_dead, criteria)
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
-        """Return the numbers of pending and dead deliveries of a tracker, and the time since which the oldest overdue delivery
-        waits."""
+        """Return the numbers of pending and dead deliveries of a tracker, and the time at which the oldest overdue delivery was
+        due."""
         return await self._database.read(_backlog, tracker_id, now)
 
 

@@ -9,8 +9,8 @@ Guarantees
 - A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
   is longer than the longest possible attempt, including the waits for a slot of the sender, for the resolver and for the receiver.
   If a process dies, its deliveries are due again when their leases end, with the same event id. The interrupted attempts count. An
-  outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
-  (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
+  outcome is ignored if another process has claimed the delivery since. Processes compare leases with the clock of the database
+  (storage/clock.py), which each process knows with an error of less than `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
   Callbacks use a separate sender. Callbacks to many hosts whose names do not resolve therefore do not delay the look-ups for
   trackers.

@@ -1,8 +1,8 @@
 """This module merges new settings with the stored settings of a gateway.
 
-A name such as `variables.password` changes one member of a setting that is an object, and the other members stay. A change from
-options builds the settings of the preset again. A value that is only the mask of a hidden value is rejected, because the gateway
-would send the mask.
+A name such as `variables.password` changes one member of a setting that is an object, and the other members stay. New options of a
+preset replace all settings that the preset builds. The API shows a secret value only as a mask. The functions reject a mask as a
+new value, because the service would otherwise send it to the gateway in place of the secret.
 
 The functions raise ApiError INVALID_REQUEST.
 """

@@ -94,5 +94,5 @@ def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> di
         columns.topics.bitwise_and(click | retracted) != 0,
         columns.topics.bitwise_and(int(Topic.SUSPECTED)) == 0,
     )
-    # The last event of a hit decides, because the purge may have deleted its earlier events.
+    # The rows are in the order of the events, so the last event of each hit overwrites the earlier ones.
     return {hit_id: bool(topics & click) for hit_id, topics in connection.execute(statement.order_by(columns.id))}

@@ -55,7 +55,7 @@ def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = Fa
         kept.append((FORM_ID, new_form_id()))
     return visit.render(
         "destructive_action.html",
-        compress=False,  # The page contains the entries of the form, which can be secrets.
+        compress=False,  # The page contains entries of the form. The size of a compressed page would help to guess a secret.
         title=question.text,
         question=question,
         back=back,

@@ -71,7 +71,8 @@ def check_version(visit: Visit, stored: FormValues) -> None:
 
 
 def _entries(value: str | bool | Sequence[str]) -> list[str]:
-    """Return a value as a list of entries, as a browser would send it."""
+    """Return the list of texts that a browser sends for a form field with this value. An empty field and a box that is not
+    checked send none."""
     if isinstance(value, bool):
         return ["on"] if value else []
     if isinstance(value, str):

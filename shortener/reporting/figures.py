@@ -156,10 +156,10 @@ class Figures:
         return within
 
     def seconds_to_click(self, percent: int) -> float | None:
-        """Return the time in seconds within which `percent` of the clicked messages were clicked; None without clicks.
+        """Return the time in seconds within which `percent` per cent of the clicked messages were clicked; None without clicks.
 
-        The time starts at sending, or at the rewrite if the time of sending is unknown. Its error is at most 2.5 % or half a
-        second."""
+        The time starts at sending, or at the rewrite if the time of sending is unknown. Its error is at most 2.5 %, or half a
+        second if that is more."""
         total = sum(self.times_to_click.values())
         if total <= 0:
             return None

@@ -102,7 +102,7 @@ def _held(connection: Connection) -> dict[int, int]:
 def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[GatewayQueue]]) -> None:
     """Register the gauges of the gateways. `read` returns the latest state."""
     for name, field, help in (
-        ("waiting", "waiting", f"Messages that wait for the gateway, at most {2 * MAX_COUNTED}."),
+        ("waiting", "waiting", f"Messages that wait for the gateway (counted up to {2 * MAX_COUNTED})."),
         (
             "oldest_waiting_seconds",
             "oldest_seconds",

@@ -135,10 +135,10 @@ class QueueMonitor:
 
     def register_metrics(self, metrics: Metrics) -> None:
         for name, field, help in (
-            ("events_pending", "events_pending", f"Events whose deliveries are not created yet, at most {MAX_COUNTED}."),
+            ("events_pending", "events_pending", f"Events whose deliveries are not created yet (counted up to {MAX_COUNTED})."),
             ("events_oldest_seconds", "oldest_event_seconds", "Age of the oldest event whose deliveries are not created yet."),
-            ("deliveries_pending", "deliveries_pending", f"Deliveries that are due now or later, at most {MAX_COUNTED}."),
-            ("deliveries_due", "deliveries_due", f"Deliveries that are due now, at most {MAX_COUNTED}."),
+            ("deliveries_pending", "deliveries_pending", f"Deliveries that are due now or later (counted up to {MAX_COUNTED})."),
+            ("deliveries_due", "deliveries_due", f"Deliveries that are due now (counted up to {MAX_COUNTED})."),
             (
                 "deliveries_oldest_due_seconds",
                 "oldest_due_seconds",

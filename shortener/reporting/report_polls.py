@@ -1,9 +1,9 @@
 """This module returns delivery reports to clients that poll for them. Each report is returned once, in the order of arrival.
 
-A report is the first event in which a message reaches a final state. Reports are read by readers: each version of a vendor's
-interface is a reader with its own position. For each application and reader, the database stores the position up to which the
-reader has read the event log. The events of the last minute are read again, because transactions of other processes may still
-commit events whose ids are smaller than the position; the column `returned` lists the events that the reader already got.
+A report is the first event in which a message reaches a final state. Each version of a vendor's interface is a reader. For each
+application and reader, the database stores the position up to which the reader has read the event log. Transactions of other
+processes may still commit events whose ids are smaller than this position. Each call therefore reads the events of the last minute
+again. It leaves out those in the column `returned`, which the reader already got.
 
 `read_next` only reads. `accept` stores the new position. It fails if another request of the same reader has stored a position in
 the meantime.

@@ -1,10 +1,10 @@
 """This module verifies the rolled-up counts by counting all rows again. `rollup_repair.py` repairs them.
 
 `count_check.py` verifies the counts themselves in the same way. The rolled-up counts are compared in each period that lies
-completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
-a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
-may be erased. The verification computes only these sums, which takes less time and memory. A migration introduced the counts by the
-time of sending, so messages from before the migration have no such counts.
+completely within the verified time. Some metrics are compared only as a sum, which also takes less time and memory. These are the
+buckets of the time from sending to click, because a report after the click may have changed the time of sending; and the devices
+and the browsers, because the user agent of a click may have been erased. Messages from before the migration that introduced the
+counts by the time of sending have no such counts, so they are left out of this comparison.
 """
 
 # Tested by tests/reporting/test_rollups.py

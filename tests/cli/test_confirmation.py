@@ -281,7 +281,7 @@ def test_a_replacement_asks_if_the_key_or_secret_before_the_present_one_is_still
     before = contents(shell.folder)
     second = shell(*words, code=1)
     assert named in second.stderr
-    assert "The previous one, valid until" in second.stderr
+    assert "The previous one, which would be valid until" in second.stderr
     assert "Continue? [y/N]" in second.stderr
     assert contents(shell.folder) == before
     shell(*words, "--yes")

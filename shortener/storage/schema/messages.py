@@ -190,7 +190,7 @@ report_polls = Table(
     "report_polls",
     metadata,
     Column("application_id", Integer, primary_key=True, autoincrement=False),
-    Column("reader", Text, primary_key=True),  # The kind of client, such as infobip-3.
+    Column("reader", Text, primary_key=True),  # The vendor's API that the client calls, such as infobip-3.
     Column("after_event_id", BigInteger, nullable=False),  # The next call reads the events after this one.
     Column("returned", Json, nullable=False),  # The ids of the events after `after_event_id` that the client already got.
     Column("revision", Integer, nullable=False),  # The number of calls, by which a concurrent call is detected.
