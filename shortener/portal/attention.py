@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, select
 
 from shortener.accounts.directory import Application
+from shortener.delivery.deliveries import MAX_COUNT
 from shortener.model import record
 from shortener.plurals import counted
 from shortener.portal.operators import Role
@@ -29,11 +30,15 @@ MAX_ITEMS = 12
 @record
 class AttentionItem:
     """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page on which
-    the operator can solve it."""
+    the operator can solve it.
+
+    If this page lists the rows that the text counts, `figure` is the name of the figure, and `value` is its exact number."""
 
     kind: str
     text: str
     href: str | None = None
+    figure: str | None = None
+    value: int = 0
 
 
 async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
@@ -52,7 +57,7 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
-        found.append(AttentionItem("warn", f"{counted(late, 'hit')} came after the link had expired", href))
+        found.append(AttentionItem("warn", f"{counted(late, 'hit')} came after the link had expired", href, "late_hits", late))
     return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
 
 
@@ -73,11 +78,11 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             text = "the last attempt failed" if failures == 1 else f"the last {failures:,} attempts failed"
             found.append(AttentionItem("warn", f"{name}: {text}", href))
         if backlog.dead:
-            number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
+            is_exact = backlog.dead < MAX_COUNT
+            number = f"{backlog.dead:,}" if is_exact else f"{MAX_COUNT:,} or more"
             link = f"{base}/deliveries?period=365d&tracker={tracker.id}&status=dead" if may_open else None
-            found.append(
-                AttentionItem("bad", f"{name} has {number} dead {'delivery' if backlog.dead == 1 else 'deliveries'}", link)
-            )
+            text = f"{name} has {number} dead {'delivery' if backlog.dead == 1 else 'deliveries'}"
+            found.append(AttentionItem("bad", text, link, "dead" if is_exact else None, backlog.dead))
     return found
 
 
@@ -95,10 +100,11 @@ async def _gateways(visit: Visit, application: Application, prefix: str, base: s
             text = f"{prefix}gateway {one.name} fails; its messages wait"
             found.append(AttentionItem("bad", _capital(text), f"{base}/gateways" if visit.application else None))
     if held:
-        number = f"{held:,} or more" if held >= MAX_COUNTED else f"{held:,}"
+        is_exact = held < MAX_COUNTED
+        number = f"{held:,}" if is_exact else f"{held:,} or more"
         text = f"{prefix}{number} held {'message waits' if held == 1 else 'messages wait'} for a decision"
         link = f"{base}/sends?period=365d&state=held" if visit.application else None
-        found.append(AttentionItem("bad", _capital(text), link))
+        found.append(AttentionItem("bad", _capital(text), link, "held" if is_exact else None, held))
     return found
 
 

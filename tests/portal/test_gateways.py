@@ -81,6 +81,17 @@ async def messages(
     return found
 
 
+async def test_the_held_messages_that_need_attention_are_a_figure_of_the_overview(
+    sign_in: SignIn, messages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    assert (await figures(viewer, "/portal/1/"))["held"] == 1
+    monkeypatch.setattr("shortener.portal.attention.MAX_COUNTED", 1)
+    text = (await viewer.get("/portal/1/")).text
+    assert "1 or more held message waits for a decision" in text
+    assert 'data-figure="held"' not in text
+
+
 async def test_the_page_of_the_gateways_shows_their_state_and_each_number_leads_to_as_many_messages(
     service: Service, sign_in: SignIn, messages: dict[str, str], clock: Clock
 ) -> None:
@@ -312,7 +323,7 @@ async def test_the_overview_names_a_gateway_that_fails_and_the_held_messages(
     viewer, admin = await sign_in("Vera", Role.VIEWER, 1), await sign_in()
     text = (await viewer.get("/portal/1/")).text
     assert '<a href="/portal/1/gateways">Gateway test fails; its messages wait</a>' in text
-    assert '<a href="/portal/1/sends?period=365d&amp;state=held">1 held message waits for a decision</a>' in text
+    assert 'href="/portal/1/sends?period=365d&amp;state=held">1 held message waits for a decision</a>' in text
     everywhere = (await admin.get("/portal/all/")).text
     assert "<span>Default: gateway test fails; its messages wait</span>" in everywhere
     assert "<span>Default: 1 held message waits for a decision</span>" in everywhere

@@ -259,7 +259,8 @@ async def test_the_late_hits_that_need_attention_lead_to_the_rows_of_the_same_ca
         ("all/?campaign=Spring", 2),
     ):
         page = (await browser.get(f"/portal/{address}")).text
-        ((href, number),) = re.findall(r'<a href="([^"]+)">(\d) hits? came after the link had expired</a>', page)
+        late = r'<a data-figure="late_hits" data-value="(\d)" href="([^"]+)">\1 hits? came after the link had expired</a>'
+        ((number, href),) = re.findall(late, page)
         path, _, parameters = html.unescape(href).partition("?")
         exported = await browser.get(f"{path}.csv?{parameters}")
         assert (int(number), len(exported.text.splitlines()) - 1) == (expected, expected), address
@@ -283,14 +284,21 @@ async def test_the_overview_of_all_applications_shows_their_newest_campaigns(
 
 
 async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_whole_year(
-    service: Service, sign_in: SignIn, clock: Clock
+    service: Service, sign_in: SignIn, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = NewTracker(url="https://t.example/", events=("click",), name="shop", signed=False)
     tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     await fill(service, tracker, DeliveryStatus.DEAD, 2)
     clock.forward(days=40)
-    page = (await (await sign_in()).get("/portal/1/")).text
-    assert f'<a href="/portal/1/deliveries?period=365d&amp;tracker={tracker}&amp;status=dead">Tracker shop has 2 dead' in page
+    browser = await sign_in()
+    page = (await browser.get("/portal/1/")).text
+    href = f"/portal/1/deliveries?period=365d&amp;tracker={tracker}&amp;status=dead"
+    assert f'<a data-figure="dead" data-value="2" href="{href}">Tracker shop has 2 dead' in page
+    exported = await browser.get(html.unescape(href).replace("?", ".csv?"))
+    assert len(exported.text.splitlines()) - 1 == 2
+    monkeypatch.setattr("shortener.portal.attention.MAX_COUNT", 2)
+    page = (await browser.get("/portal/1/")).text
+    assert f'<a href="{href}">Tracker shop has 2 or more dead' in page, "a number that is not exact is no figure"
 
 
 async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_there_are_more_destinations_than_names(
