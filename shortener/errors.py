@@ -19,6 +19,7 @@ MAX_DETAILS = 1000  # The maximum number of details in one error response.
 MAX_FIELD_LENGTH = 200  # The maximum number of characters of a field path in an error detail.
 MAX_REASON_LENGTH = 500  # The maximum number of characters of a reason in an error detail.
 RETRY_AFTER_SECONDS = 2  # The value of the header Retry-After while the database is unavailable.
+RETRY_AFTER_LONG_READ_SECONDS = 30  # The value of the header Retry-After after a query that took too long.
 
 
 class ErrorCode(enum.Enum):
@@ -205,6 +206,10 @@ class CommitUncertain(StoreUnavailable):
     """Raised if the connection to the database ended during COMMIT. It is not known whether the transaction is stored."""
 
 
+class ReadTooLong(StoreUnavailable):
+    """Raised if the database did not complete a query in time: MAX_READ_SECONDS on SQLite, DATABASE_TIMEOUT on PostgreSQL."""
+
+
 class DatabaseInUse(StoreUnavailable):
     """Raised if another process serves from the SQLite database. Only one process can use it."""
 
@@ -217,4 +222,12 @@ def unavailable_error(error: StoreUnavailable, *, may_repeat: bool = False) -> A
     because many clients repeat a request automatically after a 503 with this header."""
     if isinstance(error, CommitUncertain):
         return ApiError(ErrorCode.OUTCOME_UNKNOWN, retry_after=RETRY_AFTER_SECONDS if may_repeat else None)
+    if isinstance(error, ReadTooLong):
+        return ApiError(ErrorCode.UNAVAILABLE, _READ_TOO_LONG, retry_after=RETRY_AFTER_LONG_READ_SECONDS)
     return ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)
+
+
+_READ_TOO_LONG = (
+    "The database did not complete the query in time. Try again after `Retry-After` seconds. If this error occurs again, choose a "
+    "shorter period or more filters."
+)

@@ -13,6 +13,7 @@ An exception of the function rolls the transaction back and is raised to the cal
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
@@ -21,7 +22,7 @@ from sqlalchemy import Connection, Row, Table, exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import Executable
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import ReadTooLong, StoreUnavailable
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
@@ -141,4 +142,5 @@ def store_errors() -> Iterator[None]:
             raise
         level = log.error if is_rejected else log.warning
         level("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
-        raise StoreUnavailable(str(cause)) from error
+        is_too_long = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT  # see sqlite_reader.ReadLimit
+        raise (ReadTooLong if is_too_long else StoreUnavailable)(str(cause)) from error

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, ExceptionContext, Row, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
-from shortener.errors import CommitUncertain, StoreUnavailable
+from shortener.errors import CommitUncertain, ReadTooLong, StoreUnavailable
 from shortener.storage.database import store_errors
 from shortener.storage.node_lease import random_command_node
 from shortener.storage.postgres_hosts import connect
@@ -108,7 +108,10 @@ class PostgresDatabase:
             for attempts_left in reversed(range(MAX_ATTEMPTS)):
                 try:
                     async with self._reader.connect() as connection:
-                        return await connection.run_sync(query, *args, **kwargs)
+                        try:
+                            return await connection.run_sync(query, *args, **kwargs)
+                        except TimeoutError:
+                            raise ReadTooLong("a query took longer than DATABASE_TIMEOUT") from None
                 except exc.DBAPIError as error:
                     if not attempts_left or not error.connection_invalidated:
                         raise

@@ -27,7 +27,8 @@ from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
-from tests.conftest import NOON, Clock, client_of
+from shortener.storage.sqlite import SqliteDatabase
+from tests.conftest import NOON, Clock, MakeService, client_of
 from tests.reporting.plans import plans, scanned
 from tests.web.calls import PHONE, TO, convert, report, rewrite
 
@@ -278,3 +279,31 @@ async def test_each_csv_list_pauses_while_many_hits_arrive(
     for path in paths:
         assert (await client.get(path)).status_code == 200
     assert slowed == paths
+
+
+async def test_a_list_whose_query_takes_too_long_gets_503_with_the_reason(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service(database_timeout=0.5)
+    if isinstance(service.database, SqliteDatabase):
+        service.database._max_read_seconds = 0.2
+    endless = {
+        "sqlite": "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c",
+        "postgresql": "SELECT pg_sleep(60)",
+    }
+    monkeypatch.setattr(
+        "shortener.web.lists.list_hits", lambda connection, *_: connection.exec_driver_sql(endless[connection.dialect.name])
+    )
+    credentials = service.first_credentials
+    assert credentials is not None
+    async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+        for path in ("/api/v1/clicks", "/api/v1/clicks.csv"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["error_code"], response.headers["retry-after"]) == (
+                503,
+                "UNAVAILABLE",
+                "30",
+            )
+            assert "did not complete the query in time" in response.json()["description"]
+        monkeypatch.undo()
+        assert (await client.get("/api/v1/clicks")).status_code == 200, "the connection is usable again"
