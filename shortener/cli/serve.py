@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option, load_settings, print_json
+from shortener.cli.common import async_command, json_option, load_settings
 from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
     STOP_SECONDS,
@@ -318,12 +318,13 @@ async def _print_start(service: Service, as_json: bool) -> None:
     if as_json:
         credentials = first and {"application_id": first.application_id, **_printed_credentials(service, first)}
         fields = {"base_url": base_url, "port": port, "first_start": credentials, "portal_invitation": invitation}
-        click.echo(orjson.dumps(fields).decode())
+        _print(orjson.dumps(fields).decode(), first)
         return
+    texts = []
     if first is not None and service.settings.initial_api_key.get_secret_value():
-        click.echo("The default application is created. Its API key is INITIAL_API_KEY; no credentials are printed.")
+        texts.append("The default application is created. Its API key is INITIAL_API_KEY; no credentials are printed.")
     elif first is not None:
-        click.echo(
+        texts.append(
             f"The default application is created. Store these credentials now; they are not shown again.\n\n"
             f"  application_id   {first.application_id}\n"
             f"  api_key          {first.api_key}\n"
@@ -336,11 +337,31 @@ async def _print_start(service: Service, as_json: bool) -> None:
             f"{'' if service.settings.logs_access else ', which the log does not contain (ACCESS_LOG=on adds them)'}.\n"
         )
     if invitation is not None:
-        click.echo(
+        texts.append(
             f"The portal has no operator yet. Set the password of the first admin at this address, within 15 minutes:\n\n"
             f"  {invitation}\n"
         )
-    click.echo(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
+    texts.append(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
+    _print("\n".join(texts), first)
+
+
+def _print(text: str, first: Credentials | None = None) -> None:
+    """Print a text about the start on stdout. `first` are the credentials that the text contains.
+
+    A process starts even if it cannot print, for example because stdout is a file on a full disk. Otherwise a restart would stop
+    all redirects. A warning in the log names the commands that replace the credentials."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        import structlog
+
+        remedy = "free the disk, or change where stdout is written"
+        if first is not None:
+            id_ = first.application_id
+            commands = f"`shortener keys create {id_} --permission all` and `shortener tokens rotate {id_}`"
+            remedy += f"; the credentials of application {id_} are lost: run {commands}"
+        log = structlog.get_logger(__name__)
+        log.warning("start_not_printed", error=error.strerror or str(error), remedy=remedy)
 
 
 def _printed_credentials(service: Service, first: Credentials) -> dict[str, str | None]:
@@ -374,10 +395,7 @@ async def deliver(as_json: bool) -> None:
     for number in stop_signals():
         loop.add_signal_handler(number, stop.set)
     service.start(web=False)
-    if as_json:
-        print_json({"delivering": True})
-    else:
-        click.echo("Delivering.")
+    _print(orjson.dumps({"delivering": True}, option=orjson.OPT_INDENT_2).decode() if as_json else "Delivering.")
     logs.release()
     _log_start(limit)
     await stop.wait()

@@ -22,6 +22,18 @@ def encode_dot_segments(path: str, template: str) -> str:
     return "/".join(_encoded(new) if new != old else new for new, old in segments)
 
 
+def has_dot_segments(path: str) -> bool:
+    """Return whether a segment of a path is `.` or `..`, with plain or percent-encoded dots."""
+    return any(_is_dot_segment(segment) for segment in path.split("/"))
+
+
 def _encoded(segment: str) -> str:
-    plain = _ENCODED_DOT.sub(".", segment)
-    return plain.replace(".", "%2E") if plain in (".", "..") else segment
+    return _plain(segment).replace(".", "%2E") if _is_dot_segment(segment) else segment
+
+
+def _is_dot_segment(segment: str) -> bool:
+    return _plain(segment) in (".", "..")
+
+
+def _plain(segment: str) -> str:
+    return _ENCODED_DOT.sub(".", segment)

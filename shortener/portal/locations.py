@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.requests import Request
 
+from shortener.delivery.dot_segments import has_dot_segments
 from shortener.portal.page import NAME_QUERY, url
 from shortener.portal.security import SAFE_METHODS
 
@@ -52,7 +54,12 @@ def previous_page(request: Request, default: str = "/portal/me") -> str:
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:
     """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. Therefore
-    a manipulated sign-in URL cannot redirect an operator to another site."""
+    a manipulated sign-in URL cannot redirect an operator to another site.
+
+    Browsers resolve the path segments `.` and `..`, also percent-encoded. `/portal/../CODE` would therefore be a short link, which
+    leads to any site."""
     if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
+        return default
+    if has_dot_segments(re.split("[?#]", location, maxsplit=1)[0]):
         return default
     return location

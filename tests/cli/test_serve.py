@@ -18,7 +18,7 @@ from shortener.cli.serve import NO_FULL_COLLECTIONS, _fast_start, _print_start
 from shortener.errors import StoreUnavailable
 from tests.cli.shell import Shell
 from tests.conftest import MakeService
-from tests.servers import PATIENCE
+from tests.servers import PATIENCE, free_port
 
 
 @pytest.fixture
@@ -110,6 +110,27 @@ def test_the_serve_command_prints_its_address_before_the_first_log_line_and_no_c
         assert server.wait(PATIENCE) == 0
         if server.stdout is not None:
             server.stdout.close()
+
+
+@pytest.mark.acceptance
+def test_the_server_starts_if_stdout_is_on_a_full_disk_and_the_log_says_which_credentials_are_lost(tmp_path: Path) -> None:
+    port = free_port()
+    shell = Shell(tmp_path / "data", SHORTENER_PORT=str(port))
+    log_file = tmp_path / "log"
+    with open("/dev/full", "w") as full, log_file.open("w") as stderr:
+        server = subprocess.Popen([sys.executable, "-m", "shortener", "serve"], env=shell.environment, stdout=full, stderr=stderr)
+    try:
+        transport = httpx.HTTPTransport(retries=30)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport, timeout=PATIENCE, trust_env=False) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/nocode1234").status_code == 404
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+    (line,) = (line for line in log_file.read_text().splitlines() if "start_not_printed" in line)
+    entry = orjson.loads(line)
+    assert (entry["level"], entry["error"]) == ("warning", "No space left on device")
+    assert "shortener keys create 1 --permission all" in entry["remedy"]
 
 
 @pytest.mark.acceptance

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from shortener.container import Service
 from shortener.errors import ApiError
 from shortener.portal import passwords, second_factor
+from shortener.portal.locations import safe_next
 from shortener.portal.operators import Role, find_operator
 from shortener.portal.parts import cookie_name
 from shortener.portal.passwords import Passwords, check_new_password
@@ -198,11 +199,14 @@ def test_long_passwords_of_any_characters_are_accepted(password: str) -> None:
 
 async def test_a_redirect_after_signing_in_leads_only_to_the_portal(sign_in: SignIn, new_browser: NewBrowser) -> None:
     await sign_in("Ada")
-    for target in ("https://evil.example/", "//evil.example/", "/portal\\evil", "/other", "/portal/\r\nx: y"):
+    # Browsers resolve dot segments, so /portal/../CODE would be a short link, which leads to any site.
+    of_code = ["/portal/../CODE", "/portal/%2e%2E/CODE", "/portal/1/.%2e/../CODE?a=b", "/portal/..", "/portal/.//evil.example"]
+    for target in ("https://evil.example/", "//evil.example/", "/portal\\evil", "/other", "/portal/\r\nx: y", *of_code):
         browser = await new_browser()
         form = {"name": "Ada", "password": PASSWORD}
         response = await browser.post("/portal/signin", params={"next": target}, data=form)
-        assert response.headers["location"] == "/portal/"
+        assert response.headers["location"] == "/portal/", target
+    assert safe_next("/portal/1/campaigns/a..b?name=../x#..") == "/portal/1/campaigns/a..b?name=../x#.."
 
 
 async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_in: SignIn, new_browser: NewBrowser) -> None:
