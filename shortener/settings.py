@@ -323,7 +323,10 @@ class Settings(BaseModel):
     @field_validator("delivery_schedule", "gateway_schedule", mode="before")
     @classmethod
     def _split_numbers(cls, value: Any) -> Any:
-        return [float(part) for part in value.split(",")] if isinstance(value, str) else value
+        try:
+            return [float(part) for part in value.split(",")] if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("must be delays in seconds, separated by commas, such as 5,300,1800") from None
 
     @field_validator("delivery_schedule", "gateway_schedule")
     @classmethod

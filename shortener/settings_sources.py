@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from shortener.settings import DEFAULT_BASE_URL, DEFAULT_CONFIG, PREFIX, Settings, SettingsError
+from shortener.validation_texts import named_reasons
 
 #: Names of the variables that Kubernetes and Docker links set for a service called, for example, `shortener` or `shortener-web`.
 _SERVICE_LINK = re.compile(
@@ -56,15 +57,14 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. In this case,
         # only the error of the port is reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
-        raise SettingsError("\n".join(map(_describe, items))) from None
+        raise SettingsError("\n".join(_describe(name, reason) for name, reason in named_reasons(items))) from None
 
 
-def _describe(item: Any) -> str:
+def _describe(name: str, reason: str) -> str:
     """Return one line for an invalid setting, with its name and the reason."""
-    name = ".".join(str(part) for part in item["loc"]) or "settings"
-    if item["type"] == "extra_forbidden":
+    if name and name.partition(".")[0] not in Settings.model_fields:
         return f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"
-    return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+    return f"{name or 'settings'}: {reason}"
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -39,6 +39,7 @@ from shortener.urls import (
     parse_link_path,
     parse_own_domain,
 )
+from shortener.validation_texts import named_reasons
 
 # The maximum number of blocked hosts of one application, and of the installation. It is limited because every process has all
 # blocked hosts in memory.
@@ -101,7 +102,7 @@ def update_application(
     try:
         values["settings"] = merge_stored(row.settings, changes)
     except ValidationError as error:
-        details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
+        details = [Detail(name, reason) for name, reason in named_reasons(error.errors())]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
     merged = from_stored(values["settings"])
     if changes.keys() & {"fallback_url", "extra_schemes", "strict_destinations"} and merged.fallback_url is not None:

@@ -13,6 +13,7 @@ from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import LostSettings, StoredGateway
 from shortener.gateways.kinds import KINDS
+from shortener.validation_texts import error_reasons
 
 MAX_TIMEOUT_SECONDS, MAX_DELAY_SECONDS = 120, 86_400
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -56,10 +57,7 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
         details = []
         for item in error.errors(include_url=False, include_input=False):
             path = ".".join(["settings", *(str(part) for part in item["loc"])])
-            text = item["msg"].removeprefix("Value error, ").replace("Field required", "is required")
-            details.append(
-                Detail(path, text.replace("Input should be", "must be").replace("Extra inputs are not permitted", "is unknown"))
-            )
+            details += [Detail(path, reason) for reason in error_reasons([item])]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
 
 

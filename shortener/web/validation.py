@@ -1,6 +1,6 @@
-"""This module validates input against pydantic models, with error texts of one style. `validate` converts every pydantic error to a
-`Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". They do not
-contain names of classes, validators or union members.
+"""This module validates input against pydantic models. `validate` converts every pydantic error to a `Detail`: a path of the names
+in the request, such as `messages.3.to`, and a reason of `validation_texts`, such as "must be at least 1". They do not contain names
+of classes, validators or union members.
 
 A batch may have millions of errors. In the model of a batch, `limit_errors` validates the items, so that pydantic creates the
 errors of one item at a time. The first MAX_DETAILS errors have details; further errors are only counted.
@@ -8,7 +8,7 @@ errors of one item at a time. The first MAX_DETAILS errors have details; further
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
@@ -16,63 +16,11 @@ from pydantic_core import ErrorDetails
 
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
+from shortener.validation_texts import are_wrong_types, error_reasons
 
 _MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; larger values are upper bounds
 
 M = TypeVar("M", bound=BaseModel)
-
-Context = Mapping[str, Any]
-
-#: The text that describes the required type, by type of the pydantic error. Errors of the same field from several members of a
-#: union are joined with "or".
-_TYPES: Mapping[str, str] = {
-    "string_type": "a string",
-    "string_unicode": "a string",
-    "string_sub_type": "a string",
-    "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_parsing_size": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "mapping_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "datetime_type": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
-    "datetime_parsing": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
-    "datetime_from_date_parsing": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
-    "datetime_object_invalid": "a time in ISO 8601, such as 2026-11-20T12:00:00Z",
-    "timezone_aware": "a time with a time zone",
-    "none_required": "null",
-}
-
-
-def _shown(limit: object) -> object:
-    """Return a limit in the form in which people write it: 60 instead of 60.0."""
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
-
-
-_REASONS: Mapping[str, Callable[[Context], str]] = {
-    "missing": lambda context: "is required",
-    "extra_forbidden": lambda context: "is not a known field",
-    "literal_error": lambda context: f"must be {context['expected']}",
-    "enum": lambda context: f"must be {context['expected']}",
-    "greater_than": lambda context: f"must be greater than {_shown(context['gt'])}",
-    "greater_than_equal": lambda context: f"must be at least {_shown(context['ge'])}",
-    "less_than": lambda context: f"must be less than {_shown(context['lt'])}",
-    "less_than_equal": lambda context: f"must be at most {_shown(context['le'])}",
-    "string_too_short": lambda context: f"must have at least {_count(context['min_length'], 'character')}",
-    "string_too_long": lambda context: f"must have at most {_count(context['max_length'], 'character')}",
-    "too_short": lambda context: f"must have at least {_count(context['min_length'], _unit(context))}",
-    "too_long": lambda context: f"must have at most {_count(context['max_length'], _unit(context))}",
-    "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
-    "value_error": lambda context: str(context["error"]),
-}
 
 
 @mutable_record
@@ -135,13 +83,8 @@ def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
     parents = {field[:end] for field in by_field for end in _ends_of_parts(field)}
     details = []
     for field, found in by_field.items():
-        others = [error for error in found if error["type"] not in _TYPES]
-        types = dict.fromkeys(_TYPES[error["type"]] for error in found if error["type"] in _TYPES)
-        types.pop("null", None)
-        if others:
-            details += [Detail(field, reason) for reason in dict.fromkeys(map(_reason, others))]
-        elif field not in parents:
-            details.append(Detail(field, f"must be {_either(list(types)) or 'null'}"))
+        if field not in parents or not are_wrong_types(found):
+            details += [Detail(field, reason) for reason in error_reasons(found)]
     return details
 
 
@@ -165,25 +108,3 @@ def _path(error: ErrorDetails, data: Any) -> str:
             continue
         parts.append(str(part))
     return ".".join(parts)
-
-
-def _reason(error: ErrorDetails) -> str:
-    known = _REASONS.get(error["type"])
-    if known is not None:
-        return known(error.get("ctx", {}))
-    return error["msg"].replace("Input should be", "must be").replace("Value should", "must")
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _unit(context: Context) -> str:
-    """Return the unit of a length: characters or items. pydantic calls the type of a text "Value" if a function has checked the
-    text."""
-    return "character" if context.get("field_type") == "Value" else "item"
-
-
-def _count(number: int, noun: str) -> str:
-    # Numbers in API errors have no thousands separator, because programs read them.
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

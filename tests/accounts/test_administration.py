@@ -67,6 +67,16 @@ async def test_invalid_settings_of_an_application_are_rejected(service: Service,
     assert [detail.field for detail in caught.value.details] == list(settings)
 
 
+async def test_the_reason_for_an_invalid_setting_of_an_application_is_worded_as_in_the_api(service: Service) -> None:
+    with pytest.raises(ApiError) as caught:
+        await change(service, link_ttl_days="x", click_events="each", nope=1)
+    assert {detail.field: detail.reason for detail in caught.value.details} == {
+        "link_ttl_days": "must be an integer",
+        "click_events": "must be 'first' or 'every'",
+        "nope": "is not a known field",
+    }
+
+
 async def test_an_unknown_macro_in_a_fallback_url_is_rejected_only_with_strict_destinations(service: Service) -> None:
     known = "https://shop.example/?m={message_id}&c={campaign}&p={phone_sha256}"
     for url in ("https://shop.example/?p={phone}", "https://shop.example/?m={{code}}"):

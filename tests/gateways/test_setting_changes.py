@@ -89,7 +89,7 @@ async def test_one_member_of_a_setting_that_has_its_default_changes_and_the_othe
         ({"method.x": "new"}, "method has no members"),
         ({"variables.": "new"}, "variables has no members"),
         ({"variables": {"password": "new"}}, "variables.username sets one"),
-        ({"nope.x": "new"}, "is unknown"),
+        ({"nope.x": "new"}, "is not a known field"),
     ],
 )
 async def test_a_wrong_name_of_a_variable_is_rejected_with_the_right_one(
