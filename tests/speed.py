@@ -95,9 +95,11 @@ def share_server_properties() -> None:
 def collect_garbage_rarely() -> None:
     """Exclude all objects that exist now from garbage collection, and collect the garbage of tests less often.
 
-    Until then, garbage collection is disabled, because it would examine the collected tests again and again."""
+    Until then, garbage collection is disabled, because it would examine the collected tests again and again. Afterwards, most
+    objects of a test are free before a collection could examine them. With a threshold of 10,000 objects instead of 100,000, a run
+    needs a twentieth more processor time."""
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(100_000, 50, 100)
     gc.enable()
 
 
