@@ -17,7 +17,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
+from itertools import chain
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Row, select
 
@@ -30,6 +32,7 @@ from shortener.model import mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
+from shortener.storage.installation import find_former_base_urls
 from shortener.urls import canonical_host, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
@@ -136,6 +139,8 @@ class _Snapshot:
     domains: dict[str, Domain] = field(default_factory=dict)
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
     link_paths: frozenset[str] = frozenset()
+    #: The paths of former BASE_URLs, by the name of their host.
+    former_base_paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: The key id, the application id, the permissions and the rate limit of each API key, by hash of the key.
     keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
     # The application id and the end of the validity of each tracker token, by hash of the token.
@@ -224,6 +229,16 @@ class Directory:
     def accepts_path(self, prefix: str) -> bool:
         """Return whether links of any domain can have the path `prefix` before their codes."""
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
+
+    def is_former_base(self, name: str) -> bool:
+        """Return whether a name was the host of BASE_URL before. Links that were sent with it still work. The host may have another
+        use now, such as a shop, so links may lead to it (`is_own`)."""
+        return name in self._snapshot.former_base_paths
+
+    def accepts_former_path(self, name: str, prefix: str) -> bool:
+        """Return whether links that were sent with a former BASE_URL on the host `name` can have the path `prefix` before their
+        codes."""
+        return any(matches_link_path(path, prefix) for path in self._snapshot.former_base_paths.get(name, ()))
 
     def domain_by_id(self, domain_id: int) -> Domain | None:
         """Return the domain with this id."""
@@ -339,7 +354,13 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         fresh.domains_by_id[domain.id] = domain
     for host in list(fresh.domains):  # A domain is also found by its canonical host: earlier versions stored IPv6 as entered.
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
-    fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
+    former_paths: dict[str, list[str]] = {}
+    for url in find_former_base_urls(connection):
+        parts = urlsplit(url)
+        former_paths.setdefault(parts.hostname or "", []).append(parts.path.rstrip("/"))
+    fresh.former_base_paths = {name: tuple(paths) for name, paths in former_paths.items()}
+    of_domains = (path for one in fresh.domains.values() for path in (one.path, *one.previous_paths))
+    fresh.link_paths = frozenset(path for path in (*of_domains, *chain(*former_paths.values())) if path)
     fresh.gateways, fresh.report_keys = read_gateways(connection)
     removed = read_removed_gateways(connection)
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
@@ -349,6 +370,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         {one.id: one.settings for one in fresh.applications.values()},
         frozenset(one.id for one in fresh.applications.values() if one.disabled),
         frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
+        frozenset(one.id for one in fresh.domains_by_id.values() if name_of(one.host) in former_paths),
     )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):

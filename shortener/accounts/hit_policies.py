@@ -33,6 +33,8 @@ class HitPolicies:
     blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
+    # Ids of the domains whose host was the host of BASE_URL before. The links that begin with that BASE_URL also work on them.
+    former_base_domains: frozenset[int] = frozenset()
     confirm_clicks: Mapping[int, Literal["suspicious", "always"]] = field(default_factory=dict)
 
     def blocks(self, application_id: int, url: str) -> bool:
@@ -57,6 +59,7 @@ def read_hit_policies(
     settings: Mapping[int, ApplicationSettings],
     disabled_applications: frozenset[int],
     disabled_domains: frozenset[int],
+    former_base_domains: frozenset[int],
 ) -> HitPolicies:
     """Return the policies of the installation. `settings` are the settings of all applications, by id. The trackers and the blocked
     hosts are read from the database."""
@@ -74,6 +77,7 @@ def read_hit_policies(
         blocked_hosts={id_: frozenset(hosts) for id_, hosts in blocked.items()},
         disabled_applications=disabled_applications,
         disabled_domains=disabled_domains,
+        former_base_domains=former_base_domains,
         confirm_clicks={id_: chosen.confirm_clicks for id_, chosen in settings.items() if chosen.confirm_clicks != "off"},
     )
 

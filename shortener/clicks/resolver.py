@@ -2,7 +2,8 @@
 reason why there is none.
 
 A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache. A code
-is unknown if no link has it, or if it was requested on the domain of another application. An unknown code redirects to the
+is unknown if no link has it, or if it was requested on another domain than the domain of its link. A link without a domain also
+works on a domain whose host was the host of BASE_URL before. An unknown code redirects to the
 fallback URL of the domain if the domain has one. A fallback URL that leads to a host of the installation is not used, because the
 redirects could loop. A link is switched off if the link itself, its domain, its application or the
 host of its destination is switched off. Such a link has no destination, even if it has a fallback URL.
@@ -112,7 +113,10 @@ class LinkResolver:
 
         `link` is the link with the code of the hit; None if no link has it. `policies` are the current `hit_policies` of the
         directory, which the caller reads once per batch."""
-        if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
+        if link is None:
+            return self._resolve_unknown(hit)
+        is_elsewhere = hit.domain_id is not None and hit.domain_id != link.domain_id
+        if is_elsewhere and (link.domain_id or hit.domain_id not in policies.former_base_domains):
             return self._resolve_unknown(hit)
         application_id = link.application_id
         if (

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shortener.accounts.directory import Domain
-from shortener.accounts.own_hosts import is_local
+from shortener.accounts.own_hosts import is_local, name_of
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect
 from shortener.container import Service
@@ -109,6 +109,8 @@ class HttpApplication:
         path: str = scope["path"]
         method = scope["method"]
         is_known, domain = self._find_domain(host)
+        if (is_known or self._is_former_base(host)) and await self._redirect_code(scope, send, domain):
+            return
         if not is_known and path != DOMAIN_CHECK:
             page = pages.page_on_any_host(path) if method in ("GET", "HEAD") else None
             if self._is_api(path):
@@ -116,14 +118,6 @@ class HttpApplication:
             else:
                 await pages.send_page(send, page or pages.NOT_FOUND, is_head=method == "HEAD")
             return
-        if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and self.service.directory.hit_policies.confirm_clicks):
-            raw_path: bytes = scope.get("raw_path") or path.encode()
-            code, prefix = code_of(raw_path), ""
-            if code is None and (found := code_behind_prefix(raw_path)) is not None:
-                prefix, code = found
-            if code is not None and self._has_codes(domain, prefix, code):
-                await self.redirect(scope, send, code, domain.id if domain else None)
-                return
         if path.startswith(PORTAL_PREFIX) and self._serves_portal(path, host, domain):
             portal = self._portal or await self._load_portal()
             await portal(scope, receive, send)
@@ -144,6 +138,22 @@ class HttpApplication:
                 await response(scope, receive, send)
         else:
             await pages.send_page(send, page, is_head=method == "HEAD")
+
+    async def _redirect_code(self, scope: Scope, send: Send, domain: Domain | None) -> bool:
+        """Respond to a request for a code. Return False if the request is for something else."""
+        method = scope["method"]
+        if method not in ("GET", "HEAD", "OPTIONS") and not (
+            method == "POST" and self.service.directory.hit_policies.confirm_clicks
+        ):
+            return False
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        code, prefix = code_of(raw_path), ""
+        if code is None and (found := code_behind_prefix(raw_path)) is not None:
+            prefix, code = found
+        if code is None or not self._has_codes(domain, prefix, code):
+            return False
+        await self.redirect(scope, send, code, domain.id if domain else None)
+        return True
 
     def _serves_portal(self, path: str, host: bytes, domain: Domain | None) -> bool:
         """Return whether the portal responds to a path on a host. If PORTAL_URL is set, the portal exists only on the host of this
@@ -181,14 +191,19 @@ class HttpApplication:
         """Return whether a request is a hit, and the id of the domain, which is None for the installation's own hosts. `prefix` and
         `code` are the parts of the request's path. `__call__` responds to requests that are not hits."""
         is_known, domain = self._find_domain(host)
-        return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
+        has_codes = (is_known or self._is_former_base(host)) and self._has_codes(domain, prefix, code)
+        return has_codes, domain.id if domain else None
 
     def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
         """Return whether a link of a domain can have this prefix and code. `domain` is None for the installation's own hosts."""
-        if not prefix:
-            return code.lower() not in RESERVED_SEGMENTS and (domain is None or domain.path == "" or domain.accepts(""))
+        if not prefix and code.lower() in RESERVED_SEGMENTS:
+            return False
         if domain is not None:
-            return domain.accepts(prefix)
+            if prefix == domain.path:
+                return True
+            return domain.accepts(prefix) or self.service.directory.accepts_former_path(name_of(domain.host), prefix)
+        if not prefix:
+            return True
         if prefix.split("/", 2)[1].lower() in RESERVED_SEGMENTS:
             return False
         return bool(self._base_path and matches_link_path(self._base_path, prefix)) or self.service.directory.accepts_path(prefix)
@@ -203,6 +218,10 @@ class HttpApplication:
             return True, None
         domain = self.service.directory.domain(name_with_port) or self.service.directory.domain(name)
         return domain is not None, domain
+
+    def _is_former_base(self, host: bytes) -> bool:
+        """Return whether the name in a Host header was the host of BASE_URL before. Such a host serves only codes."""
+        return len(host) <= MAX_HOST_BYTES and self.service.directory.is_former_base(split_host(host)[0])
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -6,8 +6,11 @@ installation. A command that runs in the wrong folder therefore fails, instead o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import orjson
+import structlog
 from sqlalchemy import Connection, select
 
 from shortener.secret import Secret, SecretError, open_secret
@@ -17,12 +20,19 @@ from shortener.storage.migrate import check, current_version
 from shortener.storage.open import sqlite_path
 from shortener.storage.schema import installation
 
+log = structlog.get_logger(__name__)
+
 #: The name of the value that contains the fingerprint of the secret.
 FINGERPRINT = "secret"
 #: The name of the value that contains the BASE_URL of the processes that serve. A URL that works on one machine only, such as
 #: localhost, is not stored.
 BASE_URL = "base_url"
 LARGEST_BATCH = "largest BATCH_LIMIT"
+
+
+#: The name of the value that contains the former BASE_URLs as a JSON list, latest last. Links that were sent with them still work.
+_FORMER_BASE_URLS = "former_base_urls"
+MAX_FORMER_BASE_URLS = 20
 
 
 class BaseUrlMissing(Exception):
@@ -79,16 +89,36 @@ async def open_installation_secret(database: Database, settings: Settings, store
     return secret
 
 
-async def check_base_url(database: Database, settings: Settings, stored: str | None) -> None:
+async def check_base_url(
+    database: Database, settings: Settings, stored: str | None, on_change: Callable[[Connection], None] = lambda _: None
+) -> None:
     """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has no BASE_URL but an earlier process had one.
-    `stored` is the BASE_URL that the database contains.
+    `stored` is the BASE_URL that the database contains. If BASE_URL is another URL, `stored` becomes a former BASE_URL, and
+    `on_change` is called in the same transaction.
 
     Without this check, a node whose configuration is incomplete would create short links with the host 127.0.0.1."""
     if settings.has_default_base_url:
         if stored is not None:
             raise BaseUrlMissing(missing_base_url(stored, settings))
     elif stored != settings.base_url and not is_loopback(urlsplit(settings.base_url).hostname or ""):
-        await database.write(set_value, BASE_URL, settings.base_url)
+        await database.write(_change_base_url, settings.base_url, on_change)
+        if stored is not None:
+            log.warning("base_url_changed", former=stored, base_url=settings.base_url)
+
+
+def _change_base_url(connection: Connection, url: str, on_change: Callable[[Connection], None]) -> None:
+    replaced = get(connection, BASE_URL)
+    set_value(connection, BASE_URL, url)
+    former = [one for one in (*find_former_base_urls(connection), replaced) if one not in (None, url)]
+    set_value(connection, _FORMER_BASE_URLS, orjson.dumps(list(dict.fromkeys(former))[-MAX_FORMER_BASE_URLS:]).decode())
+    on_change(connection)
+
+
+def find_former_base_urls(connection: Connection) -> list[str]:
+    """Return the URLs that were the BASE_URL of the installation before."""
+    stored = get(connection, _FORMER_BASE_URLS)
+    former: list[str] = [] if stored is None else orjson.loads(stored)
+    return former
 
 
 async def find_largest_batch(database: Database, settings: Settings, stored: str | None) -> int:

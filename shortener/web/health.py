@@ -95,8 +95,9 @@ async def readyz(call: Call[None, None]) -> Response:
 async def domain_check(call: Call[DomainQuery, None]) -> DomainCheckResponse:
     """Respond with 404 if this installation serves no links on the domain."""
     host = call.query.domain.lower().rstrip(".")
-    domain = call.service.directory.domain(host)
-    if not (domain and not domain.disabled) and host != urlsplit(call.service.settings.base_url).hostname:
+    directory = call.service.directory
+    domain, own = directory.domain(host), urlsplit(call.service.settings.base_url).hostname
+    if not (domain and not domain.disabled) and host != own and not directory.is_former_base(host):
         raise ApiError(ErrorCode.NOT_FOUND, "This domain does not belong to this installation, or it is disabled.")
     return DomainCheckResponse(domain=host)
 
@@ -200,8 +201,8 @@ ENDPOINTS = [
         errors=(ErrorCode.NOT_FOUND,),
         description=(
             "For a reverse proxy that requests certificates on demand (`ask` in Caddy). Returns 200 for an enabled domain of an "
-            "application and for the host of BASE_URL, and 404 otherwise. The proxy must not forward requests for /internal/ from"
-            " outside."
+            "application and for the present and former hosts of BASE_URL, and 404 otherwise. The proxy must not forward requests "
+            "for /internal/ from outside."
         ),
     ),
 ]
