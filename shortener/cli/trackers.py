@@ -21,7 +21,7 @@ from shortener.cli.common import (
     json_option,
     load_settings,
     open_store,
-    print_fields,
+    print_nested_fields,
     print_result,
     print_table,
     printable,
@@ -255,7 +255,7 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
         backlog = await Deliveries(database).backlog(found.id, utcnow())
     fields = tracker_fields(settings, found)
     health = health_fields(found, backlog, utcnow())
-    print_result(fields | {"health": health}, as_json, lambda: print_fields(fields | health))
+    print_result(fields | {"health": health}, as_json, lambda: print_nested_fields(fields | health))
 
 
 @trackers.command("update", cls=OwnedCommand)
@@ -345,7 +345,7 @@ def _warn(secret: str | None, about_filter: str | None) -> None:
 
 def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> None:
     def print_text() -> None:
-        print_fields(fields | ({"secret": secret} if secret else {}))
+        print_nested_fields(fields | ({"secret": secret} if secret else {}))
         if secret:
             click.echo("Store the secret now; it is stored encrypted and not shown again.", err=True)
 
@@ -401,7 +401,8 @@ async def test_tracker(tracker: int, application: int | None, event: str | None,
 
     def print_text() -> None:
         result = "accepted" if sample.delivered else f"NOT accepted: {sample.error}"
-        click.echo(f"{result} (HTTP {sample.http_status or '-'}, {sample.milliseconds} ms) {printable(sample.detail)}".rstrip())
+        status = f"HTTP {sample.http_status}" if sample.http_status else "no response"
+        click.echo(f"{result} ({status}, {sample.milliseconds} ms) {printable(sample.detail)}".rstrip())
         if sample.answer:
             click.echo("\n".join(map(printable, sample.answer.splitlines())))
 

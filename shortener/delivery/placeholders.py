@@ -20,7 +20,7 @@ import difflib
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -144,12 +144,14 @@ _UNQUOTED = "%:/?#[]@!$&'()*+,;=-._~"
 
 
 class TemplateError(Exception):
-    """The error for a tracker URL that is not valid. `position` is the index of the wrong character in the URL, from 0."""
+    """The error for a tracker URL that is not valid. `position` is the index of the wrong character in the URL, from 0. `further`
+    are the errors of other unknown placeholders behind it."""
 
-    def __init__(self, code: ErrorCode, reason: str, position: int) -> None:
+    def __init__(self, code: ErrorCode, reason: str, position: int, further: Sequence[TemplateError] = ()) -> None:
         self.code = code
         self.reason = reason
         self.position = position
+        self.further = tuple(further)
         super().__init__(f"{reason} (at {position})")
 
 
@@ -347,13 +349,24 @@ def _encoded(url: str, start: int, end: int) -> str:
 
 
 def _reject_other_syntax(url: str, start: int) -> None:
-    """Raise TemplateError if the URL contains an unknown placeholder, or a known one in the syntax of another system."""
-    for macro in find_macros(url, start):
+    """Raise TemplateError with each unknown placeholder of the URL, and with each known one in the syntax of another system."""
+    errors = []
+    end = start
+    for macro in sorted(find_macros(url, start), key=lambda macro: macro.position):
+        if macro.position < end:
+            continue  # a part of the previous macro
         if macro.is_braced:
-            if not _PLACEHOLDER.fullmatch(macro.text):
-                _unknown(macro.text, _known(macro.word) or _guess(macro.word), macro.position)
-        elif name := _known(macro.word):
-            _unknown(macro.text, name, macro.position)
+            name = _known(macro.word) or _guess(macro.word)
+            is_wrong = not _PLACEHOLDER.fullmatch(macro.text)
+        else:
+            name = _known(macro.word)
+            is_wrong = name is not None
+        if is_wrong:
+            errors.append(_unknown(macro.text, name, macro.position))
+            end = macro.position + len(macro.text)
+    if errors:
+        first, *further = errors
+        raise TemplateError(first.code, first.reason, first.position, further)
 
 
 def _known(word: str) -> str | None:
@@ -373,10 +386,10 @@ def _guess(word: str) -> str | None:
     return _WITHOUT_SEPARATORS[near[0]] if near else None
 
 
-def _unknown(text: str, name: str | None, position: int) -> NoReturn:
+def _unknown(text: str, name: str | None, position: int) -> TemplateError:
     hint = (
         f"write {{{name}}}"
         if name
         else f"known placeholders: {' '.join(f'{{{known}}}' for known in (*PLACEHOLDERS, 'metadata.NAME'))}"
     )
-    raise TemplateError(ErrorCode.UNKNOWN_PLACEHOLDER, f"{text} is not a placeholder; {hint}", position)
+    return TemplateError(ErrorCode.UNKNOWN_PLACEHOLDER, f"{text} is not a placeholder; {hint}", position)

@@ -381,7 +381,8 @@ class Trackers:
         try:
             template = parse_template(url)
         except TemplateError as error:
-            raise ApiError(error.code, details=[Detail(field, error.reason, error.position)]) from None
+            details = [Detail(field, one.reason, one.position) for one in (error, *error.further)]
+            raise ApiError(error.code, details=details) from None
         if template.scheme != "https" and not self._settings.allow_http_targets:
             raise ApiError(
                 ErrorCode.FORBIDDEN_TARGET,

@@ -96,6 +96,8 @@ async def test_commands_change_test_and_remove_a_tracker(
     receiver.default_reply = 500
     failed = await invoke("trackers", "test", number)
     assert (failed.exit_code, "NOT accepted" in failed.output) == (1, True)
+    shown = await invoke("trackers", "show", number)
+    assert ["success.statuses", "2xx"] in [line.split() for line in shown.output.splitlines()]
     assert await run("trackers", "remove", number) == {"tracker_id": added["tracker_id"], "deleted": True}
     gone = await invoke("trackers", "remove", number)
     assert isinstance(gone.exception, SystemExit)
@@ -209,6 +211,10 @@ async def test_tracker_commands_exit_with_2_for_invalid_values_and_with_1_for_fa
 ) -> None:
     result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
     assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (2, True)
+    result = await invoke("trackers", "add", "1", "https://t.example/?a={payout}&b={{status}}&c=[click_id]", "--event", "click")
+    assert "write {value}" in result.output
+    assert "write {status}" in result.output
+    assert "write {click_id}" in result.output
     result = await invoke("trackers", "add", "1", "https://t.example/")
     assert (result.exit_code, "events" in result.output) == (2, True)
     result = await invoke("deliveries", "show", "nonsense")

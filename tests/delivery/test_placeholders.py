@@ -130,6 +130,15 @@ def test_placeholders_in_the_syntax_of_other_systems_are_rejected_with_a_hint(ur
     assert abs(caught.value.position - url.index("$")) <= 2
 
 
+def test_the_error_of_a_tracker_url_names_each_unknown_placeholder_in_the_order_of_the_url() -> None:
+    url = "https://t.example/[phone]?a={payout}&b={{status}}&c={click_id}&d={foo}"
+    with pytest.raises(TemplateError) as caught:
+        parse_template(url)
+    errors = (caught.value, *caught.value.further)
+    assert [error.position for error in errors] == [url.index(text) for text in ("[phone]", "{payout}", "{{status}}", "{foo}")]
+    assert "write {value}" in errors[1].reason
+
+
 @pytest.mark.parametrize(
     "text", ["{foo}", "{foo_bar:x}", "{{foo}}", "${foo}", "{1}", "{}", "{", "}", "{phone", "phone}", '{"a":1}', "{a b}"]
 )
