@@ -17,6 +17,7 @@ from shortener.cli.doctor_gateways import check_gateway_queues
 from shortener.plurals import counted
 from shortener.storage import schema
 from shortener.storage.delivery_conditions import IS_DEAD, IS_PENDING
+from shortener.storage.secret_change import DISABLED_REASON as LOST_SECRET
 
 if TYPE_CHECKING:
     from shortener.settings import Settings
@@ -26,6 +27,7 @@ MAX_QUEUE_SECONDS = 300.0
 MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
+MAX_NAMED_TRACKERS = 5
 MAX_DOMAINS = 20  # The maximum number of domains to check: each DNS look-up can take seconds.
 _UNNAMED = (
     'an application has the name "default", so recipients read "the sender" in place of a name; '
@@ -165,10 +167,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"{counted(state.count_deltas_quarantined, 'row')} of count deltas could not be added to the counts"
         remedy = "look for count_deltas_quarantined in the log. Correct the rows and restart the service, or delete them and run "
         yield Finding("counts", "warning", text, remedy + "`shortener verify --repair`")
-    dead = connection.execute(select(func.count()).where(IS_DEAD, schema.deliveries.c.finished_at > now - RECENT)).scalar_one()
-    if dead:
-        text = f"{counted(dead, 'delivery', 'deliveries')} became dead in the last 24 hours"
-        yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
+    yield from _check_dead_deliveries(connection, now)
     yield from _check_failing_deliveries(connection)
     yield from check_gateway_queues(connection, now)
     for row in connection.execute(
@@ -177,7 +176,11 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         )
     ):
         text = f"tracker {row.id} ({row.name}) is disabled: {row.disabled_reason}"
-        yield Finding("trackers", "warning", text, f"correct the receiver, then `shortener trackers update {row.id} --enable`")
+        if row.disabled_reason == LOST_SECRET:
+            remedy = f"`shortener trackers update {row.id} --secret TEXT --header 'NAME: VALUE' --enable`, with its earlier values"
+        else:
+            remedy = f"correct the receiver, then `shortener trackers update {row.id} --enable`"
+        yield Finding("trackers", "warning", text, remedy)
     if (step := find_step(connection, now)) is not None:
         text = f"the clock is {counted(step.days, 'day')} after the latest purge, so the purge waits until "
         text += f"{step.until:%Y-%m-%d %H:%M} UTC"
@@ -186,6 +189,30 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"the oldest row is stored {counted(round(state.purge_lag_seconds / 86400), 'day')} beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
     yield from _check_growth(connection, settings, state.database_bytes, now)
+
+
+def _check_dead_deliveries(connection: Connection, now: datetime) -> Iterator[Finding]:
+    """Report the deliveries that became dead recently, by tracker. Deliveries of a deleted tracker cannot be replayed, so they are
+    not reported."""
+    deliveries, trackers = schema.deliveries.c, schema.trackers.c
+    by_tracker = (
+        select(deliveries.tracker_id, trackers.name, func.count().label("dead"))
+        .join_from(schema.deliveries, schema.trackers, trackers.id == deliveries.tracker_id, isouter=True)
+        .where(IS_DEAD, deliveries.finished_at > now - RECENT, or_(deliveries.tracker_id.is_(None), trackers.id.is_not(None)))
+        .group_by(deliveries.tracker_id, trackers.name)
+        .order_by(func.count().desc(), deliveries.tracker_id)
+    )
+    rows = connection.execute(by_tracker).all()
+    if rows:
+        places = [
+            f"{row.dead:,} to {'callback URLs' if row.tracker_id is None else f'tracker {row.tracker_id} ({row.name})'}"
+            for row in rows[:MAX_NAMED_TRACKERS]
+        ]
+        if len(rows) > MAX_NAMED_TRACKERS:
+            places.append(counted(len(rows) - MAX_NAMED_TRACKERS, "further tracker"))
+        total = counted(sum(row.dead for row in rows), "delivery", "deliveries")
+        text = f"{total} became dead in the last 24 hours: {', '.join(places)}"
+        yield Finding("dead_deliveries", "warning", text, "correct the receiver, then `shortener deliveries replay --tracker ID`")
 
 
 def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:

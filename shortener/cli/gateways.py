@@ -341,10 +341,11 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
 async def remove_gateway(gateway: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Remove a gateway. Its waiting messages become FAILED. Applications that use it have no gateway afterwards: their messages are
     rewritten, but not sent."""
-    from shortener.gateways.store import using_applications, waiting_messages
+    from shortener.gateways.store import require_removable, using_applications, waiting_messages
 
     async with open_gateways() as (database, store, _settings):
         found = await store.get(gateway, application)
+        require_removable(found.application_id, found.config.name)
         waiting = await database.read(waiting_messages, gateway)
         name = f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)}"
         effect = f"{name} is removed, and its {counted(waiting, 'waiting message becomes', 'waiting messages become')} FAILED."

@@ -327,14 +327,9 @@ def hosts() -> None:
     """Block, unblock and list destination hosts."""
 
 
-_application_option = click.option(
-    "--application", type=ID, help="Block only links of this application. Default: links of ALL applications."
-)
-
-
 @hosts.command("block")
 @click.argument("host")
-@_application_option
+@click.option("--application", type=ID, help="Block only links of this application. Default: links of ALL applications.")
 @yes_option
 @json_option
 @async_command
@@ -363,11 +358,15 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 
 @hosts.command("unblock")
 @click.argument("host")
-@_application_option
+@click.option(
+    "--application",
+    type=ID,
+    help="Remove the block of only this application. Default: the block that applies to ALL applications.",
+)
 @json_option
 @async_command
 async def unblock_host(host: str, application: int | None, as_json: bool) -> None:
-    """Unblock a host: links to it redirect again."""
+    """Unblock a host: links to it redirect again, unless another block of the host remains. `hosts list` shows all blocks."""
     from shortener.accounts import audited_accounts
     from shortener.model import ALL_APPLICATIONS, utcnow
 

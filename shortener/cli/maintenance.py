@@ -93,13 +93,16 @@ async def copy(source: str, target: str, as_json: bool) -> None:
     from shortener.storage.copy import CopyError, Progress
     from shortener.storage.copy import copy as copy_database
     from shortener.storage.migrate import check, current_version, prepare
-    from shortener.storage.open import open_database
+    from shortener.storage.open import open_database, sqlite_path
 
     for url in (source, target):
         if not url.startswith(("sqlite:///", "postgresql://", "postgres://")):
             raise click.UsageError(f"{url.partition(':')[0]!r}: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
     if source == target:
         raise click.UsageError("--from and --to must be different databases")
+
+    if (file := sqlite_path(source)) is not None and not file.exists():
+        raise click.ClickException(f"there is no database {file.absolute()}: correct --from")
 
     def progress(now: Progress) -> None:
         if sys.stderr.isatty():

@@ -118,7 +118,9 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
     fields = reader.serialize(status, reveal=reveal)
 
     def print_text() -> None:
-        print_nested_fields(fields)
+        # The timeline lists the revisions of a conversion.
+        conversions = [{name: one[name] for name in one if name != "revisions"} for one in fields["conversions"]]
+        print_nested_fields(fields | {"conversions": conversions})
         click.echo()
         for entry in timeline:
             details = [

@@ -302,7 +302,7 @@ def _print_lost(lost: list[LostValue]) -> None:
     if lost:
         click.echo("These values were encrypted with the lost secret and are removed:", err=True)
         for value in lost:
-            click.echo(f"  {value.owner} {value.id} ({value.name}): {value.value}", err=True)
+            click.echo(f"  {_owner(value)}: {value.value}", err=True)
 
 
 def _remedy(value: LostValue) -> str:
@@ -310,8 +310,12 @@ def _remedy(value: LostValue) -> str:
     commands = {
         "trackers": f"shortener trackers update {value.id} --secret ... --header ... --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",
-        "gateways": f"add the gateway {value.name} again with `shortener gateways add`, or set its settings in the API",
+        "gateways": f"shortener gateways update {value.id} --option ..., or remove and add the gateway",
         "operators": f"shortener operators reset {value.name}",
     }
     command = commands.get(value.owner, "set it again")
-    return f"{value.owner} {value.id} ({value.name}) lost its {value.value}: {command}"
+    return f"{_owner(value)} lost its {value.value}: {command}"
+
+
+def _owner(value: LostValue) -> str:
+    return f"{value.owner.removesuffix('s')} {value.id} ({value.name})"

@@ -80,6 +80,7 @@ async def stats(
     """Show the numbers of messages, clicks and conversions of a period."""
     from shortener.messages.balances import read_balance
     from shortener.model import utcnow
+    from shortener.portal.formats import percent
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
@@ -110,12 +111,14 @@ async def stats(
 
     def print_text() -> None:
         for row in rows:
-            row["value"] = [f"{amount} {currency}".rstrip() for currency, amount in row["value"].items()]
+            row["value"] = [f"{amount} {currency or '(no currency)'}" for currency, amount in row["value"].items()]
             row |= row["conversions_by_disposition"]
             if "cost" in row and balance is not None:
                 row["cost"] = f"{row['cost']} {balance.currency}"
             for rate in {"delivery_rate", "click_rate", "conversion_rate"} & row.keys():
-                row[rate] = None if row[rate] is None else f"{row[rate] * 100:.1f} %"
+                row[rate] = None if row[rate] is None else percent(row[rate]).replace("\N{NO-BREAK SPACE}", " ")
+            if by == "campaign":
+                row[by] = row[by] or "(no campaign)"
         if by:
             print_table(rows, by, *(_ACTION_COLUMNS if by == "action" else _COLUMNS))
         else:

@@ -422,10 +422,15 @@ def using_applications(connection: Connection, gateway_id: int) -> list[tuple[in
     return [(row.id, row.name) for row in found]
 
 
+def require_removable(application_id: int, name: str) -> None:
+    """Raise ApiError CONFLICT if the gateway `name` of the application is the simulator of the installation."""
+    if application_id == ALL_APPLICATIONS and name == SIMULATOR:
+        raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
+
+
 def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
     row = _require(connection, gateway_id, application_id)
-    if row.application_id == ALL_APPLICATIONS and row.name == SIMULATOR:
-        raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
+    require_removable(row.application_id, row.name)
     table = schema.gateways
     # Applications keep the id, so that the warning NOT_SENT can name the removed gateway.
     connection.execute(update(table).where(table.c.id == gateway_id).values(removed_at=now, revision=table.c.revision + 1))

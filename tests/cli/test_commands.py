@@ -293,6 +293,14 @@ def test_a_command_whose_commit_was_interrupted_says_that_its_change_may_be_stor
     assert "Check this before you repeat the command" in in_process("keys", "create", number, code=1).stderr
 
 
+def test_the_copy_command_does_not_create_the_database_that_it_should_copy(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.db"
+    shell = InProcessShell(tmp_path / "data")
+    refused = shell("copy", "--from", f"sqlite:///{missing}", "--to", f"sqlite:///{tmp_path / 'copy.db'}", code=1)
+    assert f"there is no database {missing}" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
     in_process = InProcessShell(shell.folder)
     created = in_process.json("applications", "create", "Brand")

@@ -142,6 +142,9 @@ def test_the_doctor_command_reports_backlogs_disabled_trackers_dead_deliveries_a
         connection.execute(insert(schema.trackers).values(id=8, name="failing", enabled=True, **tracker, **times))
         delivery = {"topic": 1, "application_id": 1, "lane": "t1", "attempt": 1, "created_at": now}
         connection.execute(insert(schema.deliveries).values(id=1, event_id=1, status=2, next_at=now, finished_at=now, **delivery))
+        dead = {"status": 2, "next_at": now, "finished_at": now, **delivery}
+        for number, tracker_id in enumerate((7, 8, 8, 9), 10):
+            connection.execute(insert(schema.deliveries).values(id=number, event_id=number, tracker_id=tracker_id, **dead))
         connection.execute(
             insert(schema.deliveries).values(id=2, event_id=2, status=0, next_at=now - timedelta(hours=1), **delivery)
         )
@@ -151,10 +154,21 @@ def test_the_doctor_command_reports_backlogs_disabled_trackers_dead_deliveries_a
     found = check(shell)
     assert found["queues"]["remedy"] == "start `shortener serve`: no process delivers"
     assert "shortener trackers update 7 --enable" in found["trackers"]["remedy"]
-    assert "1 delivery became dead" in found["dead_deliveries"]["text"]
+    assert found["dead_deliveries"]["text"] == (
+        "4 deliveries became dead in the last 24 hours: 2 to tracker 8 (failing), 1 to callback URLs, 1 to tracker 7 (gone)"
+    ), "the deliveries of the deleted tracker 9 are not reported"
     assert "1 delivery to tracker 8 (failing) failed at least once" in found["failing_deliveries"]["text"]
     assert "HTTP 500" in found["failing_deliveries"]["text"]
     assert "shortener trackers test 8" in found["failing_deliveries"]["remedy"]
+
+
+def test_the_doctor_command_says_how_to_enable_a_tracker_that_lost_its_secret(shell: InProcessShell) -> None:
+    shell("trackers", "add", "1", "https://t.example/", "--event", "click")
+    (shell.folder / "secret").unlink()
+    shell("secret", "adopt", "--yes")
+    found = check(shell)["trackers"]
+    assert "the secret of the installation was lost" in found["text"]
+    assert "shortener trackers update 1 --secret TEXT --header 'NAME: VALUE' --enable" in found["remedy"]
 
 
 def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wait_or_are_held(shell: InProcessShell) -> None:

@@ -130,6 +130,14 @@ def test_a_list_of_an_unknown_application_is_a_failure(shell: InProcessShell, co
     assert not result.stdout
 
 
+def test_the_built_in_simulator_cannot_be_removed_and_the_command_does_not_announce_it(shell: InProcessShell) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    (simulator,) = shell.json("gateways", "list")
+    refused = shell("gateways", "remove", str(simulator["gateway_id"]), code=1).stderr
+    assert "The simulator of the installation cannot be removed" in refused
+    assert "is removed" not in refused
+
+
 def test_the_built_in_simulator_can_be_selected_as_gateway_in_a_new_installation(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     assert selected(shell) == "simulator"

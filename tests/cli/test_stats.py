@@ -299,3 +299,25 @@ def test_a_command_with_a_period_accepts_the_first_and_the_last_date_of_the_cale
 ) -> None:
     printed = shell.json(*words, "--since", "0001-01-01", "--until", "9999-12-31T23:59:59Z")
     assert number is None or len(printed) == number
+
+
+def test_the_stats_command_prints_rates_like_the_portal_and_names_missing_campaigns_and_currencies(
+    tmp_path: Path,
+) -> None:
+    async def fill() -> None:
+        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        assert service.first_credentials is not None
+        async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+            to = [f"+1408555{number:04}" for number in range(201)]
+            body = {"to": to, "body": "x", "message_id": [f"m{number}" for number in range(201)]}
+            assert (await client.post("/api/v1/rewrite", json=body)).status_code == 200
+            await report(client, "m0", "DELIVERED")
+        await service.close()
+
+    asyncio.run(fill())
+    shell = InProcessShell(tmp_path / "data")
+    assert re.search(r"^delivery_rate +0\.50 %$", shell("stats").stdout, re.MULTILINE)
+    table = shell("stats", "--by", "campaign").stdout
+    assert re.search(r"^\(no campaign\) +201 ", table, re.MULTILINE)
+    assert re.search(r" 0\.50 % +0 % +0 %", table)
+    assert shell.json("stats", "--by", "campaign")["groups"][0]["campaign"] in (None, "")
