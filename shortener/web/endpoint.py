@@ -345,8 +345,8 @@ def _tracker_token(request: Request) -> str:
     return (find_header(request, b"x-api-token") or "").strip()
 
 
-def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
-    """Return the description of the error for a rejected credential, or None for the general description of UNAUTHORIZED."""
+def _reason_of_rejection(caller: Caller, request: Request) -> str:
+    """Return the description of the error for a missing or rejected credential."""
     if caller is Caller.POSTBACK_KEY:
         return "The postback key in the path is unknown, revoked or expired."
     if caller is Caller.TRACKER:
@@ -354,7 +354,12 @@ def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
         if token.startswith("sk_") or (not token and "x-api-key" in request.headers):
             return "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
         return "The tracker token in the X-Api-Token header is missing, unknown or expired."
-    return None
+    if _has_credential(caller, request):
+        name = "X-API-Key" if "x-api-key" in request.headers else "Authorization"
+        if (find_header(request, b"x-api-key") or "").strip().startswith("tt_"):
+            return "This call requires an API key (sk_...) in the X-API-Key header. The request has a tracker token."
+        return f"The API key in the {name} header is unknown, revoked or expired."
+    return "The request has no API key. Send it in the X-API-Key header."
 
 
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:

@@ -255,7 +255,7 @@ async def event(call: Call[None, None]) -> dict[str, Any]:
     """Return one event of the application with its deliveries."""
     found = await call.service.database.read(find_event, call.application_id, call.path["event_id"])
     if found is None:
-        raise ApiError(ErrorCode.NOT_FOUND)
+        raise ApiError(ErrorCode.NOT_FOUND, "The application has no event with this id.")
     listed, sent = found
     return {
         "status": True,

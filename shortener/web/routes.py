@@ -169,8 +169,10 @@ class ApiRouter:
             allowed.update(methods)
             shown = next(iter(methods.values())).shown_path
         code = ErrorCode.METHOD_NOT_ALLOWED if allowed else ErrorCode.NOT_FOUND
-        response = error_response(ApiError(code))
+        methods_shown = ", ".join(sorted(allowed))
+        reason = f"This path accepts only {methods_shown}." if allowed else "No call has this path. /docs lists all calls."
+        response = error_response(ApiError(code, reason))
         if allowed:
-            response.headers["Allow"] = ", ".join(sorted(allowed))
+            response.headers["Allow"] = methods_shown
         log_request(self._service, method, shown, code.http_status, code.name, 0)
         return response

@@ -251,3 +251,32 @@ async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_cre
         assert response.headers["Link"] == '</docs#error-codes>; rel="help"'
     async with client_of(service, {"X-Api-Token": "tt_unknown"}) as client:
         assert "unknown or expired" in (await client.get(path)).json()["description"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "description"),
+    [
+        ({}, "The request has no API key. Send it in the X-API-Key header."),
+        ({"X-API-Key": "sk_unknown"}, "The API key in the X-API-Key header is unknown, revoked or expired."),
+        ({"Authorization": "Bearer sk_unknown"}, "The API key in the Authorization header is unknown, revoked or expired."),
+        (
+            {"X-API-Key": "tt_token"},
+            "This call requires an API key (sk_...) in the X-API-Key header. The request has a tracker token.",
+        ),
+    ],
+)
+async def test_a_401_response_to_a_call_that_requires_an_api_key_names_the_header(
+    service: Service, headers: dict[str, str], description: str
+) -> None:
+    async with client_of(service, headers) as client:
+        response = await client.get("/api/v1/sms/stats")
+    assert (response.status_code, response.json()["description"]) == (401, description)
+
+
+async def test_the_error_for_an_unknown_path_refers_to_the_documentation_and_the_error_for_a_wrong_method_names_the_others(
+    service: Service,
+) -> None:
+    async with client_of(service, {}) as client:
+        unknown, wrong = await client.post("/api/v1/rewrites", json={}), await client.get("/api/v1/rewrite")
+    assert (unknown.status_code, unknown.json()["description"]) == (404, "No call has this path. /docs lists all calls.")
+    assert (wrong.status_code, wrong.json()["description"]) == (405, "This path accepts only POST.")
