@@ -101,7 +101,7 @@ class Connection:
     def _headers(self, call: ApiCall[Any]) -> dict[str, str]:
         name, credential = ("X-Api-Token", self._tracker_token) if call.uses_tracker_token else ("X-API-Key", self._api_key)
         if not credential:
-            raise ValueError(f"this call requires the parameter {'tracker_token' if call.uses_tracker_token else 'api_key'}")
+            raise ValueError(f"this call requires Client(..., {'tracker_token' if call.uses_tracker_token else 'api_key'}=...)")
         headers = {name: credential}
         if call.content is not None:
             headers["Content-Type"] = "application/json"
@@ -125,7 +125,8 @@ class Connection:
         except httpx.DecodingError as error:
             raise UnexpectedResponseError(f"the response cannot be decoded: {error}") from error
         except httpx.TransportError as error:
-            raise ConnectionFailedError(f"the connection to the service failed: {error or type(error).__name__}") from error
+            origin = f"{self._http.base_url.scheme}://{self._http.base_url.netloc.decode()}"
+            raise ConnectionFailedError(f"the connection to {origin} failed: {error or type(error).__name__}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnexpectedResponseError(f"the request failed: {error}") from error
         return _read(call, response)

@@ -57,8 +57,23 @@ class ResponseError(ClientError):
         self.request_id = request_id
         self.retry_after = retry_after
         self.body = body or {}
-        first = f" ({self.details[0].field}: {self.details[0].reason})" if self.details else ""
-        super().__init__(f"{status_code} {error_code or 'without error code'}: {description}{first}")
+        super().__init__(f"{status_code} {error_code or 'without error code'}: {description}")
+
+    def __str__(self) -> str:
+        # The text is created here, because a bulk call changes the indexes in `details` after the error was created.
+        return f"{super().__str__()}{self._first_detail()}"
+
+    def _first_detail(self) -> str:
+        if not self.details:
+            return ""
+        further = self._count_details() - 1
+        rest = f"; {counted(further, 'further error')}, see `details`" if further else ""
+        return f" ({self.details[0].field}: {self.details[0].reason}{rest})"
+
+    def _count_details(self) -> int:
+        """Return the number of all errors, of which a response lists at most 1,000."""
+        total = self.body.get("details_total")
+        return total if isinstance(total, int) and total > len(self.details) else len(self.details)
 
 
 class BadRequestError(ResponseError):

@@ -27,6 +27,7 @@ from shortener.client import (
     ServerFailureError,
     UnexpectedResponseError,
 )
+from shortener.client.exceptions import response_error
 from tests.client.scripted import (
     Answer,
     accepted,
@@ -143,7 +144,7 @@ def test_the_client_returns_a_text_with_long_urls_if_the_service_does_not_respon
 
 def test_the_client_returns_a_text_with_long_urls_if_the_connection_is_refused(call: Call) -> None:
     base = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ConnectionFailedError):
+    with pytest.raises(ConnectionFailedError, match=f"the connection to {base} failed"):
         rewrite(call, base)
     assert rewrite(call, base, on_failure="send_long", message_id="mine").message_id == "mine"
 
@@ -237,6 +238,23 @@ def test_an_invalid_parameter_of_the_client_is_rejected_when_the_client_is_creat
             kind(base, **parameters)
 
 
+@pytest.mark.parametrize(
+    ("count", "total", "expected"),
+    [
+        (0, None, "400 INVALID_REQUEST: Wrong."),
+        (1, None, "400 INVALID_REQUEST: Wrong. (to.0: is wrong)"),
+        (3, None, "400 INVALID_REQUEST: Wrong. (to.0: is wrong; 2 further errors, see `details`)"),
+        (2, 1200, "400 INVALID_REQUEST: Wrong. (to.0: is wrong; 1,199 further errors, see `details`)"),
+    ],
+)
+def test_the_text_of_an_error_has_the_first_detail_and_the_number_of_further_errors(
+    count: int, total: int | None, expected: str
+) -> None:
+    body: dict[str, Any] = {"error_code": "INVALID_REQUEST", "description": "Wrong."}
+    body["details"] = [{"field": f"to.{number}", "reason": "is wrong"} for number in range(count)]
+    assert str(response_error(400, body | ({"details_total": total} if total else {}))) == expected
+
+
 def test_a_client_call_without_the_required_credential_is_rejected_before_a_request_is_sent(call: Call) -> None:
-    with pytest.raises(ValueError, match="tracker_token"):
+    with pytest.raises(ValueError, match=r"requires Client\(\.\.\., tracker_token=\.\.\.\)"):
         call("http://127.0.0.1:9", "report_conversion", message_id="m-1")

@@ -108,6 +108,7 @@ def test_the_details_of_an_error_contain_the_positions_of_message_and_recipient_
     assert isinstance(raised.value.__cause__, BadRequestError)
     (found,) = raised.value.__cause__.details
     assert (found.field, found.index, found.recipient) == ("messages.1.to.2", 1, 2)
+    assert "(messages.1.to.2: is wrong)" in str(raised.value), "the text has the same index as the detail"
 
 
 def test_the_texts_of_a_chunk_get_long_urls_if_the_service_fails() -> None:
