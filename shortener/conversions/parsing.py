@@ -165,6 +165,8 @@ _OTHER_CLICK_ID_NAMES = frozenset(
         *("messageid", "msgid"),
     )
 )
+#: Names, without underscores, that other systems use for the amount of a conversion.
+_OTHER_VALUE_NAMES = frozenset({"amount", "payout", "price", "profit", "revenue", "sum"})
 
 
 class _Parser:
@@ -290,7 +292,11 @@ class _Parser:
     def _money(self) -> tuple[Decimal | None, str | None]:
         value_text, currency_text = self._texts.get("value"), self._texts.get("currency")
         value, currency, named = None, None, None
-        if value_text is not None:
+        if value_text is None:
+            similar = next((name for name in self.metadata if name.replace("_", "").lower() in _OTHER_VALUE_NAMES), None)
+            if similar is not None:
+                self.warn(similar[:MAX_WARNING_CHARACTERS], "was stored as metadata and does not count; send an amount as value")
+        else:
             try:
                 value, named, warning = parse_amount(value_text)
                 if warning:

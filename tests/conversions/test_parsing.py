@@ -160,6 +160,14 @@ def test_a_parameter_that_cannot_be_parsed_is_stored_as_text_with_a_warning(name
     assert (report.value, report.currency, report.at, report.disposition) == (None, None, NOW, None)
 
 
+@pytest.mark.parametrize("name", ["payout", "Amount", "revenue"])
+def test_a_report_whose_amount_has_the_name_of_another_system_gets_a_warning(name: str) -> None:
+    report = parse(message_id="m", **{name: "7"})
+    assert (report.value, report.metadata) == (None, {name: "7"})
+    assert report.warnings == (f"{name}: was stored as metadata and does not count; send an amount as value",)
+    assert parse(message_id="m", value="7", **{name: "7"}).warnings == ()
+
+
 def test_an_amount_with_an_invalid_currency_is_stored_as_text_only() -> None:
     report = parse(message_id="m", value="12.50", currency="bottle caps!")
     assert (report.value, report.currency) == (None, None)
