@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 
 import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
+from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
@@ -84,7 +85,8 @@ async def submit(visit: Visit) -> Response:
         )
         for address, host in hosts.items()
     ]
-    return visit.render("try_created.html", title="Try it", message=created, links=links)
+    is_simulated = application.gateway is not None and application.gateway.kind == SIMULATOR
+    return visit.render("try_created.html", title="Try it", message=created, links=links, is_simulated=is_simulated)
 
 
 def _message_id(visit: Visit) -> str | None:

@@ -313,7 +313,7 @@ async def test_a_comparison_without_enough_campaigns_says_how_many_to_choose(dem
     browser = demo.browser
     for query, is_noted in (("choose=1", True), ("choose=1&compare=order-updates", True), ("", False)):
         page = (await browser.get(f"/portal/1/campaigns?{query}")).text
-        assert ("Choose two to 4 campaigns in the list" in page) == is_noted, query
+        assert ("Choose 2 to 4 campaigns in the list" in page) == is_noted, query
     five = "&".join(f"compare=c{number}" for number in range(5))
     page = (await browser.get(f"/portal/1/campaigns?choose=1&{five}")).text
     assert "The first 4 of the chosen ones are shown." in page

@@ -212,6 +212,22 @@ async def test_the_overview_counts_a_message_with_several_conversions_once_and_e
         assert re.search(r'data-figure="conversions" data-value="4".*</a> conversions<', tile)
 
 
+async def test_a_value_without_a_currency_is_marked_only_beside_values_with_a_currency(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    credentials = service.first_credentials
+    assert credentials is not None
+    browser, other = await sign_in(), await new_browser()
+    await send(service, browser, message_id="m0", campaign="spring")
+    for transaction, currency, expected in (("1", "", {"Value"}), ("2", "EUR", {"Value without currency", "Value in EUR"})):
+        report = {"message_id": "m0", "action": "sale", "transaction_id": transaction, "value": "10", "currency": currency}
+        reported = await other.post("/api/v1/track", json=report, headers={"X-Api-Token": credentials.tracker_token})
+        assert reported.status_code == 200
+        clock.forward(minutes=20)
+        for path in ("/portal/1/", "/portal/1/campaigns/spring"):
+            assert set(re.findall("<dt>(Value[^<]*)</dt>", (await browser.get(path)).text)) == expected, path
+
+
 async def test_an_unknown_metric_of_the_overview_is_rejected(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert (await browser.get("/portal/1/?metric=luck")).status_code == 400

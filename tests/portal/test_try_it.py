@@ -69,15 +69,26 @@ async def test_reloading_the_page_of_a_created_message_creates_and_sends_no_seco
     form = {"body": BODY, "to": "+14085550123", "send": "1", "action": "create", "form_id": form_id}
     first, *others = await asyncio.gather(*(browser.post("/portal/1/try", data=form) for _ in range(3)))
     reloaded = await browser.post("/portal/1/try", data=form)
-    assert "The gateway sends it to +14085550123" in first.text
+    assert "The gateway is the simulator, so nothing is sent to +14085550123" in first.text
     codes = {tuple(re.findall(r"/([A-Za-z0-9]{5,})</span> <button", page.text)) for page in (first, *others, reloaded)}
     assert [len(code) for code in codes] == [1]
     assert (len(await fetch_rows(service, messages)), len(await fetch_rows(service, sends))) == (1, 1)
     assert [row.action for row in await log(service)].count("message_created") == 1
 
     changed = await browser.post("/portal/1/try", data=form | {"to": "+14085550124"})
-    assert "The gateway sends it to +14085550124" in changed.text
+    assert "nothing is sent to +14085550124" in changed.text
     assert len(await fetch_rows(service, messages)) == 2
+
+
+async def test_a_created_message_names_the_recipient_to_whom_the_gateway_sends_it(
+    service: Service, sign_in: SignIn, client: httpx.AsyncClient
+) -> None:
+    plain = {"name": "plain", "preset": "plain", "options": {"url": "https://gw.example/", "token": "t"}}
+    assert (await client.post("/api/v1/gateways", json=plain)).status_code == 201
+    assert (await client.patch("/api/v1/application", json={"gateway": "plain"})).status_code == 200
+    browser = await sign_in()
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "send": "1", "action": "create"})
+    assert "The gateway sends it to +14085550123" in page.text
 
 
 async def test_a_created_message_with_a_link_of_a_domain_without_an_address_says_so(
