@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, tuple_
 
 from shortener.clicks import link_changes
 from shortener.storage import schema
-from shortener.storage.bulk import BulkInsert
+from shortener.storage.bulk import BulkInsert, ForbiddenTexts
 from shortener.storage.types import to_ms
 
 MAX_KEYS_PER_QUERY = 500  # a key has up to two SQL variables, and SQLite permits 32,766 variables per statement
@@ -55,6 +55,8 @@ insert_links = BulkInsert(
     "link_set_id",
     "path",
 )
+
+purged_codes = ForbiddenTexts(schema.purged_codes.c.code)
 
 insert_responses = BulkInsert(schema.idempotency, "application_id", "key", "content_hash", "answer", "created_at")
 

@@ -370,7 +370,8 @@ class _Rows:
         self._responses.append((request.application.id, key, request.content_hash, orjson.dumps(response).decode(), request.now))
 
     def insert(self, connection: Connection) -> None:
-        """Insert all collected rows. Raise IntegrityError if a code or a message_id exists."""
+        """Insert all collected rows. Raise IntegrityError if a message_id exists, or if a code exists or was the code of a purged
+        link."""
         insert_all(
             connection,
             (queries.insert_messages, self._messages),
@@ -378,6 +379,7 @@ class _Rows:
             (queries.insert_responses, self._responses),
             (insert_sends, self._sends),
             (count_deltas.insert, count_deltas.rows(self._ids(), self._counted)),
+            unless=(queries.purged_codes, [link.code for link in self.cached_links]),
         )
 
 

@@ -3,7 +3,7 @@
 - Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the creation
   of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until it is deleted, and its code returns 404 afterwards. The
-  service never uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
+  table `purged_codes` keeps the code, so that no new link gets it.
 - Hits: after `hit_retention_days`. A hit that is the first click of a message or link is an exception: after this time, it only
   loses its IP address and user agent, and it is deleted with its message. Therefore the status of a message (which link was
   accessed, and when) does not depend on the retention of hits. The hit keeps the kind of device and the browser, so that the list
@@ -247,7 +247,10 @@ class _PurgeBatch:
         full."""
         for deletion in deletions:
             if self.remaining:
-                self.count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))
+                values = {"ids": ids, "max_rows": self.remaining}
+                if deletion.copy is not None:
+                    self.connection.execute(deletion.copy, values)
+                self.count(deletion.table, self.connection.execute(deletion.statement, values))
         return self.remaining > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:

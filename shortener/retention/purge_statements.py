@@ -11,6 +11,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Insert,
     Integer,
     Select,
     Table,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     exists,
     false,
     func,
+    insert,
     or_,
     select,
     update,
@@ -43,6 +45,7 @@ from shortener.storage.schema import (
     links,
     messages,
     other_hits,
+    purged_codes,
     refused_conversions,
     send_attempts,
     sends,
@@ -55,11 +58,26 @@ _IDS, _LIMIT = bindparam("ids", expanding=True, type_=BigInteger), bindparam("ma
 
 
 class Deletion:
-    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`."""
+    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`. If `copy` is not None, it is a statement with
+    the same parameters that must run before the DELETE, in the same transaction."""
+
+    copy: Insert | None = None
 
     def __init__(self, table: Table, condition: ColumnElement[bool]) -> None:
         self.table = table
         self.statement = delete(table).where(table.c.id.in_(select(table.c.id).where(condition).limit(_LIMIT)))
+
+
+class _LinkDeletion(Deletion):
+    """The deletion of links. `copy` copies their codes to `purged_codes`. Both statements select the same links, those with the
+    lowest ids."""
+
+    def __init__(self, condition: ColumnElement[bool]) -> None:
+        super().__init__(links, condition)
+        is_selected = links.c.id.in_(select(links.c.id).where(condition).order_by(links.c.id).limit(_LIMIT))
+        self.statement = delete(links).where(is_selected)
+        is_present = exists().where(purged_codes.c.code == links.c.code)
+        self.copy = insert(purged_codes).from_select(["code"], select(links.c.code).where(is_selected, ~is_present))
 
 
 def _event_deletions(condition: ColumnElement[bool]) -> tuple[Deletion, ...]:
@@ -99,7 +117,7 @@ MESSAGE_DELETIONS = (
     Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
     Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
     Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
-    Deletion(links, _links_of_messages),
+    _LinkDeletion(_links_of_messages),
     Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
     Deletion(early_hits, early_hits.c.id.in_(_IDS)),
     Deletion(send_attempts, send_attempts.c.send_id.in_(_IDS)),

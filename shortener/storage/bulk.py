@@ -14,7 +14,9 @@ from functools import lru_cache
 from itertools import chain, count
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Float, Integer, SmallInteger, Table, Text
+import orjson
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Float, Integer, SmallInteger, Table, Text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
@@ -72,22 +74,60 @@ class BulkInsert:
         return statement
 
 
-def insert_all(connection: Connection, *inserts: tuple[BulkInsert, Sequence[tuple[object, ...]]]) -> None:
-    """Insert the rows of each BulkInsert. If this needs several statements, they run in the given order."""
+class ForbiddenTexts:
+    """The values of a text column that is the primary key of a table. Rows of other tables must not get these values."""
+
+    def __init__(self, column: Column[str]) -> None:
+        self._column, self._table = column.name, column.table.name
+        self._sqlite = (
+            f"SELECT EXISTS (SELECT 1 FROM json_each(?) JOIN {self._table} ON {self._table}.{self._column} = json_each.value)"
+        )
+
+    def find_any(self, connection: Connection, texts: Sequence[str]) -> bool:
+        """Return whether one of the texts is forbidden. This is for SQLite."""
+        return bool(raw_sql.value(connection, self._sqlite, orjson.dumps(texts).decode()))
+
+    def query(self, number: int) -> str:
+        """Return the PostgreSQL query that returns a row if one of the texts is forbidden. The parameter with this number is the
+        array of the texts."""
+        return f"SELECT 1 FROM {self._table} WHERE {self._column} = ANY(${number}::text[]) LIMIT 1"
+
+
+def insert_all(
+    connection: Connection,
+    *inserts: tuple[BulkInsert, Sequence[tuple[object, ...]]],
+    unless: tuple[ForbiddenTexts, Sequence[str]] | None = None,
+) -> None:
+    """Insert the rows of each BulkInsert. If this needs several statements, they run in the given order.
+
+    `unless` is a pair of forbidden texts and the texts of these rows. Raise IntegrityError if one of the texts is forbidden. The
+    caller must then roll back the transaction."""
     present = [(insert, rows) for insert, rows in inserts if rows]
-    if connection.dialect.name == "postgresql" and len(present) > 1:
-        statement = _together(tuple(insert for insert, _ in present))
-        connection.exec_driver_sql(statement, tuple(chain.from_iterable(_columns(rows) for _, rows in present)))
+    forbidden, texts = unless or (None, ())
+    if not texts:
+        forbidden = None
+    if connection.dialect.name == "postgresql" and (len(present) > 1 or forbidden):
+        statement = _together(tuple(insert for insert, _ in present), forbidden)
+        parameters = [*chain.from_iterable(_columns(rows) for _, rows in present), *([list(texts)] if forbidden else [])]
+        result = connection.exec_driver_sql(statement, tuple(parameters))
+        is_forbidden = forbidden is not None and result.first() is not None
     else:
         for insert, rows in present:
             insert(connection, rows)
+        is_forbidden = forbidden is not None and forbidden.find_any(connection, texts)
+    if is_forbidden:
+        raise IntegrityError("a row has a forbidden text", None, Exception("forbidden text"))
 
 
 @lru_cache(maxsize=64)
-def _together(inserts: tuple[BulkInsert, ...]) -> str:
+def _together(inserts: tuple[BulkInsert, ...], forbidden: ForbiddenTexts | None) -> str:
     numbers = count(1)
-    *first, last = (insert.from_arrays(numbers) for insert in inserts)
-    return f"WITH {', '.join(f'part{index} AS ({part})' for index, part in enumerate(first))} {last}"
+    parts = [insert.from_arrays(numbers) for insert in inserts]
+    if forbidden is not None:
+        parts.append(forbidden.query(next(numbers)))
+    *first, last = parts
+    named = ", ".join(f"part{index} AS ({part})" for index, part in enumerate(first))
+    return f"WITH {named} {last}" if named else last
 
 
 def _columns(rows: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, Table, event, insert, select, update
+from sqlalchemy import Column, Connection, Table, event, insert, select, update
 from structlog.testing import capture_logs
 
 from shortener.container import Service
@@ -96,6 +96,36 @@ async def test_a_first_click_and_other_hits_are_deleted_with_their_message(datab
     recent_hit = await database.write(put, build)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=1, first_clicks=1, hits=2)
     assert await database.read(ids_in, schema.hits) == {recent_hit}
+
+
+async def test_the_codes_of_purged_links_are_kept_and_no_code_of_another_link(database: Database) -> None:
+    def codes_of(connection: Connection, column: Column[str]) -> list[str]:
+        return sorted(connection.execute(select(column)).scalars())
+
+    def build(rows: Rows) -> None:
+        for age in (400, 390, 10):
+            message = rows.message(NOW - age * DAY)
+            for _ in range(4):  # so that a batch of ten rows ends between two links of a message
+                rows.link(message)
+
+    await database.write(put, build)
+    links, purged = schema.links.c.code, schema.purged_codes.c.code
+    all_codes = await database.read(codes_of, links)
+    async for _ in Purge(database, Settings(**_VALUES | {"purge_batch": 3})).batches(NOW):
+        assert sorted(await database.read(codes_of, links) + await database.read(codes_of, purged)) == all_codes
+    assert len(await database.read(codes_of, links)) == 4
+
+
+async def test_a_link_with_the_code_of_a_purged_link_is_purged_too(database: Database) -> None:
+    """A process of a release before 0.4 can create such a link during an upgrade."""
+
+    def build(rows: Rows) -> None:
+        link = rows.link(rows.message(LONG_AGO))
+        code = select(schema.links.c.code).where(schema.links.c.id == link).scalar_subquery()
+        rows.connection.execute(insert(schema.purged_codes).values(code=code))
+
+    await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=1)
 
 
 async def test_the_purge_deletes_many_messages_in_small_batches_oldest_first(database: Database) -> None:

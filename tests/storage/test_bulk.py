@@ -1,11 +1,13 @@
 """Tests of bulk inserts of many rows into one table and into several tables, on both engines."""
 
+from typing import Any
+
 import pytest
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from shortener.storage import schema
-from shortener.storage.bulk import MAX_ROWS_PER_STATEMENT, BulkInsert, insert_all
+from shortener.storage.bulk import MAX_ROWS_PER_STATEMENT, BulkInsert, ForbiddenTexts, insert_all
 from shortener.storage.database import Database
 
 insert_count_deltas = BulkInsert(schema.count_deltas, "id", "data")
@@ -60,13 +62,26 @@ async def test_a_bulk_insert_into_several_tables_is_one_statement_on_postgresql(
             statements.append(statement)
 
         event.listen(connection, "before_cursor_execute", record)
-        insert_all(connection, (insert_hits, HITS), (insert_responses, RESPONSES), (insert_count_deltas, COUNT_DELTAS))
+        inserts = (insert_hits, HITS), (insert_responses, RESPONSES), (insert_count_deltas, COUNT_DELTAS)
+        insert_all(connection, *inserts, unless=(ForbiddenTexts(schema.purged_codes.c.code), ["new"]))
         event.remove(connection, "before_cursor_execute", record)
         return statements
 
     statements = await database.write(statements_of)
     if database.dialect == "postgresql":
         assert len(statements) == 1
+
+
+@pytest.mark.parametrize("inserts", [((insert_hits, HITS), (insert_count_deltas, COUNT_DELTAS)), ((insert_hits, HITS),), ()])
+async def test_a_forbidden_text_prevents_all_inserts_of_a_bulk_insert(database: Database, inserts: Any) -> None:
+    forbidden = ForbiddenTexts(schema.purged_codes.c.code)
+    await database.write(lambda connection: connection.execute(insert(schema.purged_codes), [{"code": "old"}, {"code": "older"}]))
+    with pytest.raises(IntegrityError):
+        await database.write(lambda connection: insert_all(connection, *inserts, unless=(forbidden, ["new", "old"])))
+    assert await database.read(stored) == (0, 0, 0)
+    await database.write(lambda connection: insert_all(connection, *inserts, unless=(forbidden, ["new", "Old"])))
+    await database.write(lambda connection: insert_all(connection, (insert_responses, RESPONSES), unless=(forbidden, [])))
+    assert await database.read(stored) == (3 if inserts else 0, 1 if len(inserts) == 2 else 0, 1)
 
 
 async def test_a_bulk_insert_splits_more_rows_than_one_sqlite_statement_allows(database: Database) -> None:

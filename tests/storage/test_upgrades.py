@@ -199,7 +199,8 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
         async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
             behind = (await pipeline.get("/api/v1/sms/stats")).json()
-            assert (behind["complete"], behind["converted_messages"]) == (False, 0)
+            is_counted = revision >= "0023"  # the release that stored these rows had the table of first conversions
+            assert (behind["complete"], behind["converted_messages"]) == ((True, had.converted) if is_counted else (False, 0))
             await service.database.write(counts.fold)
             await service.jobs.table["first_conversions"].step()
             caught_up = (await pipeline.get("/api/v1/sms/stats")).json()

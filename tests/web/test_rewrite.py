@@ -1,12 +1,14 @@
 """POST /api/v1/rewrite over HTTP, on SQLite and PostgreSQL."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from shortener.container import Service
+from shortener.retention.purge import purge
 from tests.conftest import Clock
 from tests.web.calls import PHONE, TO
 from tests.web.calls import count_messages_and_links as stored
@@ -234,10 +236,14 @@ async def test_a_message_can_have_at_most_thirty_links_and_each_link_can_be_clic
     assert [link["accessed"] for link in status["links"]] == [True] * 30
 
 
-async def test_a_link_gets_another_code_if_the_generated_code_already_exists(
-    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_purged", [False, True], ids=["the code of a link", "the code of a purged link"])
+async def test_a_link_gets_another_code_if_a_link_has_or_had_the_generated_code(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, is_purged: bool
 ) -> None:
     taken = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]["links"][0]["code"]
+    if is_purged:
+        later = service.clock() + timedelta(days=service.settings.message_retention_days + 2)
+        assert (await purge(service.database, service.settings, later)).links == 1
     mint = service.codes.mint
     minted: list[str] = []
 
@@ -249,7 +255,7 @@ async def test_a_link_gets_another_code_if_the_generated_code_already_exists(
     answer = await rewrite(client, body='#track("https://x.example/")')
     assert answer.json()["messages"][0]["links"][0]["code"] == minted[-1] != taken
     assert len(minted) == 4
-    assert await stored(service) == (2, 2)
+    assert await stored(service) == ((1, 1) if is_purged else (2, 2))
 
 
 async def test_the_ids_of_a_rewrite_may_be_json_numbers(client: httpx.AsyncClient) -> None:

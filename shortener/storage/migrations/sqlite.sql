@@ -661,6 +661,14 @@ CREATE TABLE first_conversions (
 	CONSTRAINT first_conversions_pkey PRIMARY KEY (id)
 );
 
+CREATE TABLE purged_codes (
+	code TEXT NOT NULL, 
+	CONSTRAINT purged_codes_pkey PRIMARY KEY (code)
+)
+ WITHOUT ROWID
+
+;
+
 CREATE INDEX api_keys_by_application_id ON api_keys (application_id);
 
 CREATE INDEX attempts_by_delivery_id ON attempts (delivery_id);

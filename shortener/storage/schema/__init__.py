@@ -45,6 +45,7 @@ from shortener.storage.schema.messages import (
     links,
     messages,
     previous_state,
+    purged_codes,
     report_polls,
 )
 from shortener.storage.schema.operators import (
@@ -114,6 +115,7 @@ __all__ = [
     "previous_state",
     "prices",
     "processes",
+    "purged_codes",
     "refused_conversions",
     "replays",
     "report_polls",

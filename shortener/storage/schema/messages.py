@@ -137,6 +137,15 @@ links = Table(
     Column("link_set_id", Integer),  # The link set that contains only this link; NULL: the link is older than this column.
 )
 
+#: The codes of links that the purge has deleted. No new link gets one of these codes, because somebody may still open the old
+#: message (docs/decisions/0036).
+purged_codes = Table(
+    "purged_codes",
+    metadata,
+    Column("code", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 #: The changes of links after their message was sent. `changes` maps the name of each changed field to [old value, new value].
 link_changes = Table(
     "link_changes",
