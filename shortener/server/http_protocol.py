@@ -7,9 +7,10 @@ once. When the hit is stored, one write sends the response. All other requests a
 body, a query string or an upgrade, requests that arrive before the previous response is complete, and requests with other paths or
 unknown hosts. The application sends the same response to a redirect as this protocol.
 
-The protocol also limits the resources that one client can use: the size of a request's head, the time for heads, bodies, idle
-connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn alone limits only
-the time between two requests (`timeout_keep_alive`) and, as an option, the total number of connections (`limit_concurrency`).
+The protocol also limits the resources that one client can use: the size of a request's head and of its trailer section, the time
+for heads, bodies, idle connections and unread responses (`client_timer`), and the number of connections (`connection_limits`).
+uvicorn alone limits only the time between two requests (`timeout_keep_alive`) and, as an option, the total number of connections
+(`limit_concurrency`).
 """
 # Tested by tests/server/test_http_protocol_responses.py
 
@@ -83,6 +84,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self.is_reading_body = False  # True while the body of the latest request is incomplete
         self.body_began = 0.0  # the time of the event loop at which the current body began
         self.body_bytes = 0
+        self._bytes_without_body = 0  # bytes since the latest byte of the current body: sizes of chunks, and trailer fields
         self._discarded_bytes = 0
         self._closes_after_body = False
         self.bytes_queued = 0  # the number of response bytes that the socket did not accept at once
@@ -103,12 +105,14 @@ class RedirectProtocol(HttpToolsProtocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data. If the head of a request is incomplete afterwards, enforce its size limit."""
-        head = self.incomplete_head
+        """Parse the data. If the head of a request or its trailer section is incomplete afterwards, enforce the size limit."""
+        head, cycle, body_bytes = self.incomplete_head, self.cycle, self.body_bytes
         if data.isascii():
             super().data_received(data)
         else:
             self._receive_non_ascii(data)
+        if self.is_reading_body and not self.transport.is_closing():
+            self._limit_bytes_without_body(len(data) if (self.cycle, self.body_bytes) == (cycle, body_bytes) else 0)
         incomplete = self.incomplete_head
         if incomplete is None:
             return
@@ -118,6 +122,17 @@ class RedirectProtocol(HttpToolsProtocol):
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
+
+    def _limit_bytes_without_body(self, received: int) -> None:
+        """Close the connection if the client sends too many bytes inside a chunked body that are not a part of the body.
+
+        `received` is the number of bytes in the latest data; 0 if the data contains a part of the body or begins the request."""
+        self._bytes_without_body = self._bytes_without_body + received if received else 0
+        if self._bytes_without_body > MAX_HEAD_BYTES:
+            if self.cycle.response_complete:
+                self.transport.abort()
+            else:
+                self.send_400_response("The trailer section of the request is too long.")
 
     def _receive_non_ascii(self, data: bytes) -> None:
         """Parse data that contains bytes above 0x7F. In request lines, these bytes are percent-encoded first, because the parser
@@ -162,7 +177,10 @@ class RedirectProtocol(HttpToolsProtocol):
         self.incomplete_head = IncompleteHead()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        # Fields after the body (trailer fields) are ignored. A proxy does not check them, so they must not become headers, such as
+        # X-Forwarded-For (RFC 9110, 6.5.1).
+        if self.incomplete_head is not None:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self.incomplete_head = None

@@ -115,6 +115,42 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         await wait_until(lambda: not server.server.server_state.connections)
 
 
+@pytest.mark.parametrize("trailers", [b"X-Field: " + b"y" * 50 + b"\r\n", b"y", "X: é\r\n".encode(), b";extension"])
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_a_trailer_section_that_is_too_long_closes_the_connection(
+    service: Service, credentials: Credentials, trailers: bytes, is_answered: bool
+) -> None:
+    key = b"" if is_answered else b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"  # 401 is sent before the body arrives
+    begin = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: localhost\r\n" + key + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0"
+    begin += b"" if trailers.startswith(b";") else b"\r\n" if trailers != b"y" else b"\r\nX: "
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        writer.write(begin)
+        connection = await server.only_connection()
+        await wait_until(lambda: connection.is_reading_body and (not is_answered or connection.cycle.response_complete))
+        headers = len(connection.headers)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE):
+                while not connection.transport.is_closing():
+                    writer.write((trailers * MAX_HEAD_BYTES)[: 16 * 1024 // len(trailers) * len(trailers)])
+                    await asyncio.sleep(0)
+                received = await reader.read()
+        assert len(connection.headers) == headers
+        await wait_until(lambda: not server.server.server_state.connections)
+    assert b"too long" not in received or status_of(received) == 400
+
+
+async def test_trailer_fields_are_not_headers(service: Service, credentials: Credentials) -> None:
+    head = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        writer.write(head + b"X-API-Key: " + credentials.api_key.encode() + b"\r\n\r\n" + LAST_REQUEST)
+        responses = await asyncio.wait_for(reader.read(), PATIENCE)
+    assert status_of(responses) == 401
+    assert responses.count(b"HTTP/1.1 200 OK") == 1, "the request after the trailer fields gets its response"
+
+
 SLOW_PACE_SECONDS = 0.1  # A slow client sends one byte at this interval.
 
 
