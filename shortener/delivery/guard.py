@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from aiohttp import AddrInfoType
@@ -146,22 +147,47 @@ def system_lookup(host: str, port: int) -> list[str]:
 class LookupThreads:
     """A runner of blocking DNS look-ups, each in its own thread, at most `limit` at a time.
 
+    The names of one domain may use a quarter of the threads. Otherwise many trackers in a domain whose name servers do not respond
+    would delay the look-ups of all other trackers.
+
     The threads are daemon threads, because a resolver that hangs must not delay the exit of the process or other work in a shared
     thread pool. If the caller of a look-up stops waiting, the thread stays occupied until the look-up ends.
     """
 
     def __init__(self, limit: int) -> None:
         self._slots = asyncio.Semaphore(limit)
+        self._limit_of_domain = max(limit // 4, 1)
+        # The semaphores of domains with look-ups that run or wait. A semaphore is removed when no look-up uses it.
+        self._of_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, lookup: Lookup, host: str, port: int) -> Sequence[str]:
         """Wait until a thread is free, run the look-up in it, and return the addresses. Raise the exception of the look-up."""
-        await self._slots.acquire()
+        of_domain = self._of_domains.setdefault(domain_of(host), asyncio.Semaphore(self._limit_of_domain))
+        await of_domain.acquire()
         try:
-            result = _start_lookup(lookup, host, port, self._slots.release)
+            await self._slots.acquire()
         except BaseException:
+            of_domain.release()
+            raise
+
+        def release() -> None:
             self._slots.release()
+            of_domain.release()
+
+        try:
+            result = _start_lookup(lookup, host, port, release)
+        except BaseException:
+            release()
             raise
         return await result
+
+
+def domain_of(host: str) -> str:
+    """Return the part of a host name that one owner usually controls: its last two labels, or its last three labels below endings
+    such as co.uk."""
+    labels = host.lower().rstrip(".").split(".")
+    has_short_ending = len(labels) > 2 and len(labels[-1]) == 2 and len(labels[-2]) <= 3
+    return ".".join(labels[-3 if has_short_ending else -2 :])
 
 
 def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None]) -> asyncio.Future[Sequence[str]]:

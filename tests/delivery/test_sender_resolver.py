@@ -1,13 +1,15 @@
 """These tests check requests to host names that do not resolve, and requests while the resolver does not respond."""
 # Part of the tests of shortener/delivery/sender.py.
 
+import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from shortener.delivery.guard import Guard
+from shortener.delivery.guard import Guard, domain_of
+from shortener.delivery.guarded_resolver import MAX_LOOKUPS
 from shortener.delivery.sender import Sender
 from tests.delivery.receiver import hang_up, receiver, respond, then
 from tests.delivery.sending import DEADLINE, GRACE, post
@@ -102,6 +104,33 @@ async def test_the_sender_reports_the_most_specific_error_if_several_addresses_f
         bound.bind(("127.0.0.1", 0))
         result = await post(resolving_sender, f"http://good.example:{bound.getsockname()[1]}/")
     assert (result.error, result.is_local) == ("connection_refused", False)
+
+
+async def test_many_names_of_a_domain_whose_name_servers_hang_do_not_delay_requests_to_other_names(fake_names: Names) -> None:
+    silent = [f"tracker{number}.silent.example" for number in range(2 * MAX_LOOKUPS)]
+    fake_names.answers |= dict.fromkeys(silent, None)
+    async with (
+        Sender(Guard(allow_private=True), user_agent="test", limit=500, lookup=fake_names) as sender,
+        receiver(respond(200)) as peer,
+    ):
+        results = await asyncio.gather(*(post(sender, f"http://{name}/", DEADLINE) for name in silent))
+        assert {result.status for result in results} == {None}
+        # The look-ups still hang, because a thread stays occupied until its look-up ends.
+        assert (await post(sender, f"http://good.example:{peer.port}/")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "domain"),
+    [
+        ("a.b.Shop.example.", "shop.example"),
+        ("shop.example", "shop.example"),
+        ("a.b.shop.co.uk", "shop.co.uk"),
+        ("a.shop.de", "shop.de"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_the_domain_of_a_host_name_is_the_part_that_one_owner_controls(host: str, domain: str) -> None:
+    assert domain_of(host) == domain
 
 
 async def test_the_addresses_of_a_resolved_name_are_cached(resolving_sender: Sender, fake_names: Names) -> None:
