@@ -29,6 +29,7 @@ from shortener.storage import schema
 from tests.conftest import NOON
 from tests.delivery.conftest import changes
 from tests.factory import AUDIT, rows
+from tests.one_service import on_one_service
 
 
 def chosen(**settings: Any) -> ApplicationSettings:
@@ -40,6 +41,7 @@ async def change(service: Service, **settings: Any) -> None:
     await service.directory.refresh()
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "settings",
     [
@@ -200,6 +202,7 @@ async def test_a_blocked_host_is_stored_in_the_normalized_form_of_a_destination_
     assert await service.database.read(list_blocked_hosts) == []
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "host", ["", "*.", "https://evil.example", "evil.example/x", "evil.example:80", "u@evil.example", "evil.example?", "a b"]
 )
@@ -250,6 +253,7 @@ async def test_a_domain_can_be_disabled_and_enabled_and_its_fallback_url_can_be_
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "host", ["-bad-.example", "-bad-.com", "a_b.example", "go.bad-", "go._dmarc.example", "go..example", "go.brand.123"]
 )
@@ -288,6 +292,7 @@ async def test_a_domain_of_an_unknown_application_is_not_stored(service: Service
     await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
 
 
+@on_one_service
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\x00b"])
 async def test_an_invalid_application_name_is_rejected_on_creation_and_on_renaming(service: Service, name: str) -> None:
     calls: list[tuple[Any, tuple[Any, ...]]] = [

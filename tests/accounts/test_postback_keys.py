@@ -8,6 +8,7 @@ from shortener.accounts import postback_keys
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from tests.conftest import NOON
+from tests.one_service import on_one_service
 
 
 async def test_a_postback_key_is_accepted_until_it_is_revoked(service: Service) -> None:
@@ -25,6 +26,7 @@ async def test_a_postback_key_is_accepted_until_it_is_revoked(service: Service) 
     assert service.directory.find_by_postback_key(key, NOON) is None
 
 
+@on_one_service
 @pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb"])
 async def test_an_empty_too_long_or_unprintable_name_of_a_postback_key_is_rejected(service: Service, name: str) -> None:
     with pytest.raises(ApiError) as raised:
@@ -50,6 +52,7 @@ async def test_a_rotation_overlap_outside_0_to_90_days_is_rejected_for_a_postbac
     assert raised.value.details[0].field == "overlap"
 
 
+@on_one_service
 @pytest.mark.parametrize("key_id", [0, 7, 2**31, 2**62])
 async def test_rotating_or_revoking_an_unknown_postback_key_raises_not_found(service: Service, key_id: int) -> None:
     for change in (

@@ -27,6 +27,7 @@ from shortener.model import ALL_APPLICATIONS, Topic
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_link, fetch_rows
 from tests.conftest import Clock, MakeService, client_of
+from tests.one_service import on_one_service
 from tests.servers import SOON_SECONDS
 
 
@@ -83,6 +84,7 @@ async def test_characters_that_programs_add_behind_the_code_are_ignored(client: 
     assert (await client.get(await create_link(client) + tail, headers=PHONE_HEADERS)).status_code == 302
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "path", ["/nosuchcode", "/abcdefghij", "/ABCDEFGHIJ/", "/a%00b", "/a%0d%0ab", "/%F0%9F%98%80", "/favicon.png"]
 )
@@ -227,6 +229,7 @@ async def test_the_domain_of_an_application_serves_short_links_and_not_the_api(b
     assert (robots.status_code, robots.text) == (200, "User-agent: *\nDisallow: /\n")
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/api/v1/rewrite", "/openapi.json", "/abcdefghij", "/"])
 async def test_a_request_with_an_unknown_host_header_gets_404_without_the_host_in_the_body(branded: Service, path: str) -> None:
     async with client_of(branded) as client:

@@ -13,11 +13,13 @@ from shortener.gateways.gateway import NewGateway
 from shortener.storage import schema
 from tests.conftest import MakeService
 from tests.factory import AUDIT, rows
+from tests.one_service import on_one_service
 
 KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
 PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account": "a1", "token": "S3CRET"}}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("values", "field"),
     [

@@ -27,6 +27,7 @@ from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
+from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
 
@@ -44,6 +45,7 @@ async def gateway_id(service: Service) -> int:
     return (await service.gateways.find("test", 1)).id
 
 
+@on_one_service
 @pytest.mark.parametrize("by", ["gateway_message_id", "message_id"])
 @pytest.mark.parametrize("character", ["\ud800", "\0"])
 async def test_a_gateway_report_with_an_id_that_a_database_cannot_store_is_about_an_unknown_message(

@@ -18,6 +18,7 @@ from shortener.portal.rendering import environment
 from shortener.portal.router import Portal, load_portal
 from shortener.portal.security import CONTENT_SECURITY_POLICY
 from tests.conftest import MakeService, client_of
+from tests.one_service import on_one_service
 from tests.portal.conftest import SAME_ORIGIN, NewBrowser, SignIn
 
 PATIENCE_SECONDS = 30  # maximum time to load the portal on a busy machine
@@ -113,6 +114,7 @@ async def test_the_setting_portal_url_serves_the_portal_on_this_host_only(make_s
             assert (await client.get("/portal/signin", headers={"Host": host})).status_code == 404
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "headers",
     [

@@ -5,6 +5,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener.container import Service
 from shortener.server.hosts import MAX_HOST_BYTES, split_host
+from tests.one_service import on_one_service
 from tests.server.raw_http import HOST, create_link, get, run_server, status_of
 
 
@@ -34,6 +35,7 @@ async def test_a_host_header_that_is_too_long_gets_404_and_is_not_cached(service
     assert split_host.cache_info().currsize == 1, "only localhost, the host of the last request of each exchange"
 
 
+@on_one_service
 @pytest.mark.parametrize("second", [HOST, b"evil.example", b""])
 @pytest.mark.parametrize("path", ["code", "/", "/api/v1/links", "/robots.txt"])
 async def test_a_request_with_two_host_headers_gets_400(service: Service, path: str, second: bytes) -> None:

@@ -11,6 +11,7 @@ from shortener.accounts.directory import increment_version
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.one_service import on_one_service
 from tests.server.raw_http import (
     LAST_REQUEST,
     create_link,
@@ -183,6 +184,7 @@ async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(ser
                 assert server.app.paths[before] == code, "a request with a body takes the ASGI path"
 
 
+@on_one_service
 @pytest.mark.parametrize("version", [b"1.0", b"0.9", b"2.0"])
 @pytest.mark.parametrize("more", [(), (b"Connection: keep-alive",)])
 async def test_a_chunked_body_in_another_version_than_http_1_1_gets_400_and_closes_the_connection(

@@ -11,6 +11,7 @@ from shortener.accounts.administration import update_domain
 from shortener.container import Service
 from shortener.server.pages import home_page
 from tests.conftest import Clock, client_of
+from tests.one_service import on_one_service
 
 BRAND = {"Host": "go.brand.example"}
 
@@ -27,6 +28,7 @@ async def change(service: Service, clock: Clock, **changes: Any) -> None:
     await service.directory.refresh()
 
 
+@on_one_service
 @pytest.mark.parametrize("host", ["s.example", "go.brand.example", "127.0.0.1", "unknown.example"])
 async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncClient, host: str) -> None:
     robots = await visitor.get("/robots.txt", headers={"Host": host})
@@ -37,6 +39,7 @@ async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncC
     assert (head.headers["content-length"], head.content) == (str(len(icon.content)), b"")
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/", "/nosuchcode", "/docs", "/portal", "/.well-known/assetlinks.json"])
 async def test_an_unknown_host_returns_404_for_every_path_except_robots_txt_and_the_icon(
     visitor: httpx.AsyncClient, path: str

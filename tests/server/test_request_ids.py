@@ -13,6 +13,7 @@ from shortener import logs
 from shortener.container import Service
 from shortener.server.request_ids import request_id
 from tests.conftest import client_of, reset_logs
+from tests.one_service import on_one_service
 from tests.server.raw_http import run_server
 from tests.servers import PATIENCE
 
@@ -33,6 +34,7 @@ def test_an_invalid_x_request_id_header_is_replaced_by_a_generated_id(requested:
     assert request_id(requested, 255) == b"ff"
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/nosuchcode", "/healthz", "/api/v1/sms/stats", "/nothing/here", "/", "/robots.txt", "/%00"])
 async def test_every_response_has_an_x_request_id_header(service: Service, path: str) -> None:
     async with client_of(service) as client:
@@ -43,6 +45,7 @@ async def test_every_response_has_an_x_request_id_header(service: Service, path:
             assert given.headers.get_list("x-request-id") == ["caller-7"]
 
 
+@on_one_service
 @pytest.mark.parametrize("requested", ["caller-9", "not valid", None])
 @pytest.mark.parametrize("broken", ["body", "head", "version", "second head"])
 async def test_the_response_to_invalid_http_and_its_log_line_have_the_request_id_of_the_caller(

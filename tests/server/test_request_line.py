@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 from shortener.container import Service
 from shortener.server.http_protocol import RedirectProtocol
 from shortener.server.request_line import IncompleteHead, encode_request_line
+from tests.one_service import on_one_service
 from tests.server.raw_http import create_link, get, read_response, run_server, status_of, stored_hits
 from tests.servers import PATIENCE
 
@@ -109,6 +110,7 @@ async def test_non_ascii_bytes_in_request_bodies_stay_unchanged(service: Service
         assert b"".join(received) == body * (len(request) - 1)
 
 
+@on_one_service
 @pytest.mark.parametrize("line", ["GÉT / HTTP/1.1", "GET / HTTP/1.1é", "GET\xa0/ HTTP/1.1", "GET /\x01é HTTP/1.1", "éééé"])
 async def test_a_malformed_request_line_with_raw_utf8_gets_one_400_response(service: Service, line: str) -> None:
     async with run_server(service) as server:

@@ -14,6 +14,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.references import ENFORCED, VERIFIED, Orphan, find_orphans
 from tests.conftest import NOON
+from tests.one_service import on_one_service
 from tests.rows import Rows
 
 #: The values of one row for each table that refers to an application, without the column `application_id`.
@@ -50,6 +51,7 @@ def add(connection: Connection, table: Table, application_id: int, more: Mapping
     connection.execute(insert(table).values(application_id=application_id, **{**ROWS[table.name], **more}))
 
 
+@on_one_service
 @pytest.mark.parametrize("table", [reference.column.table for reference in ENFORCED], ids=lambda table: table.name)
 async def test_the_database_rejects_a_row_of_an_unknown_application(service: Service, table: Table) -> None:
     with pytest.raises(IntegrityError):

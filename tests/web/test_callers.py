@@ -15,6 +15,7 @@ from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService, client_of
 from tests.databases import take_down_after
+from tests.one_service import on_one_service
 
 BODY = {"to": "+14085550100", "body": "x"}
 
@@ -191,6 +192,7 @@ async def test_credentials_are_stored_hashed(service: Service, credentials: Cred
     assert credentials.tracker_token not in told
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/v1/rewrite/", "/api/", "/sms/messages", "/x/y"])
 async def test_an_unknown_path_returns_404_and_is_never_redirected(service: Service, path: str) -> None:
     async with client_of(service) as client:

@@ -14,6 +14,7 @@ from shortener.storage import schema
 from shortener.web.large_responses import PIECE_ENTRIES
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import Message, add_message, rows
+from tests.one_service import on_one_service
 from tests.web.turns import calls_per_turn
 
 PATH = "/api/v1/sms/status"
@@ -207,6 +208,7 @@ async def test_a_message_id_that_is_not_utf_8_rejects_only_its_own_delivery_repo
     assert [(one["message_id"], one["accepted"]) for one in response.json()["results"]] == [("mü\ufffd", False), ("m-1", True)]
 
 
+@on_one_service
 @pytest.mark.parametrize("content", [b"[{", b"\xff", b"\xef\xbb\xbf", b"[" * 100_000, b'{"message_id": "m-1\xfc"'])
 async def test_delivery_reports_that_are_not_json_are_rejected(client: httpx.AsyncClient, content: bytes) -> None:
     response = await client.post(PATH, content=content, headers={"Content-Type": "application/json"})

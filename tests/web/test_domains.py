@@ -13,6 +13,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import TO
 from tests.conftest import Clock, MakeService, client_of
+from tests.one_service import on_one_service
 
 PATH = "/api/v1/domains"
 URL = "https://x.example/"
@@ -82,6 +83,7 @@ async def test_domains_of_an_application_are_added_listed_changed_and_removed(cl
     assert [one["host"] for one in (await client.get(PATH)).json()["domains"]] == ["go.brand.example"]
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -275,6 +277,7 @@ async def test_a_domain_with_a_path_may_have_the_name_of_base_url(make_service: 
         assert await visit(client, url) == 302
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "field"),
     [

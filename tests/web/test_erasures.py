@@ -15,6 +15,7 @@ from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import audited_rows
+from tests.one_service import on_one_service
 from tests.rows import KINDS
 
 
@@ -68,6 +69,7 @@ async def test_the_personal_data_of_a_single_message_can_be_erased(client: httpx
     assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

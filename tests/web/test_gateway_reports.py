@@ -13,6 +13,7 @@ from shortener.container import Service
 from shortener.gateways.reports import MAX_ITEMS
 from tests.conftest import Clock
 from tests.factory import AUDIT
+from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
 
@@ -95,6 +96,7 @@ async def test_a_gateway_report_with_a_wrong_key_in_its_path_is_rejected_and_cha
     assert await state(client, sent) == "SENT"
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b'{"status":"GARBAGE"}', b"[]", b"[1]", b'"x"', b"status=" + b"x" * 5000]
 )

@@ -11,6 +11,7 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.messages.opt_outs import add_opt_out
 from tests.conftest import NOON, client_of
+from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
 PATH = "/api/v1/gateways"
@@ -50,6 +51,7 @@ async def test_the_api_changes_one_variable_and_rejects_the_mask_of_a_hidden_val
     assert changed.json()["settings"]["variables"] == ["more", "password", "user"]
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -118,6 +120,7 @@ async def test_an_application_cannot_create_a_gateway_with_a_private_address(mak
     assert (response.status_code, response.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
 
 
+@on_one_service
 @pytest.mark.parametrize("number", ["2147483648", "9223372036854775808", "9" * 30, "9" * 5000])
 async def test_a_large_number_in_the_path_of_the_api_is_an_unknown_id(client: httpx.AsyncClient, number: str) -> None:
     for path in ("gateways", "keys", "trackers"):

@@ -17,6 +17,7 @@ from shortener.reporting import count_check, counts, rollup_check
 from shortener.storage import schema
 from tests.conftest import NOON, client_of
 from tests.factory import rows
+from tests.one_service import on_one_service
 from tests.web.calls import TO, rewrite
 
 INBOUND = "/api/v1/sms/inbound"
@@ -90,6 +91,7 @@ async def test_a_reply_form_with_the_field_names_of_other_systems_is_accepted(cl
     assert response.json()["keyword"] == "stop"
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "code"),
     [

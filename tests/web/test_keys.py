@@ -13,6 +13,7 @@ from shortener.container import Service
 from shortener.logs import mask
 from tests.conftest import client_of
 from tests.factory import audited_rows
+from tests.one_service import on_one_service
 from tests.web.calls import TO
 
 
@@ -93,6 +94,7 @@ async def test_an_api_key_can_grant_only_permissions_that_it_has(service: Servic
     assert (response.status_code, response.json()["details"][0]["field"]) == (403, "permissions")
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "fields",
     [

@@ -19,6 +19,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.conftest import Clock, MakeService, client_of
 from tests.factory import audited_rows
+from tests.one_service import on_one_service
 from tests.servers import PATIENCE, RedisProcess
 
 PATH = "/api/v1/links/update"
@@ -250,6 +251,7 @@ async def test_the_updates_of_links_of_one_application_are_performed_one_after_t
     assert (done["state"], done["changed"]) == ("done", 12)
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "field"),
     [

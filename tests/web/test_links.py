@@ -19,6 +19,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, client_of
+from tests.one_service import on_one_service
 
 NOON = "2026-11-20T12:00:00Z"
 
@@ -166,6 +167,7 @@ async def test_a_blocked_ipv4_address_is_blocked_in_every_spelling_as_an_ipv6_ad
     assert (await client.get(paths[1], headers=PHONE)).status_code == 302
 
 
+@on_one_service
 @pytest.mark.parametrize("body", [{}, {"host": ""}, {"host": "https://x.example/"}, {"host": "x" * 300}, {"host": "a\0b"}])
 async def test_an_invalid_host_cannot_be_blocked(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     answer = await client.post("/api/v1/blocked-hosts", json=body)
@@ -187,6 +189,7 @@ async def test_links_and_blocked_hosts_of_another_application_return_404(
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("method", "path", "body", "permission"),
     [
@@ -303,6 +306,7 @@ async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_
     assert (await shown(client, path))["history"] == []
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "field"),
     [

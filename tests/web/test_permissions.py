@@ -17,6 +17,7 @@ from shortener.ids import MAX_COUNTED_ID
 from shortener.web.endpoint import Caller
 from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import NOON, client_of
+from tests.one_service import on_one_service
 from tests.receiver import Receiver
 from tests.web.calls import TO, click, rewrite
 
@@ -261,6 +262,7 @@ async def test_no_endpoint_shows_or_changes_an_object_of_another_application(
         assert "stolen" not in (await client.request(method, f"/api/v1/{path}")).text
 
 
+@on_one_service
 @pytest.mark.parametrize("number", [MAX_COUNTED_ID + 1, 10**18, 2**63, 10**30])
 async def test_an_id_in_a_path_that_is_too_large_for_the_database_does_not_exist(client: httpx.AsyncClient, number: int) -> None:
     endpoints = [one for one in ENDPOINTS if ":int}" in one.path]

@@ -15,6 +15,7 @@ from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import client_of
 from tests.factory import Message, add_message, rows
+from tests.one_service import on_one_service
 
 PATHS = ("/api/v1/track", "/api/v1/action/track", "/api/v1/callback/action", "/action")
 JSON = b'{"message_id": "m-1", "action": "sale", "value": 29.990000000000002, "currency": "EUR", "sub": "\\u00fc"}'
@@ -133,6 +134,7 @@ async def test_the_name_of_a_multipart_field_may_have_any_characters(service: Se
     assert row.metadata == {"übergabe": "1", "x[y]": "2"}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("boundary", "parameters"),
     [
@@ -245,6 +247,7 @@ async def test_large_integers_and_special_numbers_in_a_conversion_report_are_sto
     assert row.metadata["huger"] == "1e99999999999999999999"  # no decimal can have this exponent
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "content",
     [

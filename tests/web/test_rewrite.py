@@ -10,6 +10,7 @@ import pytest
 from shortener.container import Service
 from shortener.retention.purge import purge
 from tests.conftest import Clock
+from tests.one_service import on_one_service
 from tests.web.calls import PHONE, TO
 from tests.web.calls import count_messages_and_links as stored
 from tests.web.calls import request_rewrite as rewrite
@@ -189,6 +190,7 @@ async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sende
     assert (await client.get("/api/v1/sms/status/m-1")).json()["from"] == sender.strip()
 
 
+@on_one_service
 @pytest.mark.parametrize("sender", ["2Fast", "My", "A very long name", "1877555XXXX", "Shöp"])
 async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
     """23 Telecom allows senders of 3 to 11 alphanumeric characters without a digit at the start. Others get only a warning."""

@@ -9,11 +9,13 @@ import pytest
 from shortener.container import Service
 from shortener.messages.balances import change_balance
 from tests.conftest import NOON
+from tests.one_service import on_one_service
 from tests.web.calls import TO
 from tests.web.calls import count_messages_and_links as stored
 from tests.web.calls import request_rewrite as rewrite
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("body", "code", "position"),
     [
@@ -129,6 +131,7 @@ async def test_a_list_of_message_ids_must_be_as_long_as_the_recipients(client: h
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, "message_id.1")
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -158,6 +161,7 @@ async def test_the_error_for_an_invalid_field_of_a_rewrite_contains_the_field_na
     assert await stored(service) == (0, 0)
 
 
+@on_one_service
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"to": "\\ud800"}', b"[" * 100_000])
 async def test_a_rewrite_body_that_is_not_a_json_object_is_rejected(client: httpx.AsyncClient, content: bytes) -> None:
     answer = await client.post("/api/v1/rewrite", content=content, headers={"Content-Type": "application/json"})

@@ -14,6 +14,7 @@ from shortener.web.endpoint import Call, Caller, Endpoint
 from shortener.web.endpoints import ENDPOINTS
 from shortener.web.routes import MODULES, ApiRouter, import_endpoints
 from shortener.web.vendors.infobip import InfobipResponse
+from tests.one_service import on_one_service
 
 
 async def show(call: Call[None, None]) -> dict[str, str]:
@@ -53,6 +54,7 @@ def client(service: Service) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -77,6 +79,7 @@ async def test_a_head_request_is_handled_by_the_endpoint_for_get_requests_of_the
     assert (await client.head(path)).status_code == 200
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/", "/item", "/items/", "/items/a/parts/x", "/items/a/parts/7/"])
 async def test_an_unknown_path_gets_404(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)

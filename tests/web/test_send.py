@@ -18,6 +18,7 @@ from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from tests.conftest import NOON, client_of
 from tests.factory import AUDIT, rows
+from tests.one_service import on_one_service
 
 SEND = "/api/v1/sms/send"
 TO = "+14085550100"
@@ -74,6 +75,7 @@ async def test_a_send_request_of_an_application_with_a_gateway_queues_the_messag
     assert (await client.post(SEND, json=BODY)).json()["sent"] is False
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -129,6 +131,7 @@ async def test_each_error_detail_of_an_invalid_send_request_has_its_own_error_co
     assert codes == {("to", "INVALID_TO"), ("message", "INVALID_TRACK_DIRECTIVE")}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("changes", "code", "fields"),
     [
@@ -147,6 +150,7 @@ async def test_the_response_to_an_invalid_send_request_contains_all_errors(
     assert sorted({detail["field"] for detail in response.json()["details"]}) == fields
 
 
+@on_one_service
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"text"', b"null"])
 async def test_a_send_request_whose_body_is_not_a_json_object_is_rejected(client: httpx.AsyncClient, content: bytes) -> None:
     response = await client.post(SEND, content=content, headers={"Content-Type": "application/json"})

@@ -14,6 +14,7 @@ from shortener.delivery.sample_delivery import MAX_TESTS_PER_APPLICATION
 from shortener.web.endpoint import until_disconnected
 from tests.conftest import NOON, Clock, client_of
 from tests.delivery.conftest import Story
+from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
 PATH = "/api/v1/trackers"
@@ -147,6 +148,7 @@ async def test_the_filter_of_a_tracker_for_conversions_is_set_changed_and_remove
     assert fields(await client.post(PATH, json=new | {"conversion_actions": [], "conversion_dispositions": []})) == (None, None, [])
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("values", "field", "reason"),
     [
@@ -491,6 +493,7 @@ async def test_each_delivery_in_a_replay_request_is_replayed_or_rejected_separat
     assert len(receiver.requests) == 6
 
 
+@on_one_service
 @pytest.mark.parametrize("ids", [[], ["x"] * 1001, ["x" * 65], "x", None, [1]])
 async def test_a_replay_request_with_an_invalid_list_of_deliveries_is_rejected(client: httpx.AsyncClient, ids: Any) -> None:
     response = await client.post("/api/v1/deliveries/replay", json={"delivery_ids": ids})

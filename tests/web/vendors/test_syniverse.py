@@ -10,6 +10,7 @@ from shortener.storage import schema
 from shortener.web.vendors.syniverse import SyniverseResponse
 from tests.conftest import client_of
 from tests.factory import rows
+from tests.one_service import on_one_service
 
 PATH = "/scg-external-api/api/v1/messaging/message_requests"
 REQUEST = {
@@ -53,6 +54,7 @@ async def test_syniverse_fields_that_change_the_sending_cause_warnings_and_unkno
     assert told["warnings"] == []
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [

@@ -11,6 +11,7 @@ from shortener.storage import schema
 from shortener.web.vendors.xoxzo import XoxzoSendResponse
 from tests.conftest import Clock
 from tests.factory import rows
+from tests.one_service import on_one_service
 
 SAMPLE = {
     "sender": "Sender",
@@ -77,6 +78,7 @@ async def test_a_xoxzo_request_without_track_link_returns_the_text_unchanged(cli
         assert (told["message"], told["links"]) == (SAMPLE["message"], [])
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [
@@ -152,6 +154,7 @@ async def test_the_message_list_of_xoxzo_can_be_filtered_by_the_date_of_sending(
         assert row["link_tracking"]["accessed"] is False
 
 
+@on_one_service
 @pytest.mark.parametrize("query", ["sent_date=yesterday", "sent_date%3E=", "sent_date!=2026-11-20", "sent_date=2026-02-30"])
 async def test_a_xoxzo_message_list_with_an_invalid_date_filter_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     response = await client.get(f"/sms/messages/?{query}")

@@ -1,0 +1,58 @@
+"""Tests of the decorator that runs the cases of a test on one service (one_service.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from tests.one_service import on_one_service
+
+
+class _Subtests:
+    """Replaces the fixture `subtests`: stores the names of the cases, and of those that failed."""
+
+    def __init__(self) -> None:
+        self.run: list[str] = []
+        self.failed: list[str] = []
+
+    @contextlib.contextmanager
+    def test(self, message: str) -> Iterator[None]:
+        self.run.append(message)
+        try:
+            yield
+        except AssertionError:
+            self.failed.append(message)
+
+
+async def test_every_combination_of_the_cases_is_a_subtest_and_those_after_a_failed_one_run_too() -> None:
+    @on_one_service
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("path", "status"), [("/a", 404), pytest.param("/b", 400, id="second")])
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    async def test(client: str, path: str, status: int, method: str) -> None:
+        assert client == "the client"
+        assert (path, status, method) != ("/a", 404, "GET")
+
+    subtests = _Subtests()
+    await test(subtests=subtests, client="the client")
+    assert list(inspect.signature(test).parameters) == ["subtests", "client"]
+    assert [mark.name for mark in test.pytestmark] == ["slow"]  # type: ignore[attr-defined]
+    assert sorted(subtests.run) == [
+        "method='GET', path='/a', status=404",
+        "method='GET', path='/b', status=400",
+        "method='POST', path='/a', status=404",
+        "method='POST', path='/b', status=400",
+    ]
+    assert subtests.failed == ["method='GET', path='/a', status=404"]
+
+
+@on_one_service
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_test_with_this_decorator_gets_its_fixtures_and_cases(
+    number: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert number in (1, 2)
+    assert tmp_path_factory.getbasetemp().is_dir()
