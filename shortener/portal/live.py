@@ -1,10 +1,10 @@
 """/portal/{app}/live: the page that shows clicks, conversions and deliveries as soon as they arrive. It receives them as
 server-sent events.
 
-The page contains the newest rows at the time of the request. If the browser runs scripts, new rows are added as they arrive. A
-stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself. The
-id of each event is the highest row id that was sent so far. When the browser connects again, it sends this id (`Last-Event-ID`),
-and the new stream begins with the rows that the browser has missed.
+The page contains the newest rows at the time of the request. The query parameter `show` selects one kind of rows. If the browser
+runs scripts, new rows are added as they arrive. A stream ends when its session ends, when the process stops, or when the browser
+closes it; the browser connects again by itself. The id of each event is the highest row id that was sent so far. When the browser
+connects again, it sends this id (`Last-Event-ID`), and the new stream begins with the rows that the browser has missed.
 """
 # Tested by tests/portal/test_live.py
 
@@ -37,6 +37,8 @@ MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
 RECENT = timedelta(minutes=15)
 SHOWN = 50
 MAX_ROW_ID = 2**63 - 1
+#: The kinds of rows by the value of the query parameter `show`. Every other value selects all rows.
+KINDS = {"clicks": "hit", "conversions": "conversion", "deliveries": "delivery"}
 
 _streams: Counter[int] = Counter()  # The number of open streams in this process, by session id.
 
@@ -45,8 +47,15 @@ async def live(visit: Visit) -> Response:
     """Show the newest rows of the last 15 minutes. The page's script, if the browser runs it, then opens the stream of new rows."""
     rows = await visit.service.database.read(read_rows, visit.now - RECENT)
     own = {application.id for application in visit.applications}
-    newest = sorted((row for row in rows if row.application_id in own), key=lambda row: row.at, reverse=True)[:SHOWN]
-    return visit.render("live.html", title="Live", batch=LiveBatch(newest, 0), results=RESULTS, recent=RECENT)
+    kind = _selected_kind(visit)
+    shown = (row for row in rows if row.application_id in own and kind in (None, row.kind))
+    newest = sorted(shown, key=lambda row: row.at, reverse=True)[:SHOWN]
+    return visit.render("live.html", title="Live", batch=LiveBatch(newest, 0), results=RESULTS, kinds=tuple(KINDS))
+
+
+def _selected_kind(visit: Visit) -> str | None:
+    """Return the kind of rows that the query parameter `show` selects, or None for all rows."""
+    return KINDS.get(visit.get("show") or "")
 
 
 async def stream(visit: Visit) -> Response:
@@ -56,7 +65,8 @@ async def stream(visit: Visit) -> Response:
     if _streams[visit.session.id] >= MAX_STREAMS:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
-    events = event_stream(visit, visit.portal, visit.session.id, _last_id(visit.request.headers.get("last-event-id", "")))
+    last_id = _last_id(visit.request.headers.get("last-event-id", ""))
+    events = event_stream(visit, visit.portal, visit.session.id, last_id, _selected_kind(visit))
     return ClosingResponse(events, media_type="text/event-stream", headers=headers)
 
 
@@ -66,15 +76,18 @@ def _last_id(text: str) -> int | None:
     return int(text) if is_number and int(text) <= MAX_ROW_ID else None
 
 
-async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_id: int | None = None) -> AsyncGenerator[str, None]:
-    """Yield the events of a stream. If `last_id` is not None, begin with the rows of the last 15 minutes above this row id."""
+async def event_stream(
+    visit: Visit, portal: PortalParts, session_id: int, last_id: int | None = None, kind: str | None = None
+) -> AsyncGenerator[str, None]:
+    """Yield the events of a stream. If `last_id` is not None, begin with the rows of the last 15 minutes above this row id. If
+    `kind` is not None, send only rows of this kind."""
     _streams[session_id] += 1
     checked = time.monotonic()
     try:
         async with portal.live.subscribe([application.id for application in visit.applications]) as batches:
             highest = visit.service.ids() if last_id is None else last_id
             yield f"id: {highest}\nretry: 2000\n\n"
-            missed = [] if last_id is None else await _rows_above(visit, last_id)
+            missed = [] if last_id is None else [row for row in await _rows_above(visit, last_id) if kind in (None, row.kind)]
             if missed:
                 highest = max(row.id for row in missed)
                 batch = LiveBatch(missed[:SHOWN], max(len(missed) - SHOWN, 0))
@@ -95,7 +108,8 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_
                     continue
                 # Leave out rows that were sent as `missed`. The feed also returns such a row if it was stored after the
                 # subscription began.
-                batch = LiveBatch([row for row in batch.rows if (row.kind, row.id) not in sent], batch.more)
+                rows = [row for row in batch.rows if kind in (None, row.kind) and (row.kind, row.id) not in sent]
+                batch = LiveBatch(rows, batch.more)
                 if not batch.rows and not batch.more:
                     continue
                 highest = max([highest, *(row.id for row in batch.rows)])

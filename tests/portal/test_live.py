@@ -36,6 +36,23 @@ async def test_the_live_page_shows_a_new_click(service: Service, sign_in: SignIn
     assert message["message_id"] in page.text
 
 
+async def test_the_live_page_and_its_stream_show_only_rows_of_the_selected_kind(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    message = await send(service, browser)
+    await click(service, phone, message["links"][0]["code"])
+    shown = {kind: (await browser.get(f"/portal/1/live?show={kind}")).text for kind in ("clicks", "deliveries", "nonsense")}
+    assert {kind: message["message_id"] in text for kind, text in shown.items()} == {
+        "clicks": True,
+        "deliveries": False,
+        "nonsense": True,
+    }
+    assert 'hx-sse:connect="/portal/1/live/stream?show=clicks"' in shown["clicks"]
+    assert "No deliveries in the last 15 minutes" in shown["deliveries"]
+    assert 'hx-sse:connect="/portal/1/live/stream"' in shown["nonsense"]
+
+
 async def test_the_live_feed_sends_each_row_once_and_only_to_operators_of_its_application(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
@@ -159,6 +176,24 @@ async def test_a_live_stream_that_was_interrupted_continues_with_each_missed_row
         await click(service, phone, codes[2])
         event = await anext(stream)
     assert [one in event for one in ids] == [False, False, True]
+
+
+async def test_a_live_stream_of_one_kind_of_rows_leaves_out_the_others(service: Service, sign_in: SignIn) -> None:
+    rows = [LiveRow("delivery", 1, NOON, 1, "shop", "", "m-delivery"), LiveRow("hit", 2, NOON, 1, "clicks", "", "m-hit")]
+
+    class Feed:
+        @contextlib.asynccontextmanager
+        async def subscribe(self, applications: object) -> AsyncIterator[object]:
+            yield self
+
+        async def get(self) -> LiveBatch:
+            return LiveBatch(rows, 0)
+
+    visit, portal = _visit_of(service, await sign_in(), Feed())
+    async with contextlib.aclosing(live.event_stream(visit, portal, 1, kind="hit")) as stream:
+        await anext(stream)
+        event = await anext(stream)
+    assert ("m-hit" in event, "Delivery to" in event) == (True, False)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "9" * 19, "9" * 40, "\N{SUPERSCRIPT TWO}"])
