@@ -125,7 +125,9 @@ class ApplicationSettings(BaseModel):
         "automation. null: off.",
     )
     all_links_within_second: bool = Field(
-        False, description="true: hits that open all links of a message within one second are suspected of automation. false: off."
+        False,
+        description="true: hits that open all links of a message within one second are suspected of automation. false: such hits "
+        "are not suspected.",
     )
     retract_clicks: bool = Field(
         False,

@@ -124,7 +124,7 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
         click.echo()
         for entry in timeline:
             details = [
-                printable(f"{name} {value}")
+                printable(name if value is True else f"{name} {value}")
                 for name, value in entry.items()
                 if name not in ("at", "what") and value not in (None, False, "")
             ]

@@ -225,6 +225,8 @@ def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InPro
     assert "verdict suspected, rule crawler" in shown
     fields = dict(line.split(maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
     assert fields["message_id"] == "m0"
+    assert fields["link_tracking.accessed"] == "true"
+    assert "first_of_message True" not in shown
     assert fields["links.1.code"] == shell.json("messages", "show", "m0")["links"][0]["code"]
     assert "{" not in shown
 

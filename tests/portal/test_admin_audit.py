@@ -7,6 +7,8 @@ import io
 import re
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from tests.conftest import Clock
@@ -68,3 +70,19 @@ def test_no_text_says_that_the_audit_log_is_of_the_portal_only() -> None:
     files = [*folder.glob("docs/**/*.md"), *folder.glob("shortener/**/*.py"), *folder.glob("shortener/portal/templates/*.html")]
     said = re.compile(r"audit\s+log\s+of\s+the\s+portal|portal's\s+audit\s+log", re.IGNORECASE)
     assert [file.name for file in files if said.search(file.read_text())] == []
+
+
+async def test_the_audit_log_shows_switches_and_missing_values_as_people_write_them(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    clock.forward(minutes=1)
+
+    def add(connection: Connection) -> None:
+        before, after = {"is_on": False, "names": None}, {"is_on": True, "names": ["x", "y"]}
+        AuditWriter(Actor(1, "Ada"), service.ids).add(connection, clock.now, "settings_changed", before=before, after=after)
+
+    await service.database.write(add)
+    page = (await browser.get(PATH)).text
+    assert "is_on: false → true" in page
+    assert "names: – → x, y" in page
