@@ -109,9 +109,13 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
     directives: list[Directive] = []
     errors: list[DirectiveError] = []
     position = number = 0
+    match: re.Match[str] | None = None
+    has_more = True
     while True:
-        sign = body.find("#", position)
-        match = _START.search(body, sign) if sign >= 0 else None
+        if has_more and (match is None or match.start() < position):  # a repeated search of the same text would take long
+            sign = body.find("#", position)
+            match = _START.search(body, sign) if sign >= 0 else None
+            has_more = match is not None
         near = find_near_directive(body, position, match.start() if match else len(body))
         if near is not None:
             errors.append(DirectiveError(near.start, near.reason))

@@ -30,6 +30,7 @@ from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
 from shortener.messages.item_plan import Problem
+from shortener.messages.near_directives import count_signs
 from shortener.messages.plan import PlannedRequest, plan_request
 from shortener.messages.preview import preview_request
 from shortener.messages.repeats import find_problems
@@ -49,6 +50,8 @@ from shortener.tracing import Tracer
 MAX_REQUESTS_PER_TRANSACTION = 64
 #: A request with more characters of text than this is large. It is planned in a thread, because this takes more than 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
+#: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines its context.
+MAX_USUAL_SIGNS, SIGN_CHARACTERS = 10, 100
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 
 
@@ -192,13 +195,23 @@ class Rewriter:
                 return await self._database.read(find_problems, request)
         return request.all_problems()
 
-    def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
+    async def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
         """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem
         rejects the request."""
-        request = plan_request(
-            application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
+        plan = partial(
+            plan_request,
+            application,
+            items,
+            idempotency_key=None,
+            content=b"",
+            now=self._clock(),
+            limits=self._limits,
+            hosts=self._hosts,
         )
-        return preview_request(request, self._codes.mint)
+        if not _is_large(items):
+            return preview_request(plan(), self._codes.mint)
+        with self._large_request():
+            return preview_request(await self._in_thread(plan), self._codes.mint)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored."""
@@ -221,4 +234,9 @@ class Rewriter:
 
 def _is_large(items: Sequence[RewriteItem]) -> bool:
     """Return whether the messages have so much text that they are planned in a thread."""
-    return sum(len(item.body) * max(len(item.to), 1) for item in items) > MAX_PLANNED_AT_ONCE
+    size = sum(len(item.body) * max(len(item.to), 1) for item in items)
+    return size > MAX_PLANNED_AT_ONCE or size + sum(_sign_cost(item.body) for item in items) > MAX_PLANNED_AT_ONCE
+
+
+def _sign_cost(body: str) -> int:
+    return max(count_signs(body) - MAX_USUAL_SIGNS, 0) * SIGN_CHARACTERS

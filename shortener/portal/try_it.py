@@ -47,11 +47,11 @@ async def form(visit: Visit) -> Response:
     application has no usable domain, the page says why, with status 200, because nobody has made a mistake yet."""
     fields = {"body": SAMPLE, "to": SAMPLE_NUMBER, "from": ""}
     try:
-        return _page(visit, fields, _preview(visit, fields), None)
+        return _page(visit, fields, await _preview(visit, fields), None)
     except ApiError:
         fields["from"] = SAMPLE_SENDER
     try:
-        return _page(visit, fields, _preview(visit, fields), None)
+        return _page(visit, fields, await _preview(visit, fields), None)
     except ApiError as error:
         return _page(visit, {**fields, "from": ""}, None, error, 200)
 
@@ -64,7 +64,7 @@ async def submit(visit: Visit) -> Response:
     assert application is not None
     if visit.form.get("action") != "create":
         try:
-            return _page(visit, fields, _preview(visit, fields, gateway), None)
+            return _page(visit, fields, await _preview(visit, fields, gateway), None)
         except ApiError as error:
             return _page(visit, fields, None, error)
     if not visit.may(Role.MANAGER):
@@ -133,11 +133,12 @@ def _item(fields: Mapping[str, str], *, gateway: str | None, message_id: str | N
     )
 
 
-def _preview(visit: Visit, fields: Mapping[str, str], gateway: str | None = None) -> Mapping[str, Any]:
+async def _preview(visit: Visit, fields: Mapping[str, str], gateway: str | None = None) -> Mapping[str, Any]:
     """Return the rewritten message of the form. Raise ApiError if a field is rejected."""
     application = visit.application
     assert application is not None
-    return visit.service.rewriter.preview(application, [_item(fields, gateway=gateway)])[0]
+    (shown,) = await visit.service.rewriter.preview(application, [_item(fields, gateway=gateway)])
+    return shown
 
 
 def _page(

@@ -98,7 +98,7 @@ async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
     planned = sum(len(item.body) * len(item.to) for item in items)
     if planned > MAX_PREVIEWED:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"A preview may have at most {MAX_PREVIEWED} characters of text in total.")
-    return {"status": True, "messages": call.service.rewriter.preview(call.principal.application, items)}
+    return {"status": True, "messages": await call.service.rewriter.preview(call.principal.application, items)}
 
 
 async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:

@@ -13,7 +13,7 @@ from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.messages import plan, rewriter, spans
 from shortener.messages.rewrite_item import RewriteItem
-from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE
+from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE, MAX_USUAL_SIGNS, SIGN_CHARACTERS
 from shortener.messages.spans import TRACK_MODES, TrackMode
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
@@ -252,4 +252,8 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
     assert (problem.item, planned_while) == (len(many), [0, 1, 1, 1]), (
         "the problems of an invalid request are found in a thread too"
     )
+    await service.rewriter.preview(sender(service), [item("#x" * (MAX_USUAL_SIGNS + MAX_PLANNED_AT_ONCE // SIGN_CHARACTERS))])
+    assert planned_while == [0, 1, 1, 1, 1], "the text is short, but the search for mistyped directives takes long"
+    await service.rewriter.preview(sender(service), [item(f'#track("https://x.example/?{"a=b&" * MAX_USUAL_SIGNS}")')])
+    assert planned_while == [0, 1, 1, 1, 1, 0]
     assert service.rewrite_totals.large_requests == 0

@@ -59,7 +59,7 @@ async def preview(call: Call[None, InfobipPreviewRequest]) -> dict[str, Any]:
     item = RewriteItem(
         to=(_SAMPLE_NUMBER,), body=request.text, field_path=lambda name, recipient: "text" if name == "body" else name
     )
-    (shown,) = call.service.rewriter.preview(call.principal.application, [item])
+    (shown,) = await call.service.rewriter.preview(call.principal.application, [item])
     return {
         "originalText": request.text,
         "previews": [
