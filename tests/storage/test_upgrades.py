@@ -17,7 +17,8 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, column, inspect, table, text
+from sqlalchemy.types import TypeEngine
 
 from shortener.container import Service, open_service
 from shortener.conversions.parsing import ConversionReport
@@ -26,6 +27,7 @@ from shortener.reporting import count_check, counts
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.settings import Settings
 from shortener.storage import migrate as module
+from shortener.storage import new_database
 from shortener.storage.migrate import migrate, steps, upgrade
 from shortener.storage.migrations import HEAD
 from shortener.storage.references import find_orphans
@@ -128,31 +130,34 @@ def current(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 def _fill(connection: Connection, revision: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Create the schema of a revision and insert the rows. Skip tables and columns that the schema does not have."""
     upgrade(connection, revision)
-    there = MetaData()
-    there.reflect(connection)
-    for name in metadata.tables:
-        table = there.tables.get(name)
-        if table is not None:
-            _insert(connection, table, revision, rows.get(name, []))
+    there = inspect(connection)
+    tables = set(there.get_table_names())
+    for name in (name for name in metadata.tables if name in tables):  # in the order of their references
+        types = {column["name"]: column["type"] for column in there.get_columns(name)}
+        _insert(connection, name, types, revision, rows.get(name, []))
     if connection.dialect.name == "postgresql":
-        for table in there.sorted_tables:
-            if "id" in table.columns and connection.scalar(text(f"SELECT pg_get_serial_sequence('{table.name}', 'id')")):
-                connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), 1000)"))
+        for name in sorted(tables):
+            has_id = any(column["name"] == "id" for column in there.get_columns(name))
+            if has_id and connection.scalar(text(f"SELECT pg_get_serial_sequence('{name}', 'id')")):
+                connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), 1000)"))
 
 
-def _insert(connection: Connection, table: Table, revision: str, rows: list[dict[str, Any]]) -> None:
-    connection.execute(table.delete())
+def _insert(
+    connection: Connection, name: str, types: dict[str, TypeEngine[Any]], revision: str, rows: list[dict[str, Any]]
+) -> None:
+    target = table(name, *(column(column_name, kind) for column_name, kind in types.items()))
+    connection.execute(target.delete())
     unknown = re.compile("|".join(metrics for first, metrics in COUNTED_SINCE.items() if revision < first))
+    inserted = []
     for row in rows:
-        if table.name == "counts" and unknown.fullmatch(row["metric"]):
+        if name == "counts" and unknown.fullmatch(row["metric"]):
             continue
-        if table.name == "rollups":
-            amounts = {name: amount for name, amount in orjson.loads(row["data"]).items() if not unknown.fullmatch(name)}
+        if name == "rollups":
+            amounts = {metric: amount for metric, amount in orjson.loads(row["data"]).items() if not unknown.fullmatch(metric)}
             row = row | {"data": orjson.dumps(amounts).decode()}
-        values = {
-            column.name: _convert(row[column.name], column.type.python_type) for column in table.columns if column.name in row
-        }
-        connection.execute(table.insert().values(values))
+        inserted.append({key: _convert(row[key], kind.python_type) for key, kind in types.items() if key in row})
+    if inserted:
+        connection.execute(target.insert(), inserted)
 
 
 def _convert(value: Any, kind: type) -> Any:
@@ -189,7 +194,10 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         await module._run_on(url, partial(_fill, revision=revision, rows=current.rows))
 
     assert await migrate(url) == (revision, HEAD)
-    assert await module._run_on(url, difference) == []
+    if engine == "sqlite":  # The text equals the file only if the schema is the same in every detail, and needs no comparison.
+        assert await module._run_on(url, new_database.dump) == new_database.SQLITE_FILE.read_text()
+    else:
+        assert await module._run_on(url, difference) == []
     clock.forward(minutes=5)
     settings = Settings(data_dir=tmp_path, database_url=url, secret=OLD_SECRET, allow_private_targets=True)
     service = await open_service(settings, clock=clock)
