@@ -169,7 +169,10 @@ def environment() -> Environment:
 
 def _by_field(error: ApiError | None) -> dict[str, str]:
     """Return the reasons why values of a form were rejected, by the name of the form field."""
-    return {detail.field: detail.reason for detail in error.details} if error is not None else {}
+    reasons: dict[str, list[str]] = {}
+    for detail in error.details if error is not None else ():
+        reasons.setdefault(detail.field, []).append(detail.reason)
+    return {field: "; ".join(found) for field, found in reasons.items()}
 
 
 def _is_loopback(visit: Visit) -> bool:

@@ -50,6 +50,7 @@ async def test_the_live_page_and_its_stream_show_only_rows_of_the_selected_kind(
     }
     assert 'hx-sse:connect="/portal/1/live/stream?show=clicks"' in shown["clicks"]
     assert "No deliveries in the last 15 minutes" in shown["deliveries"]
+    assert "Open the link" not in shown["deliveries"], "a click alone causes no delivery"
     assert 'hx-sse:connect="/portal/1/live/stream"' in shown["nonsense"]
 
 

@@ -49,6 +49,13 @@ async def test_a_form_of_a_tracker_with_an_unknown_value_of_a_checkbox_is_reject
     assert await service.trackers.all(1) == [], "without the unknown value, the filter would mean all"
 
 
+async def test_the_form_of_a_tracker_names_each_wrong_placeholder_of_the_url(sign_in: SignIn, receiver: Receiver) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    rejected = await browser.post(NEW, data=form(receiver, url="https://t.example/?a={payout}&b={{status}}"))
+    assert rejected.status_code == 422
+    assert "{payout} is not a placeholder; write {value}; {{status}} is not a placeholder; write {status}" in rejected.text
+
+
 async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> None:
