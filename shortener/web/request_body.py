@@ -146,7 +146,8 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        invalid = ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {str(error)[:200]}")
+        reason = f"The body is not valid JSON: {str(error)[:200]}" if content.strip() else "The body is empty. Send a JSON object."
+        invalid = ApiError(ErrorCode.INVALID_JSON, reason)
         if not repairs_text:
             raise invalid from None
         try:

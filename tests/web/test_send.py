@@ -330,3 +330,9 @@ async def test_the_error_about_a_send_request_with_broken_json_says_where_the_js
     assert (send["error_code"], native["error_code"]) == ("INVALID_BODY", "INVALID_JSON")
     assert send["description"] == native["description"]
     assert send["description"].startswith("The body is not valid JSON: ")
+
+
+@pytest.mark.parametrize("path", [SEND, "/api/v1/rewrite"])
+async def test_the_error_about_a_request_without_a_body_says_that_it_is_empty(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.post(path, content=b"", headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["description"]) == (400, "The body is empty. Send a JSON object.")
