@@ -20,6 +20,7 @@ from shortener.cli.common import (
     load_settings,
     open_store,
     print_fields,
+    print_nested_fields,
     print_result,
     print_table,
     print_warnings,
@@ -131,7 +132,7 @@ async def show_application(application: int, as_json: bool) -> None:
     """Show one application with its settings."""
     found = await _find_application(application)
     fields = _application_fields(found) | {"settings": found.settings.model_dump(mode="json")}
-    print_result(fields, as_json, lambda: print_fields(fields))
+    print_result(fields, as_json, lambda: print_nested_fields(fields))
 
 
 @applications.command("update", cls=ApplicationCommand)
@@ -150,7 +151,8 @@ async def show_application(application: int, as_json: bool) -> None:
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting, for example click_events=every; an empty value resets it. Can be repeated.",
+    help="Change a setting, for example click_events=every; an empty value resets it. `applications show` prints all settings. "
+    "Can be repeated.",
 )
 @click.option("--gateway", help="Gateway that sends the messages of the application: its name, simulator or none.")
 @click.option("--disable/--enable", default=None, help="Disable or enable the application with all its links, keys and tokens.")

@@ -347,7 +347,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         from shortener.storage.types import to_iso
 
-        return to_iso(value)
+        return to_iso(value) or "-"
     raise TypeError(type(value).__name__)
 
 
@@ -397,12 +397,14 @@ def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
+        from shortener.storage.types import to_iso
+
+        return to_iso(value) or "-"
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
     return printable(str(value))

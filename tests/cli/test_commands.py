@@ -82,6 +82,10 @@ def test_commands_create_list_change_and_show_applications(shell: Shell) -> None
     assert shown["domains"] == ["https://go.brand.example", "https://two.brand.example"]
     assert shown["settings"]["click_events"] == "every"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", shown["created_at"])
+    lines = [line.split() for line in shell("applications", "show", number).stdout.splitlines()]
+    assert ["settings.click_events", "every"] in lines
+    assert ["created_at", shown["created_at"]] in lines, "the text has the format of times of the API"
+    assert ["settings.fallback_url", "-"] in lines
     assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
     assert "api_key" not in str(shell.json("applications", "list"))
 
