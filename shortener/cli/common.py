@@ -347,7 +347,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         from shortener.storage.types import to_iso
 
-        return to_iso(value) or "-"
+        return to_iso(value)
     raise TypeError(type(value).__name__)
 
 

@@ -136,8 +136,11 @@ class EventFields(ResponseModel):
     campaign: str | None
     source: str | None
     country: str | None
-    previous_state: str | None
-    new_state: str | None
+    previous_state: str | None = Field(
+        description="State of the message before a delivery report. null: no state is stored with this event, for example with a "
+        "first click, whose deliveries contain the state at their time."
+    )
+    new_state: str | None = Field(description="New state of the message. null: the event changes no state.")
     click_id: str | None
     code: str | None
     url: str | None
