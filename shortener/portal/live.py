@@ -45,12 +45,16 @@ _streams: Counter[int] = Counter()  # The number of open streams in this process
 
 async def live(visit: Visit) -> Response:
     """Show the newest rows of the last 15 minutes. The page's script, if the browser runs it, then opens the stream of new rows."""
-    rows = await visit.service.database.read(read_rows, visit.now - RECENT)
-    own = {application.id for application in visit.applications}
+    rows = await visit.service.database.read(read_rows, visit.now - RECENT, _applications(visit))
     kind = _selected_kind(visit)
-    shown = (row for row in rows if row.application_id in own and kind in (None, row.kind))
+    shown = (row for row in rows if kind in (None, row.kind))
     newest = sorted(shown, key=lambda row: row.at, reverse=True)[:SHOWN]
     return visit.render("live.html", title="Live", batch=LiveBatch(newest, 0), results=RESULTS, kinds=tuple(KINDS))
+
+
+def _applications(visit: Visit) -> frozenset[int]:
+    """Return the ids of the applications that the page shows."""
+    return frozenset(application.id for application in visit.applications)
 
 
 def _selected_kind(visit: Visit) -> str | None:
@@ -130,11 +134,10 @@ async def _rows_above(visit: Visit, row_id: int) -> list[LiveRow]:
     """Return the rows of the last 15 minutes above a row id, newest first. Return no rows if the database is unavailable."""
     since = max(from_ms(ms_of(row_id)), visit.now - RECENT)
     try:
-        rows = await visit.service.database.read(read_rows, since)
+        rows = await visit.service.database.read(read_rows, since, _applications(visit))
     except StoreUnavailable:
         return []
-    own = {application.id for application in visit.applications}
-    return sorted((row for row in rows if row.application_id in own and row.id > row_id), key=lambda row: row.at, reverse=True)
+    return sorted((row for row in rows if row.id > row_id), key=lambda row: row.at, reverse=True)
 
 
 async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:

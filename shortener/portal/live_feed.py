@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
 
 from shortener.clicks.hit_metrics import hit_metric
 from shortener.errors import StoreUnavailable
@@ -31,7 +31,10 @@ log = structlog.get_logger(__name__)
 
 INTERVAL = 1.0  # Seconds between two reads of the database.
 OVERLAP = timedelta(seconds=15)
-MAX_ROWS = 200  # The maximum number of rows of each kind that one read of the database returns.
+MAX_ROWS = 200  # The maximum number of rows of each kind and application that one read of the database returns.
+# The maximum number of rows of each kind that one read examines, the newest first. So the rows of an application appear beside
+# other applications that together store fewer rows than this between two reads.
+MAX_EXAMINED_ROWS = 2000
 # The maximum number of rows that a subscriber gets from one read of the database. The subscriber also gets the number of the other
 # rows.
 SHOWN_PER_READING = 20
@@ -67,7 +70,7 @@ class LiveBatch:
 
 @dataclass(eq=False)
 class LiveSubscriber:
-    applications: Collection[int]
+    applications: frozenset[int]
     batches: asyncio.Queue[LiveBatch] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
 
     def put(self, rows: Sequence[LiveRow]) -> None:
@@ -94,12 +97,13 @@ class LiveFeed:
     async def subscribe(self, applications: Collection[int]) -> AsyncIterator[asyncio.Queue[LiveBatch]]:
         """Subscribe to the rows of these applications that are stored from now on."""
         subscriber = LiveSubscriber(frozenset(applications))
-        if self._task is None or self._task.done():
+        if new := subscriber.applications - self._applications():
             now = self._clock()
             # Mark the existing rows of the last seconds as seen, so that they are not sent as new rows. If the database is
             # unavailable now, these rows are not marked and are sent later as new rows.
             with contextlib.suppress(StoreUnavailable):
-                self._remember(await self._database.read(read_rows, now - OVERLAP), now)
+                self._remember(await self._database.read(read_rows, now - OVERLAP, new), now)
+        if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
         self._subscribers.add(subscriber)
         try:
@@ -111,12 +115,16 @@ class LiveFeed:
                 self._task = None
                 self._seen.clear()
 
+    def _applications(self) -> frozenset[int]:
+        """Return the ids of the applications whose rows the subscribers get."""
+        return frozenset().union(*(subscriber.applications for subscriber in self._subscribers))
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
             now = self._clock()
             try:
-                rows = await self._database.read(read_rows, now - OVERLAP)
+                rows = await self._database.read(read_rows, now - OVERLAP, self._applications())
             except StoreUnavailable:
                 # The next read also covers the time of this failed read, unless the database is unavailable for longer than
                 # OVERLAP.
@@ -137,30 +145,39 @@ class LiveFeed:
         return sorted(new, key=lambda row: row.at, reverse=True)
 
 
-def read_rows(connection: Connection, since: datetime) -> list[LiveRow]:
-    """Return the newest hits, conversions and delivery attempts that were created at `since` or later (the id contains the
-    time)."""
+def read_rows(connection: Connection, since: datetime, applications: Collection[int]) -> list[LiveRow]:
+    """Return the newest hits, conversions and delivery attempts of these applications that were created at `since` or later (the id
+    contains the time)."""
     low = first_id_at(to_ms(since))
-    return [*_read_hits(connection, low), *_read_conversions(connection, low), *_read_attempts(connection, low)]
+    reads = _read_hits, _read_conversions, _read_attempts
+    return [row for read in reads for row in read(connection, low, applications)]
 
 
-def _newest(table: Table, low: int) -> Any:
-    """Return the columns of a subquery that selects the newest rows of a table, with ids of at least `low`.
+def _is_newest(reference: Column[int], parent: Table, low: int, applications: Collection[int]) -> ColumnElement[bool]:
+    """Return the SQL condition that a row is among the newest MAX_ROWS rows of one of the applications. `reference` is the column
+    of the row's table that contains the id of a row of `parent`, which has the id of the application. `low` is the lowest id of a
+    row.
 
-    The limit is inside the subquery. If the limit were outside, PostgreSQL could expect many rows and read the joined tables
-    completely."""
-    return select(table).where(table.c.id >= low).order_by(table.c.id.desc()).limit(MAX_ROWS).subquery("newest").c
+    Only the newest MAX_EXAMINED_ROWS rows of all applications are examined. The limit and the look-up of the application are in
+    subqueries of their own. Otherwise PostgreSQL could expect many rows and read the table `parent` completely."""
+    table = reference.table
+    newest = select(table.c.id, reference.label("parent")).where(table.c.id >= low).order_by(table.c.id.desc())
+    examined = newest.limit(MAX_EXAMINED_ROWS).subquery("examined").c
+    application_id = select(parent.c.application_id).where(parent.c.id == examined.parent).scalar_subquery()
+    owned = select(examined.id, application_id.label("application_id")).subquery("owned").c
+    rank = func.row_number().over(partition_by=owned.application_id, order_by=owned.id.desc()).label("rank")
+    ranked = select(owned.id, rank).where(owned.application_id.in_(sorted(applications))).subquery("ranked").c
+    return table.c.id.in_(select(ranked.id).where(ranked.rank <= MAX_ROWS))
 
 
-def _read_hits(connection: Connection, low: int) -> list[LiveRow]:
-    newest = _newest(hits, low)
+def _read_hits(connection: Connection, low: int, applications: Collection[int]) -> list[LiveRow]:
+    h = hits.c
     statement = (
-        select(
-            newest.id, newest.at, newest.verdict, newest.flags, links.c.application_id, messages.c.message_id, cohorts.c.campaign
-        )
-        .join(links, links.c.id == newest.link_id)
+        select(h.id, h.at, h.verdict, h.flags, links.c.application_id, messages.c.message_id, cohorts.c.campaign)
+        .join(links, links.c.id == h.link_id)
         .join(messages, messages.c.id == links.c.message_id)
         .join(cohorts, cohorts.c.id == links.c.cohort_id)
+        .where(_is_newest(h.link_id, links, low, applications))
     )
     return [
         LiveRow("hit", row.id, row.at, row.application_id, hit_metric(row.verdict, row.flags), row.campaign, row.message_id)
@@ -168,11 +185,12 @@ def _read_hits(connection: Connection, low: int) -> list[LiveRow]:
     ]
 
 
-def _read_conversions(connection: Connection, low: int) -> list[LiveRow]:
-    c = _newest(conversions, low)
-    statement = select(
-        c.id, c.received_at, c.at, c.action, c.value, c.currency, c.status, c.application_id, messages.c.message_id
-    ).join(messages, messages.c.id == c.message_id)
+def _read_conversions(connection: Connection, low: int, applications: Collection[int]) -> list[LiveRow]:
+    c = conversions.c
+    columns = c.id, c.received_at, c.at, c.action, c.value, c.currency, c.status, c.application_id, messages.c.message_id
+    statement = (
+        select(*columns).join(messages, messages.c.id == c.message_id).where(_is_newest(c.message_id, messages, low, applications))
+    )
     return [
         LiveRow("conversion", row.id, row.received_at or row.at, row.application_id, row.action, _worth(row), row.message_id)
         for row in connection.execute(statement)
@@ -184,13 +202,13 @@ def _worth(row: Any) -> str:
     return ", ".join(part for part in (value, row.status) if part)
 
 
-def _read_attempts(connection: Connection, low: int) -> list[LiveRow]:
-    a = _newest(attempts, low)
-    d = deliveries.c
+def _read_attempts(connection: Connection, low: int, applications: Collection[int]) -> list[LiveRow]:
+    a, d = attempts.c, deliveries.c
     statement = (
         select(a.id, a.at, a.status, a.error, a.delivery_id, d.application_id, d.tracker_id, trackers.c.name)
         .join(deliveries, d.id == a.delivery_id)
         .outerjoin(trackers, trackers.c.id == d.tracker_id)
+        .where(_is_newest(a.delivery_id, deliveries, low, applications))
     )
     return [
         LiveRow(

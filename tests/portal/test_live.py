@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection
 
+from shortener.accounts import administration
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.portal import live, live_feed
@@ -22,7 +23,7 @@ from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
 from shortener.portal.rendering import Renderer
 from shortener.portal.sessions import session_limits
-from tests.conftest import NOON
+from tests.conftest import NOON, Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, send
 from tests.servers import PATIENCE
 
@@ -75,7 +76,7 @@ async def test_the_live_feed_continues_after_an_outage_of_the_database(service: 
     row = LiveRow("hit", 7, NOON, 1, "clicks", "")
     answers: list[object] = [[], StoreUnavailable(), RuntimeError("unexpected"), [row]]
 
-    def read(connection: Connection, since: object) -> object:
+    def read(connection: Connection, since: object, applications: object) -> object:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -88,7 +89,7 @@ async def test_the_live_feed_continues_after_an_outage_of_the_database(service: 
 
 
 async def test_a_slow_subscriber_of_the_live_feed_loses_the_oldest_batches_so_that_memory_is_bounded(service: Service) -> None:
-    subscriber = live_feed.LiveSubscriber({1})
+    subscriber = live_feed.LiveSubscriber(frozenset({1}))
     for number in range(3 * live_feed.MAX_WAITING):
         subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "")])
     assert subscriber.batches.qsize() == live_feed.MAX_WAITING
@@ -96,7 +97,7 @@ async def test_a_slow_subscriber_of_the_live_feed_loses_the_oldest_batches_so_th
 
 
 async def test_a_live_feed_batch_of_many_rows_contains_some_of_the_rows_and_the_number_of_omitted_rows() -> None:
-    subscriber = live_feed.LiveSubscriber({1})
+    subscriber = live_feed.LiveSubscriber(frozenset({1}))
     subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "") for number in range(live_feed.SHOWN_PER_READING + 5)])
     batch = subscriber.batches.get_nowait()
     assert (len(batch.rows), batch.more) == (live_feed.SHOWN_PER_READING, 5)
@@ -132,8 +133,36 @@ async def test_the_live_feed_query_returns_only_rows_that_were_created_since_a_g
     message = await send(service, browser)
     await click(service, phone, message["links"][0]["code"])
     now = service.clock()
-    assert len(await service.database.read(read_rows, now - timedelta(seconds=15))) == 1
-    assert await service.database.read(read_rows, now + timedelta(hours=1)) == []
+    assert len(await service.database.read(read_rows, now - timedelta(seconds=15), {1})) == 1
+    assert await service.database.read(read_rows, now + timedelta(hours=1), {1}) == []
+    assert await service.database.read(read_rows, now - timedelta(seconds=15), {2}) == []
+
+
+async def test_the_live_page_and_feed_of_an_application_show_its_rows_beside_an_application_with_many_rows(
+    service: Service, clock: Clock, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_feed, "MAX_ROWS", 2)
+    other = await service.database.write(administration.create_application, "busy", clock.now, secret=service.secret)
+    await service.directory.refresh()
+    pipeline, browser, phone = await new_browser(), await sign_in(), await new_browser()
+    feed = LiveFeed(service.database, service.clock, interval=0.02)
+
+    async def click_busy(times: int) -> None:
+        for _ in range(times):
+            body = {"to": "+14085550177", "body": '#track("https://shop.example/busy")'}
+            answer = await pipeline.post("/api/v1/rewrite", json=body, headers={"X-API-Key": other.api_key})
+            await click(service, phone, answer.json()["messages"][0]["links"][0]["code"])
+
+    async with feed.subscribe([other.application_id]), feed.subscribe([1]) as own:
+        await click_busy(1)
+        message = await send(service, browser)
+        await click(service, phone, message["links"][0]["code"])
+        await click_busy(4)
+        batch = await asyncio.wait_for(own.get(), PATIENCE)
+    assert [row.message_id for row in batch.rows if row.kind == "hit"] == [message["message_id"]]
+    assert message["message_id"] in (await browser.get("/portal/1/live")).text
+    hits = [row for row in await service.database.read(read_rows, NOON, {1, other.application_id}) if row.kind == "hit"]
+    assert sorted(row.application_id for row in hits) == [1, other.application_id, other.application_id]
 
 
 def _visit_of(service: Service, browser: httpx.AsyncClient, feed: Any) -> tuple[Any, Any]:

@@ -305,7 +305,7 @@ async def test_no_sql_statement_of_a_portal_page_reads_a_complete_table_that_gro
                     response = await browser.get(found.page)
                     assert response.status_code in (200, 303), found.page
             found.page = "the feed of the live page"
-            await service.database.read(read_rows, NOON - timedelta(seconds=15))
+            await service.database.read(read_rows, NOON - timedelta(seconds=15), {1})
     assert len(found.statements) > 60
     assert await service.database.read(explain, found) == []
 
