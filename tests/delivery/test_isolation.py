@@ -170,7 +170,7 @@ async def test_callbacks_to_names_that_never_resolve_occupy_no_dns_lookup_of_a_t
         raise socket.gaierror(socket.EAI_AGAIN, "no response")
 
     running.trackers._guard.lookup = lookup
-    await click(running, MAX_LOOKUPS + 8, lambda number: f"http://x{number}.dead.example/")
+    await click(running, MAX_LOOKUPS + 8, lambda number: f"http://x.dead{number}.example/")
     try:
         async with asyncio.timeout(PATIENCE):
             while len(waiting) < MAX_LOOKUPS:
