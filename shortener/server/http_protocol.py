@@ -106,13 +106,14 @@ class RedirectProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the data. If the head of a request or its trailer section is incomplete afterwards, enforce the size limit."""
-        head, cycle, body_bytes = self.incomplete_head, self.cycle, self.body_bytes
+        head = self.incomplete_head
+        body = (self.cycle, self.body_bytes) if self.is_reading_body else None
         if data.isascii():
             super().data_received(data)
         else:
             self._receive_non_ascii(data)
         if self.is_reading_body and not self.transport.is_closing():
-            self._limit_bytes_without_body(len(data) if (self.cycle, self.body_bytes) == (cycle, body_bytes) else 0)
+            self._limit_bytes_without_body(len(data) if (self.cycle, self.body_bytes) == body else 0)
         incomplete = self.incomplete_head
         if incomplete is None:
             return
