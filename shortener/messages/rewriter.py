@@ -170,21 +170,7 @@ class Rewriter:
 
         `incomplete` contains the indexes of items without some of their fields: they are not compared with stored messages. If
         `is_stored` is false, or the database is unavailable, the result contains no problem that depends on stored rows."""
-        plan = partial(
-            plan_request,
-            application,
-            items,
-            idempotency_key=None,
-            content=b"",
-            now=self._clock(),
-            limits=self._limits,
-            hosts=self._hosts,
-        )
-        if not _is_large(items):
-            request = plan()
-        else:
-            with self._large_request():
-                request = await self._in_thread(plan)
+        request = await self._plan_without_key(application, items)
         if incomplete:
             request = replace(
                 request,
@@ -198,6 +184,10 @@ class Rewriter:
     async def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
         """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem
         rejects the request."""
+        return preview_request(await self._plan_without_key(application, items), self._codes.mint)
+
+    async def _plan_without_key(self, application: Application, items: Sequence[RewriteItem]) -> PlannedRequest:
+        """Plan a request that has no Idempotency-Key and is not stored. A large request is planned in a thread."""
         plan = partial(
             plan_request,
             application,
@@ -209,9 +199,9 @@ class Rewriter:
             hosts=self._hosts,
         )
         if not _is_large(items):
-            return preview_request(plan(), self._codes.mint)
+            return plan()
         with self._large_request():
-            return preview_request(await self._in_thread(plan), self._codes.mint)
+            return await self._in_thread(plan)
 
     async def flush(self) -> None:
         """Wait until all accepted requests are stored."""

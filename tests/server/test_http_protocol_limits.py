@@ -139,7 +139,8 @@ async def test_a_trailer_section_that_is_too_long_closes_the_connection(
                 received = await reader.read()
         assert len(connection.headers) == headers
         await wait_until(lambda: not server.server.server_state.connections)
-    assert b"too long" not in received or status_of(received) == 400
+    # A reset of the connection can discard the response.
+    assert not received or status_of(received) == (401 if is_answered else 400)
 
 
 async def test_trailer_fields_are_not_headers(service: Service, credentials: Credentials) -> None:
