@@ -18,7 +18,7 @@ from shortener.errors import ApiError, Detail
 from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.rewrite_shapes import RewriteMessage, rewrite_item
-from shortener.web.validation import InvalidInput
+from shortener.web.validation import InvalidInput, validate
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -39,10 +39,13 @@ async def complete_error(
     for detail in details:
         if detail.index is not None:
             invalid.setdefault(detail.index, set()).add(_path_in_message(detail.field, is_batch))
+    hidden = error.details_total - len(error.details)
     items: list[RewriteItem] = []
     places: list[int] = []
     incomplete: set[int] = set()
     for index, message in enumerate(messages):
+        if hidden and index not in invalid:
+            invalid[index] = _invalid_fields(message)  # `hidden` counts them, but `error.details` has no room for them
         found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
         if found is not None:
             item, is_complete = found
@@ -53,10 +56,12 @@ async def complete_error(
     problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
     for problem in problems:
         detail = replace(problem.full_detail, index=places[problem.item])
-        if not is_inside(_path_in_message(detail.field, is_batch), invalid.get(places[problem.item], set())):
+        unchecked = invalid.get(places[problem.item], set())
+        if "to" in unchecked:
+            unchecked = unchecked | {"message_id"}  # without recipients, the number of ids is not known to be wrong
+        if not is_inside(_path_in_message(detail.field, is_batch), unchecked):
             details.append(detail)
     details.sort(key=lambda detail: -1 if detail.index is None else detail.index)
-    hidden = error.details_total - len(error.details)
     return ApiError(details[0].code or error.code, details=details, hidden_details=hidden)
 
 
@@ -104,6 +109,15 @@ def _path_in_message(path: str, is_batch: bool) -> str:
     """Return the path of a field inside its SMS message: `to.2` for `messages.3.to.2`. Return "" if the path is that of the whole
     message."""
     return ".".join(path.split(".")[2 if is_batch else 0 :])
+
+
+def _invalid_fields(message: Any) -> set[str]:
+    """Return the paths of the fields of a message that do not match the model."""
+    try:
+        validate(RewriteMessage, message)
+    except InvalidInput as error:
+        return {detail.field for detail in error.details}
+    return set()
 
 
 def _valid_part(message: Any, invalid: set[str], path: str) -> tuple[RewriteItem, bool] | None:

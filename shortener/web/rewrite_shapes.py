@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator, model_validator
 
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
@@ -81,14 +81,31 @@ GatewayName = Annotated[
 ]
 
 
-class Tracking(RequestModel):
+def _as_seconds(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be an integer")  # pydantic would read true as one second
+    return value
+
+
+class OptionalFields(RequestModel):
+    """Base class of models in which a field that is null counts as absent. Many clients send null for a field that is not set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remove_null(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+class Tracking(OptionalFields):
     """The `tracking` object of Infobip. It assigns the message to a conversion process."""
 
     track: Literal["SMS", "URL"] = "SMS"
     type: Text = Field("", max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
 
 
-class MessageOptions(RequestModel):
+class MessageOptions(OptionalFields):
     """Optional fields of a message, in addition to recipient, sender and text."""
 
     sender_id_id: Text = Field("", max_length=100)
@@ -131,7 +148,7 @@ class MessageOptions(RequestModel):
         description="Host of a domain of the application, for the short links of this message. Default: the default domain.",
     )
     mt_price: Price | None = Field(None, description="Price of the message, as a decimal string or a number.")
-    expires_in: int | None = Field(
+    expires_in: Annotated[int, BeforeValidator(_as_seconds)] | None = Field(
         None, ge=1, le=3650 * 86400, description="Lifetime of the links, in seconds from now. Default: LINK_TTL_DAYS (90 days)."
     )
     expires_at: EndTime | None = Field(
@@ -170,7 +187,7 @@ class RewriteMessage(MessageOptions):
     on_invalid: OnInvalid | None = Field(None, description=f"{_ON_INVALID} Default: fail, or the value of the batch.")
 
 
-class RewriteBatch(RequestModel):
+class RewriteBatch(OptionalFields):
     """A batch of messages. All messages are stored, or none. If `on_invalid` is skip, all messages to valid recipients are
     stored."""
 

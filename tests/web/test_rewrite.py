@@ -9,6 +9,7 @@ import pytest
 
 from shortener.container import Service
 from shortener.retention.purge import purge
+from shortener.web.rewrite_shapes import RewriteMessage
 from tests.conftest import Clock
 from tests.one_service import on_one_service
 from tests.web.calls import PHONE, TO
@@ -161,6 +162,7 @@ async def test_links_expire_after_ninety_days_or_at_the_requested_time(client: h
     assert (await rewrite(client, body=body, expires_at="9999-12-31")).status_code == 400
     assert (await rewrite(client, body=body, expires_at="9999-12-31T23:59:59-00:01")).status_code == 400
     assert (await rewrite(client, body=body, expires_at="2020-01-01T00:00:00Z")).status_code == 400
+    assert (await rewrite(client, body=body, expires_in=True)).status_code == 400
     assert (await rewrite(client, body=body, expires_in=0)).status_code == 400
 
 
@@ -349,3 +351,15 @@ async def test_an_expired_link_redirects_to_its_fallback_url_with_replaced_place
     location = (await client.get(f"/{code}", headers=PHONE)).headers["location"]
     assert location.startswith(f"https://x.example/bye?m=m-1&l={code}&c=")
     assert "{" not in location
+
+
+async def test_an_optional_field_of_a_rewrite_that_is_null_counts_as_absent(client: httpx.AsyncClient) -> None:
+    names = [name for name in RewriteMessage.model_json_schema()["properties"] if name not in ("to", "body", "message_id")]
+    message = {"to": TO, "body": 'Look #track("https://shop.example/")', "message_id": "m-1"}
+    first = await client.post("/api/v1/rewrite", json=message)
+    with_null = message | dict.fromkeys(names) | {"tracking": None}
+    repeated = await client.post("/api/v1/rewrite", json={"on_invalid": None, "messages": [with_null]})
+    assert (repeated.status_code, repeated.json()) == (200, first.json())
+    for required in ("to", "body"):
+        answer = await client.post("/api/v1/rewrite", json=message | {required: None})
+        assert [(detail["field"], detail["reason"]) for detail in answer.json()["details"]] == [(required, "is required")]

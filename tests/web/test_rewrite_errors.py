@@ -344,3 +344,9 @@ async def test_too_many_urls_do_not_hide_a_url_that_cannot_be_tracked(client: ht
 async def test_the_response_to_an_invalid_rewrite_lists_at_most_a_thousand_errors_and_counts_all(client: httpx.AsyncClient) -> None:
     answer = await rewrite(client, to=[BAD] * 1000, body="#track( #track( #track(")
     assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 1003)
+
+
+async def test_errors_that_are_only_counted_hide_no_error_of_their_message(client: httpx.AsyncClient) -> None:
+    messages = [{"to": BAD, "body": "#track(", "metadata": {"a": []}, "expires_in": 0}] * 1000
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages})
+    assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 4000)
