@@ -54,6 +54,7 @@ FORBIDDEN_SCHEMES = frozenset(
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
+_APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # the authority of a link into an app, with user information
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
 # The standards forbid host names with underscores, or with a hyphen at the start. This expression permits both, because phones
 # resolve them.
@@ -66,6 +67,7 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
 _JOINERS = "\u200c\u200d"
 _NOT_IN_HOST = frozenset("/?#@")
+_USER_INFORMATION = "must not contain a user name or password before its host"
 
 
 class UrlError(Exception):
@@ -117,6 +119,8 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
         scheme = other[1].lower() if other else ""
         if other is None or scheme in ("http", "https") or scheme in FORBIDDEN_SCHEMES or scheme not in extra_schemes:
             raise UrlError("must begin with http:// or https://")
+        if _APP_AUTHORITY.match(url, other.end()):
+            raise UrlError(_USER_INFORMATION, other.end() + 2)
         stored = scheme + url[other.end(1) :]
     else:
         scheme, authority = head.groups()
@@ -334,7 +338,7 @@ def _reject_character(character: str, position: int) -> NoReturn:
 def _split_authority(authority: str, position: int) -> tuple[str, str]:
     """Split an authority. Return the host as written, and the port with its colon ("" without a port)."""
     if "@" in authority:
-        raise UrlError("must not contain a user name or password before its host", position)
+        raise UrlError(_USER_INFORMATION, position)
     bracket = authority.rfind("]") + 1
     colon = -1 if authority.startswith("[") and not bracket else authority.find(":", bracket)
     host, port = (authority, "") if colon < 0 else (authority[:colon], authority[colon:])

@@ -378,6 +378,15 @@ def test_a_link_into_an_app_is_a_destination_if_its_scheme_is_permitted(url: str
     assert "http://" in reason(url)
 
 
+@pytest.mark.parametrize("url", ["myapp://user:pw@open/5", "myapp://user@open", "MYAPP://@open?q=1"])
+def test_a_link_into_an_app_with_user_information_is_rejected(url: str) -> None:
+    with pytest.raises(UrlError, match="user name") as caught:
+        parse_destination(url, {"myapp"})
+    assert caught.value.position == len("myapp://")
+    for allowed in ("myapp://open/a@b", "myapp://open?q=a@b", "myapp://open#a@b", "myapp:a@b.example"):
+        assert parse_destination(allowed, {"myapp"}).url == allowed
+
+
 @pytest.mark.parametrize(
     "url",
     [
