@@ -26,7 +26,8 @@ SIGNING_PREFIX = "whsec_"
 MAX_SECRET_LENGTH = 512
 #: A base64 secret without prefix gets a second signature if its decoded size is in this range, which Standard Webhooks permits.
 MIN_DECODED_BYTES, MAX_DECODED_BYTES = 24, 64
-#: The key of a new secret must have at least this many bytes. Secrets that older releases stored may have shorter keys.
+#: The key of a new secret with the prefix must have at least this many bytes. A shorter text is accepted with a warning, because
+#: receivers of 23 Telecom's scheme already have secrets of any length. Older releases stored shorter keys with the prefix, too.
 MIN_KEY_BYTES = 24
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
@@ -59,13 +60,17 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 def secret_warning(text: str) -> str | None:
-    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged, otherwise None."""
+    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged, or if the secret is short, otherwise
+    None."""
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
-    return (
+    warning = (
         "The libraries of Standard Webhooks decode a secret as base64. This secret is used as text, so pass the base64 of its text "
         "to them, or use a generated secret. X-Webhook-Signature is not affected."
     )
+    if len(text.encode()) < MIN_KEY_BYTES:
+        warning += f" The secret has fewer than {MIN_KEY_BYTES} bytes, so others may guess it."
+    return warning
 
 
 def _decode(text: str) -> bytes | None:

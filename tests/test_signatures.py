@@ -176,6 +176,7 @@ def test_published_libraries_verify_signatures_of_a_base64_secret_without_prefix
 def test_a_signing_secret_that_published_libraries_reject_is_used_as_the_key_and_causes_a_warning(text: str) -> None:
     assert parse_secret(text).keys == (text.encode(),)
     assert "Standard Webhooks" in (secret_warning(text) or "")
+    assert ("fewer than 24 bytes" in (secret_warning(text) or "")) == (len(text) < 24)
 
 
 @pytest.mark.parametrize("text", [OLD_TEXT, NEW_TEXT])

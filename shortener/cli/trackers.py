@@ -192,7 +192,7 @@ def trackers() -> None:
 @click.argument("url")
 @_tracker_options
 @click.option(
-    "--secret", help="Signing secret of the requests, of at least 24 bytes. Default: a secret is generated and printed once."
+    "--secret", help="Signing secret of the requests, best 24 bytes or more. Default: a secret is generated and printed once."
 )
 @click.option("--unsigned", is_flag=True, help="Do not sign requests.")
 @json_option
@@ -263,7 +263,8 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
 @click.option("--url", help="New URL of the tracker.")
 @_tracker_options
 @click.option(
-    "--secret", help="New signing secret, of at least 24 bytes. During --overlap requests are also signed with the replaced secret."
+    "--secret",
+    help="New signing secret, best 24 bytes or more. During --overlap requests are also signed with the replaced secret.",
 )
 @click.option("--rotate-secret", is_flag=True, help="Generate a new signing secret and print it once.")
 @click.option(

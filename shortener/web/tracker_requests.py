@@ -19,7 +19,7 @@ from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
 from shortener.model import EventName
-from shortener.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
+from shortener.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, SIGNING_PREFIX, parse_secret
 from shortener.web.fields import optional_not_null
 
 MAX_HEADERS = 20
@@ -76,18 +76,17 @@ def _check_field_names(value: list[str]) -> list[str]:
 
 
 _SECRET_RULE = (
-    f"a text of at least {MIN_KEY_BYTES} bytes and at most {MAX_SECRET_LENGTH} characters, or `whsec_` and the base64 of a key of "
-    f"at least {MIN_KEY_BYTES} bytes"
+    f"a text of 1 to {MAX_SECRET_LENGTH} characters, or `whsec_` and the base64 of a key of at least {MIN_KEY_BYTES} bytes"
 )
 
 
 def _check_secret(value: str) -> str:
     _check_text(value)
     try:
-        is_long_enough = len(parse_secret(value).keys[0]) >= MIN_KEY_BYTES
+        key = parse_secret(value).keys[0]
     except ValueError:
-        is_long_enough = False
-    if not is_long_enough:
+        key = b""
+    if not key or (value.startswith(SIGNING_PREFIX) and len(key) < MIN_KEY_BYTES):
         raise ValueError(f"must be {_SECRET_RULE}")
     return value
 

@@ -35,8 +35,6 @@ BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]
         ({"headers": {f"X-{n}": "1" for n in range(21)}}, "headers"),
         *(({"headers": {name: "x"}}, "headers") for name in ("Host", "content-length", "Connection", "TE", "Transfer-Encoding")),
         *(({"headers": {name: "x"}}, "headers") for name in ("Content-Type", "Expect", "webhook-id", "X-Webhook-Signature")),
-        ({"secret": "short"}, "secret"),
-        ({"secret": "x" * 23}, "secret"),
         ({"secret": "whsec_YQ=="}, "secret"),
         ({"secret": "whsec_" + base64.b64encode(b"x" * 23).decode()}, "secret"),
         ({"max_per_second": 0}, "max_per_second"),
@@ -64,12 +62,12 @@ def test_the_error_for_an_invalid_field_of_a_new_tracker_contains_the_field_name
     assert field in [detail.field for detail in caught.value.details]
 
 
-@pytest.mark.parametrize("secret", ["", "short", "x" * 10, "x" * 513, "whsec_YQ==", "whsec_not base64!"])
+@pytest.mark.parametrize("secret", ["", "x" * 513, "whsec_", "whsec_YQ==", "whsec_not base64!"])
 def test_the_error_for_each_invalid_secret_states_the_complete_rule(secret: str) -> None:
     with pytest.raises(ApiError) as caught:
         validate(TrackerUpdateRequest, {"secret": secret})
     assert [detail.reason for detail in caught.value.details] == [
-        "must be a text of at least 24 bytes and at most 512 characters, or `whsec_` and the base64 of a key of at least 24 bytes"
+        "must be a text of 1 to 512 characters, or `whsec_` and the base64 of a key of at least 24 bytes"
     ]
 
 
@@ -96,6 +94,6 @@ def test_an_update_request_for_a_tracker_changes_only_the_fields_that_it_contain
     assert changes == {"fields": None, "timeout": 2.0}
 
 
-@pytest.mark.parametrize("secret", ["x" * 24, "é" * 12, "whsec_" + base64.b64encode(b"x" * 24).decode()])
-def test_signing_secrets_of_24_bytes_are_accepted(secret: str) -> None:
+@pytest.mark.parametrize("secret", ["x", "My-S3cr3t-pass!", "x" * 512, "whsec_" + base64.b64encode(b"x" * 24).decode()])
+def test_signing_secrets_of_any_text_and_prefixed_keys_of_24_bytes_are_accepted(secret: str) -> None:
     assert validate(TrackerCreateRequest, BODY | {"secret": secret}).to_tracker().secret == secret
