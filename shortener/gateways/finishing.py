@@ -125,14 +125,15 @@ class SendWriter:
         if not costs:
             return
         delta = CountDelta()
-        columns = messages.c.id, messages.c.cohort_id, messages.c.link_set_id, messages.c.created_at
-        for row in connection.execute(select(*columns).where(messages.c.id.in_(sorted(costs)))):
-            cost = costs[row.id][1]
-            delta.add(row.cohort_id, to_ms(row.created_at), count_deltas.COST, -cost, message=row.id, link_set=row.link_set_id or 0)
-        count_deltas.append(connection, self._ids(), delta)
         amounts: dict[int, Decimal] = {}
-        for application_id, cost in costs.values():
-            amounts[application_id] = amounts.get(application_id, Decimal()) + cost
+        columns = messages.c.id, messages.c.cohort_id, messages.c.link_set_id, messages.c.created_at, sends.c.deducted
+        found = select(*columns).join_from(messages, sends, sends.c.id == messages.c.id).where(messages.c.id.in_(sorted(costs)))
+        for row in connection.execute(found):
+            application_id, cost = costs[row.id]
+            delta.add(row.cohort_id, to_ms(row.created_at), count_deltas.COST, -cost, message=row.id, link_set=row.link_set_id or 0)
+            if row.deducted is not False:  # The application may have become prepaid after the message was queued.
+                amounts[application_id] = amounts.get(application_id, Decimal()) + cost
+        count_deltas.append(connection, self._ids(), delta)
         refund(connection, amounts, from_ms(now))
 
 

@@ -31,6 +31,7 @@ def change_balance(
     currency: str | None = None,
 ) -> Balance:
     """Set a balance, or add to it, as `balances.change_balance` does."""
+    balances.lock_application(connection, application_id)
     old = balances.lock_balances(connection, [application_id]).get(application_id)
     ids, actor = audit.new_id, audit.actor.name
     new = balances.change_balance(connection, ids, application_id, now, actor, amount=amount, added=added, currency=currency)

@@ -31,6 +31,16 @@ class Balance(NamedTuple):
     currency: str
 
 
+def lock_application(connection: Connection, application_id: int) -> None:
+    """Lock an application until the transaction ends, for a change of its balance. Raise ApiError NOT_FOUND.
+
+    An application that is not prepaid has no row in `balances`. Without this lock, two first top-ups at the same time would replace
+    each other."""
+    require_application(connection, application_id)
+    table = schema.applications
+    connection.execute(select(table.c.id).where(table.c.id == application_id).with_for_update(key_share=True))
+
+
 def lock_balances(connection: Connection, applications: Iterable[int]) -> dict[int, Balance]:
     """Lock the balances of applications until the transaction ends. Return them by application id."""
     return find_balances(connection, applications, locks=True)
@@ -86,7 +96,7 @@ def change_balance(
 
     An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError NOT_FOUND or
     INVALID_REQUEST."""
-    require_application(connection, application_id)
+    lock_application(connection, application_id)
     before = lock_balances(connection, [application_id]).get(application_id)
     new = added + (before.amount if before else Decimal()) if added is not None else amount
     if new is None or not -MAX_AMOUNT < new < MAX_AMOUNT:

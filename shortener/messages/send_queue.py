@@ -26,7 +26,9 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import from_ms
 
 #: Inserts rows into the table `sends`. A row is the result of `SendBatch.row`.
-insert_sends = BulkInsert(schema.sends, "id", "application_id", "gateway_id", "status", "text", "next_at", "created_at", "cost")
+insert_sends = BulkInsert(
+    schema.sends, "id", "application_id", "gateway_id", "status", "text", "next_at", "created_at", "cost", "deducted"
+)
 
 
 class QueuedSend(NamedTuple):
@@ -118,6 +120,7 @@ class SendBatch:
             request.now,
             request.now,
             shown,
+            cost is not None and request.application.id in self._balances,
         )
 
     def write(self, now: int) -> None:

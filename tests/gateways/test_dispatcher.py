@@ -72,6 +72,22 @@ async def test_a_message_that_the_gateway_rejects_becomes_failed_with_the_reason
     assert (attempt.outcome, attempt.status, attempt.detail) == ("rejected", 400, "The number is not valid")
 
 
+async def test_a_failed_message_that_was_queued_before_the_application_was_prepaid_is_not_refunded(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    """Nothing was deducted for it, so a refund would create money."""
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    receiver.default_reply = Reply(400)
+    await make_gateway(receiver.url())
+    await send_messages()
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10))
+    await send_messages()
+    assert await service.database.read(read_balance, 1) == (Decimal("9.75"), "USD")
+    await service.gateway_dispatcher.flush()
+    assert [send.status for send in await stored_sends(service)] == [FAILED, FAILED]
+    assert await service.database.read(read_balance, 1) == (Decimal(10), "USD")
+
+
 async def test_a_message_is_sent_again_after_a_temporary_failure_on_schedule_and_with_the_same_reference(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:

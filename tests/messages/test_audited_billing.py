@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from decimal import Decimal
 
@@ -10,6 +11,7 @@ import pytest
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.messages import audited_billing as billing
+from shortener.messages.balances import read_balance
 from tests.conftest import NOON
 from tests.factory import audited_rows
 
@@ -36,6 +38,14 @@ async def test_changes_of_balances_and_prices_have_audit_rows_with_their_values(
         ("price_set", "price for default", 1, {"price": None}, {"price": "0.10"}),
         ("price_removed", "price for 44", None, {"price": "0.04"}, None),
     ]
+
+
+async def test_concurrent_top_ups_of_an_application_without_a_balance_add_up(service: Service) -> None:
+    top_ups = (service.database.write(billing.change_balance, KEY, 1, NOON, added=Decimal(1)) for _ in range(8))
+    assert sorted(await asyncio.gather(*top_ups)) == [(Decimal(number), "USD") for number in range(1, 9)]
+    assert await service.database.read(read_balance, 1) == (Decimal(8), "USD")
+    rows = await audited_rows(service.database)
+    assert [row.before["balance"] for row in rows] == [None, *(f"{number}.00" for number in range(1, 8))]
 
 
 @pytest.mark.parametrize(("amount", "shown"), [("10000000", "10000000.00"), ("123456789.5", "123456789.50")])

@@ -488,7 +488,7 @@ CREATE TABLE sends (
 	finished_at BIGINT, 
 	gateway_message_id TEXT, 
 	last_status INTEGER, 
-	last_error TEXT, 
+	last_error TEXT, deducted BOOLEAN, 
 	CONSTRAINT sends_pkey PRIMARY KEY (id)
 );
 

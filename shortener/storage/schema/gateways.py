@@ -89,6 +89,9 @@ sends = Table(
     Column("gateway_message_id", Text),  # The id of the message in the gateway's delivery reports.
     Column("last_status", Integer),  # The status of the last response: an HTTP status, or a command status of SMPP.
     Column("last_error", Text),
+    # Whether the cost was deducted from the balance of the application, which must have been prepaid. NULL: a release before 0.4
+    # queued the message, so this is unknown, and the cost counts as deducted.
+    Column("deducted", Boolean),
     partial_index("sends_due", "gateway_id", "queue", "next_at", where="status = 0"),
     partial_index(
         "sends_in_flight",
