@@ -78,19 +78,17 @@ class ForbiddenTexts:
     """The values of a text column that is the primary key of a table. Rows of other tables must not get these values."""
 
     def __init__(self, column: Column[str]) -> None:
-        self._column, self._table = column.name, column.table.name
-        self._sqlite = (
-            f"SELECT EXISTS (SELECT 1 FROM json_each(?) JOIN {self._table} ON {self._table}.{self._column} = json_each.value)"
-        )
+        name, table = column.name, column.table.name
+        self._queries = {
+            "sqlite": f"SELECT EXISTS (SELECT 1 FROM json_each(?) JOIN {table} ON {table}.{name} = json_each.value)",
+            "postgresql": f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {name} = ANY($1::text[]))",
+        }
 
     def find_any(self, connection: Connection, texts: Sequence[str]) -> bool:
-        """Return whether one of the texts is forbidden. This is for SQLite."""
-        return bool(raw_sql.value(connection, self._sqlite, orjson.dumps(texts).decode()))
-
-    def query(self, number: int) -> str:
-        """Return the PostgreSQL query that returns a row if one of the texts is forbidden. The parameter with this number is the
-        array of the texts."""
-        return f"SELECT 1 FROM {self._table} WHERE {self._column} = ANY(${number}::text[]) LIMIT 1"
+        """Return whether one of the texts is forbidden."""
+        if connection.dialect.name == "sqlite":
+            return bool(raw_sql.value(connection, self._queries["sqlite"], orjson.dumps(texts).decode()))
+        return bool(connection.exec_driver_sql(self._queries["postgresql"], (list(texts),)).scalar_one())
 
 
 def insert_all(
@@ -103,31 +101,24 @@ def insert_all(
     `unless` is a pair of forbidden texts and the texts of these rows. Raise IntegrityError if one of the texts is forbidden. The
     caller must then roll back the transaction."""
     present = [(insert, rows) for insert, rows in inserts if rows]
-    forbidden, texts = unless or (None, ())
-    if not texts:
-        forbidden = None
-    if connection.dialect.name == "postgresql" and (len(present) > 1 or forbidden):
-        statement = _together(tuple(insert for insert, _ in present), forbidden)
-        parameters = [*chain.from_iterable(_columns(rows) for _, rows in present), *([list(texts)] if forbidden else [])]
-        result = connection.exec_driver_sql(statement, tuple(parameters))
-        is_forbidden = forbidden is not None and result.first() is not None
+    if connection.dialect.name == "postgresql" and len(present) > 1:
+        parameters = tuple(chain.from_iterable(_columns(rows) for _, rows in present))
+        connection.exec_driver_sql(_together(tuple(insert for insert, _ in present)), parameters)
     else:
         for insert, rows in present:
             insert(connection, rows)
-        is_forbidden = forbidden is not None and forbidden.find_any(connection, texts)
-    if is_forbidden:
+    # This must be a later statement than the insert. The insert may have waited for a transaction that replaces a text of a unique
+    # index with a forbidden text. On PostgreSQL, only a statement that begins afterwards sees the forbidden text.
+    if unless is not None and unless[1] and unless[0].find_any(connection, unless[1]):
         raise IntegrityError("a row has a forbidden text", None, Exception("forbidden text"))
 
 
 @lru_cache(maxsize=64)
-def _together(inserts: tuple[BulkInsert, ...], forbidden: ForbiddenTexts | None) -> str:
+def _together(inserts: tuple[BulkInsert, ...]) -> str:
     numbers = count(1)
-    parts = [insert.from_arrays(numbers) for insert in inserts]
-    if forbidden is not None:
-        parts.append(forbidden.query(next(numbers)))
-    *first, last = parts
+    *first, last = (insert.from_arrays(numbers) for insert in inserts)
     named = ", ".join(f"part{index} AS ({part})" for index, part in enumerate(first))
-    return f"WITH {named} {last}" if named else last
+    return f"WITH {named} {last}"
 
 
 def _columns(rows: Sequence[tuple[object, ...]]) -> tuple[list[object], ...]:

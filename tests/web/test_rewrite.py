@@ -9,8 +9,11 @@ import pytest
 
 from shortener.container import Service
 from shortener.retention.purge import purge
+from shortener.storage import schema
 from shortener.web.rewrite_shapes import RewriteMessage
 from tests.conftest import Clock
+from tests.databases import someone_at, until_it_waits
+from tests.factory import rows
 from tests.one_service import on_one_service
 from tests.web.calls import PHONE, TO
 from tests.web.calls import count_messages_and_links as stored
@@ -260,6 +263,28 @@ async def test_a_link_gets_another_code_if_a_link_has_or_had_the_generated_code(
     assert answer.json()["messages"][0]["links"][0]["code"] == minted[-1] != taken
     assert len(minted) == 4
     assert await stored(service) == ((1, 1) if is_purged else (2, 2))
+
+
+async def test_a_link_gets_another_code_if_a_purge_commits_while_the_unique_index_is_checked(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The insert waits for the transaction of the purge. Then the unique index permits the code, and the snapshot of the insert
+    does not contain the row that the purge has added to `purged_codes`."""
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite runs one transaction after the other")
+    message = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]
+    taken = message["links"][0]["code"]
+    codes = iter([taken])
+    mint = service.codes.mint
+    monkeypatch.setattr(service.codes, "mint", lambda: next(codes, None) or mint())
+    (row,) = await rows(service.database, schema.messages)
+    purges = "WITH old AS (DELETE FROM links WHERE message_id = $1 RETURNING code) INSERT INTO purged_codes SELECT code FROM old"
+    async with someone_at(service, purges, row.id) as purge_connection:
+        answer = asyncio.create_task(rewrite(client, body='#track("https://x.example/")'))
+        await until_it_waits(purge_connection, answer)
+    [link] = (await answer).json()["messages"][0]["links"]
+    assert link["code"] != taken
+    assert [one.code for one in await rows(service.database, schema.links)] == [link["code"]]
 
 
 async def test_the_ids_of_a_rewrite_may_be_json_numbers(client: httpx.AsyncClient) -> None:
