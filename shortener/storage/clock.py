@@ -3,7 +3,8 @@
 The clocks of machines differ. A process whose clock is minutes ahead would claim deliveries that another process is still
 attempting, expire links too early and record hits in the wrong order. Each process therefore regularly measures the difference
 between its clock and the clock of the database, and adds the difference to the time of its clock. It ignores differences up to
-MAX_IGNORED_OFFSET, because the network can cause them.
+MAX_IGNORED_OFFSET, because the network can cause them. Between two measurements, the process adds the time that has passed
+(`SteadyClock`), and does not read the clock of its machine, which somebody can set.
 
 While the database is not available, the last correction stays in use. With SQLite there is only one process, and therefore only one
 clock.
@@ -11,9 +12,10 @@ clock.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from sqlalchemy import Connection, text
@@ -29,26 +31,37 @@ _MILLISECOND = timedelta(milliseconds=1)
 MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
+class SteadyClock:
+    """A clock that begins with the time of the system clock. If somebody sets the system clock later, it does not change."""
+
+    def __init__(self) -> None:
+        self._began_ns = time.time_ns() - _passed_ns()
+
+    def __call__(self) -> datetime:
+        return datetime.fromtimestamp((self._began_ns + _passed_ns()) / 1e9, UTC)
+
+    def now_ms(self) -> int:
+        """Return the time in milliseconds since 1970."""
+        return (self._began_ns + _passed_ns()) // 1_000_000
+
+
 class SharedClock:
-    """A clock that returns the time of the database. `own` is the clock of this machine, to which the offset of the database clock
+    """A clock that returns the time of the database. `own` is the clock of this process, to which the offset of the database clock
     is added."""
 
-    def __init__(self, database: Database, own: Clock = utcnow) -> None:
+    def __init__(self, database: Database, own: Clock | None = None) -> None:
         self._database = database
-        self._own = own
+        self._steady = SteadyClock() if own is None else None
+        self._own: Clock = own or self._steady or utcnow
         self.offset = timedelta()  # The time by which the clock of the database is ahead of the clock of this machine.
 
     def __call__(self) -> datetime:
         return self._own() + self.offset
 
-    @property
-    def follows_system(self) -> bool:
-        """Whether `own` is the system clock, and not the clock of a test."""
-        return self._own is utcnow
-
     def now_ms(self) -> int:
-        """Return the time in milliseconds since 1970, calculated from the system clock."""
-        return _system_ms() + self.offset // _MILLISECOND
+        """Return the time in milliseconds since 1970."""
+        own = self._steady.now_ms() if self._steady is not None else to_ms(self._own())
+        return own + self.offset // _MILLISECOND
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.gauge(
@@ -83,13 +96,19 @@ async def open_clock(database: Database) -> Clock:
 def ms_clock(clock: Clock) -> Callable[[], int]:
     """Return a function that returns the time of `clock` in milliseconds since 1970.
 
-    Each request calls the returned function several times, so this function must be fast. It creates no datetime if `clock` follows
-    the system clock."""
+    Each request calls the returned function several times, so this function must be fast. It creates no datetime unless `clock` is
+    the clock of a test."""
     if clock is utcnow:
         return _system_ms
-    if isinstance(clock, SharedClock) and clock.follows_system:
+    if isinstance(clock, SharedClock):
         return clock.now_ms
     return lambda: to_ms(clock())
+
+
+def _passed_ns() -> int:
+    """Return the nanoseconds that have passed since a fixed time. A change of the system clock does not change the result. On
+    Linux, the result includes the time for which the machine was suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic_ns()
 
 
 def _system_ms() -> int:

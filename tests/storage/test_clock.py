@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -57,6 +58,19 @@ async def test_the_clock_that_returns_milliseconds_is_corrected_with_the_clock_o
     assert abs(ms_clock(clock)() - to_ms(clock())) < 1000
     clock.offset = timedelta(hours=-2)
     assert abs(ms_clock(clock)() - to_ms(clock())) < 1000
+
+
+async def test_a_process_on_postgresql_does_not_follow_a_machine_clock_that_somebody_sets(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the next measurement, the process would otherwise claim the deliveries of other processes and expire links."""
+    clock = SharedClock(database)
+    await clock.step()
+    before, system = ms_clock(clock)(), time.time_ns
+    for minutes in (10, -10):
+        monkeypatch.setattr(time, "time_ns", lambda ahead=minutes * 60 * 10**9: system() + ahead)
+        assert abs(ms_clock(clock)() - before) < 60_000
+        assert abs(to_ms(clock()) - before) < 60_000
 
 
 async def test_the_last_clock_correction_stays_in_use_while_the_database_is_down(postgres_server: PostgresProcess) -> None:
