@@ -192,7 +192,8 @@ class Portal(PortalParts):
         return visit.redirect(sign_in_first(request, SIGN_IN_PATH))
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
-        if visit.now - session.seen_at >= SEEN_INTERVAL:
+        # After the clock was set back, `seen_at` is in the future, and the session would not end in time.
+        if abs(visit.now - session.seen_at) >= SEEN_INTERVAL:
             await self.service.database.write(mark_seen, session.id, visit.now)
 
     def _choose_application(self, visit: Visit) -> None:

@@ -50,8 +50,9 @@ class OperatorSession:
     user_agent: str
 
     def has_recent_password(self, now: datetime) -> bool:
-        """Return whether the password was entered within RECENT_PASSWORD."""
-        return now - self.password_at <= RECENT_PASSWORD
+        """Return whether the password was entered within RECENT_PASSWORD. A time in the future, before the clock was set back, is
+        treated like a time in the past."""
+        return abs(now - self.password_at) <= RECENT_PASSWORD
 
 
 @record

@@ -9,6 +9,9 @@ them. Three counts cause a delay, and no account is locked permanently:
   are delayed in the same way as for one network. A network from which the operator with this name signed in within the last
   KNOWN_DAYS is exempt, so this count does not delay the operator.
 
+If the clock was set back, a failure may have a time in the future. Such a failure does not delay the next attempt, which gets the
+present time. Otherwise the delay would last until the clock has reached the old time again.
+
 A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
 """
 
@@ -50,7 +53,7 @@ class SignInDelays:
         `succeed` and `accept_password` subtract this failure. Counts that are too old to cause a delay are deleted."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
-        window_ends: datetime = network_row.first_at + NETWORK_WINDOW
+        window_ends = network_row.first_at + NETWORK_WINDOW if network_row.first_at <= now else now
         if network_row.failures >= NETWORK_FAILURES and window_ends > now:
             return math.ceil((window_ends - now).total_seconds())
         pair_row = self._lock(connection, self._key_of("pair", name, network), now)
@@ -112,7 +115,7 @@ class SignInDelays:
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
     """Return how many seconds the next attempt must wait after the failures in `row`. Fewer than `free` failures cause no delay."""
-    if row.failures < free:
+    if row.failures < free or row.last_at > now:
         return 0
     delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)
     wait: float = (row.last_at + delay - now).total_seconds()

@@ -84,6 +84,18 @@ async def test_sign_ins_from_a_network_that_failed_for_many_names_are_rejected_u
     assert await database.write(delays.begin_attempt, "Ada", STRANGER, NOON + timedelta(minutes=10)) == 0
 
 
+async def test_failed_sign_ins_before_the_clock_was_set_back_do_not_delay_the_operator_for_the_difference(
+    database: Database, delays: SignInDelays
+) -> None:
+    assert await _fail(database, delays, FREE_FAILURES) == 1
+    for number in range(NETWORK_FAILURES - FREE_FAILURES):
+        assert await database.write(delays.begin_attempt, f"name {number}", STRANGER, NOON) == 0
+    at = NOON - timedelta(days=30)
+    assert await database.write(delays.begin_attempt, "Ada", STRANGER, at) == 0
+    assert await database.write(delays.begin_attempt, "Ada", STRANGER, at) == 2
+    assert await database.write(delays.begin_attempt, "Bob", STRANGER, at) == 0
+
+
 async def test_sign_ins_that_need_a_code_do_not_delay_their_network_but_wrong_codes_do(
     database: Database, delays: SignInDelays
 ) -> None:

@@ -138,6 +138,18 @@ async def test_a_portal_session_ends_after_several_hours_without_requests_and_af
     assert (await busy.get("/portal/me")).status_code == 303
 
 
+async def test_a_portal_session_from_before_the_clock_was_set_back_ends_in_time_and_has_no_recent_password(
+    sign_in: SignIn, clock: Clock
+) -> None:
+    clock.forward(days=1)
+    browser = await sign_in("Ida")
+    clock.forward(days=-1)
+    assert (await browser.get("/portal/me")).status_code == 200
+    assert (await browser.post("/portal/me/second-factor/off")).status_code == 403  # the page that asks for the password
+    clock.forward(hours=8, seconds=1)
+    assert (await browser.get("/portal/me")).status_code == 303
+
+
 async def test_a_sign_in_requires_the_second_factor_and_each_code_works_once(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
 ) -> None:
