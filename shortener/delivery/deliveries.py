@@ -367,12 +367,15 @@ class ReplayedBatch:
     is_last: bool
 
 
-def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None) -> list[ColumnElement[bool]]:
+def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None, now: datetime | None) -> list[ColumnElement[bool]]:
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
-    became dead after this time."""
+    became dead after this time.
+
+    If the clock was set back, deliveries that became dead earlier have a time after `now`. They are not left out."""
     conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
-        conditions.append(or_(deliveries.c.finished_at.is_(None), deliveries.c.finished_at <= dead_at))
+        at = deliveries.c.finished_at
+        conditions.append(or_(at.is_(None), at <= dead_at, at > (now or dead_at)))
     return conditions
 
 
@@ -381,7 +384,7 @@ def count_dead(connection: Connection, criteria: DeliveryFilter, dead_at: dateti
 
     The query reads an index that contains only dead deliveries. Counting a million takes about a quarter of a second."""
     assert criteria.tracker_id is not None
-    statement = select(func.count()).select_from(deliveries).where(*_is_dead(criteria, dead_at))
+    statement = select(func.count()).select_from(deliveries).where(*_is_dead(criteria, dead_at, now=None))
     return connection.execute(statement).scalar_one()
 
 
@@ -399,7 +402,7 @@ def replay_batch(
     If `dead_at` is not None, leave out deliveries that became dead after this time. If `replay_id` is not None, the deliveries
     become part of this background replay."""
     columns = deliveries.c
-    conditions = (*_is_dead(criteria, dead_at), columns.id > after)
+    conditions = (*_is_dead(criteria, dead_at, now), columns.id > after)
     which = select(columns.id).where(*conditions).order_by(columns.id).limit(MAX_REPLAYED_PER_TRANSACTION)
     ids = connection.execute(which).scalars().all()
     is_last = len(ids) < MAX_REPLAYED_PER_TRANSACTION

@@ -225,6 +225,16 @@ async def test_a_replay_does_not_include_deliveries_that_become_dead_after_its_s
     assert await outcomes(service, replay) == ReplayOutcomes(waiting=3, delivered=0, dead=1, moved=1)
 
 
+async def test_a_replay_includes_deliveries_that_became_dead_before_the_clock_was_set_back(
+    service: Service, make_tracker: MakeTracker, clock: Clock
+) -> None:
+    tracker = await make_tracker("https://t.example/")
+    await fill(service, tracker, DEAD, 2)
+    clock.forward(minutes=-10)
+    done = await finish(service, await start(service, tracker))
+    assert (done.state, done.total, done.replayed) == ("done", 2, 2)
+
+
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("reason", [StopReason.TRACKER_DELETED, StopReason.TRACKER_DISABLED, StopReason.APPLICATION_DISABLED])
 async def test_a_replay_stops_if_its_tracker_is_deleted_or_disabled_or_its_application_is_disabled(
