@@ -31,9 +31,13 @@ from shortener.storage import schema
 from shortener.storage.types import to_iso
 
 
-def find_conversion_tracker(connection: Connection, application_id: int) -> Row[Any] | None:
-    """Return the row of the tracker that stores the `conversion_url` of an application, or None."""
-    return connection.execute(select(table).where(table.c.application_id == application_id, table.c.role == CONVERSION_URL)).first()
+def find_conversion_tracker(connection: Connection, application_id: int, *, lock: bool = False) -> Row[Any] | None:
+    """Return the row of the tracker that stores the `conversion_url` of an application, or None. If `lock` is true, lock the row.
+
+    A change of the row must lock it first. Otherwise two changes at the same time could get the same revision, and the processes
+    that know the revision of the first change would not notice the second change."""
+    statement = select(table).where(table.c.application_id == application_id, table.c.role == CONVERSION_URL)
+    return connection.execute(statement.with_for_update() if lock else statement).first()
 
 
 def read_conversion_url(connection: Connection, application_id: int) -> tuple[str | None, list[str] | None]:
@@ -72,7 +76,7 @@ def rotate_callback_secret(
             previous_callback_secret_until=until,
         )
     )
-    tracker = find_conversion_tracker(connection, application_id)
+    tracker = find_conversion_tracker(connection, application_id, lock=True)
     if tracker is not None and tracker.secret in (None, row.callback_secret):
         values = {
             "secret": encrypted,
@@ -100,7 +104,7 @@ def write_conversion_url(
     applications = schema.applications
     statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
     callback_secret = connection.execute(statement).scalar()
-    row = find_conversion_tracker(connection, application_id)
+    row = find_conversion_tracker(connection, application_id, lock=True)
     if url is None:
         if row is not None:
             connection.execute(delete(table).where(table.c.id == row.id))

@@ -1,5 +1,6 @@
 """These tests create and change trackers and check their limits and the encryption of their secrets, on both databases."""
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ from shortener.accounts.administration import create_application
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.delivery import tracker_queries
-from shortener.delivery.conversion_url import write_conversion_url
+from shortener.delivery.conversion_url import rotate_callback_secret, write_conversion_url
 from shortener.delivery.guard import Guard
 from shortener.delivery.outcomes import GONE
 from shortener.delivery.pace import TrackerPace
@@ -24,6 +25,7 @@ from shortener.signatures import parse_secret
 from shortener.storage import schema
 from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock, MakeService
+from tests.databases import someone_at, until_it_waits
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import AUDIT, audited_rows, rows
 
@@ -296,6 +298,24 @@ async def test_a_new_conversion_url_enables_its_tracker_after_a_410_response_of_
     assert found is not None
     await service.trackers.update(AUDIT, found.id, changes(enabled=False))
     assert await put(URL) == (False, "switched off")
+
+
+@pytest.mark.parametrize("change", [write_conversion_url, rotate_callback_secret])
+async def test_a_change_of_conversion_url_during_another_change_of_its_tracker_gets_the_next_revision(
+    service: Service, change: Any
+) -> None:
+    """A process that has cached the target of the first change must notice the second change."""
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite runs one transaction after the other")
+    await service.database.write(write_conversion_url, AUDIT, 1, URL, None, NOON)
+    [tracker] = await rows(service.database, schema.trackers)
+    arguments = ("https://new.example/", None, NOON) if change is write_conversion_url else ("encrypted", NOON, timedelta(hours=1))
+    async with someone_at(service, "UPDATE trackers SET revision = revision + 1 WHERE id = $1", tracker.id) as other:
+        task = asyncio.create_task(service.database.write(change, AUDIT, 1, *arguments))
+        await until_it_waits(other, task)
+    await task
+    [changed] = await rows(service.database, schema.trackers)
+    assert changed.revision == tracker.revision + 2
 
 
 async def test_every_update_of_a_tracker_increments_its_revision(service: Service, make_tracker: MakeTracker) -> None:
