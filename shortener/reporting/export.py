@@ -23,7 +23,7 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from decimal import Decimal
 from typing import Any, Literal
@@ -34,7 +34,14 @@ from shortener.accounts.directory import short_url
 from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.conversions.status_words import is_revenue
 from shortener.model import State, mutable_record
-from shortener.reporting.messages import STORED_MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_decimal, shown_number
+from shortener.reporting.messages import (
+    STORED_MESSAGE_COLUMNS,
+    MessageFilter,
+    list_messages,
+    serialize_decimal,
+    shown_number,
+    shown_reason,
+)
 from shortener.storage.database import Database
 from shortener.storage.schema import conversions, first_clicks, hits, links, other_hits
 from shortener.storage.types import iso_of_ms
@@ -241,7 +248,7 @@ def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], s
         [_STATES[state] for state in message["state"]],
         _texts(message["report_status"]),
         _texts(message["reason_code"]),
-        _texts(message["reason_description"]),
+        _texts(_reasons(message, reveal=reveal)),
         *(
             [iso_of_ms(at) for at in message[name]]
             for name in ("created_at", "sent_at", "delivered_at", "read_at", "failed_at", "clicked_at")
@@ -265,6 +272,13 @@ def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], s
         [escape_formula(";".join(sorted(detail.values))) if detail.values else "" for detail in details],
     )
     return format_csv(zip(*columns, strict=True))
+
+
+def _reasons(message: Mapping[str, Sequence[Any]], *, reveal: bool) -> Sequence[str | None]:
+    reasons: Sequence[str | None] = message["reason_description"]
+    if reveal or not any(reasons):
+        return reasons
+    return [shown_reason(reason, number, reveal=False) for reason, number in zip(reasons, message["to_address"], strict=True)]
 
 
 def _texts(column: Sequence[str | None]) -> Sequence[str | None]:

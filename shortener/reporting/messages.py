@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from shortener.conversions.first_conversions import CONVERTED_MESSAGES
 from shortener.ids import first_id_at
-from shortener.logs import mask
+from shortener.logs import mask, mask_recipient
 from shortener.model import State, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
@@ -174,10 +174,16 @@ def shown_number(number: str, *, reveal: bool) -> str:
     return number if reveal or not number else mask(number)
 
 
+def shown_reason(reason: str | None, number: str, *, reveal: bool) -> str | None:
+    """Return the reason text of a carrier as it is shown to the caller: unless `reveal` is true, the recipient's `number` and
+    international numbers in it are masked."""
+    return reason if reveal or not reason else mask_recipient(reason, number)
+
+
 def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
     """Return a row of MESSAGE_COLUMNS in the format of the API: times in ISO 8601, the price as a decimal string.
 
-    The phone number is masked unless `reveal` is true."""
+    Phone numbers are masked unless `reveal` is true."""
     return {
         "message_id": row.message_id,
         "message_request_id": row.request_id,
@@ -192,7 +198,7 @@ def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
         "state": State(row.state).name,
         "report_status": row.report_status,
         "reason_code": row.reason_code,
-        "reason_description": row.reason_description,
+        "reason_description": shown_reason(row.reason_description, row.to_address, reveal=reveal),
         "telecom_message_id": row.telecom_message_id,
         "created_at": to_iso(row.created_at),
         "sent_at": to_iso(row.sent_at),

@@ -13,7 +13,9 @@ from sqlalchemy import Connection, and_, func, select, text
 
 from shortener.accounts.directory import short_url
 from shortener.conversions.queries import StoredRevision, find_revisions
+from shortener.delivery.event_fields import exact_number
 from shortener.gateways.sends import StoredSend, find_send, send_attempt_fields, send_fields
+from shortener.logs import mask_parameters
 from shortener.model import HitFlag, State, record
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
@@ -112,12 +114,12 @@ class MessageStatusReader:
     def serialize(self, status: MessageStatus, *, reveal: bool) -> dict[str, Any]:
         """Return the status of a message in the format of `GET /api/v1/sms/status/{message_id}`.
 
-        The phone number is masked unless `reveal` is true."""
+        Phone numbers are masked unless `reveal` is true, also in the metadata."""
         message = status.message
         return {
             **serialize_message(message, reveal=reveal),
             "previous_state": None if message.previous_state is None else State(message.previous_state).name,
-            "metadata": message.metadata,
+            "metadata": message.metadata if reveal else mask_parameters(message.metadata),
             "link_tracking": self._link_tracking(status),
             "links": [self._link(link, status.clicks.get(link.link_id, LinkClicks())) for link in status.links],
             "conversions": [
@@ -139,8 +141,7 @@ class MessageStatusReader:
             "recipient": shown_number(message.to_address, reveal=reveal),
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
-            # In Xoxzo's format, the cost is a number. Clients only display it, so a float is precise enough.
-            "cost": None if message.mt_price is None else float(message.mt_price),
+            "cost": exact_number(message.mt_price),  # In Xoxzo's format, the cost is a JSON number.
             "parts": message.segments if message.fragments_count is None else message.fragments_count,
             "tags": [message.campaign] if message.campaign else [],
             "link_tracking": self._link_tracking(status),

@@ -251,7 +251,11 @@ async def test_phone_numbers_are_masked_for_an_api_key_without_the_permission_pr
 async def test_no_get_endpoint_returns_a_phone_number_to_a_key_without_the_permission_privacy_reveal(
     service: Service, client: httpx.AsyncClient, credentials: Credentials
 ) -> None:
-    await rewrite(client, "m1", body='Look #track("https://x.example/")', campaign="autumn")
+    metadata = {"phone": "14085550100", "callbackData": "for +14085550100"}
+    await rewrite(client, "m1", body='Look #track("https://x.example/")', campaign="autumn", metadata=metadata)
+    report = {"message_id": "m1", "state": "FAILED", "reason_code": "5", "reason_description": "14085550100 is off"}
+    assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
+    assert "5550100 is off" in (await client.get("/sms/1/logs")).text
     await client.get("/" + (await client.get("/api/v1/links")).json()["links"][0]["code"])
     async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as tracker:
         await tracker.get("/api/v1/track?message_id=m1&value=1")
@@ -265,7 +269,7 @@ async def test_no_get_endpoint_returns_a_phone_number_to_a_key_without_the_permi
     paths = [path for path in described if "get" in described[path] and "{" not in path and path not in ("/openapi.json", "/docs")]
     read = 0
     async with client_of(service, {"X-API-Key": key}) as reader:
-        for path in paths:
+        for path in [*paths, "/api/v1/sms/status/m1", "/sms/messages/m1/"]:
             response = await reader.get(path)
             read += response.status_code == 200
             assert "5550100" not in response.text, path

@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from shortener.delivery.event_fields import exact_number
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
+from shortener.logs import mask_parameters
 from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.model import State
 from shortener.reporting.logs import LogEntry, LogPage, log_entries, read_log
-from shortener.reporting.messages import MessageFilter, shown_number
+from shortener.reporting.messages import MessageFilter, shown_number, shown_reason
 from shortener.reporting.report_polls import accept, read_next
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
@@ -255,7 +257,8 @@ async def _read_logs(call: Call[Any, None], below: int | None) -> LogPage:
 def _report(entry: LogEntry, reveal: bool) -> dict[str, Any]:
     message = entry.message
     sender = message.from_address or None
-    return _present(to=_number(message.to_address, reveal), smsCount=_segments(entry), **{"from": sender}, **_common_fields(entry))
+    number = _number(message.to_address, reveal)
+    return _present(to=number, smsCount=_segments(entry), **{"from": sender}, **_common_fields(entry, reveal))
 
 
 def _v3_report(entry: LogEntry, recipient: str, reveal: bool) -> dict[str, Any]:
@@ -265,7 +268,7 @@ def _v3_report(entry: LogEntry, recipient: str, reveal: bool) -> dict[str, Any]:
         sender=message.from_address or None,
         messageCount=_segments(entry),
         campaignReferenceId=message.campaign or None,
-        **_common_fields(entry),
+        **_common_fields(entry, reveal),
     )
 
 
@@ -273,24 +276,23 @@ def _present(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _common_fields(entry: LogEntry) -> dict[str, Any]:
+def _common_fields(entry: LogEntry, reveal: bool) -> dict[str, Any]:
     message = entry.message
     state = State(message.state)
     done: datetime | None = message.failed_at
     if state in _STATES["DELIVERED"]:
         done = message.delivered_at or message.read_at or message.clicked_at
     price = message.mt_price if message.mt_price is not None else entry.cost
-    data = entry.metadata or {}
+    data = (entry.metadata if reveal else mask_parameters(entry.metadata)) or {}
     return {
         "bulkId": message.request_id,
         "messageId": message.message_id,
         "sentAt": serialize_infobip_time(message.sent_at or message.created_at),
         "doneAt": serialize_infobip_time(done) if done is not None and state in _FINAL else None,
         "callbackData": str(data["callbackData"]) if "callbackData" in data else None,
-        # In Infobip's format the price is a number. Clients only display it, so a float is precise enough.
-        "price": None if price is None else {"pricePerMessage": float(price)},
+        "price": None if price is None else {"pricePerMessage": exact_number(price)},  # In Infobip's format a JSON number.
         "status": _status(state),
-        "error": _error(entry, state),
+        "error": _error(entry, state, reveal),
     }
 
 
@@ -319,18 +321,19 @@ def _status(state: State) -> dict[str, Any]:
     return {"groupId": group[0], "groupName": group[1], "id": number, "name": name, "description": text}
 
 
-def _error(entry: LogEntry, state: State) -> dict[str, Any]:
+def _error(entry: LogEntry, state: State, reveal: bool) -> dict[str, Any]:
     """Return Infobip's error object: NO_ERROR, or the reason of the latest delivery report."""
     message = entry.message
     if state not in (State.FAILED, State.EXPIRED):
         return {"groupId": 0, "groupName": "OK", "id": 0, "name": "NO_ERROR", "description": "No Error", "permanent": False}
     code = message.reason_code or ""
+    reason = shown_reason(message.reason_description, message.to_address, reveal=reveal)
     return {
         "groupId": 3,
         "groupName": "OPERATOR_ERRORS",
         "id": int(code) if code.isdecimal() and len(code) <= 9 else 0,
         "name": code or "UNKNOWN",
-        "description": message.reason_description or message.report_status or "Unknown",
+        "description": reason or message.report_status or "Unknown",
         "permanent": state is State.FAILED,
     }
 

@@ -117,6 +117,17 @@ async def test_the_infobip_report_of_a_message_that_was_clicked_before_its_deliv
     assert found["status"]["groupName"] == "DELIVERED"
 
 
+@pytest.mark.parametrize("price", ["0.00000000000000000001", "123456789012.12345678901234567890"])
+async def test_prices_in_the_formats_of_xoxzo_and_infobip_are_json_numbers_with_exactly_the_digits_of_the_price(
+    client: httpx.AsyncClient, price: str
+) -> None:
+    await rewrite(client, "m-1", mt_price=price)
+    for path in ("/sms/messages/m-1/", "/sms/messages/"):
+        assert f'"cost":{price},' in (await client.get(path)).text
+    for path in ("/sms/1/logs", "/sms/3/logs"):
+        assert f'{{"pricePerMessage":{price}}}' in (await client.get(path)).text
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
 async def test_a_click_is_no_delivery_report_but_a_clicked_message_has_infobips_status_delivered(
     client: httpx.AsyncClient, version: int
