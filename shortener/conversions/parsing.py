@@ -379,6 +379,8 @@ _SECRET_IN_TEXT = re.compile(
     r"""(\\?"[^"]*"?|'[^']*'?|(?:(?:Bearer|Basic|App)\s+)?[^\s"'&,;<>{}\[\]]+)""",
     re.IGNORECASE,
 )
+#: A regular expression for the password in a URL such as https://user:password@host/.
+_PASSWORD_OF_URL = re.compile(r"(://[^\s/?#@:]*:)[^\s/?#@]+(?=@)")
 REMOVED = "[removed]"
 
 
@@ -391,7 +393,7 @@ def _storable(value: Any, depth: int = 0) -> Any:
             value = value.encode("utf-8", "replace").decode()
         return _CREDENTIAL.sub(REMOVED, value.replace("\x00", ""))
     if isinstance(value, Decimal):
-        return number if math.isfinite(number := float(value) if not value.is_snan() else math.nan) else str(value)
+        return number if _is_exact(number := float(value) if not value.is_snan() else math.nan, value) else str(value)
     if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 63:
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -403,6 +405,11 @@ def _storable(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_storable(one, depth + 1) for one in value]
     return value
+
+
+def _is_exact(number: float, value: Decimal) -> bool:
+    """Return whether the JSON number of a float is the decimal `value`. Otherwise the value is stored as text, with all digits."""
+    return math.isfinite(number) and Decimal(repr(number)) == value
 
 
 def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,7 +425,7 @@ def _without_secrets(value: Any, depth: int = 0) -> Any:
     """Return a value without secrets. Parts that are nested more deeply than MAX_METADATA_DEPTH stay unchanged, because
     `fit_metadata` does not store them."""
     if isinstance(value, str):
-        return _SECRET_IN_TEXT.sub(rf"\1{REMOVED}", value)
+        return _PASSWORD_OF_URL.sub(rf"\1{REMOVED}", _SECRET_IN_TEXT.sub(rf"\1{REMOVED}", value))
     if depth > MAX_METADATA_DEPTH:
         return value
     if isinstance(value, Mapping):

@@ -386,6 +386,8 @@ def _target_of(
     target = None if item.hit_id is None else by_hit.get(item.hit_id)
     if target is not None and target.application_id == item.application_id:
         if message_id not in (None, target.message_id):
+            if (item.application_id, message_id) not in by_message_id:
+                return _unknown_target("message_id")
             detail = Detail("click_id", "belongs to a click on another message than message_id")
             return ApiError(ErrorCode.INVALID_REQUEST, details=[detail])
         return target

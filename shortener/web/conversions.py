@@ -2,7 +2,7 @@
 
 The four endpoints of 23 Telecom require a tracker token in the X-Api-Token header. A network that can store only a URL uses a
 postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
-(`report_input.py`). The handler rejects HEAD requests, which the router passes to the GET handler.
+(`report_input.py`). A HEAD request gets 405, because it must change nothing.
 
 A report that is rejected or not applied is stored with the reason (`conversions/refusals.py`).
 """
@@ -60,8 +60,6 @@ async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = Non
     """Record the conversion of a request. If `refusal` is not None, reject the request with this error. `path` is the path of the
     request, with the name of the parameter in place of a postback key."""
     service, request = call.service, call.request
-    if request.method == "HEAD":
-        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")
     received = await read_report(request, service.settings.body_limit)
     try:
         if error := refusal or received.problem:
@@ -143,6 +141,7 @@ def _endpoint(path: str, handler: Any, summary: str, caller: Caller, **more: Any
         **{
             "query": ConversionParameters,
             "reads_request": True,
+            "has_head": False,
             "response": ConversionResponse,
             "errors": _ERRORS,
             "description": _DESCRIPTION,

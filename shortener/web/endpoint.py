@@ -121,7 +121,7 @@ class Endpoint:
 
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text in a JSON
     body is replaced. With `reads_request`, the handler itself reads the query and the body, and the models only describe them in
-    the OpenAPI document.
+    the OpenAPI document. A GET endpoint also handles HEAD requests, unless `has_head` is false.
 
     `errors` lists the codes that the handler raises, in addition to those that every endpoint may raise. If the body is invalid,
     `complete_error` adds the errors that the handler would have found, so that one error does not hide another. `translate_error`
@@ -145,6 +145,7 @@ class Endpoint:
     body_optional: bool = False
     repairs_text: bool = False
     reads_request: bool = False
+    has_head: bool = True
     translate_error: Callable[[ApiError], ApiError] | None = None
     error_shape: ErrorShape | None = None
     complete_error: Callable[[Service, Principal | None, InvalidInput], Awaitable[ApiError]] | None = None

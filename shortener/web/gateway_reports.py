@@ -44,8 +44,6 @@ async def report(call: Call[None, None]) -> Response:
     settings = stored.config.settings
     if not isinstance(settings, HttpSettings):
         raise ApiError(ErrorCode.NOT_FOUND, "Gateways of this kind do not report by HTTP.")
-    if request.method == "HEAD":
-        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED)
     body = b""
     if request.method == "POST":
         body = await read_body(request, BodyLimits(min(service.settings.body_limit, MAX_BODY_BYTES), 1, False), is_form=True)
@@ -94,6 +92,7 @@ _ENDPOINT = Endpoint(
     "Gateways",
     Caller.ANYONE,
     media_type="text/plain",
+    has_head=False,
     errors=(
         ErrorCode.UNAUTHORIZED,
         ErrorCode.RATE_LIMITED,

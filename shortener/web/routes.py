@@ -109,14 +109,14 @@ def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns
             pattern, _, convertors = compile_path(endpoint.path)
             patterns.append((pattern, convertors, methods))
         methods[endpoint.method] = endpoint
-        if endpoint.method == "GET":
+        if endpoint.method == "GET" and endpoint.has_head:
             methods.setdefault("HEAD", endpoint)
     return by_path, patterns
 
 
 class ApiRouter:
     """A router that finds the endpoint of a request and runs it. A HEAD request is passed to the GET endpoint if the path has no
-    endpoint for HEAD."""
+    endpoint for HEAD, unless the GET endpoint has `has_head=False`."""
 
     def __init__(self, service: Service, endpoints: Sequence[Endpoint] | None = None) -> None:
         """Create a router for `endpoints`. By default, it serves the endpoints of all MODULES and imports them on demand."""

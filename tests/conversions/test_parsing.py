@@ -245,6 +245,13 @@ def test_metadata_of_many_or_nested_parameters_is_cut_to_4_kib_of_json() -> None
     assert any(warning.startswith("deep:") for warning in report.warnings)
 
 
+@pytest.mark.parametrize("number", ["12345678901234567.123456", "0.12345678901234567890", "1e400"])
+def test_a_json_number_that_a_float_cannot_contain_is_stored_as_text_in_the_metadata(number: str) -> None:
+    metadata = parse(message_id="m", short=Decimal("12.50"), long=Decimal(number)).metadata
+    assert metadata is not None
+    assert (metadata["short"], Decimal(metadata["long"])) == (12.5, Decimal(number))
+
+
 def test_credentials_are_removed_from_the_stored_parameters_of_a_conversion_report() -> None:
     key = "tt_" + "a" * 43
     assert parse(message_id="m", note=f"token {key}").metadata == {"note": f"token {REMOVED}"}
@@ -273,6 +280,7 @@ def test_nested_credentials_are_removed_from_the_stored_parameters_of_a_refused_
         "{'password': 'hun ter2'}",
         "https://a.example/?x=1&access_token=hunter2&y=2",
         "access_token%3Dhunter2",
+        "see https://user:hunter2@a.example/x",
         "X-Api-Token: hunter2",
         "Authorization: Bearer hunter2",
         "<login><password>hunter2</password></login>",

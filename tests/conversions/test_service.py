@@ -181,9 +181,8 @@ async def test_a_conversion_report_with_the_click_id_and_the_message_id_of_diffe
     service: Service, hit: int
 ) -> None:
     await service.database.write(add_message, service.ids, "m-2")
-    for message_id in ("m-2", "unknown"):
-        report = replace(SALE, message_id=message_id, click_id=service.click_ids.encode(hit))
-        assert await rejection(service, report) is ErrorCode.INVALID_REQUEST
+    report = replace(SALE, message_id="m-2", click_id=service.click_ids.encode(hit))
+    assert await rejection(service, report) is ErrorCode.INVALID_REQUEST
 
 
 async def test_a_conversion_report_for_a_message_or_click_of_another_application_is_rejected(service: Service, hit: int) -> None:
@@ -204,6 +203,11 @@ async def test_a_message_id_identifies_a_message_only_within_its_application(ser
     await asyncio.gather(service.conversions.ingest(1, SALE), service.conversions.ingest(other, SALE))
     stored = {(row.application_id, row.message_id) for row in await rows(service.database, schema.conversions)}
     assert stored == {(1, message.row), (other, theirs.row)}
+
+
+async def test_an_unknown_message_id_is_not_found_although_the_click_id_is_known(service: Service, hit: int) -> None:
+    report = replace(SALE, message_id="unknown", click_id=service.click_ids.encode(hit))
+    assert await rejection(service, report) is ErrorCode.MESSAGE_NOT_FOUND
 
 
 @pytest.mark.usefixtures("message")

@@ -190,8 +190,9 @@ async def test_spaces_around_a_credential_in_a_header_are_ignored(service: Servi
 
 
 async def test_a_head_request_records_no_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
-    for path in ("/api/v1/track", "/api/v1/action/track"):
-        assert (await tracker.head(path, params={"message_id": "m-1"})).status_code == 405
+    for path in ("/api/v1/track", "/api/v1/action/track", "/api/v1/callback/action", "/action", "/api/v1/postback/pk_1"):
+        response = await tracker.head(path, params={"message_id": "m-1"})
+        assert (response.status_code, response.headers["allow"]) == (405, "GET, POST"), path
     assert await rows(service.database, schema.conversions) == []
 
 
