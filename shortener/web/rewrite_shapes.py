@@ -38,6 +38,15 @@ MessageId = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 100}, {"type": "integer"}]}),
 ]
 
+
+def _without_null(value: Any) -> Any:
+    return ["" if entry is None else entry for entry in value] if isinstance(value, list) and None in value else value
+
+
+#: One or several phone numbers. A null in a list, such as an empty cell of a table, becomes a recipient that is not valid, so that
+#: `on_invalid` applies to it.
+Recipients = Annotated[str | list[str], BeforeValidator(_without_null)]
+
 #: An id of the caller's systems, which events contain. A JSON number is converted to text.
 RequestId = Annotated[
     Text,
@@ -171,7 +180,7 @@ class MessageOptions(OptionalFields):
 class RewriteMessage(MessageOptions):
     """A message for one recipient or for several; each recipient gets separate links."""
 
-    to: str | list[str] = Field(
+    to: Recipients = Field(
         description="Phone number in E.164, for example +14085550100, or a list of numbers. Spaces, hyphens, brackets, invisible "
         "characters and a leading 00 are removed."
     )

@@ -350,3 +350,12 @@ async def test_errors_that_are_only_counted_hide_no_error_of_their_message(clien
     messages = [{"to": BAD, "body": "#track(", "metadata": {"a": []}, "expires_in": 0}] * 1000
     answer = await client.post("/api/v1/rewrite", json={"messages": messages})
     assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 4000)
+
+
+async def test_a_recipient_that_is_null_is_left_out_like_another_invalid_recipient(client: httpx.AsyncClient) -> None:
+    answer = await rewrite(client, to=[TO, None, "+14085550101"], body="x", on_invalid="skip")
+    assert answer.status_code == 200, answer.text
+    found = [(entry["to"], entry.get("error_code"), entry.get("field")) for entry in answer.json()["messages"]]
+    assert found == [(TO, None, None), ("", "INVALID_RECIPIENT", "to.1"), ("+14085550101", None, None)]
+    answer = await rewrite(client, to=[TO, None], body="x")
+    assert _codes(answer) == [("to.1", "INVALID_RECIPIENT")]
