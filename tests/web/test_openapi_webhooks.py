@@ -13,7 +13,7 @@ from shortener.delivery.sample_delivery import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
 from tests.conftest import NOON
-from tests.web.openapi_document import DOCUMENT
+from tests.web.openapi_document import DOCUMENT, validator_of
 
 EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
 
@@ -29,7 +29,7 @@ def body_of(event: str) -> dict[str, Any]:
 
 def schema_of(format: str) -> jsonschema_rs.Draft202012Validator:
     reference = {"$ref": f"#/components/schemas/{format.capitalize()}Event"}
-    return jsonschema_rs.Draft202012Validator({**reference, "components": DOCUMENT["components"]}, validate_formats=True)
+    return validator_of(reference, validate_formats=True)
 
 
 @pytest.mark.parametrize("format", FORMATS)
