@@ -181,6 +181,7 @@ def test_a_blocked_host_blocks_only_itself_and_a_blocked_wildcard_blocks_subdoma
         assert hit_policies.blocks(application, url) is expected
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("host", "normalized"),
     [
@@ -279,6 +280,7 @@ async def test_a_domain_of_an_earlier_version_with_a_forbidden_host_name_can_be_
     assert (domain.path, domain.disabled) == ("", False)
 
 
+@on_one_service
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[2001:db8::1]", "a--b.example", "xn--bcher-kva.example"])
 async def test_hosts_of_domains_may_be_local_names_ip_addresses_or_international_names(service: Service, host: str) -> None:
     await service.database.write(add_domain, 1, f"https://{host}", NOON)

@@ -44,6 +44,7 @@ async def test_the_number_of_postback_keys_of_an_application_is_limited(service:
     await service.database.write(postback_keys.create_postback_key, 1, "two", NOON)
 
 
+@on_one_service
 @pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=91)])
 async def test_a_rotation_overlap_outside_0_to_90_days_is_rejected_for_a_postback_key(service: Service, overlap: timedelta) -> None:
     key_id, _ = await service.database.write(postback_keys.create_postback_key, 1, "one", NOON)

@@ -77,6 +77,7 @@ async def test_head_and_prefetch_requests_are_redirected_but_are_not_clicks(clie
     assert await event_topics(service) == [Topic.STATE | Topic.CLICK]
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "tail", [".", ",", ")", "!", "?", ";", ":", '"', "'", "%22", "%E2%80%9D", ").", "...", "/", "/?x=1", "%E2%80%8B", "👍"]
 )
@@ -219,6 +220,7 @@ async def test_a_code_is_valid_on_its_own_domain_and_on_the_default_host(branded
         assert (await client.get(of_default, headers=PHONE_HEADERS | {"Host": "s.example"})).status_code == 302
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/api/v1/rewrite", "/openapi.json", "/docs", "/portal", "/healthz", "/"])
 async def test_the_domain_of_an_application_serves_short_links_and_not_the_api(branded: Service, path: str) -> None:
     async with client_of(branded) as client:

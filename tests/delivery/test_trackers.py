@@ -28,6 +28,7 @@ from tests.conftest import NOON, Clock, MakeService
 from tests.databases import someone_at, until_it_waits
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import AUDIT, audited_rows, rows
+from tests.one_service import on_one_service
 
 KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
 URL = "https://tracker.example/hook?phone={phone}"
@@ -402,6 +403,7 @@ async def test_rotation_creates_a_callback_secret_if_the_application_has_no_call
         await service.trackers.rotate_callback_secret(AUDIT, 99, timedelta())
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("url", "is_kept"),
     [

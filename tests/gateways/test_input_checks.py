@@ -64,6 +64,13 @@ async def test_only_the_operator_can_change_the_address_of_a_gateway_with_the_op
     await service.gateways.update(AUDIT, created.id, {"settings": elsewhere}, is_operator=True)
 
 
+@pytest.fixture
+async def strict_service(make_service: MakeService) -> Service:
+    """A service that permits no private targets."""
+    return await make_service(allow_private_targets=False)
+
+
+@on_one_service
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -83,9 +90,9 @@ async def test_only_the_operator_can_change_the_address_of_a_gateway_with_the_op
     ],
 )
 async def test_only_the_operator_can_change_the_request_settings_of_a_gateway_with_the_option_allow_private(
-    make_service: MakeService, changes: dict[str, Any], field: str
+    strict_service: Service, changes: dict[str, Any], field: str
 ) -> None:
-    service = await make_service(allow_private_targets=False)
+    service = strict_service
     created = await service.gateways.create(AUDIT, 1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     with pytest.raises(ApiError) as caught:
         await service.gateways.update(AUDIT, created.id, {"settings": changes}, 1)
@@ -93,6 +100,7 @@ async def test_only_the_operator_can_change_the_request_settings_of_a_gateway_wi
     assert f"settings.{field}" in [detail.field for detail in caught.value.details]
     assert (await service.gateways.get(created.id)).config.settings == created.config.settings
     await service.gateways.update(AUDIT, created.id, {"settings": changes}, is_operator=True)
+    await service.gateways.remove(AUDIT, created.id)
 
 
 async def test_an_application_can_change_the_credentials_of_its_gateway_with_the_option_allow_private(

@@ -12,6 +12,7 @@ from shortener.gateways.gateway import GatewayChanges, NewGateway, StoredGateway
 from shortener.gateways.presenter import gateway_fields
 from tests.conftest import NOON
 from tests.factory import AUDIT
+from tests.one_service import on_one_service
 
 KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
 
@@ -34,6 +35,7 @@ async def test_the_shown_url_of_a_gateway_can_be_stored_again_with_another_host(
     assert stored(changed) == {**stored(created), "url": shown.replace("10.0.0.5", "10.0.0.6")}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
@@ -61,6 +63,7 @@ async def test_a_mask_in_the_place_of_a_hidden_value_is_rejected(
         with pytest.raises(ApiError) as caught:
             await service.gateways.create(AUDIT, 1, new)
         assert {one.reason[:12] for one in caught.value.details} == {"contains ***"}
+    await service.gateways.remove(AUDIT, created.id)
 
 
 async def test_one_variable_of_a_gateway_changes_and_the_others_stay(service: Service) -> None:
@@ -82,6 +85,7 @@ async def test_one_member_of_a_setting_that_has_its_default_changes_and_the_othe
     assert stored(changed)["report_fields"] == {"id": "msgid"}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -99,6 +103,7 @@ async def test_a_wrong_name_of_a_variable_is_rejected_with_the_right_one(
     with pytest.raises(ApiError) as caught:
         await service.gateways.update(AUDIT, created.id, {"settings": settings}, is_operator=True)
     assert reason in caught.value.details[0].reason
+    await service.gateways.remove(AUDIT, created.id)
 
 
 async def test_an_api_key_cannot_send_kept_variables_to_another_host_by_setting_one_of_them(service: Service) -> None:

@@ -11,6 +11,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.messages.prices import find_prices, list_prices, remove_price, set_price
 from shortener.storage.database import Database
 from tests.conftest import NOON
+from tests.one_service import on_one_service
 
 
 async def test_the_price_of_the_longest_prefix_applies_and_prices_of_the_application_have_priority_over_common_prices(
@@ -50,6 +51,7 @@ async def test_the_price_of_a_phone_number_prefix_is_replaced_listed_and_removed
     assert caught.value.code is ErrorCode.NOT_FOUND
 
 
+@on_one_service
 @pytest.mark.parametrize(("prefix", "price"), [("0", "1"), ("abc", "1"), ("12345678901", "1"), ("1", "-1"), ("1", "1000000")])
 async def test_invalid_prices_are_rejected(database: Database, prefix: str, price: str) -> None:
     with pytest.raises(ApiError) as caught:

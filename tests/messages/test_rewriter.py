@@ -19,6 +19,7 @@ from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
 from tests.messages.rewriting import LINK, TO, item
+from tests.one_service import on_one_service
 
 
 def sender(service: Service) -> Application:
@@ -203,6 +204,7 @@ async def test_a_fallback_url_on_a_blocked_host_is_rejected(service: Service) ->
     assert (await rejection(service, item(fallback_url="https://bad.example/"))).details[0].field == "fallback_url"
 
 
+@on_one_service
 @pytest.mark.parametrize("offset", [-12, 0, 12])
 async def test_a_link_expiry_at_the_end_of_the_year_9999_is_rejected(service: Service, offset: int) -> None:
     at = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=offset)) if offset else UTC)

@@ -59,13 +59,18 @@ async def invite(service: Service, name: str, role: Role = Role.ADMIN, applicati
 
 @pytest.fixture
 def sign_in(service: Service, new_browser: NewBrowser) -> SignIn:
-    """Return a function that invites an operator, accepts the invitation, and returns the browser with the session."""
+    """Return a function that invites an operator, accepts the invitation, and returns the browser with the session.
+
+    If it was called with the same arguments before, it returns the same browser, so that cases on one service can share it."""
+    browsers: dict[tuple[object, ...], httpx.AsyncClient] = {}
 
     async def enter(name: str = "Ada", role: Role = Role.ADMIN, application_id: int = 0, **headers: str) -> httpx.AsyncClient:
-        browser = await new_browser(**headers)
-        token = await invite(service, name, role, application_id)
-        await accept(browser, token)
-        return browser
+        key = (name, role, application_id, *headers.items())
+        if key not in browsers:
+            browser = await new_browser(**headers)
+            await accept(browser, await invite(service, name, role, application_id))
+            browsers[key] = browser
+        return browsers[key]
 
     return enter
 

@@ -29,6 +29,7 @@ from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
 from tests.conftest import NOON, Clock, client_of
+from tests.one_service import on_one_service
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, log, send
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
@@ -87,6 +88,7 @@ PAGES = ("", "campaigns", "campaigns/order-updates", "campaigns?compare=order-up
 SUM = re.compile(r'data-sum="(\w*)" data-value="([\d.]+)" href="([^"]+)"')
 
 
+@pytest.mark.slow
 async def test_every_figure_equals_the_number_of_rows_in_its_list_by_event_time_and_by_send_time(demo: DemoPortal) -> None:
     queries = ("basis=event", "basis=sent", "basis=event&period=7d", "basis=sent&period=7d&tz=Asia/Kolkata")
     pages = [f"/portal/1/{page}{'&' if '?' in page else '?'}{query}" for page in PAGES for query in queries]
@@ -326,6 +328,7 @@ async def test_a_comparison_without_enough_campaigns_says_how_many_to_choose(dem
 SPACED = ("Spring", "Spring ", "\N{NO-BREAK SPACE}Spring", "  ")
 
 
+@pytest.mark.slow
 async def test_figures_of_campaigns_whose_names_differ_only_in_spaces_lead_to_the_rows_of_one_campaign(
     empty: DemoPortal, new_browser: NewBrowser, clock: Clock
 ) -> None:
@@ -410,6 +413,7 @@ async def test_the_figures_of_the_page_of_messages_without_a_campaign_lead_to_th
     assert (await empty.figures(page))[0][1] == 2
 
 
+@on_one_service
 @pytest.mark.parametrize(("days", "bars"), [(100, 101), (130, 19), (900, 33), (3660, 131)])
 @pytest.mark.parametrize("page", ["1/", "all/", "1/campaigns/black-friday"])
 async def test_the_bars_of_a_period_of_any_length_add_up_to_the_clicks_and_lead_to_their_rows(
@@ -443,6 +447,7 @@ FORM = re.compile(r'<form[^>]*method="get"[^>]*>.*?</form>', re.DOTALL)
 HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "page",
     [
@@ -485,6 +490,7 @@ async def test_the_filter_form_of_messages_without_a_campaign_keeps_this_filter_
     assert len(await empty.rows("/portal/1/messages?no_campaign=1&campaign=Spring&metric=messages")) == 2
 
 
+@on_one_service
 @pytest.mark.parametrize("name", ["report.csv", "a?b=1#c", "100% off", "50%25"])
 async def test_the_form_and_the_links_of_a_campaign_page_lead_to_the_same_campaign(empty: DemoPortal, name: str) -> None:
     await send(empty.service, empty.browser, campaign=name)

@@ -20,6 +20,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import url
 from shortener.portal.verdict_texts import REASONS, explain
 from tests.conftest import Clock
+from tests.one_service import on_one_service
 from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
@@ -168,6 +169,7 @@ async def test_a_preview_link_of_the_portal_opens_the_destination_for_ten_minute
     assert (await phone.get(found)).status_code == 404, "a disabled link leads nowhere"
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["messages/x", "links/abcde", "campaigns/x"])
 async def test_the_portal_page_of_an_unknown_object_returns_404(sign_in: SignIn, path: str) -> None:
     browser = await sign_in()
@@ -297,6 +299,7 @@ def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
     assert explain("method", "ignored_hits").startswith("Not counted as a click: ")
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("path", "form", "field", "reason"),
     [

@@ -16,6 +16,7 @@ from shortener.storage.schema import messages, sends
 from tests.clicks.helpers import TO, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT
+from tests.one_service import on_one_service
 from tests.portal.conftest import SignIn, log
 
 
@@ -78,6 +79,7 @@ async def test_the_erasure_page_refunds_the_cost_of_an_unsent_message(kind: str,
     assert await service.database.read(read_balance, 1) == (Decimal(10), "USD")
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("kind", "subject"),
     [

@@ -36,6 +36,7 @@ async def test_every_portal_response_has_the_security_headers(new_browser: NewBr
         assert "strict-transport-security" not in response.headers  # the installation has no https
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "path",
     [

@@ -17,6 +17,7 @@ from shortener.portal import repeats
 from shortener.portal.operators import Role
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.one_service import on_one_service
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
 
@@ -30,6 +31,7 @@ def form(receiver: Receiver, **more: str | list[str]) -> dict[str, str | list[st
     return empty | {"method": "POST", "format": "json", "action": "save"} | chosen | more
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -212,6 +214,7 @@ async def test_the_filter_for_conversions_is_set_previewed_changed_and_removed_i
     assert changed.after == {"conversion_actions": None, "conversion_dispositions": None}
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("name", "value"),
     [

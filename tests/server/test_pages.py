@@ -89,6 +89,7 @@ async def test_the_domain_of_an_application_serves_the_app_association_files_of_
         assert (await visitor.get(path, headers={"Host": "s.example"})).status_code == 404
 
 
+@on_one_service
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
 async def test_health_checks_and_metrics_respond_only_on_the_base_host_and_local_hosts(
     visitor: httpx.AsyncClient, path: str

@@ -35,6 +35,7 @@ async def test_a_request_with_a_letter_in_raw_utf8_after_the_link_code_gets_404(
             assert status_of(await server.exchange(get(path))) == 404
 
 
+@on_one_service
 @pytest.mark.parametrize("before", [b"", b"\r\n", get("/healthz"), get("/portal/👍", b"X-Name: caf\xc3\xa9")])
 async def test_a_request_with_raw_utf8_may_be_split_at_any_byte(service: Service, before: bytes) -> None:
     code = await create_link(service)
@@ -63,6 +64,7 @@ async def test_pipelined_requests_with_raw_utf8_are_redirected(service: Service)
         assert (await asyncio.wait_for(reader.read(), PATIENCE)).count(b"HTTP/1.1 302 ") == 4
 
 
+@on_one_service
 @pytest.mark.parametrize("body", ["x", "é👍", "é\r\n\r\nGET /é HTTP/1.1\r\n\r\n"])
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_request_with_raw_utf8_after_the_body_of_another_request_is_redirected(

@@ -59,6 +59,7 @@ async def test_the_database_rejects_a_row_of_an_unknown_application(service: Ser
     await service.database.write(add, table, 1, {})
 
 
+@on_one_service
 @pytest.mark.parametrize("column", ["max_attempts", "concurrency", "max_per_second"])
 async def test_the_database_rejects_a_tracker_with_a_limit_that_is_not_positive(service: Service, column: str) -> None:
     with pytest.raises(IntegrityError):

@@ -255,6 +255,7 @@ async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_cre
         assert "unknown or expired" in (await client.get(path)).json()["description"]
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("headers", "description"),
     [

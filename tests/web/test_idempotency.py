@@ -28,6 +28,7 @@ from shortener.storage import schema
 from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import Clock, client_of
 from tests.factory import rows
+from tests.one_service import on_one_service
 
 KEY = {"Idempotency-Key": "job-7"}
 BODY = {"name": "pipeline"}
@@ -223,6 +224,7 @@ async def test_a_repeated_request_gets_409_with_retry_after_while_the_first_requ
     assert (await create(client)).status_code == 201
 
 
+@on_one_service
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb"])
 async def test_an_invalid_idempotency_key_is_rejected(client: httpx.AsyncClient, key: str) -> None:
     response = await client.post("/api/v1/keys", json=BODY, headers={"Idempotency-Key": key})

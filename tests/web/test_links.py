@@ -150,6 +150,7 @@ async def test_an_address_that_an_earlier_version_stored_in_another_spelling_is_
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
+@on_one_service
 @pytest.mark.parametrize("blocked", ["192.0.2.1", "::ffff:192.0.2.1", "[0:0:0:0:0:ffff:c000:0201]", "64:ff9b::192.0.2.1"])
 async def test_a_blocked_ipv4_address_is_blocked_in_every_spelling_as_an_ipv6_address(
     service: Service, client: httpx.AsyncClient, blocked: str

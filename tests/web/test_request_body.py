@@ -31,6 +31,7 @@ from shortener.web.rewrite import RewriteRequest
 from shortener.web.validation import validate
 from tests.conftest import client_of
 from tests.factory import rows
+from tests.one_service import on_one_service
 from tests.servers import PATIENCE
 
 LIMITS = BodyLimits(max_bytes=2**23, max_batch=1000, has_batch=True)
@@ -50,6 +51,7 @@ def nested(depth: int) -> Any:
     return value
 
 
+@on_one_service
 @pytest.mark.parametrize(
     ("path", "content", "kind", "status"),
     [
@@ -250,6 +252,7 @@ async def test_a_price_in_a_rewrite_request_that_is_a_number_with_many_digits_is
     assert (row.mt_price, row.metadata) == (Decimal(EXACT), {"mt_price": 0.5, "é": 0.25})
 
 
+@on_one_service
 @pytest.mark.parametrize("number", ["1" * 13 + ".5", EXACT + "1", "1e-21", "123456789012345678901234567890"])
 async def test_a_price_that_is_a_number_with_too_many_digits_is_rejected(client: httpx.AsyncClient, number: str) -> None:
     body = exact_body({"to": TO, "body": "x", "mt_price": "EXACT"}).replace(EXACT.encode(), number.encode())

@@ -51,6 +51,7 @@ async def test_a_track_directive_is_replaced_by_a_short_link_for_the_recipient(c
     assert await stored(service) == (1, 1)
 
 
+@on_one_service
 @pytest.mark.parametrize(
     "directive",
     [
@@ -213,6 +214,7 @@ async def test_a_syniverse_sender_with_the_prefix_sender_id_is_stored_as_a_sende
     assert (status["from"], status["sender_id_id"]) == ("sender_id:EjihJOXWJE24O", "EjihJOXWJE24O")
 
 
+@on_one_service
 @pytest.mark.parametrize("track", [{"track_link": True}, {"track_link": "true"}, {"track": "first_url"}])
 async def test_xoxzo_tracking_replaces_the_first_url_or_bare_domain_of_the_text(
     client: httpx.AsyncClient, track: dict[str, Any]

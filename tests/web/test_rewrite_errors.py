@@ -176,6 +176,7 @@ async def test_a_rewrite_with_another_content_type_or_a_huge_body_is_rejected(cl
     assert (answer.status_code, answer.json()["error_code"]) == (413, "BODY_TOO_LARGE")
 
 
+@on_one_service
 @pytest.mark.parametrize("url", ["http://169.254.169.254/x", "https://[fd00:ec2::254]/", "http://0.0.0.0/"])
 async def test_a_callback_url_with_a_forbidden_address_is_rejected(client: httpx.AsyncClient, url: str) -> None:
     answer = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "lt_callbackurl": url})

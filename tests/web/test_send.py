@@ -109,6 +109,7 @@ async def test_an_invalid_send_request_gets_the_error_code_of_23_telecom_and_sto
     assert await rows(service.database, schema.messages) == []
 
 
+@on_one_service
 @pytest.mark.parametrize("count", [101, 1001, 250_000])
 async def test_a_send_request_with_any_number_of_recipients_above_the_limit_gets_too_many_recipients(
     client: httpx.AsyncClient, count: int

@@ -119,39 +119,38 @@ async def test_unknown_fields_of_a_xoxzo_request_cause_a_warning_and_its_tags_ar
     assert (await client.get(f"/sms/messages/{told['msgid']}")).json()["tags"] == ["spring"]
 
 
-@pytest.mark.parametrize(
-    ("query", "number"),
-    [
-        ("", 2),
-        ("?sent_date=2026-11-20", 1),
-        ("?sent_date>=2026-11-20", 2),
-        ("?sent_date%3E=2026-11-21", 1),
-        ("?sent_date>2026-11-20", 1),
-        ("?sent_date%3E2026-11-21", 0),
-        ("?sent_date<2026-11-21", 1),
-        ("?sent_date<=2026-11-21", 2),
-        ("?sent_date<=2026-11-20&sent_date>=2026-11-20", 1),
-        ("?sent_date=9999-12-31", 0),
-        ("?sent_date>9999-12-31", 0),
-        ("?sent_date<=9999-12-31", 2),
-        ("?sent_date=0001-01-01", 0),
-        ("?sent_date>=0001-01-01", 2),
-        ("?sent_date<0001-01-01", 0),
-    ],
-)
 async def test_the_message_list_of_xoxzo_can_be_filtered_by_the_date_of_sending(
-    client: httpx.AsyncClient, clock: Clock, query: str, number: int
+    client: httpx.AsyncClient, clock: Clock, subtests: pytest.Subtests
 ) -> None:
     for day in range(2):
         clock.forward(hours=24 * day)
         assert (await client.post("/sms/messages/", data=SAMPLE)).status_code == 201
-    response = await client.get(f"/sms/messages/{query}")
-    assert response.status_code == 200, response.text
-    listed = response.json()
-    assert len(listed) == number
-    for row in listed:
-        assert row == (await client.get(row["url"])).json()
-        assert row["link_tracking"]["accessed"] is False
+    numbers = {
+        "": 2,
+        "?sent_date=2026-11-20": 1,
+        "?sent_date>=2026-11-20": 2,
+        "?sent_date%3E=2026-11-21": 1,
+        "?sent_date>2026-11-20": 1,
+        "?sent_date%3E2026-11-21": 0,
+        "?sent_date<2026-11-21": 1,
+        "?sent_date<=2026-11-21": 2,
+        "?sent_date<=2026-11-20&sent_date>=2026-11-20": 1,
+        "?sent_date=9999-12-31": 0,
+        "?sent_date>9999-12-31": 0,
+        "?sent_date<=9999-12-31": 2,
+        "?sent_date=0001-01-01": 0,
+        "?sent_date>=0001-01-01": 2,
+        "?sent_date<0001-01-01": 0,
+    }
+    for query, number in numbers.items():
+        with subtests.test(query):
+            response = await client.get(f"/sms/messages/{query}")
+            assert response.status_code == 200, response.text
+            listed = response.json()
+            assert len(listed) == number
+            for row in listed:
+                assert row == (await client.get(row["url"])).json()
+                assert row["link_tracking"]["accessed"] is False
 
 
 @on_one_service
