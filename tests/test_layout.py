@@ -16,22 +16,24 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
 
 
-Trees = list[tuple[str, ast.Module]]
+#: The path of each module, relative to the repository, and all nodes of its syntax tree, of which the first is the module.
+Nodes = list[tuple[str, list[ast.AST]]]
 
 
 @pytest.fixture(scope="module")
-def trees() -> Trees:
-    """The path of each module, relative to the repository, and its syntax tree. All trees together need 90 MB."""
-    return [(str(module.relative_to(ROOT)), ast.parse(module.read_text())) for module in MODULES]
+def nodes() -> Nodes:
+    """The syntax trees of all modules together need 90 MB."""
+    return [(str(module.relative_to(ROOT)), list(ast.walk(ast.parse(module.read_text())))) for module in MODULES]
 
 
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file(trees: Trees) -> None:
+def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file(nodes: Nodes) -> None:
     untested = set()
-    for path, tree in trees:
+    for path, (tree, *_) in nodes:
+        assert isinstance(tree, ast.Module)
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
             continue  # A package without code of its own needs no test file.
         relative = Path(path).relative_to("shortener")
@@ -49,20 +51,20 @@ def test_no_modules_import_each_other_not_even_in_functions_or_for_type_checking
     graphlib.TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
-def test_no_two_classes_share_a_name(trees: Trees) -> None:
+def test_no_two_classes_share_a_name(nodes: Nodes) -> None:
     modules: dict[str, list[str]] = defaultdict(list)
-    for path, tree in trees:
-        for node in ast.walk(tree):
+    for path, of_module in nodes:
+        for node in of_module:
             if isinstance(node, ast.ClassDef):
                 modules[node.name].append(path)
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(trees: Trees) -> None:
+def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(nodes: Nodes) -> None:
     found = []
-    for path, tree in trees:
+    for path, of_module in nodes:
         modules = set()  # The names by which the checked file refers to modules of the project.
-        for node in ast.walk(tree):
+        for node in of_module:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
                 for alias in node.names:
                     if is_private(alias.name):
@@ -70,7 +72,7 @@ def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(
                     target = ROOT / (node.module or "").replace(".", "/") / alias.name
                     if target.is_dir() or target.with_suffix(".py").is_file():
                         modules.add(alias.asname or alias.name)
-        for node in ast.walk(tree):
+        for node in of_module:
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
                 continue
             if node.value.id in modules and is_private(node.attr):

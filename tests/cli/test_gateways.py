@@ -291,6 +291,7 @@ def test_commands_add_list_and_remove_numbers_of_the_opt_out_list(shell: InProce
     assert shell.json("opt-outs", "list", "1") == []
 
 
+@pytest.mark.slow
 def test_no_command_prints_the_complete_phone_number_of_a_recipient_without_the_option_reveal(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     to, text = "1 408 555-0100", 'See #track("https://x.example/")'

@@ -293,6 +293,7 @@ def explain(connection: Connection, found: Recorded) -> list[str]:
     return problems
 
 
+@pytest.mark.slow
 async def test_no_sql_statement_of_a_portal_page_reads_a_complete_table_that_grows(demo: Service) -> None:
     service = demo
     async with client_of(service, {**SAME_ORIGIN}) as browser:

@@ -87,7 +87,7 @@ async def csv_rows(client: httpx.AsyncClient, path: str, **query: Any) -> list[d
     return list(csv.DictReader(io.StringIO(response.text)))
 
 
-@pytest.mark.parametrize("basis", ["event", "sent"])
+@pytest.mark.parametrize("basis", ["event", pytest.param("sent", marks=pytest.mark.slow)])
 async def test_the_number_of_listed_rows_equals_each_figure_of_the_statistics(
     history: httpx.AsyncClient, clock: Clock, basis: str
 ) -> None:

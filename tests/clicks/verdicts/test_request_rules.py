@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 from hypothesis import given
@@ -309,8 +311,31 @@ def test_of_the_user_agents_in_the_crawler_list_only_browsers_inside_apps_are_hu
     assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)
 
 
-@pytest.mark.parametrize("sample", list(samples()), ids=lambda sample: sample.name)
-def test_the_share_of_wrong_verdicts_on_public_user_agent_lists_is_within_its_limit(sample: Sample) -> None:
+#: The lists of user agents that every run of the tests examines. The classification of the long list takes seconds.
+SHORT_LISTS = (
+    "crawler-user-agents: its examples",
+    "fake-useragent: browsers",
+    "device-detector: crawlers",
+    "device-detector: browsers in apps of phones",
+    "device-detector: browsers of desktops, many of them older than 2015",
+    "device-detector: HTTP clients of apps",
+)
+LONG_LIST = "device-detector: browsers of phones and tablets"
+
+
+@functools.cache
+def samples_by_name() -> dict[str, Sample]:
+    """Return all lists of user agents. Reading them takes most of a second, so this is not done while tests are collected."""
+    return {sample.name: sample for sample in samples()}
+
+
+def test_the_share_of_wrong_verdicts_is_examined_on_every_public_user_agent_list() -> None:
+    assert {*SHORT_LISTS, LONG_LIST} == samples_by_name().keys()
+
+
+@pytest.mark.parametrize("name", [*SHORT_LISTS, pytest.param(LONG_LIST, marks=pytest.mark.slow)])
+def test_the_share_of_wrong_verdicts_on_public_user_agent_lists_is_within_its_limit(name: str) -> None:
+    sample = samples_by_name()[name]
     wrong = sum(classify(RequestTraits("GET", agent)).verdict is sample.wrong for agent in sample.agents)
     assert len(sample.agents) > 250
     assert 100 * wrong / len(sample.agents) <= (MAX_CRAWLERS_HUMAN if sample.limit is None else sample.limit)

@@ -89,7 +89,7 @@ async def test_a_refused_smpp_bind_raises_an_error_with_the_status_of_the_smsc()
 
 
 async def test_the_smpp_session_stops_reading_while_the_smsc_does_not_read_its_responses() -> None:
-    requests = 100_000
+    requests = 40_000
     loop = asyncio.get_running_loop()
     smsc, client = socket.socketpair()
     for one in (smsc, client):
