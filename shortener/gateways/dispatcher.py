@@ -16,6 +16,7 @@ Guarantees
   messages that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
+- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py).
 - `stop` starts no attempts, waits for those in flight and records them.
 """
 
@@ -34,10 +35,12 @@ from sqlalchemy import Connection, select
 
 from shortener.clicks.throttle import Throttle
 from shortener.delivery.claims import SlotUsage
+from shortener.delivery.clock_steps import TOLERANCE_MS
 from shortener.delivery.dispatch_queries import find_stored
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
+from shortener.gateways.clock_steps import repair
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
 from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
@@ -90,7 +93,7 @@ class _Cycle:
     `written` contains the new status of each ended attempt whose outcome was written, by the id of its message. `given_up` are the
     rows that were written for messages without an attempt. `unwritable` are the ids of messages that cannot be given up. `opened`
     are the ids of the gateways whose circuit breaker opened. `has_expired` is true if the cycle found all messages that are too
-    old."""
+    old. `has_repaired` is true if the cycle examined the times of all gateways, and `repaired` is the number of changed rows."""
 
     now: int
     written: dict[int, int] = field(default_factory=dict)
@@ -99,6 +102,8 @@ class _Cycle:
     unwritable: list[int] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
     has_expired: bool = False
+    has_repaired: bool = False
+    repaired: int = 0
     claims: SendClaimResult = field(default_factory=SendClaimResult)
 
 
@@ -123,6 +128,7 @@ class GatewayDispatcher:
         self._runner = SendRunner(connections, ids, clock, rng)
         self._clock = clock
         self._settings = settings
+        self._rng = rng
         self._throttle = throttle
         self.wake_up = wake_up or WakeUp()
         self.totals = SendTotals()
@@ -133,6 +139,7 @@ class GatewayDispatcher:
         self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
         self._unwritable: dict[int, int] = {}  # row id of a message that could not be given up -> time of the next try
         self._expired_at = 0
+        self._latest: int | None = None  # the time of the latest cycle; None until a cycle has examined the times of all gateways
         self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
         self._stopping = False
@@ -352,7 +359,12 @@ class GatewayDispatcher:
             self._give_up(connection, cycle, too_old)
             cycle.has_expired = len(too_old) < MAX_ROWS
         if limit > 0:
-            states = [one for one in lock_states(connection, now, only) if paused.get(one.queue.name, 0) <= now]
+            states = lock_states(connection, now, only)
+            if only is None and (self._latest is None or now < self._latest - TOLERANCE_MS):
+                cycle.has_repaired = True
+                cycle.repaired = repair(connection, states, now, self._settings.gateway_schedule, self._rng)
+                states = lock_states(connection, now) if cycle.repaired else states
+            states = [one for one in states if paused.get(one.queue.name, 0) <= now]
             self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))
             cycle.claims = self._claims.write(connection, states, usage, limit, now)
             self._give_up(connection, cycle, cycle.claims.changes)
@@ -390,6 +402,10 @@ class GatewayDispatcher:
         """Update the pauses and the counters, write the log and start the delivery of events, after the transaction was
         committed."""
         now = cycle.now
+        if cycle.has_repaired or self._latest is not None:
+            self._latest = now if cycle.has_repaired else max(now, self._latest or 0)
+        if cycle.repaired:
+            log.warning("clock_was_set_back", repaired="messages of gateways, leases, breakers and rates")
         if cycle.has_expired:
             self._expired_at = now
         skipped = {row: self._unwritable[row] for row in self._skipped(now)}

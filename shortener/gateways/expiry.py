@@ -14,12 +14,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, or_, select
 
 from shortener.gateways.finishing import SendChange, failed, reported_status
-from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, FinishedSend
+from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, FinishedSend, lease_has_ended
 from shortener.ids import first_id_at
 from shortener.model import SendStatus
 from shortener.plurals import counted
 from shortener.storage.schema import messages, sends
-from shortener.storage.types import from_ms, to_ms
+from shortener.storage.types import to_ms
 
 MAX_ROWS = 256
 #: A message of a disabled application is examined again after this time.
@@ -65,8 +65,7 @@ def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Col
 def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int] = ()) -> list[SendChange]:
     """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
     is unknown."""
-    lost = sends.c.lease_until <= from_ms(now)
-    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost, *_not_in(skipped))
+    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lease_has_ended(now), *_not_in(skipped))
     return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
 
 
@@ -118,7 +117,7 @@ def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool
     transaction has locked; otherwise leave them out.
 
     In the result, `lease_until` is 0 if no process has leased the message."""
-    idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
+    idle = or_(sends.c.lease_until.is_(None), lease_has_ended(now))
     statement = (
         _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=not waits)
     )

@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Select, bindparam, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, or_, select, update
 
+from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
 from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
 from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
@@ -50,6 +51,8 @@ class GatewayState(NamedTuple):
 IS_PENDING = sends.c.status == literal_column("0")
 IS_HELD = sends.c.status == literal_column("3")
 IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
+#: The longest possible lease: the highest time limit of an attempt (120 s) plus the margin of every lease.
+MAX_LEASE_MS = 120_000 + LEASE_MARGIN_MS
 #: To find messages of disabled applications, one transaction examines at most this many of the oldest due messages of a gateway.
 MAX_EXAMINED = 1000
 
@@ -64,7 +67,8 @@ def _due(part: int) -> Any:
 def _states() -> Select[Any]:
     g = gateways.c
     # A message whose lease has ended is not counted as in flight: its process died, and the message must be claimed again.
-    in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until > bindparam("now", type_=Instant))
+    now = bindparam("now", type_=Instant)
+    in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until > now, sends.c.next_at > now)
     columns = [
         g[name] for name in ("id", "application_id", "revision", "enabled", "removed_at", "on_doubt", "timeout", "concurrency")
     ]
@@ -83,6 +87,14 @@ _STATES = _states()
 def queue_name(gateway_id: int) -> str:
     """Return the name of the queue of a gateway. claims.py counts the slots in use by queue name."""
     return f"g{gateway_id}"
+
+
+def lease_has_ended(now: int) -> ColumnElement[bool]:
+    """Return the condition that a pending message was leased and its lease has ended.
+
+    `next_at` is the end of a lease. It is earlier than `lease_until` only after the clock was set back (clock_steps.py)."""
+    c = sends.c
+    return c.lease_until.is_not(None) & or_(c.lease_until <= from_ms(now), c.next_at <= from_ms(now))
 
 
 def find_waiting(connection: Connection) -> list[int]:

@@ -1,0 +1,85 @@
+"""This module repairs the stored times of messages and gateways after the system clock was set back.
+
+Times that were stored before the clock was set back are too far in the future: a message that waits five seconds for its next
+attempt would wait for hours. `repair` gives each message, lease, circuit breaker and rate its planned delay again, counted from the
+current time. It changes no time of an installation whose clock runs normally, so a process also calls it when it starts: the clock
+may have been set back while no process ran.
+
+`delivery/clock_steps.py` does the same for deliveries and trackers. Times are milliseconds since 1970-01-01 UTC.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
+
+from shortener.delivery.clock_steps import TOLERANCE_MS, repaired_health, repaired_pace
+from shortener.delivery.dispatch_queries import health_columns, pace_columns
+from shortener.delivery.outcomes import next_delay
+from shortener.gateways.expiry import PAUSE_MS
+from shortener.gateways.queries import IS_PENDING, MAX_LEASE_MS, GatewayState, update_gateway
+from shortener.storage.schema import gateways, send_attempts, sends
+from shortener.storage.types import from_ms
+
+#: The column `queue` of messages that wait for their first attempt, and of those that wait for a retry.
+_FIRST_ATTEMPTS: ColumnElement[int] = literal_column("0")
+_RETRIES: ColumnElement[int] = literal_column("1")
+
+
+def repair(connection: Connection, states: Sequence[GatewayState], now: int, schedule: Sequence[float], rng: random.Random) -> int:
+    """Repair all times of these locked gateways and their messages that are too far in the future, as a part of the caller's
+    transaction. `schedule` is the schedule of gateways without their own. Return the number of changed rows."""
+    schedules = {row.id: row.schedule for row in connection.execute(select(gateways.c.id, gateways.c.schedule))}
+    return sum(
+        _repair_gateway(connection, state, now)
+        + _repair_first_attempts(connection, state.id, now)
+        + _repair_leases(connection, state.id, now)
+        + _repair_retries(connection, state.id, now, schedules[state.id] or schedule, rng)
+        for state in states
+    )
+
+
+def _repair_gateway(connection: Connection, state: GatewayState, now: int) -> int:
+    health, pace = state.health, state.pace
+    times = (health.open_until, health.opened_at, health.recovering_at, pace.lowered_at, pace.paced_until)
+    if not any(at is not None and at > now + TOLERANCE_MS for at in times):
+        return 0
+    health, pace = repaired_health(health, now), repaired_pace(pace, now)
+    if (health, pace) == (state.health, state.pace):
+        return 0
+    update_gateway(connection, state.id, health_columns(health) | pace_columns(pace))
+    return 1
+
+
+def _repair_first_attempts(connection: Connection, gateway_id: int, now: int) -> int:
+    """Make messages due that wait for their first attempt. Only the pause of a disabled application postpones such a message."""
+    c = sends.c
+    is_wrong = c.gateway_id == gateway_id, c.queue == _FIRST_ATTEMPTS, c.next_at > from_ms(now + PAUSE_MS + TOLERANCE_MS)
+    return connection.execute(update(sends).where(IS_PENDING, *is_wrong).values(next_at=from_ms(now))).rowcount
+
+
+def _repair_leases(connection: Connection, gateway_id: int, now: int) -> int:
+    """Let each lease that is too long end after the longest possible duration of an attempt, because the attempt may still be in
+    flight. `lease_until` stays unchanged, because the process that makes the attempt compares it (`queries.lease_has_ended`)."""
+    c, longest = sends.c, from_ms(now + MAX_LEASE_MS + TOLERANCE_MS)
+    is_wrong = c.gateway_id == gateway_id, c.lease_until > longest, c.next_at > longest
+    return connection.execute(update(sends).where(IS_PENDING, *is_wrong).values(next_at=from_ms(now + MAX_LEASE_MS))).rowcount
+
+
+def _repair_retries(connection: Connection, gateway_id: int, now: int, schedule: Sequence[float], rng: random.Random) -> int:
+    """Plan the next attempt again for messages whose latest attempt has a time in the future."""
+    c = sends.c
+    ahead = from_ms(now + TOLERANCE_MS)
+    found = connection.execute(
+        select(c.id, c.attempt, c.base_attempt)
+        .where(IS_PENDING, c.gateway_id == gateway_id, c.queue == _RETRIES, c.next_at > ahead, c.lease_until.is_(None))
+        .where(select(send_attempts.c.id).where(send_attempts.c.send_id == c.id, send_attempts.c.at > ahead).exists())
+    ).all()
+    if found:
+        statement = update(sends).where(c.id == bindparam("row")).values(next_at=bindparam("at"))
+        delays = (next_delay(max(row.attempt - row.base_attempt, 1), schedule, rng) for row in found)
+        changes = [{"row": row.id, "at": from_ms(now + round(delay * 1000))} for row, delay in zip(found, delays, strict=True)]
+        connection.execute(statement, changes)
+    return len(found)
