@@ -19,7 +19,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 
 import orjson
-from sqlalchemy import Connection, Text, delete, or_, select, type_coerce, update
+from sqlalchemy import ColumnElement, Connection, Text, delete, or_, select, type_coerce, update
 
 from shortener.clicks.user_agents import load_expressions
 from shortener.redis.link_cache import LinkCache
@@ -56,7 +56,14 @@ class ErasureRepeats:
 
 def _find_due(connection: Connection, now: datetime) -> list[int]:
     table = erasure_repeats.c
-    return list(connection.scalars(select(table.id).where(table.due_at <= now).order_by(table.due_at).limit(MAX_MESSAGES_PER_RUN)))
+    return list(connection.scalars(select(table.id).where(_is_due(now)).order_by(table.due_at).limit(MAX_MESSAGES_PER_RUN)))
+
+
+def _is_due(now: datetime) -> ColumnElement[bool]:
+    """Return the condition that a message must be erased again. If its time is later than the longest wait, the clock was set back
+    after the erasure."""
+    due_at = erasure_repeats.c.due_at
+    return or_(due_at <= now, due_at > now + timedelta(seconds=REPEAT_AFTER_SECONDS[-1]))
 
 
 def _find_codes(connection: Connection, ids: list[int]) -> list[str]:
@@ -84,7 +91,7 @@ def _find_responses(connection: Connection, ids: list[int]) -> list[_Response]:
 def _repeat(connection: Connection, due: list[int], responses: list[_Response], now: datetime) -> None:
     table, stored = erasure_repeats.c, idempotency.c
     rows = connection.execute(
-        select(table.id, table.repeats).where(table.id.in_(due), table.due_at <= now).order_by(table.id).with_for_update()
+        select(table.id, table.repeats).where(table.id.in_(due), _is_due(now)).order_by(table.id).with_for_update()
     ).all()
     erase_again(connection, [row.id for row in rows], now)
     for application_id, key in responses:

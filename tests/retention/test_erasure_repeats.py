@@ -157,6 +157,17 @@ async def test_a_repeated_erasure_removes_the_links_of_the_message_from_the_cach
     assert cache.removed == list(message.codes)
 
 
+async def test_an_erasure_is_repeated_although_the_clock_was_set_back(
+    service: Service, story: Story, repeats: ErasureRepeats, clock: Clock
+) -> None:
+    message = await story.message()
+    await service.database.write(erase_message, 1, message.message_id, clock())
+    clock.now -= timedelta(hours=5)
+    assert [await repeats.step(clock()) for _ in range(2)] == [1, 0]
+    clock.forward(seconds=REPEAT_AFTER_SECONDS[1])
+    assert await repeats.step(clock()) == 1
+
+
 async def test_later_reports_about_an_erased_message_store_no_personal_data(
     service: Service, client: httpx.AsyncClient, credentials: Credentials, story: Story, clock: Clock
 ) -> None:
