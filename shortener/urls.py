@@ -62,6 +62,10 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 # The host names that the standards permit (RFC 1123), and for which certificate authorities issue certificates.
 _STANDARD_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PRINTABLE = bytes(range(0x21, 0x7F))
+#: White space and invisible characters. People paste them together with a URL.
+BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(
+    map(chr, (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x206A), 0xFEFF))
+)
 _PREFIXES_OF_IPV4 = (0xFFFF, 0x64_FF9B << 64)  # the first 96 bits of ::ffff:0:0/96 and 64:ff9b::/96
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
@@ -133,6 +137,11 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters when percent-encoded")
     names = frozenset(name.decode() for name in PLACEHOLDER.findall(location)) if b"{" in location else frozenset()
     return Destination(stored, location, host, names)
+
+
+def trim_url(text: str) -> str:
+    """Return a URL without the white space and the invisible characters around it."""
+    return text.strip(BLANKS)
 
 
 def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:

@@ -29,6 +29,7 @@ import re
 from typing import Literal, NamedTuple, NoReturn
 
 from shortener.messages.near_directives import find_near_directive
+from shortener.urls import BLANKS, trim_url
 
 #: The maximum number of directives in one message. A message of 1,600 characters has space for 50 short links and no other text.
 MAX_DIRECTIVES = 20
@@ -41,7 +42,7 @@ _DOUBLE, _SINGLE = '"“”„«»', "'‘’‚‹›"
 _QUOTES = _DOUBLE + _SINGLE
 _DOUBLE_ENTITY = "&(?:quot|ldquo|rdquo|bdquo|laquo|raquo|#34|#x22|#171|#187|#8220|#8221|#8222);"
 _SINGLE_ENTITY = "&(?:apos|lsquo|rsquo|sbquo|#39|#x27|#8216|#8217);"
-_BLANK = r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+_BLANK = f"[{re.escape(BLANKS)}]"
 _START = re.compile(
     rf"(?<!#)#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*(?:[{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})))",
     re.IGNORECASE | re.ASCII,
@@ -67,7 +68,6 @@ _MIXED = {
 }
 _ESCAPE = re.compile(rf"\\([\\/{_QUOTES}])")
 _WHITE_SPACE = re.compile(rf"{_BLANK}*")
-_AROUND_URL = re.compile(rf"\A{_BLANK}+|{_BLANK}+\Z")
 # Characters that a label must not contain, because labels are stored in databases, JSON and spreadsheets. For example, PostgreSQL
 # accepts neither NUL nor a lone surrogate.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -142,7 +142,7 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
 
 def _parse(body: str, start: re.Match[str]) -> Directive:
     url, position = _parse_argument(body, start.end(), "a URL in quotes", is_url=True)
-    url = _AROUND_URL.sub("", url)
+    url = trim_url(url)
     if not url:
         raise DirectiveError(start.start(), "the URL is empty")
     if start[1].lower() == "track":

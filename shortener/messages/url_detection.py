@@ -34,11 +34,13 @@ _LETTER = r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1fff]"
 _LABEL = rf"{_LETTER}(?:(?:{_LETTER}|-)*{_LETTER})?"
 
 _HINT = re.compile(r"\w\.\w|://")
+# A host without a scheme does not begin after a hyphen of the same word. The search would otherwise read the rest of the word again
+# after each of its hyphens, which takes quadratic time.
 _CANDIDATE = re.compile(
     rf"""
       (?P<scheme>https?://)
     | (?<![0-9A-Za-z])(?P<other>[a-z][a-z0-9+.-]{{1,30}}(?<!http)(?<!https)://\S|https?:/?(?=\w)|(?:mailto|javascript):(?=\S)|smsto?:\+?(?=\d)|data:(?=\w+/))
-    | (?<!{_LETTER})(?P<bare>(?>{_LABEL}(?:\.(?!https?://){_LABEL})++))(?!{_LETTER})
+    | (?<!{_LETTER})(?<!{_LETTER}-)(?<!--)(?P<bare>(?>{_LABEL}(?:\.(?!https?://){_LABEL})++))(?!{_LETTER})
     """,
     re.IGNORECASE | re.VERBOSE,
 )

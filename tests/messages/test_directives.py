@@ -329,6 +329,8 @@ def test_the_error_says_where_the_check_of_a_text_with_very_many_directives_ende
         "#track" + " " * 50_000,
         "#track(&quot;" * 5_000,
         "#track(„" * 8_000,
+        '#track("u' + " " * 50_000 + 'u"',
+        '#track("u' + "\u200b" * 50_000 + 'u"',
     ],
 )
 def test_the_directives_of_a_hostile_text_are_parsed_in_linear_time(body: str) -> None:

@@ -174,6 +174,9 @@ def test_punctuation_and_words_of_the_sentence_after_a_url_are_not_part_of_the_d
         "https://" + "a" * 9999 + "@",
         "a.b?" * 9999,
         "https://user:" + "x.com,a" * 9999 + "@",
+        # Without the text a.b, the search would end at once.
+        "a-" * 9999 + " a.b",
+        "xn--" * 4999 + " a.b",
     ],
 )
 def test_a_hostile_text_is_searched_for_urls_in_linear_time(body: str) -> None:
@@ -315,6 +318,8 @@ def test_text_attached_to_a_url_is_not_a_part_of_the_detected_url(url: str, afte
         "https://shop.example/?q=red,blue",
         "https://shop.example/?a=1;b=2",
         "https://shop.example/?a=1&amp;flag",
+        "https://shop.example/?a=1&#038;b=2",
+        "https://shop.example/?a=1&#x26;b=2",
         "https://shop.example/@52.5,13.4,15z",
         "https://shop.example/St.Paul",
         "https://shop.example/report.PDF",
