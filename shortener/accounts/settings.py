@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shortener.macros import macro_problems
-from shortener.urls import DESTINATION_PLACEHOLDERS, FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination
+from shortener.urls import DESTINATION_PLACEHOLDERS, FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination, trim_url
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +156,8 @@ class ApplicationSettings(BaseModel):
     def _check_fallback(cls, value: str | None) -> str | None:
         # This check permits any scheme. The scheme is compared with `extra_schemes` only when a change is stored, because a change
         # may contain one of these two settings without the other.
-        return None if value is None else parse_fallback_url(value, {value.partition(":")[0].lower()})
+        url = None if value is None else trim_url(value)
+        return None if url is None else parse_fallback_url(url, {url.partition(":")[0].lower()})
 
     @property
     def uses_report_times(self) -> bool:

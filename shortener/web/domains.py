@@ -16,7 +16,7 @@ from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
 from shortener.urls import canonical_host
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text, optional_not_null
+from shortener.web.fields import Text, UrlText, optional_not_null
 
 _TAG = "Domains"
 
@@ -25,7 +25,7 @@ def _empty_to_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-OptionalUrl = Annotated[Annotated[Text, Field(max_length=2048)] | None, BeforeValidator(_empty_to_none)]
+OptionalUrl = Annotated[Annotated[UrlText, Field(max_length=2048)] | None, BeforeValidator(_empty_to_none)]
 
 
 class DomainFields(ResponseModel):
@@ -88,7 +88,7 @@ class DomainOptions(RequestModel):
 class DomainRequest(DomainOptions):
     """The request body with the domain to add."""
 
-    domain: Text = Field(
+    domain: UrlText = Field(
         min_length=1,
         max_length=300,
         validation_alias=AliasChoices("domain", "base_url", "host"),

@@ -12,6 +12,7 @@ import orjson
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
 from shortener.times import parse_iso, to_utc
+from shortener.urls import trim_url
 
 
 def _reject_nul(value: str) -> str:
@@ -22,6 +23,9 @@ def _reject_nul(value: str) -> str:
 
 #: The type of a text that is stored. It must not contain the character NUL, which PostgreSQL cannot store.
 Text = Annotated[str, AfterValidator(_reject_nul)]
+
+#: The type of a URL in a request. White space and invisible characters around it are removed.
+UrlText = Annotated[Text, AfterValidator(trim_url)]
 
 #: The sender of a message: a number, a name or `channel:ID`. Spaces around it are removed.
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]

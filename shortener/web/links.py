@@ -25,7 +25,7 @@ from shortener.times import end_of, start_of, time_zone
 from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import EndTime, Text
+from shortener.web.fields import EndTime, Text, UrlText
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import Source
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
@@ -98,7 +98,7 @@ class LinksExportQuery(Period):
     """Filters of links. The period refers to the creation of the message."""
 
     campaign: Text | None = Field(None, max_length=200, description="Only links of messages of the campaign with this name.")
-    url: Text | None = Field(None, max_length=2048, description="Only links with exactly this destination URL.")
+    url: UrlText | None = Field(None, max_length=2048, description="Only links with exactly this destination URL.")
     label: Text | None = Field(None, max_length=200, description="Only links with this label of #trackurl.")
     domain: Text | None = Field(None, max_length=255, description="Only short links on this host.")
     enabled: bool | None = Field(None, description="true: only enabled links. false: only disabled links.")
@@ -135,7 +135,7 @@ class LinksQuery(LinksExportQuery):
 class LinkUpdateRequest(RequestModel):
     """The changes of a link. A field that is absent keeps its value."""
 
-    url: Text | None = Field(
+    url: UrlText | None = Field(
         None,
         max_length=2048,
         description="New destination URL of the link. It may contain the same placeholders as a URL in a text.",
@@ -145,7 +145,7 @@ class LinkUpdateRequest(RequestModel):
         description="New time of expiry of the link, in ISO 8601 (UTC without a zone). A date includes the whole day. It may be in "
         "the past, but not before the year 2000.",
     )
-    fallback_url: Text | None = Field(
+    fallback_url: UrlText | None = Field(
         None,
         max_length=2048,
         description="URL to which the link redirects after it expires. null: the fallback URL of the domain or of the application.",

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJ
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import RequestModel, ResponseModel
-from shortener.web.fields import EndTime, Metadata, Price, Sender, Text
+from shortener.web.fields import EndTime, Metadata, Price, Sender, Text, UrlText
 from shortener.web.validation import limit_errors
 
 # The maximum number of characters of a text. Even a concatenated SMS is much shorter. Longer texts would slow down a batch.
@@ -129,7 +129,7 @@ class MessageOptions(OptionalFields):
         "every plain URL. Default: the setting `track` of the application.",
     )
     track_link: TrackLink | None = Field(None, description="Field of Xoxzo: true has the same meaning as `track: first_url`.")
-    lt_callbackurl: Text | None = Field(
+    lt_callbackurl: UrlText | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("lt_callbackurl", "lt_callbackur"),
@@ -165,7 +165,7 @@ class MessageOptions(OptionalFields):
         description="Time when the links expire, in ISO 8601 (UTC without a zone). A date includes the whole day. Must not be "
         "combined with `expires_in`.",
     )
-    fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
+    fallback_url: UrlText | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
         default_factory=list,  # pydantic would copy a list that is the default with copy.deepcopy, for every message
         json_schema_extra={"default": []},

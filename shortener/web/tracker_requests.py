@@ -20,6 +20,7 @@ from shortener.delivery.outcomes import parse_success
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
 from shortener.model import EventName
 from shortener.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, SIGNING_PREFIX, parse_secret
+from shortener.urls import trim_url
 from shortener.web.fields import optional_not_null
 
 MAX_HEADERS = 20
@@ -121,6 +122,7 @@ TrackerUrl = Annotated[
         max_length=10_000,
         description="http or https URL. Its path and query may contain placeholders, for example {phone}.",
     ),
+    AfterValidator(trim_url),
 ]
 Events = Annotated[
     list[EventName], Field(min_length=1, description="Events that the tracker receives."), AfterValidator(_remove_duplicates)

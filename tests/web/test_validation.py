@@ -6,12 +6,40 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AfterValidator, BaseModel, Field, RootModel
 
+from shortener.accounts.settings import ApplicationSettings
 from shortener.errors import MAX_DETAILS, ApiError, ErrorCode
+from shortener.web.application import ApplicationUpdateRequest
+from shortener.web.domains import DomainUpdateRequest
 from shortener.web.endpoint import RequestModel
 from shortener.web.fields import Metadata, Time
+from shortener.web.links import LinkUpdateRequest
 from shortener.web.rewrite import RewriteRequest
 from shortener.web.rewrite_shapes import RewriteMessage
+from shortener.web.tracker_requests import TrackerCreateRequest
 from shortener.web.validation import validate
+
+BLANKS = " \u00a0\u200b\ufeff\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "others"),
+    [
+        (RewriteMessage, "fallback_url", {"to": "+14085550100", "body": "x"}),
+        (RewriteMessage, "lt_callbackurl", {"to": "+14085550100", "body": "x"}),
+        (LinkUpdateRequest, "url", {}),
+        (LinkUpdateRequest, "fallback_url", {}),
+        (DomainUpdateRequest, "fallback_url", {}),
+        (DomainUpdateRequest, "home_url", {}),
+        (TrackerCreateRequest, "url", {"events": ["click"]}),
+        (ApplicationUpdateRequest, "conversion_url", {}),
+        (ApplicationSettings, "fallback_url", {}),
+    ],
+)
+def test_blanks_and_invisible_characters_around_a_url_are_removed(
+    model: type[BaseModel], field: str, others: dict[str, Any]
+) -> None:
+    url = "https://x.example/a%20b"
+    assert getattr(validate(model, {field: f"{BLANKS}{url}{BLANKS}", **others}), field) == url
 
 
 def details(model: type[BaseModel], data: Any) -> dict[str, str]:
