@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import graphlib
 import re
 import tomllib
 from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import grimp
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
@@ -102,3 +107,20 @@ def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base_d
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[\[<>=~! ]", line)[0] for line in project["dependencies"]}
     assert names == {"httpx", "idna"}, "pip install sms-shortener[client] would install this: move it to the extra `server`"
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
+def test_the_lock_file_contains_every_package_that_a_supported_python_version_needs(lock: str, python: str) -> None:
+    """pip installs nothing with --require-hashes if the lock file misses a package, even one that only an older Python needs."""
+    target = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    lines = re.findall(r"^([A-Za-z0-9][\w.-]*)[^ ]* ?(?:; (.*?))? *\\$", (ROOT / lock).read_text(), re.MULTILINE)
+    locked = {canonicalize_name(name): not marker or Marker(marker).evaluate(target) for name, marker in lines}
+    missing = set()
+    for name in locked:
+        with contextlib.suppress(PackageNotFoundError):
+            for one in map(Requirement, requires(name) or ()):
+                is_needed = one.marker is not None and "extra" not in str(one.marker) and one.marker.evaluate(target)
+                if locked[name] and is_needed and not locked.get(canonicalize_name(one.name)):
+                    missing.add(f"{name} needs {one}")
+    assert missing == set(), "run make lock"
