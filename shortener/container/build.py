@@ -351,10 +351,12 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
         await replies.receive(foundation.directory.gateways, gateway_id, phone, text)
 
     guard = Guard(settings.allow_private_targets)
-    public = open_sender(guard, settings, clock, settings.gateway_slots)
+    # Test messages use slots of their own, so that they delay no other message.
+    slots = settings.gateway_slots + MAX_TESTS
+    public = open_sender(guard, settings, clock, slots)
     opened.push_async_callback(public.close)
     # Requests to gateways on a private network do not use DELIVERY_PROXY, because this proxy is for requests to the internet.
-    private = open_sender(Guard(allow_private=True), settings, clock, settings.gateway_slots, uses_proxy=False)
+    private = open_sender(Guard(allow_private=True), settings, clock, slots, uses_proxy=False)
     opened.push_async_callback(private.close)
     context = GatewayContext(public, private, reports.receive, clock, record_reply, guard, reports.count_unreadable)
     connections = Connections(context, KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -9,8 +10,9 @@ import pytest
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
+from shortener.delivery.sample_delivery import MAX_TESTS_PER_APPLICATION
 from shortener.messages.opt_outs import add_opt_out
-from tests.conftest import NOON, client_of
+from tests.conftest import NOON, MakeService, client_of
 from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
@@ -97,6 +99,26 @@ async def test_a_test_message_shows_the_response_of_the_gateway(client: httpx.As
     rejected = (await client.post(path, json={"to": "+14085550100"})).json()
     assert (rejected["outcome"], rejected["detail"]) == ("rejected", "bad number +14…00")
     assert (await client.post(path, json={"to": "12"})).json()["error_code"] == "INVALID_RECIPIENT"
+
+
+async def test_test_messages_that_hang_are_limited_and_use_no_slots_of_other_messages(
+    make_service: MakeService, receiver: Receiver
+) -> None:
+    service = await make_service(gateway_slots=1)
+    assert service.first_credentials is not None
+    receiver.by_path = {"/hang": Reply(hang=True), "/": Reply(200, b'{"id":"x"}')}
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        slow = await create(client, name="slow", preset="plain", options={"url": receiver.url("/hang")})
+        await create(client, name="fast", preset="plain", options={"url": receiver.url("/")})
+        path, body = f"{PATH}/{slow['gateway_id']}/test", {"to": "+14085550100"}
+        tests = [asyncio.create_task(client.post(path, json=body)) for _ in range(MAX_TESTS_PER_APPLICATION)]
+        await receiver.wait_for(MAX_TESTS_PER_APPLICATION)
+        assert (await client.post(path, json=body)).status_code == 429
+        await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "hi", "gateway": "fast"})
+        await service.gateway_dispatcher.flush()
+        assert receiver.requests[-1].target == "/"
+        for test in tests:
+            test.cancel()
 
 
 async def test_a_test_message_to_a_number_on_the_opt_out_list_is_rejected(
