@@ -371,15 +371,16 @@ async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json:
     Only these two tokens are valid: an older token stops working at once.
     """
     from shortener.accounts import audited_credentials, credentials
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
     from shortener.storage.types import to_iso
 
     async with open_store(application) as database:
-        tokens = await database.read(credentials.list_tokens, application, utcnow())
+        now = (await open_clock(database))()
+        tokens = await database.read(credentials.list_tokens, application, now)
         earlier_until = next((token["valid_until"] for token in tokens if token["valid_until"] is not None), None)
         owner = await describe_application(database, application)
         confirm(describe_replacement(f"The present tracker token of {owner}", overlap, earlier_until), yes)
         audit = command_line_audit(database)
-        token, until = await database.write(audited_credentials.rotate_token, audit, application, utcnow(), overlap)
+        token, until = await database.write(audited_credentials.rotate_token, audit, application, now, overlap)
     fields = {"tracker_token": token, "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))

@@ -208,15 +208,16 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
 async def rotate_postback_key(key: int, application: int | None, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
     from shortener.accounts import audited_credentials
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
+        now = (await open_clock(database))()
         found = await _describe_postback_key(database, application, key)
         what = "" if found is None else describe_replacement(found, overlap)
         audit = command_line_audit(database)
         key_id, new_key, until = await confirm_write(
-            database, what, yes, audited_credentials.rotate_postback_key, audit, application, key, utcnow(), overlap
+            database, what, yes, audited_credentials.rotate_postback_key, audit, application, key, now, overlap
         )
     fields = {"id": key_id, "postback_key": new_key, "url": _url(new_key), "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))

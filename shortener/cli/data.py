@@ -55,23 +55,24 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
     """Delete data that is older than its retention period, in small batches. A running server also does this regularly. If the
     clock is more than two years after the latest purge, the clock may be wrong, so the command asks for confirmation.
     """
-    from shortener.model import utcnow
     from shortener.retention.clock_guard import find_step
     from shortener.retention.purge import PurgeResult
     from shortener.retention.purge import purge as run
+    from shortener.storage.clock import open_clock
 
     def progress(so_far: PurgeResult) -> None:
         if sys.stderr.isatty():
             click.echo(f"\r{counted(so_far.rows, 'row')} deleted", nl=False, err=True)
 
     async with open_store() as database:
-        step = await database.read(find_step, utcnow())
+        clock = await open_clock(database)
+        step = await database.read(find_step, clock())
         if step is not None:
             what = f"The clock is {counted(step.days, 'day')} after the latest purge. If it is wrong, this deletes too much."
             confirm(what, trust_clock)
         # The purge has many transactions, so the audit row is stored before the first of them.
-        await database.write(command_line_audit(database).add, utcnow(), "purge_started")
-        purged = await run(database, load_settings(), utcnow(), progress)
+        await database.write(command_line_audit(database).add, clock(), "purge_started")
+        purged = await run(database, load_settings(), clock(), progress)
     if sys.stderr.isatty():
         click.echo(err=True)
     print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")

@@ -119,14 +119,14 @@ async def replay_deliveries(
 ) -> None:
     """Send one delivery again, or all dead deliveries of a tracker. Each delivery gets all its attempts again."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
 
     if (delivery is None) == (tracker is None):
         raise click.UsageError("use either a delivery or --tracker")
     async with open_trackers() as (database, trackers, _settings):
-        stored, audit = Deliveries(database), command_line_audit(database)
+        stored, audit, clock = Deliveries(database), command_line_audit(database), await open_clock(database)
         if delivery is not None:
-            await stored.replay(audit, _parse_delivery_id(delivery), utcnow(), application)
+            await stored.replay(audit, _parse_delivery_id(delivery), clock(), application)
             replayed = 1
         else:
             found = await trackers.get(tracker or 0, application)
@@ -137,9 +137,9 @@ async def replay_deliveries(
             number, verb = counted(dead, "dead delivery", "dead deliveries"), "is" if dead == 1 else "are"
             what = f"The {number}{period} of tracker {found.id} ({found.name}) of {owner} {verb} sent again."
             confirm(what if dead else "", yes)
-            replayed, last_id = await stored.replay_dead(audit, filters, utcnow())
+            replayed, last_id = await stored.replay_dead(audit, filters, clock())
             while last_id is not None:
-                count, last_id = await stored.replay_dead(audit, filters, utcnow(), last_id)
+                count, last_id = await stored.replay_dead(audit, filters, clock(), last_id)
                 replayed += count
     text = f"{counted(replayed, 'delivery is', 'deliveries are')} due again"
     print_result({"replayed": replayed}, as_json, lambda: click.echo(text))

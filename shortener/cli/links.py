@@ -186,14 +186,15 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
     from shortener.accounts.directory import Directory
     from shortener.clicks.link_changes import change_warnings, parse_changes
     from shortener.container.link_hosts import InstallationHosts
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
 
     directory = Directory(database)
     await directory.refresh()
     application = directory.application(application_id)
     if application is None:
         raise click.ClickException(f"there is no application {application_id}")
-    changes = parse_changes(requested, application, InstallationHosts(load_settings(), directory), utcnow())
+    now = (await open_clock(database))()
+    changes = parse_changes(requested, application, InstallationHosts(load_settings(), directory), now)
     print_warnings(change_warnings(requested))
     return changes
 
@@ -203,7 +204,7 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
     from shortener.clicks.link_changes import find_changeable, refresh_cache_after_commit, write_changes
     from shortener.errors import ApiError, ErrorCode
     from shortener.ids import IdGenerator
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
 
     async with open_store() as database, open_cache() as cache:
         link = await database.read(find_link, code, application)
@@ -211,13 +212,13 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
         if link.url and requested.get("enabled") is False:
             owner = await describe_application(database, link.application_id)
             confirm(f"Link {code} of {owner} responds with 410, and hits on it are not clicks, until it is enabled again.", yes)
-        new_id = IdGenerator(database.node)
+        new_id, now = IdGenerator(database.node), (await open_clock(database))()
 
         def write(connection: Any) -> None:
             row = find_changeable(connection, code)
             if not row.url:
                 raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
-            write_changes(connection, [row], changes, actor=command_line_actor(), now=utcnow(), new_id=new_id)
+            write_changes(connection, [row], changes, actor=command_line_actor(), now=now, new_id=new_id)
 
         is_cache_updated = await cache.invalidate([code])
         await database.write(write)
@@ -255,14 +256,16 @@ async def _change_links(
         serialize_update,
     )
     from shortener.ids import LINK_UPDATE_IDS, IdGenerator
-    from shortener.model import utcnow
+    from shortener.storage.clock import ms_clock, open_clock
 
     campaign, destination, label = selected
     if destination is not None:
         destination = spellings_of(destination)[-1]
     async with open_store() as database, open_cache() as cache:
         changes = await _parse_changes(database, application, requested)
-        new_id = IdGenerator(database.node)
+        # The id of the update limits it to the messages that exist now, so it must have the time of the servers.
+        clock = await open_clock(database)
+        new_id = IdGenerator(database.node, ms_clock(clock))
         update_id = await database.write(
             lambda connection: create_update(
                 connection,
@@ -271,10 +274,10 @@ async def _change_links(
                 changes,
                 actor=command_line_actor(),
                 new_id=new_id,
-                clock=utcnow,
+                clock=clock,
             )
         )
-        updates = LinkUpdates(database, cache, new_id, utcnow)
+        updates = LinkUpdates(database, cache, new_id, clock)
         public_id = LINK_UPDATE_IDS.encode(update_id)
         try:
             while True:

@@ -154,8 +154,8 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     from shortener.ids import IdGenerator
     from shortener.messages.delivery_reports import DeliveryReports
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
-    from shortener.model import utcnow
     from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
+    from shortener.storage.clock import ms_clock, open_clock
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
@@ -179,11 +179,12 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
                 "nothing was erased: Redis is unavailable and may contain destinations; try again when it responds"
             )
         audit = command_line_audit(database)
-        ids = IdGenerator(database.node)
+        clock = await open_clock(database)
+        now, ids = clock(), IdGenerator(database.node, ms_clock(clock))
         give_up = give_up_erased(SendWriter(ids, DeliveryReports(database, ids, on_events=lambda: None)))
         if phone is not None:
-            erased = await erase(database, application, phone, utcnow(), audit, give_up)
+            erased = await erase(database, application, phone, now, audit, give_up)
         else:
             await load_expressions()
-            erased = await database.write(erase_message, application, message_id, utcnow(), audit, give_up)
+            erased = await database.write(erase_message, application, message_id, now, audit, give_up)
     print_counts(dataclasses.asdict(erased), as_json, _NOTHING_TO_ERASE)

@@ -130,11 +130,13 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
 async def resend(message_id: str, application: int | None, as_json: bool) -> None:
     """Send a held message again. If the gateway has already accepted the message, the recipient may get it twice."""
     from shortener.gateways import decisions
-    from shortener.model import utcnow
+    from shortener.storage.clock import open_clock
 
     async with open_store() as database:
         owner = await find_application(database, application)
-        await database.write(decisions.resend, command_line_audit(database), owner, message_id, utcnow())
+        # A fast clock would take a running attempt for an attempt whose lease has ended.
+        now = (await open_clock(database))()
+        await database.write(decisions.resend, command_line_audit(database), owner, message_id, now)
     fields = {"message_id": message_id, "send_status": "pending"}
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
 

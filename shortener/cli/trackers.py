@@ -46,13 +46,13 @@ async def open_trackers(application: int | None = None) -> AsyncIterator[tuple[A
     `application`."""
     from shortener.delivery.guard import Guard
     from shortener.delivery.trackers import Trackers
-    from shortener.model import utcnow
     from shortener.secret import open_secret
+    from shortener.storage.clock import open_clock
 
     settings = load_settings()
     async with open_store(application) as database:
-        secret = open_secret(settings.secret, settings.data_dir)
-        yield database, Trackers(database, secret, Guard(settings.allow_private_targets), settings, utcnow), settings
+        secret, clock = open_secret(settings.secret, settings.data_dir), await open_clock(database)
+        yield database, Trackers(database, secret, Guard(settings.allow_private_targets), settings, clock), settings
 
 
 def _validate(model: type[M], data: dict[str, Any]) -> M:
