@@ -424,7 +424,7 @@ class Settings(BaseModel):
     @property
     def has_default_base_url(self) -> bool:
         """Whether BASE_URL is not set, so that short links contain the name of this machine only."""
-        return self.base_url in (DEFAULT_BASE_URL, f"http://127.0.0.1:{self.port}")
+        return "base_url" not in self.model_fields_set
 
     @property
     def unreachable_links(self) -> str | None:

@@ -46,18 +46,24 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     """Return the settings of this process. Each source overrides the one before: defaults, TOML, environment, `overrides`.
 
     `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
-    values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
-    follows_port = values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values
+    explicit = _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
+    values = _read_toml(environ) | explicit
+    # config/shortener.toml contains every default, so the default of BASE_URL in a file counts as not set.
+    has_base_url = "base_url" in explicit or values.get("base_url", DEFAULT_BASE_URL) != DEFAULT_BASE_URL
+    follows_port = not has_base_url and "port" in values
     if follows_port:
         # If BASE_URL is not set, short links must contain the port that this process listens on.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. In this case,
         # only the error of the port is reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
         raise SettingsError("\n".join(_describe(name, reason) for name, reason in named_reasons(items))) from None
+    if not has_base_url:
+        settings.model_fields_set.discard("base_url")  # for `Settings.has_default_base_url`
+    return settings
 
 
 def _describe(name: str, reason: str) -> str:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shortener.settings import Settings, SettingsError
+from shortener.settings import DEFAULT_BASE_URL, Settings, SettingsError
 from shortener.settings_sources import as_markdown, as_toml, load, service_link_variables
 
 ROOT = Path(__file__).parent.parent
@@ -143,12 +143,21 @@ def test_variables_that_kubernetes_makes_for_a_service_called_shortener_are_igno
         ({"HOST": "127.0.0.2"}, False),
         ({"HOST": "0.0.0.0", "BASE_URL": "https://go.example"}, False),
         ({"HOST": "0.0.0.0", "BASE_URL": "http://localhost:8000"}, False),
+        ({"HOST": "0.0.0.0", "BASE_URL": "http://127.0.0.1:8000"}, False),
+        ({"TRUSTED_PROXIES": "127.0.0.1", "BASE_URL": "http://127.0.0.1:9000", "PORT": "9000"}, False),
     ],
 )
 def test_a_local_base_url_is_rejected_if_other_machines_can_reach_the_service(variables: dict[str, str], is_refused: bool) -> None:
     problem = load({f"SHORTENER_{name}": value for name, value in variables.items()}).unreachable_links
     assert (problem is not None) is is_refused
     assert problem is None or "Set SHORTENER_BASE_URL" in problem
+
+
+def test_a_base_url_that_is_set_to_its_default_does_not_follow_the_port() -> None:
+    settings = load({"SHORTENER_BASE_URL": DEFAULT_BASE_URL, "SHORTENER_PORT": "9000"})
+    assert (settings.base_url, settings.has_default_base_url) == (DEFAULT_BASE_URL, False)
+    settings = load({"SHORTENER_PORT": "9000"})
+    assert (settings.base_url, settings.has_default_base_url) == ("http://127.0.0.1:9000", True)
 
 
 @pytest.mark.parametrize("value", ["short", "a" * 40, "0123456789abcdefghijklmnop qrstuv", "0123456789abcdefghijklmnopqrstuvä"])
