@@ -284,10 +284,13 @@ class _Parser:
         return text[:limit]
 
     def _keep(self, name: str, value: Any, reason: str) -> None:
-        """Store the text of a parameter in the metadata, because it cannot be parsed, and add a warning."""
+        """Store a parameter in the metadata, because it cannot be parsed, and add a warning."""
         self.metadata[name] = value
-        shown = value if isinstance(value, str) else type(value).__name__
-        self.warn(name, f"{shown[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")
+        if isinstance(value, str):
+            self.warn(name, f"{value[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")
+            return
+        kind = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "true or false"
+        self.warn(name, f"{kind} {reason}; it was stored as metadata")
 
     def _money(self) -> tuple[Decimal | None, str | None]:
         value_text, currency_text = self._texts.get("value"), self._texts.get("currency")

@@ -46,7 +46,9 @@ async def report(call: Call[None, None]) -> Response:
         raise ApiError(ErrorCode.NOT_FOUND, "Gateways of this kind do not report by HTTP.")
     body = b""
     if request.method == "POST":
-        body = await read_body(request, BodyLimits(min(service.settings.body_limit, MAX_BODY_BYTES), 1, False), is_form=True)
+        limit = service.settings.body_limit
+        limits = BodyLimits(min(limit, MAX_BODY_BYTES), 1, False, is_setting=limit <= MAX_BODY_BYTES)
+        body = await read_body(request, limits, is_form=True)
     data = parse_json(body)
     if not isinstance(data, dict | list):  # the body is a form
         data = None

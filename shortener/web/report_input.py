@@ -71,7 +71,7 @@ class ReportInput:
 async def read_report(request: Request, limit: int) -> ReportInput:
     """Return all parameters of a request. The body may have at most `limit` bytes, and at most MAX_BODY_BYTES. If the body cannot
     be read, the result has the reason in `problem`."""
-    limit = min(limit, MAX_BODY_BYTES)
+    limits = BodyLimits(min(limit, MAX_BODY_BYTES), 1, False, is_setting=limit <= MAX_BODY_BYTES)
     found = ReportInput()
     query = request.scope["query_string"]
     if query:
@@ -79,8 +79,8 @@ async def read_report(request: Request, limit: int) -> ReportInput:
     if (find_header(request, b"content-length") or "0") == "0" and find_header(request, b"transfer-encoding") is None:
         return found
     try:
-        body = await read_body(request, BodyLimits(limit, 1, False), is_form=True)
-        body = _decompress(body, find_header(request, b"content-encoding") or "", limit)
+        body = await read_body(request, limits, is_form=True)
+        body = _decompress(body, find_header(request, b"content-encoding") or "", limits.max_bytes)
         _read_body(found, body, find_header(request, b"content-type") or "")
     except ApiError as error:
         found.problem = error

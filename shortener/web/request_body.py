@@ -51,12 +51,15 @@ class BodyLimits:
     the field `messages` of a body.
 
     `largest_batch` is the largest BATCH_LIMIT that the installation has had. A body may have so many items, because it may repeat
-    an earlier request. The endpoint rejects a new request with more than `max_batch` items."""
+    an earlier request. The endpoint rejects a new request with more than `max_batch` items.
+
+    `is_setting` is false if `max_bytes` is lower than BODY_LIMIT, so that a higher BODY_LIMIT would not help the caller."""
 
     max_bytes: int
     max_batch: int
     has_batch: bool
     largest_batch: int = 0
+    is_setting: bool = True
 
     @property
     def max_values(self) -> int:
@@ -103,7 +106,7 @@ async def read_model(
 
 async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = False) -> bytes:
     """Return the whole body. Raise ApiError, without reading the rest, if it is too long or has too many values."""
-    max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)"
+    max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)" if limits.is_setting else ""
     if is_form and max_bytes > MAX_FORM_BYTES:
         max_bytes, setting = MAX_FORM_BYTES, " as a form; send JSON instead"
     length = find_header(request, b"content-length") or ""

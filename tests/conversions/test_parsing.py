@@ -245,6 +245,11 @@ def test_metadata_of_many_or_nested_parameters_is_cut_to_4_kib_of_json() -> None
     assert any(warning.startswith("deep:") for warning in report.warnings)
 
 
+@pytest.mark.parametrize(("value", "text"), [({"amount": 5}, "an object"), ([["5"]], "a list"), (True, "true or false")])
+def test_the_warning_for_a_value_that_is_no_text_or_number_names_its_kind_of_json(value: Any, text: str) -> None:
+    assert parse(message_id="m", value=value).warnings == (f"value: {text} is not a text or a number; it was stored as metadata",)
+
+
 @pytest.mark.parametrize("number", ["12345678901234567.123456", "0.12345678901234567890", "1e400"])
 def test_a_json_number_that_a_float_cannot_contain_is_stored_as_text_in_the_metadata(number: str) -> None:
     metadata = parse(message_id="m", short=Decimal("12.50"), long=Decimal(number)).metadata
