@@ -338,7 +338,9 @@ def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> No
 
 def print_json(data: Any) -> None:
     """Print `data` as indented JSON on stdout. Times have the format of the API, such as 2026-11-20T12:00:00Z."""
-    click.echo(orjson.dumps(data, default=_to_json, option=orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME).decode())
+    # OPT_NON_STR_KEYS also permits the names of tables and columns, which are instances of a subclass of str.
+    options = orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
+    click.echo(orjson.dumps(data, default=_to_json, option=options).decode())
 
 
 def _to_json(value: Any) -> Any:

@@ -20,9 +20,12 @@ import orjson
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import Connection
+from sqlalchemy.sql.elements import quoted_name
 
 from shortener.accounts.directory import read_version
+from shortener.cli.common import print_json
 from shortener.errors import CommitUncertain, StoreUnavailable
+from shortener.storage import schema
 from tests import fork_server
 from tests.acceptance.process import Server
 from tests.cli.shell import InProcessShell, Shell, create_installation
@@ -303,6 +306,11 @@ def test_the_copy_command_does_not_create_the_database_that_it_should_copy(tmp_p
     refused = shell("copy", "--from", f"sqlite:///{missing}", "--to", f"sqlite:///{tmp_path / 'copy.db'}", code=1)
     assert f"there is no database {missing}" in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_tables_can_be_keys_of_the_json_output_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({quoted_name("hits", quote=None): {schema.hits.c.id.name: 1}})
+    assert orjson.loads(capsys.readouterr().out) == {"hits": {"id": 1}}
 
 
 def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
