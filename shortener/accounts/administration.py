@@ -67,6 +67,7 @@ def create_application(
     callback secret, which is stored encrypted. If `api_key` or `tracker_token` is empty, a random one is created. Raise ApiError
     CONFLICT or INVALID_REQUEST."""
     table = schema.applications
+    increment_version(connection)  # this locks the version, so that two applications do not get the same name at the same time
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
     values: dict[str, Any] = {"name": name, "company_id": company_id, "settings": {}, "created_at": now}
@@ -77,7 +78,6 @@ def create_application(
         add_domain(connection, application_id, domain, now, own_hosts=own_hosts)
     key = create_key(connection, application_id, "default", PERMISSIONS, now, key=api_key)
     token = new_token(connection, application_id, now, token=tracker_token)
-    increment_version(connection)
     return Credentials(application_id, key, token, callback_secret)
 
 
@@ -90,6 +90,7 @@ def update_application(
     NOT_FOUND or CONFLICT."""
     table = schema.applications
     row = lock_application(connection, application_id)
+    increment_version(connection)  # see create_application
     values: dict[str, Any] = {}
     changes = dict(changes)
     if "name" in changes:
@@ -108,7 +109,6 @@ def update_application(
     if changes.keys() & {"fallback_url", "extra_schemes", "strict_destinations"} and merged.fallback_url is not None:
         _parse_own_target(connection, "fallback_url", merged.fallback_url, own_hosts, merged)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
-    increment_version(connection)
 
 
 def lock_application(connection: Connection, application_id: int) -> Row[Any]:
@@ -130,6 +130,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     not distinguish its links from the links of applications without a domain, because it responds on this host as on BASE_URL.
     `localhost` and IP addresses are accepted with a warning. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     lock_application(connection, application_id)
+    increment_version(connection)  # this locks the version, so that two applications do not add the same host at the same time
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
@@ -166,7 +167,6 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
         paths = _previous_paths(existing, parsed.path)
         back = {"removed_at": None, "disabled_at": None, "previous_paths": paths}
         connection.execute(update(table).where(table.c.id == domain_id).values(back | values))
-    increment_version(connection)
     return domain_id
 
 

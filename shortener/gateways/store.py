@@ -319,6 +319,7 @@ def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) 
     """Create a gateway, add the audit row, and return the row of the gateway."""
     table = schema.gateways
     owner = row["application_id"]
+    increment_version(connection)  # this locks the version, so that two gateways do not get the same name at the same time
     if owner != ALL_APPLICATIONS:
         require_application(connection, owner)
     present = connection.execute(
@@ -330,7 +331,6 @@ def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) 
     created = connection.execute(insert(table).values(row).returning(table)).one()
     facts = {"kind": created.kind, "preset": created.preset, "enabled": created.enabled, "allow_private": created.allow_private}
     _add_row(connection, audit, created.created_at, "gateway_created", created, facts)
-    increment_version(connection)
     return created
 
 
@@ -386,6 +386,7 @@ def _update(
     settings, because their values can be credentials. If the gateway was changed after `row` was read, change nothing and return
     None."""
     table = schema.gateways
+    increment_version(connection)  # this locks the version (see `_insert`)
     _require(connection, row.id, row.application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], row.id)
@@ -404,7 +405,6 @@ def _update(
     after |= {"settings": f"changed: {', '.join(changed_settings)}" if changed_settings else ""}
     after |= {"report_key": "replaced" if "report_key" in values else ""}
     audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=row.application_id)
-    increment_version(connection)
     return changed
 
 
@@ -429,10 +429,10 @@ def require_removable(application_id: int, name: str) -> None:
 
 
 def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
+    increment_version(connection)  # this locks the version, so that a gateway is removed once
     row = _require(connection, gateway_id, application_id)
     require_removable(row.application_id, row.name)
     table = schema.gateways
     # Applications keep the id, so that the warning NOT_SENT can name the removed gateway.
     connection.execute(update(table).where(table.c.id == gateway_id).values(removed_at=now, revision=table.c.revision + 1))
     _add_row(connection, audit, now, "gateway_removed", row)
-    increment_version(connection)

@@ -1,7 +1,8 @@
 """Tests of changes to applications, domains and blocked hosts, and of the directory that every process reads."""
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -364,3 +365,21 @@ async def test_changes_of_the_path_of_a_domain_at_the_same_time_keep_every_earli
     await asyncio.gather(*(write(update_domain, "go.brand.example", {"path": path}, NOON) for path in paths[1:]))
     (row,) = await rows(service.database, schema.domains)
     assert sorted([*row.previous_paths, row.path]) == paths
+
+
+async def _codes(*transactions: Awaitable[object]) -> Counter[str]:
+    """Run transactions at the same time. Count their error codes; "" is a success."""
+    results = await asyncio.gather(*transactions, return_exceptions=True)
+    return Counter(
+        one.code.name if isinstance(one, ApiError) else repr(one) if isinstance(one, Exception) else "" for one in results
+    )
+
+
+async def test_concurrent_requests_create_one_application_with_a_name_and_one_domain_with_a_host(service: Service) -> None:
+    write = service.database.write
+    created = await asyncio.gather(*(write(create_application, f"application {number}", NOON) for number in range(3)))
+    assert await _codes(*(write(create_application, "same", NOON) for _ in range(4))) == {"": 1, "CONFLICT": 3}
+    domains = (write(add_domain, one.application_id, "https://go.brand.example", NOON) for one in created)
+    assert await _codes(*domains) == {"": 1, "CONFLICT": 2}
+    renamed = (write(update_application, one.application_id, {"name": "renamed"}, NOON) for one in created)
+    assert await _codes(*renamed) == {"": 1, "CONFLICT": 2}

@@ -13,6 +13,7 @@ from shortener.container import Service
 from shortener.delivery.sample_delivery import MAX_TESTS_PER_APPLICATION
 from shortener.messages.opt_outs import add_opt_out
 from tests.conftest import NOON, MakeService, client_of
+from tests.factory import audited_rows
 from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
@@ -149,3 +150,17 @@ async def test_a_large_number_in_the_path_of_the_api_is_an_unknown_id(client: ht
         responses = [await client.get(f"/api/v1/{path}/{number}"), await client.delete(f"/api/v1/{path}/{number}")]
         assert [response.status_code for response in responses] == [404, 404], path
     assert (await client.delete(f"/api/v1/postback-keys/{number}")).status_code == 404
+
+
+async def test_concurrent_requests_create_one_gateway_with_a_name_and_remove_it_once(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    posts = await asyncio.gather(*(client.post("/api/v1/gateways", json={"name": "g", "kind": "simulator"}) for _ in range(4)))
+    assert sorted(answer.status_code for answer in posts) == [201, 409, 409, 409]
+    number = next(answer.json()["gateway_id"] for answer in posts if answer.status_code == 201)
+    other = (await client.post("/api/v1/gateways", json={"name": "h", "kind": "simulator"})).json()["gateway_id"]
+    renames = (client.patch(f"/api/v1/gateways/{one}", json={"name": "new"}) for one in (number, other))
+    assert sorted(answer.status_code for answer in await asyncio.gather(*renames)) == [200, 409]
+    deletions = await asyncio.gather(*(client.delete(f"/api/v1/gateways/{number}") for _ in range(3)))
+    assert sorted(answer.status_code for answer in deletions) == [200, 404, 404]
+    assert [row.action for row in await audited_rows(service.database)].count("gateway_removed") == 1
