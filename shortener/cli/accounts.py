@@ -26,7 +26,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import COMPANY_ID, DURATION, ID, ApplicationCommand, OwnedCommand
+from shortener.cli.parameters import COMPANY_ID, DURATION, ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand
 from shortener.plurals import counted
 
 MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
@@ -124,13 +124,17 @@ async def list_applications(as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@applications.command("show", cls=ApplicationCommand)
-@click.argument("application", type=ID)
+@applications.command("show", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
+@click.argument("application", type=ID, required=False)
 @json_option
 @async_command
-async def show_application(application: int, as_json: bool) -> None:
+async def show_application(application: int | None, as_json: bool) -> None:
     """Show one application with its settings."""
-    found = await _find_application(application)
+    from shortener.cli.stats import find_application
+
+    async with open_store() as database:
+        owner = await find_application(database, application)
+    found = await _find_application(owner)
     fields = _application_fields(found) | {"settings": found.settings.model_dump(mode="json")}
     print_result(fields, as_json, lambda: print_nested_fields(fields))
 

@@ -23,7 +23,7 @@ from shortener.cli.common import (
     reveal_option,
     yes_option,
 )
-from shortener.cli.parameters import ID, ApplicationCommand
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand
 
 
 class _AmountType(click.ParamType[Decimal]):
@@ -50,17 +50,19 @@ def balance() -> None:
     """Show, set or add to the balance of a prepaid application."""
 
 
-@balance.command("show", cls=ApplicationCommand)
-@click.argument("application", type=ID)
+@balance.command("show", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
+@click.argument("application", type=ID, required=False)
 @json_option
 @async_command
-async def show_balance(application: int, as_json: bool) -> None:
+async def show_balance(application: int | None, as_json: bool) -> None:
     """Show the balance of an application."""
+    from shortener.cli.stats import find_application
     from shortener.messages.balances import read_balance
 
-    async with open_store(application) as database:
-        found = await database.read(read_balance, application)
-    _print_balance(application, found, as_json)
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        found = await database.read(read_balance, owner)
+    _print_balance(owner, found, as_json)
 
 
 @balance.command("set", cls=ApplicationCommand)
@@ -244,20 +246,22 @@ def opt_outs() -> None:
     """List, add and remove recipients who refused further messages of an application."""
 
 
-@opt_outs.command("list", cls=ApplicationCommand)
-@click.argument("application", type=ID)
+@opt_outs.command("list", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
+@click.argument("application", type=ID, required=False)
 @reveal_option
 @json_option
 @async_command
-async def list_opt_outs(application: int, reveal: bool, as_json: bool) -> None:
+async def list_opt_outs(application: int | None, reveal: bool, as_json: bool) -> None:
     """List the opt-out list of an application."""
+    from shortener.cli.stats import find_application
     from shortener.messages import opt_outs as stored
     from shortener.reporting.messages import shown_number
 
-    async with open_store(application) as database:
+    async with open_store() as database:
+        owner = await find_application(database, application)
         rows: list[dict[str, Any]] = []
         after = ""
-        while page := await database.read(stored.list_opt_outs, application, after):
+        while page := await database.read(stored.list_opt_outs, owner, after):
             for row in page:
                 rows.append({"phone": shown_number(row["phone"], reveal=reveal), "at": row["at"], "source": row["source"]})
             after = page[-1]["phone"]

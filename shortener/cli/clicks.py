@@ -18,7 +18,7 @@ from shortener.cli.common import (
     print_result,
     print_table,
 )
-from shortener.cli.parameters import ID, ApplicationCommand, period_options
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, period_options
 from shortener.plurals import counted
 
 #: The columns of the table of hits. `--json` prints all fields.
@@ -43,9 +43,7 @@ def clicks() -> None:
     """List hits with their verdicts; classify stored hits again."""
 
 
-@clicks.command(
-    "list", cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications."
-)
+@clicks.command("list", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("application", type=ID, required=False)
 @click.option("--message", "message_id", help="Only hits on the links of this message.")
 @click.option("--campaign", help="Only hits on links of messages of this campaign.")
@@ -76,8 +74,6 @@ async def list_all(
     from shortener.web.statistics import statistics_period
 
     begin, end = statistics_period(since, until, zone, utcnow())
-    if begin >= end:
-        raise click.UsageError("--since must be before --until")
     settings = load_settings()
     async with open_store() as database:
         click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode

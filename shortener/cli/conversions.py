@@ -22,11 +22,10 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand, period_options
+from shortener.cli.parameters import DURATION, ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand, period_options
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
-_APPLICATION_HELP = "Id of the application. Required if there are several applications."
 _REVEAL = click.option("--reveal", is_flag=True, help="Show complete phone numbers in parameters. Default: they are masked.")
 
 
@@ -35,7 +34,7 @@ def conversions() -> None:
     """List conversions, and list refused conversion reports with the reason."""
 
 
-@conversions.command("list", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
+@conversions.command("list", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("application", type=ID, required=False)
 @period_options()
 @click.option("--campaign", help="Only conversions of messages of this campaign.")
@@ -101,7 +100,7 @@ async def list_conversions(
     print_result({"conversions": rows, "next": next_page}, as_json, print_text)
 
 
-@conversions.command("refused", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
+@conversions.command("refused", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("application", type=ID, required=False)
 @period_options()
 @click.option("--reason", help="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.")

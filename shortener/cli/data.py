@@ -25,7 +25,7 @@ from shortener.cli.common import (
     reveal_option,
 )
 from shortener.cli.output_file import open_output
-from shortener.cli.parameters import ID, ApplicationCommand, period_options
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, period_options
 from shortener.plurals import counted
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, 
     audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})
 
 
-@click.command(cls=ApplicationCommand)
-@click.argument("application", type=ID)
+@click.command(cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
+@click.argument("application", type=ID, required=False)
 @period_options(" in which the messages were created")
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
@@ -215,7 +215,7 @@ def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, 
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")
 @async_command
 async def export(
-    application: int,
+    application: int | None,
     since: datetime | None,
     until: datetime | None,
     campaign: str | None,
@@ -228,6 +228,7 @@ async def export(
 ) -> None:
     """Export the messages of an application, newest first, as CSV or JSON."""
     from shortener.accounts.directory import Directory, base_url_of
+    from shortener.cli.stats import find_application
     from shortener.reporting.export import export_csv
     from shortener.reporting.messages import MessageFilter
 
@@ -235,12 +236,11 @@ async def export(
         if sys.stderr.isatty():
             click.echo(f"\r{counted(messages, 'message')}", nl=False, err=True)
 
-    filters = MessageFilter(application, campaign=campaign, source=source, since=since, until=until)
     async with open_store() as database:
+        owner = await find_application(database, application)
+        filters = MessageFilter(owner, campaign=campaign, source=source, since=since, until=until)
         directory = Directory(database)
         await directory.refresh()
-        if directory.application(application) is None:
-            raise click.ClickException(f"there is no application {application}")
         if as_json:
             chunks = _export_json(database, filters, reveal)
         else:

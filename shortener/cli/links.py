@@ -30,7 +30,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import END_TIME, ID, ApplicationCommand, OwnedCommand, period_options
+from shortener.cli.parameters import END_TIME, ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand, period_options
 from shortener.errors import StoreUnavailable
 from shortener.plurals import counted
 
@@ -43,11 +43,8 @@ def links() -> None:
     """List, show, change, disable and enable short links."""
 
 
-_application_argument = click.argument("application", type=ID)
-
-
-@links.command("list", cls=ApplicationCommand)
-@_application_argument
+@links.command("list", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
+@click.argument("application", type=ID, required=False)
 @click.option("--campaign", help="Only links of messages of this campaign.")
 @click.option("--url", help="Only links with exactly this destination URL.")
 @click.option("--label", help="Only links with this label.")
@@ -57,9 +54,10 @@ _application_argument = click.argument("application", type=ID)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of links.")
 @json_option
 @async_command
-async def list_command(application: int, limit: int, as_json: bool, **filters: Any) -> None:
+async def list_command(application: int | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List the links of an application, newest message first, with their clicks."""
     from shortener.accounts.directory import Directory, base_url_of
+    from shortener.cli.stats import find_application
     from shortener.clicks.link_admin import serialize_link
     from shortener.model import utcnow
     from shortener.reporting.links import LinkClicks, LinkFilter, list_links
@@ -67,9 +65,8 @@ async def list_command(application: int, limit: int, as_json: bool, **filters: A
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
-        if directory.application(application) is None:
-            raise click.ClickException(f"there is no application {application}")
-        chosen, base_url = LinkFilter(application, utcnow(), **filters), base_url_of(load_settings(), directory)
+        owner = await find_application(database, application)
+        chosen, base_url = LinkFilter(owner, utcnow(), **filters), base_url_of(load_settings(), directory)
         rows: list[dict[str, Any]] = []
         after = None
         while len(rows) < limit:

@@ -25,7 +25,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.data import print_counts
-from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, SearchedNumber, period_options
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand, SearchedNumber, period_options
 from shortener.cli.stats import find_application
 from shortener.model import State
 
@@ -37,9 +37,7 @@ def messages() -> None:
     """List and show messages; erase personal data."""
 
 
-@messages.command(
-    "list", cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications."
-)
+@messages.command("list", cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("application", type=ID, required=False)
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--to", type=SearchedNumber(), help="Only messages to this phone number, for example +14085550100.")

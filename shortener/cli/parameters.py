@@ -110,6 +110,10 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+#: The help of --application of a command that reads the data of one application.
+OPTIONAL_APPLICATION = "Id of the application. Required if there are several applications."
+
+
 class ApplicationCommand(click.Command):
     """A command whose first argument is the id of an application. The option --application is another form of this argument."""
 

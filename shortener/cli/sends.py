@@ -23,12 +23,11 @@ from shortener.cli.common import (
     reveal_option,
     yes_option,
 )
-from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand
 from shortener.cli.stats import find_application
 
 _STATUSES = ("pending", "held", "failed", "sent")
 _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_status", "doubtful", "attempts", "last_error", "cost")
-_APPLICATION = "Id of the application. Required if there are several applications."
 
 
 @click.command("send", cls=ApplicationCommand)
@@ -101,7 +100,7 @@ async def list_all(application: int | None, status: str | None, limit: int, as_j
     print_result(rows, as_json, lambda: print_table(rows, *_COLUMNS))
 
 
-@sends.command("show", cls=OwnedCommand, application_help=_APPLICATION)
+@sends.command("show", cls=OwnedCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("message_id")
 @json_option
 @async_command
@@ -123,7 +122,7 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
     print_result(fields, as_json, print_text)
 
 
-@sends.command("resend", cls=OwnedCommand, application_help=_APPLICATION)
+@sends.command("resend", cls=OwnedCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("message_id")
 @json_option
 @async_command
@@ -141,7 +140,7 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
 
 
-@sends.command("discard", cls=OwnedCommand, application_help=_APPLICATION)
+@sends.command("discard", cls=OwnedCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("message_id")
 @yes_option
 @json_option

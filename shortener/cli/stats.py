@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import ID, ApplicationCommand, period_options
+from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, period_options
 
 GROUPS = ("day", "hour", "country", "campaign", "destination", "label", "action")
 PAGE_CAMPAIGNS = 200  # The number of campaigns that are read at once.
@@ -51,7 +51,7 @@ async def find_application(database: Any, application: int | None) -> int:
     return ids[0]
 
 
-@click.command(cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications.")
+@click.command(cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)
 @click.argument("application", type=ID, required=False)
 @click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
 @period_options(since_default="the last 30 days of the period", has_zone=True)
@@ -88,8 +88,6 @@ async def stats(
     from shortener.web.statistics_fields import action_figures, figures
 
     begin, end = statistics_period(since, until, zone, utcnow())
-    if begin >= end:
-        raise click.UsageError("--since must be before --until")
     async with open_store() as database:
         owner = await find_application(database, application)
         scope = StatisticsFilter(owner, begin, end, campaign, source, Basis[basis.upper()])

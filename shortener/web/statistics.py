@@ -146,13 +146,14 @@ def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime
 
 def statistics_period(since: date | None, until: date | None, zone: tzinfo, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and the end of a period in UTC. A value without a zone is in the time zone `zone`, and a date as `until`
-    includes the whole day. Without `since`, the period has DEFAULT_DAYS days. The last of these days is the day of the end, and may
-    be incomplete.
+    includes the whole day. Without `until`, the period ends now, or is empty if `since` is in the future. Without `since`, the
+    period has DEFAULT_DAYS days. The last of these days is the day of the end, and may be incomplete.
     """
     # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
     end = end_of(until, zone) if until is not None else now + timedelta(milliseconds=1)
     if since is not None:
-        return start_of(since, zone), end
+        start = start_of(since, zone)
+        return start, end if until is not None else max(start, end)
     last: date = (end - timedelta(milliseconds=1)).astimezone(zone).date()
     return start_of(last - timedelta(days=DEFAULT_DAYS - 1), zone), end
 

@@ -126,7 +126,7 @@ def test_a_command_that_sends_creates_no_installation(tmp_path: Path, words: tup
 )
 def test_a_list_of_an_unknown_application_is_a_failure(shell: InProcessShell, command: str) -> None:
     result = shell(*command.split(), "999", "--json", code=1)
-    assert "There is no application 999" in result.stderr
+    assert "here is no application 999" in result.stderr
     assert not result.stdout
 
 

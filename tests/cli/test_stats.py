@@ -189,6 +189,9 @@ def test_invalid_options_of_the_stats_command_are_rejected(shell: InProcessShell
     assert "is not a time zone" in shell("stats", "--tz", "Mars", code=2).stderr
     assert "there is no application 9" in shell("stats", "--application", "9", code=1).stderr
     assert "--since must be before --until" in shell("stats", "--since", "2026-01-02", "--until", "2026-01-01", code=2).stderr
+    in_future = shell.json("stats", "--since", "2999-01-01")
+    assert (in_future["messages"], in_future["since"], in_future["until"]) == (0, *["2999-01-01T00:00:00Z"] * 2)
+    assert shell.json("clicks", "list", "--since", "2999-01-01") == []
 
 
 def test_the_command_clicks_list_shows_the_verdict_and_the_rule_of_each_hit(shell: InProcessShell) -> None:
@@ -244,6 +247,17 @@ def test_each_command_on_one_application_accepts_its_id_as_argument_and_as_optio
     assert only_option == {"clicks reclassify", "messages erase"}, "these commands work on all applications without the option"
 
 
+def test_each_command_that_only_reads_the_data_of_one_application_works_without_its_id_if_there_is_only_one() -> None:
+    required = {
+        " ".join(path)
+        for path, command in commands_of(cli)
+        if path[-1] in ("list", "show", "refused", "stats", "export")
+        for argument in command.params
+        if argument.name == "application" and isinstance(argument, click.Argument) and argument.required
+    }
+    assert required == set()
+
+
 def test_each_command_on_one_object_of_an_application_accepts_the_id_of_the_application_as_option() -> None:
     without = set()
     for path, command in commands_of(cli):
@@ -259,16 +273,16 @@ def test_each_command_on_one_object_of_an_application_accepts_the_id_of_the_appl
     "words",
     [("stats",), ("clicks", "list"), ("messages", "list"), ("links", "list"), ("keys", "list"), ("applications", "show")],
 )
-def test_the_argument_and_the_option_for_the_application_of_a_command_mean_the_same(
+def test_a_command_on_one_application_accepts_its_id_as_argument_or_as_option_or_not_at_all(
     installation: Path, words: tuple[str, ...]
 ) -> None:
     shell = InProcessShell(installation)
     # The results contain the end of the period of the statistics, which is the time of the call and so differs between the calls.
     results = [
         {**found, "until": None} if isinstance(found := shell.json(*words, *form), dict) else found
-        for form in (("1",), ("--application", "1"), ("--application=1",))
+        for form in (("1",), ("--application", "1"), ("--application=1",), ())
     ]
-    assert results[0] == results[1] == results[2]
+    assert results[0] == results[1] == results[2] == results[3]
     assert results[0]
     twice = shell(*words, "1", "--application", "1", code=2)
     assert "With --application, leave out the argument APPLICATION." in twice.stderr

@@ -124,6 +124,18 @@ async def test_filters_of_the_statistics_select_the_counted_messages(
     assert (await ask(client, until="2026-11-20"))["clicks"] == 0
 
 
+async def test_statistics_of_a_period_that_begins_in_the_future_are_empty_and_do_not_end_before_they_begin(
+    client: httpx.AsyncClient,
+) -> None:
+    await rewrite(client, "m1")
+    start = "2030-01-01T00:07:00Z"
+    for path in ("", "/daily", "/by-hour", "/by-action", "/by-campaign", "/by-country", "/by-destination", "/by-label"):
+        told = await ask(client, path, since=start)
+        assert (told["since"], told["until"]) == (start, start), path
+        groups = [group for rows in told.values() if isinstance(rows, list) for group in rows]
+        assert sum(group.get("messages", 0) for group in [told, *groups]) == 0, path
+
+
 async def test_the_error_for_an_invalid_query_parameter_contains_the_name_of_the_parameter(client: httpx.AsyncClient) -> None:
     wrong = [
         ({"tz": "Mars/Olympus"}, "tz"),
