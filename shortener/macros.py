@@ -86,6 +86,18 @@ def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
             yield Macro(found[0], found[2], found.start(), False)
 
 
+def url_warnings(url: str, names: Sequence[str]) -> list[str]:
+    """Return the problems of a URL that its owner may have overlooked: `&amp;` from an HTML page, and the result of
+    `macro_problems`. Each text continues a sentence that begins with "the destination"."""
+    return [*entity_problems(url), *macro_problems(url, names)]
+
+
+def entity_problems(url: str) -> list[str]:
+    """Return a text about the HTML entity `&amp;` in a URL that was copied from an HTML page, or nothing. The server gets the
+    parameter `amp;NAME` in the place of `NAME`."""
+    return ["contains &amp;, which is sent unchanged; write &"] if "&amp;" in url else []
+
+
 def macro_problems(url: str, names: Sequence[str]) -> list[str]:
     """Return texts that explain why macros in a destination or fallback URL will not be replaced. Each text continues a sentence
     that begins with "the destination".

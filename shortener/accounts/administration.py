@@ -20,11 +20,13 @@ from shortener.accounts.settings import (
     PERMISSIONS,
     ApplicationSettings,
     fallback_problems,
+    fallback_warnings,
     from_stored,
     merge_stored,
     parse_fallback_url,
 )
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.macros import entity_problems
 from shortener.model import ALL_APPLICATIONS
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
@@ -278,7 +280,8 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
         "new_links": application is not None and application.domain == domain,
         "warnings": [
             *unreachable_host_warnings(domain.host),
-            *(f"fallback_url {problem}" for problem in fallback_problems(domain.fallback_url)),
+            *(f"fallback_url {problem}" for problem in fallback_warnings(domain.fallback_url)),
+            *(f"home_url {problem}" for problem in entity_problems(domain.home_url or "")),
         ],
     }
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from shortener.accounts.directory import Application
-from shortener.macros import macro_problems
+from shortener.macros import macro_problems, url_warnings
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
 
 #: A function that parses a URL. The latest results are cached, because the messages of a campaign usually have the same
@@ -42,6 +42,11 @@ def check_link_target(application: Application, url: str, hosts: TargetHosts) ->
     if application.settings.strict_destinations and (problems := target_problems(url)):
         raise UrlError(problems[0])
     return destination
+
+
+def target_warnings(url: str) -> list[str]:
+    """Return the warnings about a destination or fallback URL: `&amp;`, and macros that will not be replaced."""
+    return url_warnings(url, DESTINATION_PLACEHOLDERS)
 
 
 def target_problems(url: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from shortener.macros import macro_problems
+from shortener.macros import macro_problems, url_warnings
 from shortener.urls import DESTINATION_PLACEHOLDERS, FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination, trim_url
 
 log = structlog.get_logger(__name__)
@@ -198,6 +198,11 @@ def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
         return parse_destination(url, extra_schemes).location.decode()
     except UrlError as error:
         raise ValueError(error.reason) from None
+
+
+def fallback_warnings(url: str | None) -> list[str]:
+    """Return the warnings about the fallback URL of an application or a domain: `&amp;`, and macros that will not be replaced."""
+    return url_warnings(url, DESTINATION_PLACEHOLDERS) if url else []
 
 
 def fallback_problems(url: str | None) -> list[str]:

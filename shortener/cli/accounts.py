@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_problems
+from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_warnings
 from shortener.cli.common import (
     after_change,
     async_command,
@@ -211,7 +211,7 @@ async def update_application(
     with after_change():
         found = await _find_application(application)
     if "fallback_url" in changes:
-        print_warnings(f"fallback_url {problem}" for problem in fallback_problems(found.settings.fallback_url))
+        print_warnings(f"fallback_url {problem}" for problem in fallback_warnings(found.settings.fallback_url))
     await _warn_of_domain(add_domain)
     print_result(_application_fields(found), as_json, lambda: click.echo(f"application {application} is updated"))
 

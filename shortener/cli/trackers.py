@@ -24,6 +24,7 @@ from shortener.cli.common import (
     print_nested_fields,
     print_result,
     print_table,
+    print_warnings,
     printable,
     yes_option,
 )
@@ -199,7 +200,7 @@ def trackers() -> None:
 @async_command
 async def add_tracker(application: int, url: str, secret: str | None, unsigned: bool, as_json: bool, **options: Any) -> None:
     """Add a tracker that receives events of an application. The path and query of URL may contain placeholders like {phone}."""
-    from shortener.delivery.tracker_presenter import filter_warning, tracker_fields
+    from shortener.delivery.tracker_presenter import tracker_fields, tracker_warnings
     from shortener.web.tracker_requests import TrackerCreateRequest
 
     if secret and unsigned:
@@ -211,7 +212,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
         data["secret"] = secret
     async with open_trackers() as (database, stored, settings):
         saved = await stored.create(command_line_audit(database), application, _validate(TrackerCreateRequest, data).to_tracker())
-    _warn(secret, filter_warning(saved.tracker))
+    print_warnings(tracker_warnings(saved.tracker, secret))
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -293,7 +294,7 @@ async def update_tracker(
     **options: Any,
 ) -> None:
     """Change a tracker. Properties without an option keep their values."""
-    from shortener.delivery.tracker_presenter import filter_warning, tracker_fields
+    from shortener.delivery.tracker_presenter import tracker_fields, tracker_warnings
     from shortener.web.tracker_requests import TrackerUpdateRequest
 
     if all_conversions and (options["actions"] or options["dispositions"]):
@@ -313,7 +314,7 @@ async def update_tracker(
         changes = _validate(TrackerUpdateRequest, data).to_changes()
         await _confirm_update(database, await stored.get(tracker, application), changes, overlap, yes)
         saved = await stored.update(command_line_audit(database), tracker, changes, application)
-    _warn(secret, filter_warning(saved.tracker))
+    print_warnings(tracker_warnings(saved.tracker, secret))
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -332,16 +333,6 @@ async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges
     if found.secret_set and ("secret" in changes or changes.get("rotate_secret")):
         effects.append(describe_replacement(f"The present signing secret of {name}", overlap, found.previous_secret_until))
     confirm(" ".join(filter(None, effects)), yes)
-
-
-def _warn(secret: str | None, about_filter: str | None) -> None:
-    """Print the warnings about a saved tracker: `about_filter` about its filter for conversions, and a warning about a secret that
-    some libraries cannot use unchanged. `secret` is None if the service generated the secret."""
-    from shortener.signatures import secret_warning
-
-    for warning in (secret_warning(secret) if secret else None, about_filter):
-        if warning:
-            click.echo(f"Warning: {warning}", err=True)
 
 
 def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
-from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
+from shortener.accounts.link_targets import TargetHosts, check_link_target, target_warnings
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.model import LinkFlag
 from shortener.redirect_locations import fill_placeholders
@@ -99,12 +99,12 @@ def parse_changes(requested: Mapping[str, Any], application: Application, hosts:
 
 
 def change_warnings(requested: Mapping[str, Any]) -> list[str]:
-    """Return the warnings about macros in a new destination or fallback URL that will not be filled in."""
+    """Return the warnings about a new destination or fallback URL: `&amp;`, and macros that will not be filled in."""
     return [
         f"{name} {problem}"
         for name in ("url", "fallback_url")
         if requested.get(name)
-        for problem in target_problems(requested[name])
+        for problem in target_warnings(requested[name])
     ]
 
 

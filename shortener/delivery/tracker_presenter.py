@@ -13,8 +13,10 @@ from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBac
 from shortener.delivery.sample_delivery import SampleDelivery
 from shortener.delivery.trackers import Tracker
 from shortener.ids import DELIVERY_IDS
+from shortener.macros import entity_problems
 from shortener.model import Topic
 from shortener.settings import Settings
+from shortener.signatures import secret_warning
 from shortener.storage.types import from_ms, to_iso, to_ms
 
 
@@ -56,12 +58,13 @@ def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
     }
 
 
-def filter_warning(tracker: Tracker) -> str | None:
-    """Return a warning if the filter for conversions has no effect, because the tracker does not receive conversions."""
+def tracker_warnings(tracker: Tracker, secret: str | None) -> list[str]:
+    """Return the warnings about a saved tracker. `secret` is the signing secret in the request; None if it has none."""
+    found = [secret_warning(secret) if secret else None, *(f"url {problem}" for problem in entity_problems(tracker.url))]
     has_filter = tracker.conversion_actions or tracker.conversion_dispositions
-    if not has_filter or Topic.CONVERSION & tracker.topics:
-        return None
-    return "conversion_actions and conversion_dispositions have no effect: events does not contain conversion"
+    if has_filter and not Topic.CONVERSION & tracker.topics:
+        found.append("conversion_actions and conversion_dispositions have no effect: events does not contain conversion")
+    return [warning for warning in found if warning]
 
 
 def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> dict[str, Any]:

@@ -175,6 +175,7 @@ def plan_item(
             item.from_address,
             track=track,
             fallback_url=item.fallback_url,
+            callback_url=item.callback_url,
             detection=detection,
         ),
         segments_without_rewriting=unchanged.segments,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from shortener.accounts.link_targets import target_problems
+from shortener.accounts.link_targets import target_warnings
+from shortener.macros import entity_problems
 from shortener.messages.scripts import mixed_scripts
 from shortener.messages.sender_rules import check_sender
 from shortener.messages.spans import Span, TrackMode, find_untracked
@@ -26,6 +27,7 @@ def find_warnings(
     *,
     track: TrackMode = "directives",
     fallback_url: str | None = None,
+    callback_url: str | None = None,
     detection: Detection | None = None,
 ) -> tuple[str, ...]:
     """Return the warnings about a message, except warnings that depend on the rewritten text.
@@ -37,7 +39,8 @@ def find_warnings(
         *_untracked(body, spans, track, detection),
         *_attached_text(body, spans),
         *_suspicious_destinations(links),
-        *([f"fallback_url {problem}" for problem in target_problems(fallback_url)] if fallback_url else []),
+        *([f"fallback_url {problem}" for problem in target_warnings(fallback_url)] if fallback_url else []),
+        *(f"lt_callbackurl {problem}" for problem in entity_problems(callback_url or "")),
         *_unusual_sender(sender),
     )
 
@@ -73,11 +76,9 @@ def _suspicious_destinations(links: Sequence[tuple[Span, str]]) -> list[str]:
     for span, host in links:
         if scripts := mixed_scripts(host):
             warnings.append(f"position {span.start}: the host {host} mixes {' and '.join(scripts)} letters, as look-alikes do")
-        if "&amp;" in span.url:
-            warnings.append(f"position {span.start}: the destination contains &amp;, which browsers send unchanged; write &")
         if "’" in span.url:
             warnings.append(f"position {span.start}: the destination contains the apostrophe ’; web addresses usually have '")
-        warnings += [f"position {span.start}: the destination {problem}" for problem in target_problems(span.url)]
+        warnings += [f"position {span.start}: the destination {problem}" for problem in target_warnings(span.url)]
     return warnings
 
 

@@ -112,7 +112,9 @@ def render_repeat(
             "rewritten again. Its status lists its links.",
         )
     hosts = [(span, host_name_of(link.url)) for span, link in zip(spans, links, strict=True)]
-    warnings = find_warnings(item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url)
+    warnings = find_warnings(
+        item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url, callback_url=item.callback_url
+    )
     unchanged = count_segments(replace_spans(item.body, spans, [link.url for link in links])).segments
     is_sent = None if item.gateway is None else was_sent
     body = _replace(message, spans, links, base_url)

@@ -18,7 +18,7 @@ from shortener.accounts.audit import AuditWriter
 from shortener.accounts.audited_accounts import update_application
 from shortener.accounts.directory import Application, read_application
 from shortener.accounts.own_hosts import OwnHosts
-from shortener.accounts.settings import ApplicationSettings, fallback_problems
+from shortener.accounts.settings import ApplicationSettings, fallback_warnings
 from shortener.delivery.conversion_url import (
     callback_secret_state,
     find_conversion_tracker,
@@ -28,6 +28,7 @@ from shortener.delivery.conversion_url import (
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.store import select_gateway
+from shortener.macros import entity_problems
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
@@ -72,7 +73,9 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
         description="true: requests to lt_callbackurl are signed with the callback secret. Requests to conversion_url are signed "
         "with the same secret, unless the tracker of conversion_url has its own secret."
     )
-    warnings: list[str] = Field(description="Placeholders in fallback_url that will not be filled in.")
+    warnings: list[str] = Field(
+        description="Warnings about fallback_url and conversion_url: `&amp;`, and placeholders that will not be filled in."
+    )
     previous_callback_secret_until: str | None = Field(
         description=(
             "Time until which requests are also signed with the replaced callback secret. null: requests are signed with the "
@@ -141,7 +144,10 @@ def _fields(
         "conversion_url": tracker and tracker.url,
         "conversion_fields": tracker and tracker.fields,
         "conversion_tracker_id": tracker and tracker.id,
-        "warnings": [f"fallback_url {problem}" for problem in fallback_problems(application.settings.fallback_url)],
+        "warnings": [
+            *(f"fallback_url {problem}" for problem in fallback_warnings(application.settings.fallback_url)),
+            *(f"conversion_url {problem}" for problem in entity_problems(tracker.url if tracker else "")),
+        ],
         "callback_secret_set": is_set,
         "previous_callback_secret_until": to_iso(until),
     }

@@ -66,7 +66,9 @@ class LinksUpdateResponse(ResponseModel):
 class NewLinksUpdateResponse(LinksUpdateResponse):
     """An update of many links that was just created."""
 
-    warnings: list[str] = Field(description="Placeholders in the new destination or fallback that will not be filled in.")
+    warnings: list[str] = Field(
+        description="Warnings about the new destination or fallback: `&amp;`, and placeholders that will not be filled in."
+    )
 
 
 class LinksUpdatesResponse(ResponseModel):

@@ -83,7 +83,9 @@ class LinkResponse(ResponseModel):
 class ChangedLinkResponse(LinkResponse):
     """A short link after a change."""
 
-    warnings: list[str] = Field(description="Placeholders in the new destination or fallback that will not be filled in.")
+    warnings: list[str] = Field(
+        description="Warnings about the new destination or fallback: `&amp;`, and placeholders that will not be filled in."
+    )
 
 
 class LinksResponse(ResponseModel):

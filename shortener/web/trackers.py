@@ -12,11 +12,10 @@ from pydantic import Field
 
 from shortener.delivery.conversion_filter import DispositionName
 from shortener.delivery.sample_delivery import send_test
-from shortener.delivery.tracker_presenter import filter_warning, health_fields, sample_delivery_fields, tracker_fields
+from shortener.delivery.tracker_presenter import health_fields, sample_delivery_fields, tracker_fields, tracker_warnings
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
-from shortener.signatures import secret_warning
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
@@ -180,9 +179,8 @@ async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
 
 
 def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
-    found = (secret_warning(call.body.secret) if call.body.secret else None, filter_warning(saved.tracker))
     fields = tracker_fields(call.service.settings, saved.tracker)
-    return {"status": True, **fields, "secret": saved.secret, "warnings": [warning for warning in found if warning]}
+    return {"status": True, **fields, "secret": saved.secret, "warnings": tracker_warnings(saved.tracker, call.body.secret)}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:

@@ -130,7 +130,7 @@ async def test_commands_set_change_show_and_remove_the_filter_of_a_tracker_for_c
     assert (empty.exit_code, "conversion_actions" in empty.stderr) == (2, True)
     useless = await invoke("trackers", "add", "1", receiver.url(), "--event", "click", "--action", "sale", "--json")
     assert (useless.exit_code, orjson.loads(useless.stdout)["conversion_actions"]) == (0, ["sale"])
-    assert "Warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
+    assert "warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
 
 
 async def test_commands_list_show_and_replay_deliveries(

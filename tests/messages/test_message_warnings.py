@@ -93,10 +93,13 @@ def test_urls_after_the_first_url_cause_a_warning_in_the_track_mode_first_url() 
     assert warning == f"position 32: x.com {reason} the text has a directive"
 
 
+AMP = "contains &amp;, which is sent unchanged; write &"
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("https://x.example/?a=1&amp;b=2", "contains &amp;, which browsers send unchanged; write &"),
+        ("https://x.example/?a=1&amp;b=2", AMP),
         ("https://x.example/men’s", "contains the apostrophe ’; web addresses usually have '"),
         ("https://x.example/?m={{message_id}}", "contains {{message_id}}, which is not a placeholder; write {message_id}"),
         ("https://x.example/?m=[clickid]", "contains [clickid], which is not a placeholder; write {click_id}"),
@@ -108,10 +111,12 @@ def test_a_destination_with_html_entities_or_unknown_macros_causes_a_warning(url
         assert all_warnings(f"see {url}") == [f"position 4: the destination {problem}"]
 
 
-def test_a_fallback_url_with_an_unknown_macro_causes_a_warning() -> None:
+def test_a_fallback_url_with_html_entities_or_an_unknown_macro_causes_a_warning() -> None:
     assert all_warnings("x.com", fallback_url="https://x.example/{Code}/{code}") == [
         "fallback_url contains {Code}, which is not a placeholder; write {code}"
     ]
+    assert all_warnings("x.com", fallback_url="https://x.example/?a=1&amp;b=2") == [f"fallback_url {AMP}"]
+    assert all_warnings("x.com", callback_url="https://x.example/?a=1&amp;b=2") == [f"lt_callbackurl {AMP}"]
 
 
 def test_a_text_that_needs_more_segments_with_short_links_causes_a_warning() -> None:

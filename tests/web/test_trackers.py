@@ -393,6 +393,16 @@ async def test_the_callback_secret_is_rotated_over_http_and_shown_once(service: 
     assert (await client.post("/api/v1/application/callback-secret", json={"overlap": -1})).status_code == 400
 
 
+async def test_a_url_with_an_html_entity_is_saved_with_a_warning(service: Service, client: httpx.AsyncClient) -> None:
+    url = "http://127.0.0.1:9/x?a={message_id}&amp;b={value}"
+    warning = "contains &amp;, which is sent unchanged; write &"
+    created = (await client.post(PATH, json={"url": url, "events": ["click"]})).json()
+    assert (created["url"], created["warnings"]) == (url, [f"url {warning}"])
+    changes = {"conversion_url": url, "fallback_url": "https://shop.example/?a=1&amp;b=2"}
+    changed = (await client.patch("/api/v1/application", json=changes)).json()
+    assert changed["warnings"] == [f"fallback_url {warning}", f"conversion_url {warning}"]
+
+
 async def test_a_signing_secret_that_webhook_libraries_cannot_decode_is_saved_with_a_warning(
     service: Service, client: httpx.AsyncClient
 ) -> None:
