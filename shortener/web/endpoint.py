@@ -346,21 +346,45 @@ def _tracker_token(request: Request) -> str:
     return (find_header(request, b"x-api-token") or "").strip()
 
 
+#: The kind of a credential, by the beginning of its text.
+_KINDS = {"sk_": "an API key", "tt_": "a tracker token", "pk_": "a postback key"}
+
+
 def _reason_of_rejection(caller: Caller, request: Request) -> str:
     """Return the description of the error for a missing or rejected credential."""
+    sent = _credentials_by_place(request)
     if caller is Caller.POSTBACK_KEY:
+        kind = _KINDS.get(request.path_params["postback_key"].strip()[:3])
+        if kind not in (None, "a postback key"):
+            return f"This call requires a postback key (pk_...) in its path. The path has {kind}."
         return "The postback key in the path is unknown, revoked or expired."
     if caller is Caller.TRACKER:
-        token = _tracker_token(request)
-        if token.startswith("sk_") or (not token and "x-api-key" in request.headers):
-            return "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
+        if (other := _misplaced(sent, "a tracker token", ("X-Api-Token",))) is not None:
+            return f"This call requires a tracker token (tt_...) in the X-Api-Token header. The request has {other}."
         return "The tracker token in the X-Api-Token header is missing, unknown or expired."
+    if (other := _misplaced(sent, "an API key", ("X-API-Key", "Authorization"))) is not None:
+        return f"This call requires an API key (sk_...) in the X-API-Key header. The request has {other}."
     if _has_credential(caller, request):
         name = "X-API-Key" if "x-api-key" in request.headers else "Authorization"
-        if (find_header(request, b"x-api-key") or "").strip().startswith("tt_"):
-            return "This call requires an API key (sk_...) in the X-API-Key header. The request has a tracker token."
         return f"The API key in the {name} header is unknown, revoked or expired."
     return "The request has no API key. Send it in the X-API-Key header."
+
+
+def _credentials_by_place(request: Request) -> dict[str, str]:
+    """Return the credentials of a request by the header that contains each."""
+    found = {name: (find_header(request, name.lower().encode()) or "").strip() for name in ("X-API-Key", "X-Api-Token")}
+    found["Authorization"] = _split_authorization(request)[1]
+    return {name: credential for name, credential in found.items() if credential}
+
+
+def _misplaced(sent: Mapping[str, str], required: str, accepted: Sequence[str]) -> str | None:
+    """Return which credential of another kind a request has, or in which wrong header it has one of the kind `required`, for an
+    error text. Return None if a header of `accepted` may have the required credential, or if there is no known credential."""
+    # The key of the setting INITIAL_API_KEY may begin with any characters.
+    kinds = {name: _KINDS.get(credential[:3], "an API key" if name == "X-API-Key" else "") for name, credential in sent.items()}
+    if any(kinds.get(name) in (required, "") for name in accepted):
+        return None
+    return next((f"{kind} in the {name} header" for name, kind in kinds.items() if kind), None)
 
 
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:
@@ -372,19 +396,26 @@ def _find_by_api_key(service: Service, request: Request) -> Principal | None:
     key = find_header(request, b"x-api-key")
     if key is not None:
         return service.directory.find_by_api_key(key.strip())
+    scheme, credential, user = _split_authorization(request)
+    principal = service.directory.find_by_api_key(credential) if scheme in ("bearer", "app", "basic") else None
+    if principal is not None and scheme == "basic" and user != str(principal.application.id):
+        return None
+    return principal
+
+
+def _split_authorization(request: Request) -> tuple[str, str, str]:
+    """Return the scheme of the header Authorization in lower case, its credential, and the user name of Basic. A credential without
+    a scheme has the scheme "". All three are empty if the header is absent or cannot be decoded."""
     scheme, _, credential = request.headers.get("authorization", "").strip().partition(" ")
-    credential = credential.strip()
-    if scheme.lower() in ("bearer", "app"):
-        return service.directory.find_by_api_key(credential)
-    if scheme.lower() == "basic":
-        try:
-            user, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError, ValueError):
-            return None
-        principal = service.directory.find_by_api_key(password)
-        if principal is not None and user == str(principal.application.id):
-            return principal
-    return None
+    if not credential:
+        return "", scheme, ""
+    if scheme.lower() != "basic":
+        return scheme.lower(), credential.strip(), ""
+    try:
+        user, _, password = base64.b64decode(credential.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return "", "", ""
+    return "basic", password, user
 
 
 async def _read_body(endpoint: Endpoint, service: Service, request: Request) -> BaseModel | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import RETRY_AFTER_SECONDS, ApiError, Detail, ErrorCode
@@ -13,7 +13,15 @@ from shortener.gateways.decisions import give_up_erased
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text
+from shortener.web.fields import Text, number_as_text
+
+#: The id of a stored message. A JSON number is converted to text.
+StoredId = Annotated[
+    Text,
+    Field(max_length=255),
+    BeforeValidator(number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 255}, {"type": "integer"}]}),
+]
 
 
 class ErasureRequest(RequestModel):
@@ -26,7 +34,7 @@ class ErasureRequest(RequestModel):
         max_length=64,
         description="Phone number, for example +14085550100. The personal data of all messages to this number is erased.",
     )
-    message_id: Text | None = Field(None, max_length=255, description="Id of the message whose personal data is erased.")
+    message_id: StoredId | None = Field(None, description="Id of the message whose personal data is erased.")
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> ErasureRequest:

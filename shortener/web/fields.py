@@ -27,8 +27,36 @@ Text = Annotated[str, AfterValidator(_reject_nul)]
 #: The type of a URL in a request. White space and invisible characters around it are removed.
 UrlText = Annotated[Text, AfterValidator(trim_url)]
 
-#: The sender of a message: a number, a name or `channel:ID`. Spaces around it are removed.
-Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
+
+def number_as_text(value: Any) -> Any:
+    """Return an integer as text, and any other value unchanged."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+#: The sender of a message: a number, a name or `channel:ID`. Spaces around it are removed. A JSON number is converted to text.
+Sender = Annotated[
+    Text,
+    BeforeValidator(number_as_text),
+    AfterValidator(str.strip),
+    Field(max_length=100),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 100}, {"type": "integer"}]}),
+]
+
+#: An id of the caller's systems, which events contain. A JSON number is converted to text.
+RequestId = Annotated[
+    Text,
+    Field(max_length=100),
+    BeforeValidator(number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 100}, {"type": "integer"}]}),
+]
+
+#: The name or the id of a campaign. A JSON number is converted to text.
+CampaignName = Annotated[
+    Text,
+    Field(max_length=200),
+    BeforeValidator(number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 200}, {"type": "integer"}]}),
+]
 
 
 MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price

@@ -22,7 +22,7 @@ from shortener.messages.opt_outs import find_opt_out, list_opt_outs
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text, Time
+from shortener.web.fields import RequestId, Text, Time
 from shortener.web.paging import Cursor, Cursors, NextCursor
 
 _TAG = "Send pipeline"
@@ -46,9 +46,8 @@ class InboundMessage(RequestModel):
         description="Text of the reply. It is not stored.",
         examples=["Yes, please"],
     )
-    inbound_id: Text = Field(
+    inbound_id: RequestId = Field(
         "",
-        max_length=100,
         validation_alias=AliasChoices("inbound_id", "id", "message_id"),
         description=(
             "Id of the reply. Calls with the same id count as one reply. Without ids, all replies to a message count as one reply."

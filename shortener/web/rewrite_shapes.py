@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJ
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import RequestModel, ResponseModel
-from shortener.web.fields import EndTime, Metadata, Price, Sender, Text, UrlText
+from shortener.web.fields import CampaignName, EndTime, Metadata, Price, RequestId, Sender, Text, UrlText, number_as_text
 from shortener.web.validation import limit_errors
 
 # The maximum number of characters of a text. Even a concatenated SMS is much shorter. Longer texts would slow down a batch.
@@ -26,14 +26,10 @@ def _check_id(value: str) -> str:
     return value
 
 
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 #: An id that the caller chooses. A JSON number is converted to text.
 MessageId = Annotated[
     Text,
-    BeforeValidator(_number_as_text),
+    BeforeValidator(number_as_text),
     AfterValidator(_check_id),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 100}, {"type": "integer"}]}),
 ]
@@ -46,14 +42,6 @@ def _without_null(value: Any) -> Any:
 #: One or several phone numbers. A null in a list, such as an empty cell of a table, becomes a recipient that is not valid, so that
 #: `on_invalid` applies to it.
 Recipients = Annotated[str | list[str], BeforeValidator(_without_null)]
-
-#: An id of the caller's systems, which events contain. A JSON number is converted to text.
-RequestId = Annotated[
-    Text,
-    Field(max_length=100),
-    BeforeValidator(_number_as_text),
-    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 100}, {"type": "integer"}]}),
-]
 
 #: What happens to a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
@@ -117,8 +105,8 @@ class Tracking(OptionalFields):
 class MessageOptions(OptionalFields):
     """Optional fields of a message, in addition to recipient, sender and text."""
 
-    sender_id_id: Text = Field("", max_length=100)
-    sender_id_alias: Text = Field("", max_length=100)
+    sender_id_id: RequestId = ""
+    sender_id_alias: RequestId = ""
     message_request_id: RequestId = Field(
         "", description="Id of the request, contained in events. Default: the service generates an id."
     )
@@ -142,9 +130,8 @@ class MessageOptions(OptionalFields):
         "sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, do not send.",
     )
     tracking: Tracking | None = None
-    campaign: Text = Field(
+    campaign: CampaignName = Field(
         "",
-        max_length=200,
         description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     source: Literal["api", "campaign"] = Field(

@@ -255,6 +255,35 @@ async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_cre
         assert "unknown or expired" in (await client.get(path)).json()["description"]
 
 
+NO_KEY = "This call requires an API key (sk_...) in the X-API-Key header. The request has {}."
+NO_TOKEN = "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has {}."
+
+
+@on_one_service
+@pytest.mark.parametrize(
+    ("path", "headers", "description"),
+    [
+        ("track", {}, "The tracker token in the X-Api-Token header is missing, unknown or expired."),
+        ("track", {"X-Api-Token": "tt_unknown"}, "The tracker token in the X-Api-Token header is missing, unknown or expired."),
+        ("track", {"X-Api-Token": "pk_key"}, NO_TOKEN.format("a postback key in the X-Api-Token header")),
+        ("track", {"X-API-Key": "a key of INITIAL_API_KEY"}, NO_TOKEN.format("an API key in the X-API-Key header")),
+        ("track", {"X-API-Key": "tt_token"}, NO_TOKEN.format("a tracker token in the X-API-Key header")),
+        ("track", {"Authorization": "Bearer tt_token"}, NO_TOKEN.format("a tracker token in the Authorization header")),
+        ("callback/action", {"Authorization": "App sk_key"}, NO_TOKEN.format("an API key in the Authorization header")),
+        ("action/track", {"Authorization": "Basic MTpza19rZXk="}, NO_TOKEN.format("an API key in the Authorization header")),
+        ("postback/pk_unknown", {}, "The postback key in the path is unknown, revoked or expired."),
+        ("postback/sk_key", {}, "This call requires a postback key (pk_...) in its path. The path has an API key."),
+        ("postback/tt_key", {}, "This call requires a postback key (pk_...) in its path. The path has a tracker token."),
+    ],
+)
+async def test_a_401_response_to_a_conversion_report_names_the_credential_that_the_request_has_in_the_wrong_place(
+    service: Service, path: str, headers: dict[str, str], description: str
+) -> None:
+    async with client_of(service, headers) as client:
+        response = await client.request("POST" if path == "callback/action" else "GET", f"/api/v1/{path}")
+    assert (response.status_code, response.json()["description"]) == (401, description)
+
+
 @on_one_service
 @pytest.mark.parametrize(
     ("headers", "description"),
@@ -264,8 +293,13 @@ async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_cre
         ({"Authorization": "Bearer sk_unknown"}, "The API key in the Authorization header is unknown, revoked or expired."),
         (
             {"X-API-Key": "tt_token"},
-            "This call requires an API key (sk_...) in the X-API-Key header. The request has a tracker token.",
+            NO_KEY.format("a tracker token in the X-API-Key header"),
         ),
+        ({"Authorization": "Bearer tt_token"}, NO_KEY.format("a tracker token in the Authorization header")),
+        ({"Authorization": "App pk_key"}, NO_KEY.format("a postback key in the Authorization header")),
+        ({"X-Api-Token": "sk_key"}, NO_KEY.format("an API key in the X-Api-Token header")),
+        ({"X-API-Key": "a key of INITIAL_API_KEY"}, "The API key in the X-API-Key header is unknown, revoked or expired."),
+        ({"Authorization": "a key without a scheme"}, "The API key in the Authorization header is unknown, revoked or expired."),
     ],
 )
 async def test_a_401_response_to_a_call_that_requires_an_api_key_names_the_header(

@@ -67,6 +67,8 @@ async def test_the_personal_data_of_a_single_message_can_be_erased(client: httpx
     assert (await client.post("/api/v1/erasures", json={"message_id": "m-0"})).json()["erased"]["messages"] == 1
     assert (await client.get("/api/v1/sms/status/m-0")).json()["to"] == ""
     assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == "+14085550100"
+    await link(client, message_id=4712)
+    assert (await client.post("/api/v1/erasures", json={"message_id": 4712})).json()["erased"]["messages"] == 1
 
 
 @on_one_service

@@ -43,6 +43,7 @@ async def test_a_stop_reply_prevents_further_messages_and_counts_as_a_negative_c
     assert (conversion.action, conversion.disposition, conversion.transaction_id) == ("reply", "negative", "mo-1")
     assert [event.topics for event in await rows(service.database, schema.events)] == [Topic.CONVERSION]
     assert (await reply(client, "STOP", inbound_id="mo-1"))["duplicate"] is True
+    assert [(await reply(client, "STOP", inbound_id=inbound_id))["duplicate"] for inbound_id in (7, "7")] == [False, True]
 
     assert (await reply(client, "START", inbound_id="mo-2"))["opted_out"] is False
     accepted = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "simulator"})

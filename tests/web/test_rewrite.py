@@ -305,12 +305,17 @@ async def test_the_ids_of_a_rewrite_may_be_json_numbers(client: httpx.AsyncClien
 # These tests check recipients and ids.
 
 
-async def test_a_numeric_message_id_is_the_same_as_its_text_in_repeated_rewrites(client: httpx.AsyncClient) -> None:
+async def test_a_numeric_id_sender_or_campaign_is_the_same_as_its_text_in_repeated_rewrites(client: httpx.AsyncClient) -> None:
     first = (await rewrite(client, body="x", message_id=7)).json()["messages"][0]
     assert first["message_id"] == "7"
     assert (await rewrite(client, body="x", message_id="7")).json()["messages"][0] == first
     both = await rewrite(client, to=[TO, "+14085550101"], body="x", message_id=[8, "n"])
     assert [message["message_id"] for message in both.json()["messages"]] == ["8", "n"]
+    numbers: dict[str, Any] = dict.fromkeys(
+        ("from", "campaign", "sender_id_id", "sender_id_alias", "external_message_request_id"), 7
+    )
+    as_text = await rewrite(client, body="x", message_id="9", **dict.fromkeys(numbers, "7"))
+    assert (await rewrite(client, body="x", message_id=9, **numbers)).json() == as_text.json()
     assert (await rewrite(client, body="x", message_id=True)).status_code == 400
     assert (await rewrite(client, body="x", message_id=7.5)).status_code == 400
 

@@ -17,9 +17,9 @@ from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import Sender, Text, check_metadata
+from shortener.web.fields import CampaignName, RequestId, Sender, Text, check_metadata
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RequestId, RewrittenLinkFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
@@ -81,10 +81,9 @@ class InfobipText(VendorModel):
         alias="callbackData",
         description="Data of the caller, at most 4 KiB. Events in the format `infobip` contain it as callbackData.",
     )
-    campaign_reference_id: Text = Field(
+    campaign_reference_id: CampaignName = Field(
         "",
         alias="campaignReferenceId",
-        max_length=200,
         description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")

@@ -15,9 +15,9 @@ from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import Sender, Text
+from shortener.web.fields import CampaignName, RequestId, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RequestId, RewrittenLinkFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RewrittenLinkFields
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.infobip import (
@@ -74,10 +74,9 @@ class InfobipMessageOptions(VendorModel):
     platform: IgnoredField = None
     validity_period: GATEWAY_VALIDITY = Field(None, alias="validityPeriod")
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
-    campaign_reference_id: Text = Field(
+    campaign_reference_id: CampaignName = Field(
         "",
         alias="campaignReferenceId",
-        max_length=200,
         description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     regional: NO_REGIONAL = None

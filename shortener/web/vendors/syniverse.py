@@ -16,9 +16,9 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import Metadata, Sender, Text
+from shortener.web.fields import CampaignName, Metadata, RequestId, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, RequestId, SentMessageFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, SentMessageFields
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {
@@ -54,9 +54,8 @@ class SyniverseMessageRequest(VendorModel):
         "", description="Id of the request in the caller's system. Events contain it as external_message_request_id."
     )
     external_message_request_id: RequestId = Field("", description="Another name of the field `external_id`.")
-    campaign_id: Text = Field(
+    campaign_id: CampaignName = Field(
         "",
-        max_length=200,
         description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     metadata: Metadata | None = Field(

@@ -24,7 +24,7 @@ from shortener.reporting.messages import MessageFilter
 from shortener.reporting.status import list_first_links
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response
-from shortener.web.fields import Sender, Text
+from shortener.web.fields import CampaignName, Sender, Text
 from shortener.web.messages import LinkTracking, find_message, may_reveal
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
@@ -63,7 +63,7 @@ class XoxzoSendRequest(VendorModel, XoxzoRequest):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
-    tags: Text = Field("", max_length=200, description="Tag of the message, stored as its campaign.")
+    tags: CampaignName = Field("", description="Tag of the message, stored as its campaign.")
     callback_url: Annotated[Text, Unsupported("is not supported; create a tracker of the format xoxzo with the event delivery")] = (
         Field(
             "",

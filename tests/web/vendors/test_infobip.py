@@ -387,9 +387,11 @@ async def test_infobip_recipients_who_opted_out_or_have_no_price_are_rejected_se
     assert only["bulkId"]
 
 
-async def test_the_id_of_an_infobip_request_may_be_a_number(client: httpx.AsyncClient) -> None:
+async def test_the_ids_and_the_sender_of_an_infobip_request_may_be_numbers(client: httpx.AsyncClient) -> None:
     to = {"to": "41793026731"}
     assert (await send(client, text("x", to), bulkId=7))["bulkId"] == "7"
-    request = {"messages": [{"sender": "InfoSMS", "destinations": [to], "content": {"text": "x"}}]}
+    assert (await send(client, {**text("x", to), "from": 447491163443, "campaignReferenceId": 7}))["messages"][0]["messageId"]
+    content = {"content": {"text": "x"}, "options": {"campaignReferenceId": 7}}
+    request = {"messages": [{"sender": 447491163443, "destinations": [to], **content}]}
     response = await client.post("/sms/3/messages", json={**request, "options": {"schedule": {"bulkId": 8}}})
     assert response.json()["bulkId"] == "8"

@@ -88,7 +88,8 @@ async def test_the_message_of_a_syniverse_request_is_sent_to_the_recipients_who_
 @pytest.mark.parametrize("name", ["external_id", "external_message_request_id"])
 async def test_an_external_id_of_a_syniverse_request_may_be_a_number(client: httpx.AsyncClient, name: str) -> None:
     request = {field: value for field, value in REQUEST.items() if field != "external_id"}
-    response = await client.post(PATH, json={**request, name: 7})
+    response = await client.post(PATH, json={**request, name: 7, "campaign_id": 8, "from": 12345})
     assert response.status_code == 200, response.text
     status = (await client.get(f"/api/v1/sms/status/{response.json()['messages'][0]['message_id']}")).json()
     assert status["external_message_request_id"] == "7"
+    assert (status["campaign"], status["from"]) == ("8", "12345")
