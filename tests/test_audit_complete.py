@@ -52,6 +52,7 @@ CALLS_LEFT_OUT = {
     "POST /sms/messages/": _MESSAGE,
     "POST /sms/1/text/advanced": _MESSAGE,
     "POST /sms/2/text/advanced": _MESSAGE,
+    **{f"POST /sms/{version}/text/{kind}": _MESSAGE for version in (1, 2) for kind in ("single", "multi")},
     "POST /sms/3/messages": _MESSAGE,
     "POST /sms/1/preview": _NOTHING,
     "POST /scg-external-api/api/v1/messaging/message_requests": _MESSAGE,

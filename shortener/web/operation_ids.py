@@ -69,6 +69,8 @@ _NAMES: Mapping[tuple[str, str], str] = {
     ("GET", "/sms/messages/{msgid}"): "get_xoxzo_message_without_slash",
     ("POST", "/sms/1/text/advanced"): "send_infobip_messages_v1",
     ("POST", "/sms/2/text/advanced"): "send_infobip_messages_v2",
+    **{("POST", f"/sms/{n}/text/single"): f"send_infobip_message_v{n}" for n in (1, 2)},
+    **{("POST", f"/sms/{n}/text/multi"): f"send_infobip_texts_v{n}" for n in (1, 2)},
     ("POST", "/sms/3/messages"): "send_infobip_messages_v3",
     **{("GET", f"/sms/{n}/reports"): f"list_infobip_reports_v{n}" for n in (1, 2, 3)},
     **{("GET", f"/sms/{n}/logs"): f"list_infobip_logs_v{n}" for n in (1, 2, 3)},

@@ -40,6 +40,10 @@ PERMISSION_OF: Mapping[str, str] = {
             POST /sms/messages/
             POST /sms/1/text/advanced
             POST /sms/2/text/advanced
+            POST /sms/1/text/single
+            POST /sms/1/text/multi
+            POST /sms/2/text/single
+            POST /sms/2/text/multi
             POST /sms/3/messages
             POST /sms/1/preview
             POST /scg-external-api/api/v1/messaging/message_requests

@@ -295,6 +295,17 @@ async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str |
     about_text = [
         field_warnings(text, f"messages.{index}") for index, text in enumerate(request.messages) for _ in text.destinations
     ]
+    return response_fields(items, rewritten, about_text, about_request)
+
+
+def response_fields(
+    items: Sequence[RewriteItem],
+    rewritten: Sequence[Mapping[str, Any]],
+    about_text: Sequence[Sequence[str]],
+    about_request: Sequence[str],
+) -> dict[str, Any]:
+    """Return the fields of a response in Infobip's format. `about_text` has the warnings about the fields of the request for each
+    recipient, and `about_request` those about the fields of the whole request."""
     return {
         "bulkId": bulk_id_of(rewritten, items),
         "messages": [
@@ -305,7 +316,7 @@ async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str |
             }
             for message, warnings in zip(rewritten, about_text, strict=True)
         ],
-        "warnings": about_request,
+        "warnings": list(about_request),
     }
 
 

@@ -88,6 +88,8 @@ async def test_a_request_with_very_many_unknown_fields_gets_at_most_20_warnings(
 SENDS: dict[str, dict[str, Any]] = {
     "/sms/1/text/advanced": {"messages": [V2_MESSAGE]},
     "/sms/2/text/advanced": {"messages": [V2_MESSAGE]},
+    "/sms/1/text/single": {"from": "A", "to": "41793026731", "text": "x"},
+    "/sms/2/text/multi": {"messages": [{"from": "A", "to": "41793026731", "text": "x"}]},
     "/sms/3/messages": {"messages": [V3_MESSAGE]},
     "/sms/messages/": {"sender": "A", "recipient": "+41793026731", "message": "x"},
     "/scg-external-api/api/v1/messaging/message_requests": {"from": "A", "to": ["+41793026731"], "body": "x"},
