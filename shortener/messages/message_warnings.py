@@ -12,6 +12,7 @@ from shortener.messages.sender_rules import check_sender
 from shortener.messages.spans import Span, TrackMode, find_untracked
 from shortener.messages.url_detection import Detection
 
+MAX_USUAL_SEGMENTS = 10  # a text with more segments causes a warning
 MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link
 _MAX_URL_CHARACTERS = 80  # a warning quotes at most this many characters of a URL
 # These characters may directly follow a short link without a warning: the end of a sentence or of a quotation.
@@ -43,6 +44,13 @@ def find_warnings(
         *(f"lt_callbackurl {problem}" for problem in entity_problems(callback_url or "")),
         *_unusual_sender(sender),
     )
+
+
+def many_segments(segments: int) -> tuple[str, ...]:
+    """Return a warning if a text has more segments than carriers usually accept; else an empty tuple."""
+    if segments <= MAX_USUAL_SEGMENTS:
+        return ()
+    return (f"the text needs {segments} segments; many carriers reject or cut a text of more than {MAX_USUAL_SEGMENTS}",)
 
 
 def more_segments(segments: int, segments_without_rewriting: int) -> tuple[str, ...]:

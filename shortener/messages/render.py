@@ -11,7 +11,7 @@ from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.directives import DirectiveError
 from shortener.messages.item_plan import SIMULATED
-from shortener.messages.message_warnings import find_warnings, more_segments
+from shortener.messages.message_warnings import find_warnings, many_segments, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
 from shortener.messages.segments import Segments, count_segments
@@ -170,6 +170,11 @@ def _rewritten(
         encoding=counted.encoding,
         segments=counted.segments,
         segments_without_rewriting=segments_without_rewriting,
-        warnings=(*message.number.warnings, *warnings, *more_segments(counted.segments, segments_without_rewriting)),
+        warnings=(
+            *message.number.warnings,
+            *warnings,
+            *more_segments(counted.segments, segments_without_rewriting),
+            *many_segments(counted.segments),
+        ),
         is_sent=is_sent,
     )

@@ -113,8 +113,8 @@ class HttpApplication:
             return
         if not is_known and path != DOMAIN_CHECK:
             page = pages.page_on_any_host(path) if method in ("GET", "HEAD") else None
-            if self._is_api(path):
-                await self._reject_host(scope, receive, send, "names no host of this installation")
+            if (part := self._management_part(path)) is not None:
+                await self._reject_host(scope, receive, send, part, "names no host of this installation")
             else:
                 await pages.send_page(send, page or pages.NOT_FOUND, is_head=method == "HEAD")
             return
@@ -124,8 +124,10 @@ class HttpApplication:
             return
         page = pages.page_of(path, domain, self._home) if method in ("GET", "HEAD") else None
         if page is None and domain is not None:
-            if self._is_api(path):
-                await self._reject_host(scope, receive, send, "names the domain of an application, which serves only short links")
+            if (part := self._management_part(path)) is not None:
+                await self._reject_host(
+                    scope, receive, send, part, "names the domain of an application, which serves only short links"
+                )
                 return
             page = pages.NOT_FOUND
         if page is None:
@@ -169,16 +171,23 @@ class HttpApplication:
                 self._portal = await asyncio.to_thread(_new_portal, self.service)
             return self._portal
 
-    def _is_api(self, path: str) -> bool:
-        return path.partition("/")[2].partition("/")[0] in self._api_segments
+    def _management_part(self, path: str) -> str | None:
+        """Return "API" or "portal" if a path belongs to one of them, otherwise None."""
+        segment = path.partition("/")[2].partition("/")[0]
+        if segment in self._api_segments:
+            return "API"
+        has_portal = self.service.settings.portal and self._portal_host is None
+        return "portal" if has_portal and f"/{segment}" == PORTAL_PREFIX else None
 
-    async def _reject_host(self, scope: Scope, receive: Receive, send: Send, reason: str) -> None:
-        """Respond with 404 to an API request for a host that does not serve the API. The error text states which hosts serve the
-        API and what the caller or the administrator must change. `reason` is the end of the sentence about the Host header."""
+    async def _reject_host(self, scope: Scope, receive: Receive, send: Send, part: str, reason: str) -> None:
+        """Respond with 404 to a request for the API or the portal on a host that does not serve it. The error text states which
+        hosts serve it and what the caller or the administrator must change. `part` is the result of `_management_part`. `reason`
+        is the end of the sentence about the Host header."""
         base = urlsplit(self.service.settings.base_url)
         description = (
-            f"The Host header of this request {reason}. The API is served on {base.netloc!r} (the host of BASE_URL), on localhost "
-            f"and on IP addresses. Use one of them, or send 'Host: {base.netloc}', or set BASE_URL to the address that you use."
+            f"The Host header of this request {reason}. The {part} is served on {base.netloc!r} (the host of BASE_URL), on "
+            f"localhost and on IP addresses. Use one of them, or send 'Host: {base.netloc}', or set BASE_URL to the address that "
+            "you use."
         )
         await error_response(ApiError(ErrorCode.UNKNOWN_HOST, description))(scope, receive, send)
 

@@ -240,7 +240,9 @@ async def test_a_request_with_an_unknown_host_header_gets_404_without_the_host_i
     assert "evil.example" not in response.text + str(response.headers)
 
 
-async def test_an_api_request_with_an_internal_host_name_gets_404_with_the_cause_and_the_right_host(branded: Service) -> None:
+async def test_an_api_or_portal_request_with_an_internal_host_name_gets_404_with_the_cause_and_the_right_host(
+    branded: Service,
+) -> None:
     async with client_of(branded) as client:
         for host in ("serve1:8000", "go.brand.example"):
             response = await client.post("/api/v1/rewrite", json={}, headers={"Host": host})
@@ -249,6 +251,11 @@ async def test_an_api_request_with_an_internal_host_name_gets_404_with_the_cause
             assert "Host header" in body["description"]
             assert "'Host: " in body["description"]
             assert "BASE_URL" in body["description"]
+            for path in ("/portal", "/portal/signin"):
+                refused = await client.get(path, headers={"Host": host})
+                assert (refused.status_code, refused.json()["error_code"]) == (404, "UNKNOWN_HOST")
+                assert "The portal is served on 's.example'" in refused.json()["description"]
+            assert "Link not found" in (await client.get("/portals", headers={"Host": host})).text
 
 
 async def test_the_click_id_is_appended_to_the_destination_if_the_application_has_the_setting_click_id_param(

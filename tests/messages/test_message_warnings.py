@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from shortener.messages.message_warnings import MAX_UNTRACKED, find_warnings, more_segments
+from shortener.messages.message_warnings import MAX_UNTRACKED, find_warnings, many_segments, more_segments
 from shortener.messages.spans import Span, TrackMode, find_spans
 
 LINK = "https://x.example/"
@@ -117,6 +117,11 @@ def test_a_fallback_url_with_html_entities_or_an_unknown_macro_causes_a_warning(
     ]
     assert all_warnings("x.com", fallback_url="https://x.example/?a=1&amp;b=2") == [f"fallback_url {AMP}"]
     assert all_warnings("x.com", callback_url="https://x.example/?a=1&amp;b=2") == [f"lt_callbackurl {AMP}"]
+
+
+def test_a_text_of_more_segments_than_carriers_usually_accept_causes_a_warning() -> None:
+    assert many_segments(10) == ()
+    assert many_segments(11) == ("the text needs 11 segments; many carriers reject or cut a text of more than 10",)
 
 
 def test_a_text_that_needs_more_segments_with_short_links_causes_a_warning() -> None:

@@ -57,6 +57,13 @@ def test_the_response_contains_a_new_message_with_its_links() -> None:
     }
 
 
+def test_a_message_of_very_many_segments_has_a_warning_in_the_first_and_in_a_repeated_response() -> None:
+    message = planned(BODY + "x" * 2000)
+    first = render_new(message, LINKS, BASE_URL)
+    assert [warning for warning in first.warnings if "many carriers reject" in warning]
+    assert render_repeat(message, message.request_id, LINKS, BASE_URL) == first
+
+
 def test_a_repeated_message_is_returned_as_in_the_first_response() -> None:
     body = f"{BODY} \U0001f600 https://аpple.example/{'y' * 100}"
     message = planned(body, track="all_urls", from_address="2Fast")
