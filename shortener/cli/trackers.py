@@ -148,6 +148,16 @@ _TRACKER_OPTIONS = (
 )
 
 
+#: The properties of a tracker that `update --remove` removes, by the name that the option accepts.
+REMOVABLE = {
+    name.replace("_", "-"): name
+    for name in (
+        *("secret", "headers", "client_certificate", "fields", "success", "max_attempts", "timeout", "concurrency"),
+        *("max_per_second", "schedule"),
+    )
+}
+
+
 def _tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_TRACKER_OPTIONS):  # reversed, because decorators are applied from the last to the first
         command = option(command)
@@ -276,6 +286,13 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
     help="How long requests are also signed with the replaced secret, for example 90s, 15m, 24h or 7d.",
 )
 @click.option("--disable/--enable", default=None, help="Disable: the tracker's deliveries wait (parked). Enable: send them.")
+@click.option(
+    "--remove",
+    "removed",
+    multiple=True,
+    type=click.Choice(list(REMOVABLE)),
+    help="Remove a property, so that its default applies. Without secret, requests are not signed. Can be repeated.",
+)
 @click.option("--all-conversions", is_flag=True, help="Remove the filters that --action and --disposition have set.")
 @yes_option
 @json_option
@@ -288,6 +305,7 @@ async def update_tracker(
     rotate_secret: bool,
     overlap: timedelta,
     disable: bool | None,
+    removed: tuple[str, ...],
     all_conversions: bool,
     yes: bool,
     as_json: bool,
@@ -308,6 +326,10 @@ async def update_tracker(
         data["rotate_secret"] = True
     if disable is not None:
         data["enabled"] = not disable
+    for name in removed:
+        if REMOVABLE[name] in data or (name == "secret" and rotate_secret):
+            raise click.UsageError(f"--remove {name} must not be combined with an option that sets it")
+        data[REMOVABLE[name]] = None
     if all_conversions:
         data |= {"conversion_actions": None, "conversion_dispositions": None}
     async with open_trackers() as (database, stored, settings):
@@ -330,7 +352,9 @@ async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges
     removed = [what for what, is_set in credentials.items() if is_set and what.replace(" ", "_") not in changes]
     if removed and "url" in changes and values_of_another_origin(found.url, changes["url"]):
         effects.append(f"The {' and '.join(removed)} of {name} are removed, because the new URL leads to another host or port.")
-    if found.secret_set and ("secret" in changes or changes.get("rotate_secret")):
+    if found.secret_set and "secret" in changes and changes["secret"] is None:
+        effects.append(f"The requests to {name} are no longer signed.")
+    elif found.secret_set and ("secret" in changes or changes.get("rotate_secret")):
         effects.append(describe_replacement(f"The present signing secret of {name}", overlap, found.previous_secret_until))
     confirm(" ".join(filter(None, effects)), yes)
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text
 
 from shortener.cli import cli
+from shortener.cli.trackers import REMOVABLE
 from shortener.container import Service
+from shortener.web.tracker_requests import TrackerUpdateRequest
 from tests.delivery.conftest import Story
 from tests.receiver import Receiver
 
@@ -131,6 +133,25 @@ async def test_commands_set_change_show_and_remove_the_filter_of_a_tracker_for_c
     useless = await invoke("trackers", "add", "1", receiver.url(), "--event", "click", "--action", "sale", "--json")
     assert (useless.exit_code, orjson.loads(useless.stdout)["conversion_actions"]) == (0, ["sale"])
     assert "warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
+
+
+async def test_the_command_trackers_update_removes_every_property_that_the_api_can_remove(
+    service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
+) -> None:
+    limits = ("--max-attempts", "3", "--timeout", "1", "--concurrency", "2", "--max-per-second", "5", "--schedule", "1,2")
+    body = ("--format", "json", "--field", "phone", "--success", "200", "--header", "Authorization: Bearer x")
+    number = str((await run("trackers", "add", "1", receiver.url(), "--event", "click", *limits, *body))["tracker_id"])
+    plain = await run("trackers", "add", "1", receiver.url(), "--event", "click", "--format", "json", "--unsigned")
+    with_null = {name for name, field in TrackerUpdateRequest.model_fields.items() if type(None) in get_args(field.annotation)}
+    filters = {"conversion_actions", "conversion_dispositions"}  # --all-conversions removes them
+    assert {name.rstrip("_") for name in with_null} - filters == set(REMOVABLE.values())
+    refused = await invoke("trackers", "update", number, "--remove", "timeout", "--timeout", "2")
+    assert (refused.exit_code, "--remove timeout must not be combined" in refused.stderr) == (2, True)
+    for both in ("--rotate-secret", "--secret=" + "s" * 24):
+        assert (await invoke("trackers", "update", number, "--remove", "secret", both)).exit_code == 2
+    changed = await run("trackers", "update", number, "--yes", *(word for name in REMOVABLE for word in ("--remove", name)))
+    differing = {"tracker_id", "created_at", "updated_at"}
+    assert {name for name in plain if changed[name] != plain[name]} <= differing
 
 
 async def test_commands_list_show_and_replay_deliveries(
