@@ -314,7 +314,8 @@ async def test_a_numeric_id_sender_or_campaign_is_the_same_as_its_text_in_repeat
     numbers: dict[str, Any] = dict.fromkeys(
         ("from", "campaign", "sender_id_id", "sender_id_alias", "external_message_request_id"), 7
     )
-    as_text = await rewrite(client, body="x", message_id="9", **dict.fromkeys(numbers, "7"))
+    texts: dict[str, Any] = dict.fromkeys(numbers, "7")
+    as_text = await rewrite(client, body="x", message_id="9", **texts)
     assert (await rewrite(client, body="x", message_id=9, **numbers)).json() == as_text.json()
     assert (await rewrite(client, body="x", message_id=True)).status_code == 400
     assert (await rewrite(client, body="x", message_id=7.5)).status_code == 400
