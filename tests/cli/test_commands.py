@@ -64,7 +64,7 @@ def test_the_help_text_lists_every_command(shell: Shell) -> None:
 
 def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_prints_to_stderr(shell: Shell) -> None:
     assert "No such command" in shell("nothing", code=2).stderr
-    assert "Missing argument" in shell("applications", "show", code=2).stderr
+    assert "Missing argument" in shell("applications", "update", code=2).stderr
     assert "there is no application 7" in shell("applications", "show", "7", code=1).stderr
     assert shell("applications", "show", "7", code=1).stdout == ""
     wrong_setting = Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
