@@ -140,6 +140,8 @@ _LIMIT_OPTIONS = (
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
+#: The limits that `update --remove` removes, by the name that the option accepts.
+_REMOVABLE = {name.replace("_", "-"): name for name in _LIMITS[1:]}
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -264,6 +266,13 @@ async def show_gateway(gateway: int, application: int | None, as_json: bool) -> 
     help="Disable: messages wait. Enable: messages are sent again, and the circuit breaker is closed.",
 )
 @click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
+@click.option(
+    "--remove",
+    "removed",
+    multiple=True,
+    type=click.Choice(list(_REMOVABLE)),
+    help="Remove a limit, so that its default applies. Can be repeated.",
+)
 @_limit_options
 @yes_option
 @json_option
@@ -274,6 +283,7 @@ async def update_gateway(
     name: str | None,
     disable: bool | None,
     rotate_report_key: bool,
+    removed: tuple[str, ...],
     pairs: dict[str, str],
     variables: dict[str, str],
     options: dict[str, str],
@@ -291,6 +301,10 @@ async def update_gateway(
     from shortener.gateways.store import waiting_messages
 
     changes: dict[str, Any] = {field: limits[field] for field in _LIMITS if limits[field] is not None}
+    for limit in removed:
+        if _REMOVABLE[limit] in changes:
+            raise click.UsageError(f"--remove {limit} must not be combined with --{limit}")
+        changes[_REMOVABLE[limit]] = None
     if name is not None:
         changes["name"] = name
     if disable is not None:

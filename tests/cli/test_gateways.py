@@ -48,6 +48,15 @@ def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) 
     assert selected(shell) == "kannel"
     changed = shell.json("gateways", "update", str(added["gateway_id"]), "--timeout", "3", "--disable", "--set", "method=POST")
     assert (changed["timeout"], changed["enabled"], changed["settings"]["method"]) == (3, False, "POST")
+    limits = ("--max-attempts=3", "--timeout=1", "--concurrency=2", "--max-per-second=5", "--schedule=1,2")
+    limited = shell.json("gateways", "update", str(added["gateway_id"]), *limits)
+    names = [limit[2:].partition("=")[0] for limit in limits]
+    fields = [name.replace("-", "_") for name in names]
+    assert [limited[field] for field in fields] == [3, 1, 2, 5, [1, 2]]
+    without = shell.json("gateways", "update", str(added["gateway_id"]), *(f"--remove={name}" for name in names))
+    assert [without[field] for field in fields] == [added[field] for field in fields]
+    refused = shell("gateways", "update", str(added["gateway_id"]), "--remove=timeout", "--timeout=2", code=2)
+    assert "--remove timeout must not be combined" in refused.stderr
     shell("gateways", "remove", str(added["gateway_id"]))
     assert selected(shell) is None
     assert "kannel" not in shell("gateways", "list").stdout
