@@ -64,6 +64,13 @@ def test_a_tracker_uses_at_most_half_of_the_slots_if_another_tracker_has_due_del
     assert usage.by_queue == {"t1": 128, "t2": 1}
 
 
+def test_a_tracker_that_has_slots_gets_no_more_than_half_of_the_slots_in_one_cycle_if_another_tracker_has_due_deliveries() -> None:
+    usage = SlotUsage(256)
+    usage.take("t1", 1, 100)
+    plan([candidate("t1", concurrency=256), candidate("t2", concurrency=1, application_id=2)], usage)
+    assert usage.by_queue == {"t1": 128, "t2": 1}
+
+
 @pytest.mark.parametrize("application", [1, 2])
 def test_a_tracker_with_concurrency_256_that_hangs_leaves_slots_for_other_trackers(application: int) -> None:
     usage = SlotUsage(256)
