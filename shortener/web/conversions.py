@@ -94,8 +94,9 @@ async def legacy_action(call: Call[Any, Any]) -> dict[str, Any]:
     return await report(call, "/action")
 
 
-#: The headers that mark an endpoint as deprecated since 2026-11-20 (RFC 9745) and name its replacement (RFC 8288).
-_DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
+def _deprecated(successor: str) -> dict[str, str]:
+    """Return the headers that mark an endpoint as deprecated since 2026-11-20 (RFC 9745) and name its replacement (RFC 8288)."""
+    return {"Deprecation": "@1795132800", "Link": f'<{successor}>; rel="successor-version"'}
 
 
 async def deprecated_track(call: Call[Any, Any]) -> dict[str, Any]:
@@ -160,7 +161,7 @@ ENDPOINTS = [
             "Report a conversion (deprecated: use /api/v1/track)",
             Caller.TRACKER,
             deprecated=True,
-            response_headers=_DEPRECATED,
+            response_headers=_deprecated("/api/v1/track"),
             description="The same as /api/v1/track. The response has the headers `Deprecation` and `Link`.",
         )
     ),
@@ -171,7 +172,8 @@ ENDPOINTS = [
             "Report a conversion (legacy: use /api/v1/callback/action)",
             Caller.TRACKER,
             deprecated=True,
-            description="The same as /api/v1/callback/action.",
+            response_headers=_deprecated("/api/v1/callback/action"),
+            description="The same as /api/v1/callback/action. The response has the headers `Deprecation` and `Link`.",
         )
     ),
     *_both_methods(

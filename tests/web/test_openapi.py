@@ -134,6 +134,13 @@ def test_the_openapi_document_lists_the_values_of_a_field_as_a_plain_enum() -> N
             assert not variants or sum("const" in variant for variant in variants) <= 1, part
 
 
+def test_responses_of_every_endpoint_that_the_document_marks_as_deprecated_have_the_header_deprecation() -> None:
+    deprecated = [endpoint for endpoint in ENDPOINTS if endpoint.deprecated]
+    assert {endpoint.path for endpoint in deprecated} == {"/action", "/api/v1/action/track"}
+    for endpoint in deprecated:
+        assert endpoint.response_headers.keys() == {"Deprecation", "Link"}
+
+
 def test_operation_ids_of_the_openapi_document_are_readable_method_names() -> None:
     names = {operation["operationId"] for *_, operation in operations()}
     assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", name)] == []
