@@ -22,7 +22,7 @@ from shortener.clicks.link_updates import (
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import Text, UrlText
+from shortener.web.fields import CampaignName, Text, UrlText
 from shortener.web.links import LinkUpdateRequest, requested_changes
 
 _TAG = "Links"
@@ -33,8 +33,8 @@ COUNT_SECONDS = 1.0  # the maximum time for which a request counts the links of 
 class LinksUpdateRequest(LinkUpdateRequest):
     """An update of many links. At least one of `campaign`, `destination` and `label` selects the links."""
 
-    campaign: Text | None = Field(None, max_length=200, description="Change only links of messages of this campaign.")
-    destination: UrlText | None = Field(
+    campaign: CampaignName | None = Field(None, description="Change only links of messages of this campaign.")
+    destination: Text | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("destination", "destination_url"),

@@ -56,7 +56,7 @@ async def destinations(service: Service) -> dict[str, str]:
         ({"destination": "https://X.example/shop"}, lambda campaign, is_menu: not is_menu),
         ({"label": "menu"}, lambda campaign, is_menu: is_menu),
         ({"campaign": "one", "label": "menu"}, lambda campaign, is_menu: campaign == "one" and is_menu),
-        ({"campaign": "nosuch"}, lambda campaign, is_menu: False),
+        ({"campaign": 7}, lambda campaign, is_menu: False),
     ],
 )
 async def test_an_update_of_many_links_changes_exactly_the_selected_links(

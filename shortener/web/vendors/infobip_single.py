@@ -47,7 +47,7 @@ class InfobipMultiRequest(VendorModel):
     messages: list[Annotated[InfobipSingleRequest, WrapValidator(limit_errors)]] = Field(min_length=1)
 
 
-class _FieldPath:
+class _ShortFieldPath:
     """A function that returns the path of a field in a request in the short format, for errors. `prefix` is the path of the
     message, with a dot at its end."""
 
@@ -67,7 +67,7 @@ def _items(messages: Sequence[InfobipSingleRequest], prefixes: Sequence[str]) ->
         RewriteItem(
             to=tuple(map(with_plus, [message.to] if isinstance(message.to, str) else message.to)),
             body=message.text,
-            field_path=_FieldPath(prefix, isinstance(message.to, list)),
+            field_path=_ShortFieldPath(prefix, isinstance(message.to, list)),
             from_address=message.from_,
             request_id=bulk_id,
             gateway="",
