@@ -186,7 +186,9 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if is_server else None) as runner:
                 return runner.run(command(*args, **kwargs))
         except ApiError as error:
-            lines = [f"{error.code.name}: {error.description}"]
+            # Some descriptions mention `details`, a field of API responses. The lines below contain its content.
+            text, for_callers_of_the_api, _ = error.description.partition("; `details`")
+            lines = [f"{error.code.name}: {text}{'.' if for_callers_of_the_api else ''}"]
             lines += [f"  {detail.field}: {detail.reason}" for detail in error.details]
             lines[-1] += f" ({HELP_PAGE})"
             is_wrong_usage = error.code.http_status == HTTPStatus.BAD_REQUEST

@@ -34,7 +34,7 @@ class LinksUpdateRequest(LinkUpdateRequest):
     """An update of many links. At least one of `campaign`, `destination` and `label` selects the links."""
 
     campaign: CampaignName | None = Field(None, description="Change only links of messages of this campaign.")
-    destination: Text | None = Field(
+    destination: UrlText | None = Field(
         None,
         max_length=2048,
         validation_alias=AliasChoices("destination", "destination_url"),

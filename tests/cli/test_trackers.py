@@ -232,6 +232,9 @@ async def test_tracker_commands_exit_with_2_for_invalid_values_and_with_1_for_fa
 ) -> None:
     result = await invoke("trackers", "add", "1", "https://t.example/{nonsense}", "--event", "click")
     assert (result.exit_code, "UNKNOWN_PLACEHOLDER" in result.output) == (2, True)
+    result = await invoke("trackers", "add", "1", "https://t.example/", "--event", "click", "--max-attempts", "500")
+    expected = "INVALID_REQUEST: A field is missing, unknown or has an invalid value.\n  max_attempts: must be at most 50"
+    assert (result.exit_code, expected in result.output) == (2, True)
     result = await invoke("trackers", "add", "1", "https://t.example/?a={payout}&b={{status}}&c=[click_id]", "--event", "click")
     assert "write {value}" in result.output
     assert "write {status}" in result.output
