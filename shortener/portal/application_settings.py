@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 from sqlalchemy import Connection
@@ -57,6 +57,44 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
     "Senders and privacy": {"sender_rules": "Rules for sender ids", "ip_privacy": "Addresses of recipients"},
 }
+#: The settings with fixed values: what each value means. The empty value stands for a setting that is absent.
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "track": {
+        "directives": "Only URLs in #track or #trackurl",
+        "first_url": "The first URL of the message",
+        "all_urls": "All URLs of the message",
+    },
+    "confirm_clicks": {
+        "off": "Never",
+        "suspicious": "For hits that probably come from a program",
+        "always": "For every hit",
+    },
+    "click_events": {"first": "The first click on each link", "every": "Every click"},
+    "click_conversion": {
+        "scg": "To trackers of the format scg",
+        "all": "To all trackers of conversion events",
+        "off": "To no tracker",
+    },
+    "sender_rules": {"warn": "Accept the message, with a warning", "reject": "Reject the message"},
+    "ip_privacy": {
+        "": "As the installation",
+        "full": "Store complete addresses",
+        "short": "Store shortened addresses",
+        "none": "Store no addresses",
+    },
+}
+#: The hints of these settings. Their descriptions explain the values of the API, which the form does not show.
+_HINTS: Mapping[str, str] = {
+    "track": "Which URLs become short links, if a request does not say it.",
+    "confirm_clicks": "When recipients see a page with one button before the destination. Only a press of the button counts as a "
+    "click.",
+    "click_events": "Which clicks are sent to trackers. Links that were created while every click was sent keep it.",
+    "click_conversion": "The first click on a message is also sent as a conversion event (action clickthru). The trackers must "
+    "subscribe to conversion events. Statistics do not count it as a conversion.",
+    "sender_rules": "What happens if carriers reject the sender because of its form, or because of a rule of the recipient's "
+    "country.",
+    "ip_privacy": "How much of a recipient's IP address is stored. The installation can only store less, not more.",
+}
 #: The settings whose new values the what-if of the settings page can try on stored hits.
 VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
 #: The periods that the what-if on the settings page offers: the number of past days whose hits are classified again, and the label.
@@ -67,15 +105,15 @@ MAX_WHAT_IF_SECONDS = 20.0
 @record
 class SettingField:
     """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in the
-    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice; the first one is empty
-    if the setting may be absent."""
+    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice with their labels; the
+    first one is empty if the setting may be absent."""
 
     name: str
     label: str
     hint: str
     kind: str
     value: str
-    choices: tuple[str, ...] = ()
+    choices: Mapping[str, str]
 
 
 @record
@@ -121,10 +159,10 @@ def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) 
     field = ApplicationSettings.model_fields[name]
     value = _form_value(visit.application.settings, name)
     text = form.get(name, "") if form is not None else value if isinstance(value, str) else "on" if value else ""
-    choices = _choices(field)
+    choices = CHOICES.get(name, {})
     is_number = any(part in (int, float) for part in (field.annotation, *get_args(field.annotation)))
     kind = "checkbox" if field.annotation is bool else "choice" if choices else "number" if is_number else "text"
-    return SettingField(name, label, _hint(field), kind, text, choices)
+    return SettingField(name, label, _HINTS.get(name) or _hint(field), kind, text, choices)
 
 
 def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
@@ -140,15 +178,6 @@ def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
 def _values_of(settings: ApplicationSettings, gateway: str) -> FormValues:
     """Return the values that the form shows. The version of the form is computed from these values (form_versions.py)."""
     return {name: _form_value(settings, name) for fields in GROUPS.values() for name in fields} | {"gateway": gateway}
-
-
-def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the permitted values of a setting, or () if the setting permits any value."""
-    annotation: Any = field.annotation
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    literals = [get_args(part) for part in get_args(annotation) if get_origin(part) is Literal]
-    return ("", *literals[0]) if literals else ()
 
 
 def _hint(field: FieldInfo) -> str:

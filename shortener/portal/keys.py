@@ -34,6 +34,18 @@ _CSV_COLUMNS = ("kind", "id", "name", "hint", "permissions", "rate_limit", "crea
 #: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
+#: What each permission of an API key allows, as the page describes it.
+PERMISSION_TEXTS: Mapping[str, str] = {
+    "sms.send": "Create and send messages",
+    "sms.read": "Read messages, clicks, conversions and statistics",
+    "trackers.read": "See trackers and deliveries",
+    "trackers.write": "Change trackers, replay deliveries",
+    "links.write": "Change and switch off links",
+    "privacy.erase": "Erase personal data",
+    "privacy.reveal": "See complete phone numbers",
+    "admin": "Change keys, domains, gateways and settings",
+}
+
 
 @record
 class NewSecret:
@@ -88,7 +100,7 @@ def _render(
         compress=created is None,
         title="Keys",
         **lists,
-        permissions=PERMISSIONS,
+        permissions=PERMISSION_TEXTS,
         chosen=visit.form_lists.get("permissions", list(DEFAULT_PERMISSIONS)),
         overlaps=OVERLAPS,
         created=created,

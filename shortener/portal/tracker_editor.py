@@ -45,14 +45,14 @@ from shortener.web.validation import validate
 
 PREVIEWED = 3  # The maximum number of events whose requests a preview shows.
 RECENT = timedelta(days=7)
-#: The description of each kind of event in the form of a tracker.
+#: The label and the description of each kind of event in the form of a tracker.
 EVENTS = {
-    "state": "the state of a message changes: SENT, DELIVERED, READ, FAILED, EXPIRED, or CLICKTHRU for its first click",
-    "click": "the first click on each link, or every click",
-    "late_click": "a click on a link that has expired",
-    "conversion": "a conversion is reported or changes",
-    "delivery": "a delivery report of the carrier",
-    "operations": "a tracker is disabled, a delivery is dead, a key expires",
+    "state": ("Message states", "SENT, DELIVERED, READ, FAILED, EXPIRED, or CLICKTHRU for the first click on a message"),
+    "click": ("Clicks", "the first click on each link, or every click"),
+    "late_click": ("Late clicks", "a click on a link that has expired"),
+    "conversion": ("Conversions", "a conversion is reported or changes"),
+    "delivery": ("Delivery reports", "a delivery report of the carrier"),
+    "operations": ("Operations", "a tracker is disabled, a delivery is dead, a key expires"),
 }
 METHODS = ("POST", "GET")
 #: The labels of the optional limits in the form of a tracker, by field name.
@@ -62,11 +62,18 @@ LIMITS = {
     "concurrency": "Attempts at a time",
     "max_per_second": "Attempts per second",
 }
-#: The descriptions of the dispositions by which a tracker can filter conversions.
+#: The labels and the descriptions of the dispositions by which a tracker can filter conversions.
 DISPOSITION_TEXTS = {
-    "positive": "approved, paid, confirmed",
-    "negative": "rejected, refunded, cancelled, the reply STOP",
-    "none": "pending, other replies, clicks that are sent as conversions",
+    "positive": ("Positive", "approved, paid, confirmed"),
+    "negative": ("Negative", "rejected, refunded, cancelled, the reply STOP"),
+    "none": ("Undecided", "pending, other replies, clicks that are sent as conversions"),
+}
+#: The labels of the formats of a request's body.
+FORMAT_LABELS = {
+    "json": "JSON, with fields of your choice",
+    "scg": "SCG-Message",
+    "xoxzo": "Xoxzo",
+    "infobip": "Infobip",
 }
 _TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", "conversion_actions", *LIMITS)
 #: After one of these errors, the page shows the form again with the error and the entries of the operator.
@@ -220,7 +227,7 @@ async def _page(
         dispositions=DISPOSITION_TEXTS,
         version=version if is_kept else version_of(_values_of(tracker)) if tracker else "",
         events=EVENTS,
-        formats=FORMATS,
+        formats={name: FORMAT_LABELS[name] for name in FORMATS},
         methods=METHODS,
         limits=LIMITS,
         defaults=_defaults(visit),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from shortener.accounts.settings import ApplicationSettings
 from shortener.container import Service
 from shortener.model import Verdict
-from shortener.portal.application_settings import GROUPS, VERDICT_FIELDS
+from shortener.portal.application_settings import CHOICES, GROUPS, VERDICT_FIELDS
 from shortener.portal.operators import Role
 from shortener.storage.schema import hits
 from tests.clicks.helpers import create_codes, fetch_rows, make_hit
@@ -31,6 +32,24 @@ def test_every_application_setting_is_in_one_group_of_the_portal_form() -> None:
     shown = [name for fields in GROUPS.values() for name in fields]
     assert sorted(shown) == sorted(ApplicationSettings.model_fields)
     assert set(shown) >= VERDICT_FIELDS
+
+
+def test_each_value_of_a_setting_has_a_plain_label_in_the_portal_form() -> None:
+    permitted = {}
+    for name, field in ApplicationSettings.model_fields.items():
+        parts = (field.annotation, *get_args(field.annotation))
+        if values := [value for part in parts if get_origin(part) is Literal for value in get_args(part)]:
+            permitted[name] = ([""] if type(None) in parts else []) + values
+    assert {name: list(labels) for name, labels in CHOICES.items()} == permitted
+
+
+async def test_the_settings_page_names_the_values_in_words_and_the_names_of_the_api_beside_them(sign_in: SignIn) -> None:
+    page = (await (await sign_in("Mia", Role.MANAGER, 1)).get(PATH)).text
+    assert '<option value="first" selected>The first click on each link</option>' in page
+    assert '<p class="hint name">click_events: first, every</p>' in page
+    assert '<p class="hint name">ip_privacy: null, full, short, none</p>' in page
+    assert '<p class="hint name">link_ttl_days</p>' in page
+    assert "scg (trackers of the format scg)" not in page, "the page does not explain values that it does not show"
 
 
 async def test_saving_the_unchanged_form_of_application_settings_changes_nothing(service: Service, sign_in: SignIn) -> None:

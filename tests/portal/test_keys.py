@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 
 from shortener.accounts.credentials import create_key
+from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
 from shortener.errors import CommitUncertain
+from shortener.portal.keys import PERMISSION_TEXTS
 from shortener.portal.operators import Role
 from tests.conftest import NOON, Clock
 from tests.databases import take_down_after
 from tests.portal.conftest import SignIn, log
+
+
+def test_each_permission_of_an_api_key_has_a_description_on_the_page_of_the_keys() -> None:
+    assert tuple(PERMISSION_TEXTS) == PERMISSIONS
 
 
 async def test_the_portal_shows_a_new_api_key_once_with_a_working_command(service: Service, sign_in: SignIn) -> None:
