@@ -48,12 +48,20 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         prefix = f"{application.name}: " if visit.application is None else ""
         base = f"/portal/{application.id}"
         if application.disabled:
-            found.append(AttentionItem("bad", _capital(f"{prefix}the application is disabled; its links do not redirect")))
+            found.append(
+                AttentionItem("bad", f"{prefix}{'the' if prefix else 'The'} application is disabled; its links do not redirect")
+            )
         found += await _trackers(visit, application.id, prefix, base)
         found += await _gateways(visit, application, prefix, base)
         for at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(AttentionItem("warn", _capital(f"{prefix}a postback key expires in {counted(left, 'hour')}")))
+            found.append(
+                AttentionItem(
+                    "warn",
+                    f"{prefix}{'a' if prefix else 'A'} postback key expires in {counted(left, 'hour')}",
+                    f"{base}/keys" if visit.may(Role.MANAGER) else None,
+                )
+            )
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
@@ -66,7 +74,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
     for tracker in await visit.service.trackers.all(application_id):
         name = f"{prefix}tracker {tracker.name or tracker.id}" if prefix else f"Tracker {tracker.name or tracker.id}"
         # An operator who must not open the page of a tracker sees the problem without a link.
-        may_open = visit.may(Role.SUPPORT) and visit.application is not None
+        may_open = visit.may(Role.SUPPORT)
         href = f"{base}/trackers/{tracker.id}" if may_open else None
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
         if not tracker.enabled and tracker.disabled_reason:
@@ -97,19 +105,15 @@ async def _gateways(visit: Visit, application: Application, prefix: str, base: s
     found = []
     for one in states:
         if one.enabled and one.health.breaker(to_ms(visit.now)) in ("open", "half_open"):
-            text = f"{prefix}gateway {one.name} fails; its messages wait"
-            found.append(AttentionItem("bad", _capital(text), f"{base}/gateways" if visit.application else None))
+            text = f"{prefix}{'gateway' if prefix else 'Gateway'} {one.name} fails; its messages wait"
+            found.append(AttentionItem("bad", text, f"{base}/gateways"))
     if held:
         is_exact = held < MAX_COUNTED
         number = f"{held:,}" if is_exact else f"{held:,} or more"
         text = f"{prefix}{number} held {'message waits' if held == 1 else 'messages wait'} for a decision"
-        link = f"{base}/sends?period=365d&state=held" if visit.application else None
-        found.append(AttentionItem("bad", _capital(text), link, "held" if is_exact else None, held))
+        link = f"{base}/sends?period=365d&state=held"
+        found.append(AttentionItem("bad", text, link, "held" if is_exact else None, held))
     return found
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _expiring(connection: Connection, application_id: int, now: datetime) -> list[datetime]:

@@ -5,12 +5,14 @@ by the date on which the messages were sent."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, select
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import record
 from shortener.portal.charts import Bar, days_per_bar, label_of_days
 from shortener.portal.clicks import click_times
 from shortener.portal.formats import visible
@@ -78,6 +80,7 @@ async def campaigns(visit: Visit) -> Response:
         next_cursor=cursors.encode(page.next),
         is_first=below is None,
         compared=compared,
+        compared_rates=_rates([figures for _, figures in compared]),
         within=_WITHIN,
         clicked_within={name: _within(figures) for name, figures in compared},
         basis=_basis(visit),
@@ -85,6 +88,21 @@ async def campaigns(visit: Visit) -> Response:
         max_compared=MAX_COMPARED,
         chosen=len(chosen) if chosen or visit.get("choose") else None,
     )
+
+
+def _rates(compared: list[Figures]) -> list[tuple[str, str, list[float | None]]]:
+    """Return the rows of rates of a comparison: (label, what the rate is a share of, the rates of the campaigns)."""
+    of_messages = "of the messages"
+    return [
+        ("Delivery rate", of_messages, [figures.delivery_rate for figures in compared]),
+        ("Click rate", of_messages, [figures.click_rate for figures in compared]),
+        ("Conversion rate", of_messages, [figures.conversion_rate for figures in compared]),
+        (
+            "Converted after a click",
+            "of the clicked messages",
+            [steps_of(figures, figures)[-1].share for figures in compared],
+        ),
+    ]
 
 
 def _within(figures: Figures) -> list[int]:
@@ -121,20 +139,23 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 
 async def campaign(visit: Visit) -> Response:
-    """Show one campaign: its figures, its clicks over time, the times from sending to click, and the countries of its recipients.
+    """Show one campaign: its figures, its clicks over time, its steps beside those of all messages, the times from sending to
+    click, and the countries of its recipients.
 
-    The name "" stands for the messages without a campaign."""
+    The chart counts each click at its own time, because by send date all clicks of most campaigns belong to one day. The name ""
+    stands for the messages without a campaign."""
     name = visit.name_in_path("name")
     scope = _scope(visit, name)
 
     def read(connection: Connection) -> Any:
         return (
             totals(connection, scope),
-            daily(connection, scope, visit.period.zone),
+            totals(connection, _scope(visit)),
+            daily(connection, replace(scope, basis=Basis.EVENT), visit.period.zone),
             by_country(connection, scope),
         )
 
-    whole, days, countries = await visit.service.database.read(read)
+    whole, everything, days, countries = await visit.service.database.read(read)
     figures = whole.groups.get(None, Figures())
     if not any(figures.counted.values()) and not await visit.service.database.read(_exists, visit.application_id, name):
         raise ApiError(ErrorCode.NOT_FOUND, "This application has no campaign with this name.")
@@ -147,10 +168,43 @@ async def campaign(visit: Visit) -> Response:
         figures=figures,
         complete=whole.complete,
         bars=_bars(visit, days.groups, name),
+        steps=steps_of(figures, everything.groups.get(None, Figures())),
         countries=sorted(countries.groups.items(), key=lambda group: (-group[1]["messages"], group[0])),
         click_times=click_times(figures),
         basis=_basis(visit),
     )
+
+
+@record
+class Step:
+    """One step of the way from a message to a conversion. `share` is the part of the campaign's messages of the previous step that
+    reached this step, `usual` is the same part of all messages of the application. A share of nothing is None."""
+
+    metric: str
+    label: str
+    share: float | None
+    usual: float | None
+    is_weakest: bool = False
+
+
+_STEPS = (
+    ("delivered", "Delivered, of the messages", "messages"),
+    ("clicked_messages", "Clicked, of the delivered messages", "delivered"),
+    ("converted_messages", "Converted, of the clicked messages", "clicked_messages"),
+)
+_WEAK = 0.95  # A step of a campaign is weak if its share is less than this part of the usual share.
+
+
+def steps_of(figures: Figures, everything: Figures) -> list[Step]:
+    """Return the steps of a campaign, compared with all messages. The weakest step is the one whose share is furthest below the
+    usual share; there is none if no step is weak."""
+    steps = []
+    for metric, label, previous in _STEPS:
+        share, usual = (counted[metric] / counted[previous] if counted[previous] else None for counted in (figures, everything))
+        steps.append(Step(metric, label, share, usual))
+    parts = [step.share / step.usual if step.share is not None and step.usual else 1.0 for step in steps]
+    weakest = min(parts)
+    return [replace(step, is_weakest=part == weakest < _WEAK) for step, part in zip(steps, parts, strict=True)]
 
 
 def _exists(connection: Connection, application_id: int, name: str) -> bool:
@@ -166,7 +220,7 @@ def _bars(visit: Visit, days: Any, name: str) -> list[Bar]:
     for index in range(0, len(shown), size):
         chunk = shown[index : index + size]
         since, until = max(start_of(chunk[0], period.zone), period.since), min(end_of(chunk[-1], period.zone), period.until)
-        query = {**period.query(since, until), "basis": _basis(visit), "metric": "clicks", **campaign_query(name)}
+        query = {**period.query(since, until), "basis": Basis.EVENT.name.lower(), "metric": "clicks", **campaign_query(name)}
         value = sum(days.get(day, Figures())["clicks"] for day in chunk)
         href = visit.link("clicks", keep=False, **query)
         label, title = label_of_days(chunk)

@@ -16,7 +16,7 @@ from datetime import date
 from markupsafe import Markup
 
 from shortener.model import record
-from shortener.portal.formats import number, short_number
+from shortener.portal.formats import change, number, short_number
 
 MAX_BARS = 400
 #: The longest period in days that has one bar per day, and the longest that has one bar per week. A longer period has one bar for
@@ -135,10 +135,21 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
     # This transparent rectangle fills the whole height of the chart, so that the pointer can also select a bar that is only a few
     # pixels high.
     target = Markup('<rect class="target" x="{}%" width="{}%" y="{}" height="{}"/>').format(_p(slot_left), _p(slot), _TOP, height)
-    title = Markup("<title>{}: {}</title>").format(bar.title, number(bar.value))
+    title = Markup("<title>{}</title>").format("\n".join(_tooltip(bar)))
     if bar.href is None:
         return Markup("<g>{}{}{}</g>").format(title, target, shapes)
     return Markup('<a class="slot" href="{}" tabindex="-1">{}{}{}</a>').format(bar.href, title, target, shapes)
+
+
+def _tooltip(bar: Bar) -> list[str]:
+    """Return the lines of the text that the pointer shows at a bar."""
+    lines = [f"{bar.title}: {number(bar.value)}"]
+    if bar.before is not None:
+        changed = f" ({change(bar.value, bar.before)})" if bar.before and not bar.is_partial else ""
+        lines.append(f"The period before: {number(bar.before)}{changed}")
+    if bar.is_partial:
+        lines.append("Not over yet")
+    return lines
 
 
 def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:

@@ -57,10 +57,19 @@ def change(now: float | None, before: float | None) -> str:
         return DASH
     ratio = 100 * (now - before) / before
     if abs(ratio) >= 1000:
-        return f"{abs(now / before):.0f}\N{MULTIPLICATION SIGN}"
+        return f"{abs(now / before):,.0f}\N{MULTIPLICATION SIGN}"
     text = f"{abs(ratio):.0f}" if abs(ratio) >= 10 else f"{abs(ratio):.1f}".removesuffix(".0")
     sign = "" if text == "0" else "+" if ratio > 0 else _MINUS
     return f"{sign}{text}\N{NO-BREAK SPACE}%"
+
+
+def points(share: float | None, usual: float | None) -> str:
+    """Return the difference of two shares in percentage points, such as -4.5."""
+    if share is None or usual is None:
+        return DASH
+    text = f"{abs(100 * (share - usual)):.1f}"
+    sign = "" if text == "0.0" else "+" if share > usual else _MINUS
+    return sign + text
 
 
 def sentence(text: str) -> str:

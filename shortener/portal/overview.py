@@ -43,7 +43,9 @@ async def overview(visit: Visit) -> Response:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("metric", f"must be one of {', '.join(METRICS)}")])
     now = await report_of(visit, totals)
     before = await report_of(visit, totals, scopes=scopes_of(visit, *visit.period.previous))
-    figures, past = now.groups.get(None, Figures()), before.groups.get(None, Figures())
+    # A period in which the application existed only partly would make every change look like growth.
+    existed = any(application.created_at <= visit.period.previous[0] for application in visit.applications)
+    figures, past = now.groups.get(None, Figures()), before.groups.get(None, Figures()) if existed else Figures()
     parts = await buckets(visit)
     return visit.render(
         "overview.html",

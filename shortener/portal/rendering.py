@@ -152,6 +152,7 @@ def environment() -> Environment:
         number=formats.number,
         short_number=formats.short_number,
         percent=formats.percent,
+        points=formats.points,
         change=formats.change,
         duration=formats.duration,
         sentence=formats.sentence,

@@ -26,6 +26,16 @@ def test_each_bar_of_a_chart_is_a_link_and_missing_data_are_a_hatched_gap() -> N
     assert "style" not in {name for element in tree.iter() for name in element.attrib}
 
 
+def test_the_tooltip_of_a_bar_compares_it_with_the_period_before_and_says_that_its_time_is_not_over() -> None:
+    bars = [Bar("1", "Sun", 12, "/a", before=10), Bar("2", "Mon", 3, "/b", before=0), Bar("3", "Tue", 1, "/c", 4, is_partial=True)]
+    titles = [title.text for title in ElementTree.fromstring(bar_chart(bars)).iter(f"{_SVG}title")]
+    assert titles == [
+        "Sun: 12\nThe period before: 10 (+20\xa0%)",
+        "Mon: 3\nThe period before: 0",
+        "Tue: 1\nThe period before: 4\nNot over yet",
+    ]
+
+
 @pytest.mark.parametrize(
     ("highest", "labels"), [(95, ["0", "50", "100"]), (7, ["0", "2", "4", "6", "8"]), (12_000, ["0", "5k", "10k", "15k"])]
 )
@@ -66,6 +76,13 @@ def test_numbers_shares_and_durations_are_formatted_for_people() -> None:
     assert [formats.short_number(value) for value in (950, 1200, 34_000, 1_500_000)] == ["950", "1.2k", "34k", "1.5M"]
     assert [formats.percent(*pair) for pair in ((1, 3), (0, 0), (1, 1), (0.004, 1))] == ["33.3\xa0%", "–", "100\xa0%", "0.40\xa0%"]
     assert [formats.change(*pair) for pair in ((12, 10), (9, 10), (5, 0), (200, 10))] == ["+20\xa0%", "−10\xa0%", "–", "20×"]
+    assert formats.change(2_500, 1) == "2,500×"
+    assert [formats.points(*pair) for pair in ((0.2, 0.25), (0.5, 0.4), (0.3, 0.3), (None, 0.1))] == [
+        "−5.0",
+        "+10.0",
+        "0.0",
+        "–",
+    ]
     assert [formats.duration(value) for value in (0.5, 12, 245, 12_000, 187_200)] == [
         "0.5\xa0s",
         "12\xa0s",

@@ -25,9 +25,11 @@ from shortener.cli.demo_traffic import DemoClock
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.portal import listing
+from shortener.portal.campaigns import steps_of
 from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
+from shortener.reporting.figures import Figures
 from tests.conftest import NOON, Clock, client_of
 from tests.one_service import on_one_service
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, log, send
@@ -536,3 +538,37 @@ async def test_a_csv_export_whose_first_rows_cannot_be_read_is_an_error_page_and
     assert response.status_code == 503
     assert response.headers["content-type"].startswith("text/html")
     assert "content-disposition" not in response.headers
+
+
+def test_the_weakest_step_of_a_campaign_is_the_one_with_the_share_that_is_furthest_below_the_usual_share() -> None:
+    def figures(*numbers: int) -> Figures:
+        return Figures(dict(zip(("messages", "delivered", "clicked_messages", "converted_messages"), numbers, strict=True)))
+
+    usual = figures(1000, 900, 450, 90)
+    assert [step.share for step in steps_of(figures(100, 90, 45, 3), usual)] == [0.9, 0.5, 3 / 45]
+    assert [step.is_weakest for step in steps_of(figures(100, 90, 45, 3), usual)] == [False, False, True]
+    assert [step.is_weakest for step in steps_of(figures(100, 70, 10, 1), usual)] == [False, True, False]
+    assert not any(step.is_weakest for step in steps_of(usual, usual))
+    nothing = steps_of(Figures(), usual)
+    assert [(step.share, step.is_weakest) for step in nothing] == [(None, False)] * 3
+
+
+async def test_the_page_of_a_campaign_says_where_it_loses_more_than_usual_and_exports_its_clicks(demo: DemoPortal) -> None:
+    page = (await demo.browser.get("/portal/1/campaigns/win-back?period=28d")).text
+    assert "The largest loss is at the step “Clicked, of the delivered messages”." in page
+    assert '<a class="button" href="/portal/1/campaigns?period=28d&amp;compare=win-back">Compare…</a>' in page
+    page = (await demo.browser.get("/portal/1/campaigns/black-friday?period=28d")).text
+    (href,) = re.findall(r'href="([^"]+)">(?:(?!href).)*CSV of the clicks', page)
+    clicks = next(int(value) for name, value, _ in FIGURE.findall(page) if name == "clicks")
+    exported = (await demo.browser.get(html.unescape(href))).text
+    assert len(list(csv.DictReader(io.StringIO(exported)))) == clicks > 0
+
+
+async def test_a_comparison_of_campaigns_shows_their_rates_first_and_the_best_rates_in_bold(demo: DemoPortal) -> None:
+    page = (await demo.browser.get("/portal/1/campaigns?period=28d&compare=win-back&compare=order-updates")).text
+    table = page.partition('<table class="compare">')[2].partition("</table>")[0]
+    labels = re.findall(r'<th scope="row">([^<]+)', table)
+    assert labels[:4] == ["Delivery rate", "Click rate", "Conversion rate", "Converted after a click"]
+    (row,) = re.findall(r'<th scope="row">Click rate.*?</tr>', table)
+    first, second = re.findall(r'<td class="num">(.*?)</td>', row)
+    assert ("<strong>" in first, "<strong>" in second) == (False, True)

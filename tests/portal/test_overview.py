@@ -342,3 +342,43 @@ async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_there_are_
         path, _, query = href.partition("?")
         exported = (await browser.get(f"{path}.csv?{query}")).text
         assert len(list(csv.DictReader(io.StringIO(exported)))) == value, (name, href)
+
+
+async def test_figures_are_not_compared_with_a_period_in_which_the_application_did_not_exist_completely(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    await send(service, browser)
+    clock.forward(days=1)
+    for number in range(3):
+        await send(service, browser, message_id=f"m{number}")
+    clock.forward(minutes=20)
+    page = (await (await sign_in("Bea")).get("/portal/1/?period=24h")).text
+    assert 'data-value="3"' in page
+    assert 'title="The period before' not in page
+    clock.forward(days=1)
+    await send(service, browser, message_id="later")
+    clock.forward(minutes=20)
+    page = (await (await sign_in("Cleo")).get("/portal/1/?period=24h")).text
+    assert 'class="down" title="The period before: 3"' in page
+
+
+async def test_the_problems_on_the_page_of_all_applications_name_the_application_and_lead_to_its_pages(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    await service.database.write(administration.create_application, "shop", clock.now, secret=service.secret)
+    await service.directory.refresh()
+    new = NewTracker(url="https://t.example/", events=("click",), name="crm", signed=False)
+    tracker = (await service.trackers.create(AUDIT, 2, new)).tracker.id
+    await fill(service, tracker, DeliveryStatus.DEAD, 2)
+    page = (await (await sign_in()).get("/portal/all/")).text
+    assert f'href="/portal/2/deliveries?period=365d&amp;tracker={tracker}&amp;status=dead">shop: tracker crm has 2 dead' in page
+
+
+async def test_the_overview_of_a_campaign_leads_to_the_page_of_the_campaign_and_shows_conversion_rates(
+    demo: tuple[Service, httpx.AsyncClient],
+) -> None:
+    _, browser = demo
+    page = (await browser.get("/portal/1/?period=28d&campaign=black-friday")).text
+    assert '<a href="/portal/1/campaigns/black-friday?period=28d">Open the page of this campaign</a>' in page
+    assert re.search(r'data-label="Conversion rate">\d+\.\d\s%', page)

@@ -98,3 +98,22 @@ for (const list of document.querySelectorAll("[data-limit]")) {
     added = 0;
   }, 10000);
 }
+
+// The description of a bar appears at once, and not after the delay of the browser's own tooltip, which it replaces.
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+document.body.append(tip);
+document.addEventListener("pointerover", (event) => {
+  const bar = event.target.closest(".plot .slot, .plot .gap");
+  tip.hidden = !bar;
+  if (!bar) return;
+  const title = bar.querySelector("title");
+  if (title) { bar.dataset.tip = title.textContent; title.remove(); }
+  tip.textContent = bar.dataset.tip;
+  const box = bar.getBoundingClientRect(), top = (bar.querySelector(".bar") || bar).getBoundingClientRect().top;
+  const left = box.left + (box.width - tip.offsetWidth) / 2;
+  tip.style.left = `${Math.max(8, Math.min(left, root.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(8, top - tip.offsetHeight - 8)}px`;
+});
+addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
