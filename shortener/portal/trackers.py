@@ -13,6 +13,7 @@ from shortener.delivery.sample_delivery import SampleDelivery, send_test
 from shortener.delivery.tracker_presenter import health_fields, tracker_fields
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
+from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
@@ -83,7 +84,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
         fields=tracker_fields(visit.service.settings, found),
         health=tracker_health(found, backlog, visit),
         breakers=BREAKERS,
-        deliveries=page.deliveries,
+        deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
         sample=sample,
         states=STATES,
     )

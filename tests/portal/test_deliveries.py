@@ -161,3 +161,17 @@ async def test_deliveries_are_filtered_by_the_name_of_a_tracker_and_their_csv_co
     header, row = (await browser.get(f"/portal/1/deliveries.csv?{EVER}")).text.splitlines()
     assert header.endswith(",tracker_name")
     assert row.endswith(",shop")
+
+
+async def test_the_page_of_a_tracker_leads_to_each_delivery_and_to_the_replay_of_dead_deliveries(
+    service: Service, sign_in: SignIn
+) -> None:
+    new = NewTracker(url="https://t.example/", events=("click",), name="shop", signed=False)
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
+    await fill(service, tracker, DeliveryStatus.DEAD, 2)
+    browser = await sign_in()
+    page = (await browser.get(f"/portal/1/trackers/{tracker}")).text
+    assert f'href="/portal/1/deliveries/replays/new?tracker={tracker}&amp;period=365d"' in page
+    links = re.findall(r'href="(/portal/1/deliveries/dlv_\w+)"', page)
+    assert len(links) == 2
+    assert (await browser.get(links[0])).status_code == 200
