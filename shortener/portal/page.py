@@ -240,6 +240,12 @@ class Visit:
         return url(self.page_path, {**fields, **changes})
 
     @property
+    def fixed_url(self) -> str:
+        """The URL of this page that shows the same figures later and to everybody: its period has dates and a time zone."""
+        period = self.period
+        return self.here(**period.query(period.since, period.until) | {"basis": self.get("basis")})
+
+    @property
     def csv_url(self) -> str:
         """The URL of the CSV download that contains the rows of this page, with the same filters. The CSV has a byte order mark,
         because people open it with Excel."""

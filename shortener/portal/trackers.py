@@ -18,6 +18,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.tracker_editor import EVENTS, FORMAT_LABELS
 
 #: The label and the kind of badge that the pages show for each state of a circuit breaker.
 BREAKERS = {
@@ -84,6 +85,8 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
         fields=tracker_fields(visit.service.settings, found),
         health=tracker_health(found, backlog, visit),
         breakers=BREAKERS,
+        event_labels=EVENTS,
+        format_labels=FORMAT_LABELS,
         deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
         sample=sample,
         states=STATES,

@@ -37,14 +37,26 @@ addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
+// Browsers have no clipboard on plain http, except on this machine.
+async function copy(text) {
+  if (navigator.clipboard) { await navigator.clipboard.writeText(text); return; }
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) {
-    await navigator.clipboard.writeText(button.dataset.copy);
+    const text = button.dataset.copy;
+    await copy(text.startsWith("/portal/") ? new URL(text, location).href : text);
     const status = document.getElementById("status");
     if (status) status.textContent = "Copied";
-    button.classList.add("good");
-    setTimeout(() => button.classList.remove("good"), 1500);
+    showTip("Copied", button.getBoundingClientRect());
+    setTimeout(() => { tip.hidden = true; }, 1500);
   }
   // An open menu closes when something else is clicked.
   for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
@@ -99,21 +111,26 @@ for (const list of document.querySelectorAll("[data-limit]")) {
   }, 10000);
 }
 
-// The description of a bar appears at once, and not after the delay of the browser's own tooltip, which it replaces.
+// A short text above an element.
 const tip = document.createElement("div");
 tip.className = "tip";
 tip.hidden = true;
 document.body.append(tip);
-document.addEventListener("pointerover", (event) => {
-  const bar = event.target.closest(".plot .slot, .plot .gap");
-  tip.hidden = !bar;
-  if (!bar) return;
-  const title = bar.querySelector("title");
-  if (title) { bar.dataset.tip = title.textContent; title.remove(); }
-  tip.textContent = bar.dataset.tip;
-  const box = bar.getBoundingClientRect(), top = (bar.querySelector(".bar") || bar).getBoundingClientRect().top;
+function showTip(text, box, top = box.top) {
+  tip.hidden = false;
+  tip.textContent = text;
   const left = box.left + (box.width - tip.offsetWidth) / 2;
   tip.style.left = `${Math.max(8, Math.min(left, root.clientWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${Math.max(8, top - tip.offsetHeight - 8)}px`;
+}
+
+// The description of a bar appears at once, and not after the delay of the browser's own tooltip, which it replaces.
+document.addEventListener("pointerover", (event) => {
+  const bar = event.target.closest(".plot .slot, .plot .gap");
+  if (!bar) { if (tip.dataset.bar) tip.hidden = true; delete tip.dataset.bar; return; }
+  const title = bar.querySelector("title");
+  if (title) { bar.dataset.tip = title.textContent; title.remove(); }
+  tip.dataset.bar = "1";
+  showTip(bar.dataset.tip, bar.getBoundingClientRect(), (bar.querySelector(".bar") || bar).getBoundingClientRect().top);
 });
 addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -317,3 +319,61 @@ def test_the_receiver_offers_the_exact_headers_and_body_of_a_request_as_files(
             contents.append(download.value.path().read_bytes())
         headers, body = contents
         assert f"Content-Length: {len(body)}\n".encode() in headers
+
+
+def test_a_copied_link_shows_the_same_period_later_and_in_another_time_zone(
+    browser: Chromium, demo_server: Server, viewer: Any
+) -> None:
+    with browser.page(state=viewer) as visit:
+        visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        visit.open(demo_server.base + "/portal/1/campaigns?period=7d&compare=autumn-sale&compare=black-friday")
+        visit.page.click("form button[data-copy]")
+        visit.page.wait_for_selector(".tip:has-text('Copied')")
+        copied = visit.page.evaluate("navigator.clipboard.readText()")
+        assert copied.startswith(demo_server.base + "/portal/1/campaigns?")
+        parts = parse_qs(urlsplit(copied).query)
+        assert (parts["period"], parts["tz"], parts["compare"]) == (["custom"], ["Europe/Berlin"], ["autumn-sale", "black-friday"])
+        before = visit.page.locator("table.compare").inner_text()
+        visit.open(copied)
+        assert visit.page.locator("table.compare").inner_text() == before
+        # Browsers have no clipboard on plain http.
+        visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        visit.page.click("form button[data-copy]")
+        visit.page.wait_for_selector(".tip:has-text('Copied')")
+        assert visit.problems == []
+
+
+def test_the_number_of_a_bar_appears_at_once_under_the_pointer(browser: Chromium, demo_server: Server, viewer: Any) -> None:
+    with browser.page(state=viewer) as visit:
+        visit.open(demo_server.base + "/portal/1/?period=7d")
+        visit.page.locator(".plot .slot .target").nth(2).hover()
+        assert visit.page.locator(".tip").is_visible()
+        assert re.match(r"\w{3} \d+ \w{3} \d{4}: \d+\nThe period before: \d+", visit.page.locator(".tip").inner_text())
+        assert visit.page.evaluate("document.querySelectorAll('.plot .slot')[2].querySelector('title')") is None
+        visit.page.mouse.move(1, 1)
+        assert not visit.page.locator(".tip").is_visible()
+        assert visit.problems == []
+
+
+def test_long_names_of_applications_and_campaigns_do_not_push_fields_and_columns_out_of_the_window(
+    browser: Chromium, empty_server: Server
+) -> None:
+    empty_server.command("applications", "create", "A very long name of an application for the customer loyalty team")
+    campaign = "Second reminder for customers who did not open the first message of the loyalty programme " + "a" * 60
+    with empty_server.api() as client:
+        message = {"to": "+4915123456781", "campaign": campaign, "body": '#track("https://shop.example/1003")'}
+        response = client.post("/api/v1/rewrite", json=message)
+        assert response.status_code == 200
+        path = urlsplit(response.json()["messages"][0]["links"][0]["short_url"]).path
+        httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, follow_redirects=False)
+    state = accept_invitation(browser, empty_server, "Lea")
+    with browser.page(state=state, width=390) as visit:
+        visit.open(empty_server.base + "/portal/admin/operators")
+        assert visit.overflow() == 0
+        visit.page.set_viewport_size({"width": 1280, "height": 900})
+        for page in ("clicks", "links"):
+            visit.open(f"{empty_server.base}/portal/1/{page}")
+            frame = "(frame => frame.scrollWidth - frame.clientWidth)(document.querySelector('.table-frame'))"
+            assert visit.page.locator("tbody tr").count() > 0, page
+            assert visit.page.evaluate(frame) == 0, page
+        assert visit.problems == []
