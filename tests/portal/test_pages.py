@@ -173,7 +173,9 @@ async def test_a_preview_link_of_the_portal_opens_the_destination_for_ten_minute
 @pytest.mark.parametrize("path", ["messages/x", "links/abcde", "campaigns/x"])
 async def test_the_portal_page_of_an_unknown_object_returns_404(sign_in: SignIn, path: str) -> None:
     browser = await sign_in()
-    assert (await browser.get(f"/portal/1/{path}")).status_code == 404
+    response = await browser.get(f"/portal/1/{path}")
+    assert response.status_code == 404
+    assert f'<a class="button main" href="/portal/1/{path.partition("/")[0]}">' in response.text, "it leads to the list"
 
 
 _SEGMENTS = st.sampled_from([".", "..", "...", "%2e%2e", "%2F", "a", " ", *"?#\\é+&;%\n", ".csv", "@x"])
