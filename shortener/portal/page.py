@@ -242,8 +242,21 @@ class Visit:
     @property
     def fixed_url(self) -> str:
         """The URL of this page that shows the same figures later and to everybody: its period has dates and a time zone."""
-        period = self.period
-        return self.here(**period.query(period.since, period.until) | {"basis": self.get("basis")})
+        return self._with_period(self.period.since, self.period.until)
+
+    @property
+    def earlier_url(self) -> str:
+        """The URL of this page for the period before."""
+        return self._with_period(*self.period.earlier)
+
+    @property
+    def later_url(self) -> str | None:
+        """The URL of this page for the period after; None if the period ends now."""
+        later = self.period.later(self.now)
+        return None if later is None else self._with_period(*later)
+
+    def _with_period(self, since: datetime, until: datetime) -> str:
+        return self.here(**self.period.query(since, until) | {"basis": self.get("basis")})
 
     @property
     def csv_url(self) -> str:

@@ -75,6 +75,20 @@ class PeriodChoice:
             return self.since - length, self.since
         return _shift(self.since, -days, self.zone), _shift(self.until, -days, self.zone)
 
+    @property
+    def earlier(self) -> tuple[datetime, datetime]:
+        """The period of the same length that ends where this one begins."""
+        return self.previous[0], self.since
+
+    def later(self, now: datetime) -> tuple[datetime, datetime] | None:
+        """Return the period of the same length that begins where this one ends, until `now` at the latest. Return None if this
+        period ends now."""
+        if self.until >= now:
+            return None
+        days = _days_of(self)
+        end = self.until + (self.until - self.since) if days is None else _shift(self.until, days, self.zone)
+        return self.until, min(end, now)
+
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
         """Return the query parameters that select this period, for the URL of a page. With `since` or `until`, they select a part
         of the period.

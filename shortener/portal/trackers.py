@@ -19,6 +19,7 @@ from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.tracker_editor import EVENTS, FORMAT_LABELS
+from shortener.portal.waiting import wait_of
 
 #: The label and the kind of badge that the pages show for each state of a circuit breaker.
 BREAKERS = {
@@ -78,6 +79,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
     found = await _find(visit)
     backlog = await visit.service.deliveries.backlog(found.id, visit.now)
     page = await visit.service.deliveries.page(DeliveryFilter(visit.application_id, found.id), RECENT)
+    is_disabled = visit.application is not None and visit.application.disabled
     return visit.render(
         "tracker.html",
         title=found.name or f"Tracker {found.id}",
@@ -87,7 +89,10 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
         breakers=BREAKERS,
         event_labels=EVENTS,
         format_labels=FORMAT_LABELS,
-        deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
+        deliveries=[
+            (one, DELIVERY_IDS.encode(one.id), wait_of(one, found, visit.now, application_disabled=is_disabled))
+            for one in page.deliveries
+        ],
         sample=sample,
         states=STATES,
     )

@@ -555,7 +555,7 @@ def test_the_weakest_step_of_a_campaign_is_the_one_with_the_share_that_is_furthe
 
 async def test_the_page_of_a_campaign_says_where_it_loses_more_than_usual_and_exports_its_clicks(demo: DemoPortal) -> None:
     page = (await demo.browser.get("/portal/1/campaigns/win-back?period=28d")).text
-    assert "The largest loss is at the step “Clicked, of the delivered messages”." in page
+    assert "The weakest step is “Clicked, of the delivered messages”." in page
     assert '<a class="button" href="/portal/1/campaigns?period=28d&amp;compare=win-back">Compare…</a>' in page
     page = (await demo.browser.get("/portal/1/campaigns/black-friday?period=28d")).text
     (href,) = re.findall(r'href="([^"]+)">(?:(?!href).)*CSV of the clicks', page)

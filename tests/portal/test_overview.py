@@ -382,3 +382,15 @@ async def test_the_overview_of_a_campaign_leads_to_the_page_of_the_campaign_and_
     page = (await browser.get("/portal/1/?period=28d&campaign=black-friday")).text
     assert '<a href="/portal/1/campaigns/black-friday?period=28d">Open the page of this campaign</a>' in page
     assert re.search(r'data-label="Conversion rate">\d+\.\d\s%', page)
+
+
+async def test_the_period_of_a_page_has_links_to_the_period_before_and_after_it(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = (await browser.get("/portal/1/?period=7d&metric=messages")).text
+    (before,) = re.findall(r'href="([^"]+)" rel="prev" data-key="\["', page)
+    assert 'rel="next" data-key="]"' not in page
+    query = parse_qs(urlsplit(html.unescape(before)).query)
+    assert (query["period"], query["metric"], query["until"][0][:16]) == (["custom"], ["messages"], "2026-11-14T00:00")
+    page = (await browser.get(html.unescape(before))).text
+    (after,) = re.findall(r'href="([^"]+)" rel="next" data-key="\]"', page)
+    assert parse_qs(urlsplit(html.unescape(after)).query)["since"][0][:16] == "2026-11-14T00:00"

@@ -62,3 +62,26 @@ def test_a_part_of_a_period_keeps_the_time_slot_that_has_just_begun_in_its_query
     assert chosen.query()["until"] == f"2026-11-20T{expected}+01:00"
     assert choose(now, period="24h").query(now - timedelta(hours=1), now)["until"] == f"2026-11-20T{expected}+01:00"
     assert chosen.local_ends == ("2026-11-20T11:00", f"2026-11-20T{expected}")
+
+
+@pytest.mark.parametrize("name", PERIODS)
+def test_the_periods_before_and_after_a_portal_period_have_its_length_and_touch_it(name: str) -> None:
+    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of summer time
+    chosen = choose(now, period=name)
+    assert chosen.later(now) == ((chosen.until, now) if name == "yesterday" else None)
+    since, until = chosen.earlier
+    before = choose(now, since=since.isoformat(), until=until.isoformat())
+    assert (before.since, before.until) == (since, chosen.since)
+    if name != "month":
+        # The days on which the clocks change have 23 or 25 hours.
+        assert abs((before.earlier[1] - before.earlier[0]) - (until - since)) <= timedelta(hours=1)
+    later = before.later(now)
+    assert later is not None
+    assert later[0] == chosen.since
+    assert later[1] <= now
+
+
+def test_the_months_before_a_portal_period_are_complete_months() -> None:
+    chosen = choose(period="month")
+    assert [at.astimezone(chosen.zone).day for at in chosen.earlier] == [1, 1]
+    assert chosen.earlier[0] == datetime(2026, 9, 30, 22, tzinfo=UTC)

@@ -103,6 +103,8 @@ def test_the_overview_page_can_be_operated_with_the_keyboard(browser: Chromium, 
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "The period before"
+        page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.name") == "period"
         page.select_option("select[name=period]", "7d")
         page.wait_for_url(re.compile("period=7d"))
