@@ -64,6 +64,7 @@ from shortener.retention.purge_statements import (
     HIT_DELETIONS,
     HIT_PAGE,
     KEEP_DEVICES,
+    LOCK_DELIVERIES,
     MESSAGE_DELETIONS,
     MESSAGE_PAGE,
     REFUSED_DELETION,
@@ -356,7 +357,14 @@ def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 def _delete_events(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     days = batch.settings.event_retention_days
-    page = batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=batch.now - timedelta(days=days))
+    since = batch.now - timedelta(days=days)
+    page = batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since)
+    deletable = [row for row, is_kept in page if not is_kept]
+    if deletable and batch.connection.dialect.name == "postgresql":
+        # A replay can commit after the page was read. The lock makes later replays wait, and the second page finds earlier ones.
+        batch.connection.execute(LOCK_DELIVERIES, {"ids": deletable})
+        again = dict(batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since))
+        page = [(row, is_kept or again.get(row, True)) for row, is_kept in page]
     return _delete_page(batch, page, after, EVENT_DELETIONS)
 
 

@@ -154,6 +154,8 @@ _unfinished = or_(
 EVENT_PAGE = _page_of(
     events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished))
 )
+#: Locks the deliveries of events, so that no other process replays them.
+LOCK_DELIVERIES = select(deliveries.c.id).where(deliveries.c.event_id.in_(_IDS)).order_by(deliveries.c.id).with_for_update()
 _is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
 HIT_PAGE = _page_of(hits, _is_first)
 USER_AGENTS = select(hits.c.id, hits.c.user_agent).where(hits.c.id.in_(_IDS), hits.c.user_agent != "").order_by(hits.c.id)

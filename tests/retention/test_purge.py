@@ -27,6 +27,7 @@ from shortener.storage.migrate import migrate
 from shortener.storage.sqlite import SqliteDatabase
 from shortener.storage.types import to_iso, to_ms
 from tests.conftest import NOON, Clock
+from tests.databases import someone_at, until_it_waits
 from tests.reporting.plans import scanned
 from tests.rows import KINDS, Rows, count
 
@@ -555,3 +556,20 @@ async def test_refused_conversions_are_deleted_after_30_days(database: Database)
     assert (await purge(database, SETTINGS, NOW)).refused_conversions == 2
     kept = await database.read(lambda connection: connection.execute(select(schema.refused_conversions.c.received_at)).all())
     assert [row.received_at for row in kept] == [NOW - 29 * DAY, NOW]
+
+
+async def test_a_delivery_that_is_replayed_during_a_purge_is_not_deleted(service: Service) -> None:
+    """The replay commits after the purge has read which events it may delete."""
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite runs one transaction after the other")
+    at = NOW - (SETTINGS.event_retention_days + 1) * DAY
+
+    def build(rows: Rows) -> int:
+        return rows.delivery(rows.event(rows.message(at)))
+
+    delivery = await service.database.write(put, build)
+    async with someone_at(service, "UPDATE deliveries SET status = 0, finished_at = NULL WHERE id = $1", delivery) as replay:
+        task = asyncio.create_task(purge(service.database, SETTINGS, NOW))
+        await until_it_waits(replay, task)
+    await task
+    assert delivery in await service.database.read(ids_in, schema.deliveries)
