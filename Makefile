@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean vendor
+.PHONY: run test test-fast prove profile instructions setup setup-dev lint config lock bench clean vendor
 
 run: setup
 	@SHORTENER_LOG_FORMAT=$${SHORTENER_LOG_FORMAT:-text} $(BIN)/shortener serve
@@ -73,6 +73,10 @@ bench: setup-dev
 # Reports where each kind of request spends processor time. Needs wrk.
 profile: setup-dev
 	@$(BIN)/python -m benchmarks.profiles $(OPTIONS)
+
+# Counts the processor instructions of each kind of request, also compared with other code: OPTIONS="--compare DIR". Needs wrk and valgrind.
+instructions: setup-dev
+	@$(BIN)/python -m benchmarks.instructions $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -23,15 +23,17 @@ CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: enough that no 
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A load to compare. `part` is the name of its part of `bench.py`; `work(server, codes, seconds, round)` returns its requests.
 
-    If `each_round` is true, each round needs requests that no other round sends."""
+    If `each_round` is true, each round needs requests that no other round sends. If `needs_many_links` is true, it clicks on a
+    different link with each request."""
 
     part: str
     name: str
     work: Callable[[Server, list[str], float, int], Work]
     each_round: bool = False
+    needs_many_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,18 @@ def _conversions(server: Server, _: list[str], seconds: float, __: int) -> Work:
     return loads.conversions(server, 500 * round(seconds * CONVERTIBLE_MESSAGES / 500))
 
 
-_ROWS = (
-    _Row("clicks", "first clicks, distinct links", _some_first_clicks, each_round=True),
-    _Row(
+ROWS = (
+    Row("clicks", "first clicks, distinct links", _some_first_clicks, each_round=True, needs_many_links=True),
+    Row(
         "clicks",
         "repeat clicks, one hot link",
         lambda server, codes, _, number: loads.repeat_clicks(server, codes[0], number),
         each_round=True,
     ),
-    _Row("clicks", "unknown codes", lambda server, _, __, number: loads.unknown_codes(server, number), each_round=True),
-    _Row("rewrites", "rewrite, one message a request", lambda server, *_: loads.rewrites(server, 1, 64)),
-    _Row("rewrites", "rewrite, 100 recipients a request", lambda server, *_: loads.rewrites(server, 100, 16)),
-    _Row("conversions", "conversions received", _conversions, each_round=True),
+    Row("clicks", "unknown codes", lambda server, _, __, number: loads.unknown_codes(server, number), each_round=True),
+    Row("rewrites", "rewrite, one message a request", lambda server, *_: loads.rewrites(server, 1, 64)),
+    Row("rewrites", "rewrite, 100 recipients a request", lambda server, *_: loads.rewrites(server, 100, 16)),
+    Row("conversions", "conversions received", _conversions, each_round=True),
 )
 
 
@@ -71,7 +73,7 @@ def figures(other: Path, seconds: float, links: int, only: Sequence[str] | None 
     """Return two figures for each load: one for the code in the folder `other`, and one for this code.
 
     `links` is the number of links of each server. `only` restricts the comparison to these parts of `bench.py`."""
-    rows = [row for row in _ROWS if only is None or row.part in only]
+    rows = [row for row in ROWS if only is None or row.part in only]
     found: list[Figure] = []
     with contextlib.ExitStack() as stack:
         base, script = stack.enter_context(rig.baseline_server())

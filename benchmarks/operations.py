@@ -45,8 +45,8 @@ def exporting(rows: int) -> list[Figure]:
         sys.exit(f"the run is void: {exported} of {rows} messages were exported")
     growth_mib = max(memory) - memory[0]
     return [
-        Figure("CSV export", rate, "rows/s", target="60,000 rows/s", met=rate >= 60_000, note=f"{rows:,} messages"),
-        Figure("CSV export, growth of memory", growth_mib, "MB", target="32 MB", met=growth_mib <= export.MAX_GROWTH_MIB),
+        Figure("CSV export", rate, "rows/s", goal=rig.rate(60_000), note=f"{rows:,} messages"),
+        Figure("CSV export, growth of memory", growth_mib, "MB", goal=rig.maximum(export.MAX_GROWTH_MIB)),
     ]
 
 
@@ -57,7 +57,7 @@ def reporting(counts: int) -> list[Figure]:
     slowest = max(times, key=lambda name: times[name])
     value, used = times[slowest]
     note = f"{slowest}, {used:.0f} ms of processor time; by country {times['by country'][0]:.0f} ms; {counts:,} counts"
-    return [Figure("statistics of 28 days, slowest report", value, "ms", target="100 ms", met=value <= 100, note=note)]
+    return [Figure("statistics of 28 days, slowest report", value, "ms", goal=rig.duration(100), note=note)]
 
 
 async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
@@ -100,7 +100,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
                 rows, work = stored, f"{links:,} messages"
             rate = rows / seconds
             note = f"{rows:,} rows ({work}) in {seconds:.1f} s, {used:.1f} s of processor time; {links:,} messages in the database"
-            found.append(Figure(f"shortener {name}", rate, "rows/s", target="50,000 rows/s", met=rate >= 50_000, note=note))
+            found.append(Figure(f"shortener {name}", rate, "rows/s", goal=rig.rate(50_000), note=note))
     return found
 
 
@@ -153,11 +153,11 @@ def two_processes(links: int, seconds: float) -> list[Figure]:
     rates = {workers: _first_clicks_of(workers, links, seconds) for workers in (1, 2)}
     ratio = rates[2].per_second / rates[1].per_second
     cores = os.cpu_count() or 1
-    # The load generator and the databases share the processor cores, so the target applies to machines with at least four cores.
-    met = ratio >= 1.6 if cores >= 4 else None
+    # The load generator and the databases share the processor cores, so the goal applies to machines with at least four cores.
+    goal = rig.minimum(1.6) if cores >= 4 else None
     one, two = rates[1], rates[2]
     note = f"{one.per_second:,.0f} and {two.per_second:,.0f}/s, p99 {one.p99:.1f} and {two.p99:.1f} ms, {cores} cores"
-    return [Figure("PostgreSQL: two processes instead of one", ratio, "x", target="1.60 x", met=met, note=note)]
+    return [Figure("PostgreSQL: two processes instead of one", ratio, "x", goal=goal, note=note)]
 
 
 def _first_clicks_of(workers: int, links: int, seconds: float) -> Load:
@@ -189,7 +189,7 @@ def installing() -> list[Figure]:
     return [
         Figure("packages of an installation", len(sizes), "packages", note=note),
         Figure("size of these packages", sum(sizes.values()) / 1e6, "MB"),
-        Figure("resident memory of an idle process", memory, "MB", target="60 MB", met=memory <= 60),
+        Figure("resident memory of an idle process", memory, "MB", goal=rig.maximum(60)),
     ]
 
 

@@ -3,9 +3,9 @@
 A real server uses a real PostgreSQL and a real Redis with their default settings, so that each commit is on the disk. It gets first
 clicks and repeated clicks. The same run measures the baseline (a bare ASGI application with the same uvicorn settings) and pgbench,
 which writes each first click in its own transaction: single-row updates of the same table by the primary key, with as many
-connections as the server's pool has at most.
+connections as the server's pool has at most. Last come rewrites with one and with 100 recipients.
 
-Exits with 1 if a redirect has no row in the database.
+Exits with 1 if a redirect or a rewrite has no row in the database.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from benchmarks import rig, traffic
-from benchmarks.rig import Figure
+from benchmarks import loads, rig, traffic
+from benchmarks.rig import Figure, Server
 from tests.servers import PostgresProcess, RedisProcess
 
 POOL = 8  # value of DATABASE_POOL
@@ -85,7 +87,10 @@ def measure(links: int, seconds: float) -> list[Figure]:
             distinct = traffic.script(folder, "distinct", [f"/{code}" for code in codes[2000:]])
             repeated = traffic.script(folder, "repeat", [f"/{codes[0]}"])
             rig.wrk(server.base, warm_up, seconds=1)
-            for work, script in (("first clicks, distinct links", distinct), ("repeat clicks, one hot link", repeated)):
+            for work, script, goal in (
+                ("first clicks, distinct links", distinct, rig.share(0.33)),
+                ("repeat clicks, one hot link", repeated, None),
+            ):
                 before = asyncio.run(_counted(postgresql.url))
                 load = rig.wrk(server.base, script, seconds=seconds, connections=CLIENTS)
                 after = asyncio.run(_counted(postgresql.url))
@@ -96,12 +101,17 @@ def measure(links: int, seconds: float) -> list[Figure]:
                 note = f"p50 {load.p50:.1f} ms, p99 {load.p99:.1f} ms, {recorded / max(commits, 1):.0f} hits a commit"
                 if script is distinct:
                     note += f", {after['firsts'] - before['firsts']:,} first clicks"
-                figures.append(Figure(work, load.per_second, "/s", ratio=load.per_second / baseline, note=note))
+                figures.append(Figure(work, load.per_second, "/s", load.per_second / baseline, goal, note=note))
+            written = [
+                _rewrites(server, postgresql.url, recipients, connections, seconds, baseline)
+                for recipients, connections in ((1, 64), (100, 16))
+            ]
         numbered = "CREATE TABLE numbered AS SELECT id, row_number() OVER () AS number FROM messages"
         asyncio.run(_query(postgresql.url, numbered, "CREATE UNIQUE INDEX ON numbered (number)", "VACUUM ANALYZE", "SELECT 1"))
         tps = pgbench(postgresql.url, seconds, folder)
         note = f"{MAX_CONNECTIONS} connections; the service records {figures[0].value / tps:.1f} times as many first clicks"
         figures.append(Figure("pgbench, single-row updates", tps, "/s", ratio=tps / baseline, note=note))
+        figures += written
         baseline_after = rig.measure_baseline(seconds / 2).per_second
         figures.insert(0, Figure("baseline", baseline, "/s", ratio=1.0, note=f"{baseline_after:,.0f}/s after the run"))
     finally:
@@ -109,6 +119,22 @@ def measure(links: int, seconds: float) -> list[Figure]:
         redis.kill()
         shutil.rmtree(folder)
     return figures
+
+
+def _rewrites(server: Server, url: str, recipients: int, connections: int, seconds: float, baseline: float) -> Figure:
+    """Measure rewrites. Exit if one of the messages has no link in the database."""
+    work = loads.rewrites(server, recipients, connections)
+    work.run(1)
+    time.sleep(0.5)  # wrk ends before the responses to its last requests
+    before = asyncio.run(_query(url, "SELECT count(*) FROM links"))
+    load = work.run(seconds)
+    created = asyncio.run(_query(url, "SELECT count(*) FROM links")) - before
+    if created < load.requests * recipients or load.not_2xx_3xx:
+        sys.exit(f"the run is void: {load.requests} rewrites of {recipients} succeeded, but {created} links are in the database")
+    value = load.per_second * recipients
+    name = "rewrite, one message a request" if recipients == 1 else f"rewrite, {recipients} recipients a request"
+    goal = rig.rate(25_000) if recipients == 100 else None
+    return Figure(name, value, "messages/s", value / baseline, goal, note=f"p99 {load.p99:.1f} ms")
 
 
 async def _counted(url: str) -> dict[str, int]:
@@ -132,7 +158,9 @@ def main() -> None:
     options = parser.parse_args()
     rig.need_wrk()
     figures = measure(50_000 if options.quick else 500_000, options.seconds or (3.0 if options.quick else 10.0))
-    print(json.dumps([vars(figure) for figure in figures], indent=2) if options.json else rig.table(figures))
+    for figure in figures:
+        figure.judge(figures[0].value / rig.REFERENCE_BASELINE)
+    print(json.dumps([asdict(figure) for figure in figures], indent=2) if options.json else rig.table(figures))
 
 
 if __name__ == "__main__":

@@ -62,18 +62,76 @@ class Load:
     socket_errors: int
 
 
+#: The baseline of the machine for which the goals are stated, in responses per second (November 2026).
+REFERENCE_BASELINE = 49_700
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The least or the greatest value that a figure may have. Create it with one of the functions below.
+
+    The speed of a machine is its baseline divided by REFERENCE_BASELINE. `exponent` says how the goal depends on the speed: 1 for a
+    rate, -1 for a duration, 0 for all else."""
+
+    value: float
+    is_maximum: bool = False
+    exponent: int = 0
+
+    def limit(self, speed: float) -> float:
+        return float(self.value * speed**self.exponent)
+
+    def is_met(self, value: float, speed: float) -> bool:
+        return value <= self.limit(speed) if self.is_maximum else value >= self.limit(speed)
+
+
+def rate(value: float) -> Goal:
+    """A minimum rate on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast must reach half of it."""
+    return Goal(value, exponent=1)
+
+
+def share(value: float) -> Goal:
+    """A minimum rate, as a share of the baseline."""
+    return rate(value * REFERENCE_BASELINE)
+
+
+def duration(value: float) -> Goal:
+    """A maximum duration on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast may need twice that."""
+    return Goal(value, is_maximum=True, exponent=-1)
+
+
+def minimum(value: float) -> Goal:
+    """A minimum on each machine."""
+    return Goal(value)
+
+
+def maximum(value: float) -> Goal:
+    """A maximum on each machine."""
+    return Goal(value, is_maximum=True)
+
+
 @dataclass
 class Figure:
-    """One row of the report. `ratio` is relative to the baseline."""
+    """One row of the report. `ratio` is relative to the baseline. `judge` fills in `target` and `met`."""
 
     work: str
     value: float
     unit: str
     ratio: float | None = None
+    goal: Goal | None = None
     target: str = ""
     met: bool | None = None
     note: str = ""
     more: dict[str, Any] = field(default_factory=dict)
+
+    def judge(self, speed: float) -> None:
+        """Compare the figure with its goal on a machine of this speed."""
+        if self.goal is not None:
+            self.target = f"{_short(self.goal.limit(speed))} {self.unit}"
+            self.met = self.goal.is_met(self.value, speed)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -205,9 +263,12 @@ class Server:
     base: str
     process: subprocess.Popen[bytes]
     first: dict[str, Any]
+    patience: float = 60  # seconds that `api` waits for a response
 
     def api(self) -> httpx.Client:
-        return httpx.Client(base_url=self.base, headers={"X-API-Key": self.first["api_key"]}, timeout=60, trust_env=False)
+        return httpx.Client(
+            base_url=self.base, headers={"X-API-Key": self.first["api_key"]}, timeout=self.patience, trust_env=False
+        )
 
     def salts_of_wal(self) -> bytes:
         """Return the salts of SQLite's WAL file, which change each time SQLite starts the file at its beginning again."""
@@ -240,10 +301,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(checkout: Path = ROOT, /, **settings: str) -> Iterator[Server]:
+def server(checkout: Path = ROOT, prefix: Sequence[str] = (), patience: float = 60, /, **settings: str) -> Iterator[Server]:
     """Start `shortener serve` on an empty folder. It trusts the benchmark as a proxy. `settings` are further settings.
 
     `checkout` is the folder of the code. If that folder has a virtual environment of its own (.venv), its Python runs the server.
+    `prefix` is a program that runs this Python, such as valgrind, with its options. `patience` is the number of seconds to wait for
+    a response of the API, and for the end of the server.
     """
     folder = Path(tempfile.mkdtemp(prefix="shortener-bench-"))
     port = free_port()
@@ -259,7 +322,7 @@ def server(checkout: Path = ROOT, /, **settings: str) -> Iterator[Server]:
         **{f"SHORTENER_{name.upper()}": value for name, value in settings.items()},
     }
     process = subprocess.Popen(
-        [python_of(checkout), "-m", "shortener", "serve", "--port", str(port), "--json"],
+        [*prefix, python_of(checkout), "-m", "shortener", "serve", "--port", str(port), "--json"],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -269,11 +332,11 @@ def server(checkout: Path = ROOT, /, **settings: str) -> Iterator[Server]:
         first = json.loads(process.stdout.readline())["first_start"]
         base = f"http://127.0.0.1:{port}"
         wait_for(f"{base}/healthz")
-        yield Server(Path(settings.get("data_dir", folder)), base, process, first)
+        yield Server(Path(settings.get("data_dir", folder)), base, process, first, patience)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(patience)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -324,8 +387,9 @@ def table(figures: list[Figure]) -> str:
     """Return the figures as a table of text."""
     lines = [f"{'work':40}{'figure':>18}{'ratio':>9}  {'target':16}{'met':5}note"]
     for figure in figures:
-        value = f"{figure.value:,.2f}" if figure.value < 100 else f"{figure.value:,.0f}"
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         met = {None: "", True: "yes", False: "NO"}[figure.met]
-        lines.append(f"{figure.work:40}{value + ' ' + figure.unit:>18}{ratio:>9}  {figure.target:16}{met:5}{figure.note}")
+        lines.append(
+            f"{figure.work:40}{_short(figure.value) + ' ' + figure.unit:>18}{ratio:>9}  {figure.target:16}{met:5}{figure.note}"
+        )
     return "\n".join(lines)
