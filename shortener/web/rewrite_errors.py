@@ -6,11 +6,13 @@ module, a response would contain only the errors of the models, and a caller wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, AliasPath, ValidationError
 
 import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.accounts.directory import Application
@@ -40,19 +42,11 @@ async def complete_error(
         if detail.index is not None:
             invalid.setdefault(detail.index, set()).add(_path_in_message(detail.field, is_batch))
     hidden = error.details_total - len(error.details)
-    items: list[RewriteItem] = []
-    places: list[int] = []
-    incomplete: set[int] = set()
-    for index, message in enumerate(messages):
-        if hidden and index not in invalid:
-            invalid[index] = _invalid_fields(message)  # `hidden` counts them, but `error.details` has no room for them
-        found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
-        if found is not None:
-            item, is_complete = found
-            if not is_complete:
-                incomplete.add(len(items))
-            items.append(item)
-            places.append(index)
+    if hidden:
+        # Many messages are validated again. In a thread, this does not delay clicks.
+        items, places, incomplete = await asyncio.to_thread(_valid_parts, messages, invalid, is_batch=is_batch, has_hidden=True)
+    else:
+        items, places, incomplete = _valid_parts(messages, invalid, is_batch=is_batch, has_hidden=False)
     problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
     for problem in problems:
         detail = replace(problem.full_detail, index=places[problem.item])
@@ -63,6 +57,31 @@ async def complete_error(
             details.append(detail)
     details.sort(key=lambda detail: -1 if detail.index is None else detail.index)
     return ApiError(details[0].code or error.code, details=details, hidden_details=hidden)
+
+
+def _valid_parts(
+    messages: Sequence[Any], invalid: dict[int, set[str]], *, is_batch: bool, has_hidden: bool
+) -> tuple[list[RewriteItem], list[int], set[int]]:
+    """Return the valid parts of messages, the index of the message of each, and the indexes of the parts that lack some content.
+
+    `invalid` contains the paths of the invalid fields by the index of their message. If `has_hidden` is true, it does not contain
+    all of them, because an error has a limited number of details; then this function adds the others, except unknown fields."""
+    items: list[RewriteItem] = []
+    places: list[int] = []
+    incomplete: set[int] = set()
+    for index, message in enumerate(messages):
+        if has_hidden and index not in invalid and isinstance(message, Mapping):
+            # A message may have very many unknown fields. To validate them would take long.
+            message = {name: value for name, value in message.items() if name in _KNOWN_NAMES}
+            invalid[index] = _invalid_fields(message)
+        found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
+        if found is not None:
+            item, is_complete = found
+            if not is_complete:
+                incomplete.add(len(items))
+            items.append(item)
+            places.append(index)
+    return items, places, incomplete
 
 
 def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dict[str, Any], bool]:
@@ -85,6 +104,16 @@ def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dic
     return valid, is_complete
 
 
+def _names(name: str, alias: str | AliasPath | AliasChoices | None) -> Iterable[str]:
+    """Return the names that a field may have in a request."""
+    if isinstance(alias, AliasChoices):
+        return map(str, alias.choices)
+    return [str(alias or name)]
+
+
+_KNOWN_NAMES = frozenset(
+    chain.from_iterable(_names(name, field.validation_alias) for name, field in RewriteMessage.model_fields.items())
+)
 #: The fields with a list of one entry per recipient, each with the function that returns a placeholder.
 _LISTS: Mapping[str, Callable[[], str]] = {"to": str, "message_id": new_message_id}
 

@@ -118,6 +118,9 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
             await outage(nodes, load, server.kill, server.start, codes[150:])
+            async with asyncio.timeout(PATIENCE):
+                while len(load.answers.redirected) < len(codes):  # the load chooses links at random
+                    await asyncio.sleep(0.05)  # the pause between two counts
 
     asyncio.run(story())
     with contextlib.closing(redis_server.client()) as client:

@@ -282,7 +282,7 @@ async def test_the_response_to_an_invalid_rewrite_lists_every_error_with_its_pat
     ]
     assert answer.json()["error_code"] == "INVALID_TRACK_DIRECTIVE"
     assert await stored(service) == (0, 0)
-    single = await client.post("/api/v1/rewrite", json={"to": [TO, BAD, 7], "body": "#track(", "campaign": 5})
+    single = await client.post("/api/v1/rewrite", json={"to": [TO, BAD, 7], "body": "#track(", "campaign": []})
     assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.1", "to.2"]
 
 
@@ -300,7 +300,7 @@ async def test_a_field_of_a_wrong_type_does_not_hide_errors_that_only_the_databa
     await client.post("/api/v1/opt-outs", json={"phone": "+14085550199"})
     messages: list[Any] = [
         {"to": TO, "body": "other", "message_id": "used-1"},
-        {"to": TO, "body": "first", "message_id": "used-2", "campaign": 5},  # this message may be a repeat of the stored message
+        {"to": TO, "body": "first", "message_id": "used-2", "campaign": []},  # this message may be a repeat of the stored message
         {"to": [TO, BAD, 7], "body": "x", "message_id": ["used-3", "", "new"]},
         {"to": ["+14085550199", TO], "body": "x", "gateway": "simulator"},
         {"to": TO},
@@ -351,6 +351,9 @@ async def test_errors_that_are_only_counted_hide_no_error_of_their_message(clien
     messages = [{"to": BAD, "body": "#track(", "metadata": {"a": []}, "expires_in": 0}] * 1000
     answer = await client.post("/api/v1/rewrite", json={"messages": messages})
     assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 4000)
+    messages = [{"to": BAD, "body": "#track(", "from": "Shop", "lt_callbackur": "x", "unknown": 1, "expires_in": 0}] * 1000
+    answer = await client.post("/api/v1/rewrite", json={"messages": messages})
+    assert (len(answer.json()["details"]), answer.json()["details_total"]) == (1000, 5000)
 
 
 async def test_a_recipient_that_is_null_is_left_out_like_another_invalid_recipient(client: httpx.AsyncClient) -> None:
