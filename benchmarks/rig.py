@@ -384,12 +384,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def table(figures: list[Figure]) -> str:
-    """Return the figures as a table of text."""
-    lines = [f"{'work':40}{'figure':>18}{'ratio':>9}  {'target':16}{'met':5}note"]
+    """Return the figures, at least one, as a table of text."""
+    width = max(len(figure.work) for figure in figures) + 1
+    lines = [f"{'work':{width}}{'figure':>20}{'ratio':>8}  {'target':20}{'met':5}note"]
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         met = {None: "", True: "yes", False: "NO"}[figure.met]
         lines.append(
-            f"{figure.work:40}{_short(figure.value) + ' ' + figure.unit:>18}{ratio:>9}  {figure.target:16}{met:5}{figure.note}"
+            f"{figure.work:{width}}{_short(figure.value) + ' ' + figure.unit:>20}{ratio:>8}  {figure.target:20}{met:5}{figure.note}"
         )
     return "\n".join(lines)

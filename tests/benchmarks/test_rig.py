@@ -31,3 +31,12 @@ def test_a_figure_without_a_goal_is_not_judged() -> None:
     figure = Figure("a load", 1.0, "/s")
     figure.judge(HALF)
     assert (figure.target, figure.met) == ("", None)
+
+
+def test_the_columns_of_the_report_stay_apart() -> None:
+    figures = [
+        Figure("a load with a name of more than forty characters", 12_345, "messages/s", 0.5, rig.rate(25_000)),
+        Figure("b", 1, "s"),
+    ]
+    figures[0].judge(HALF)
+    assert "forty characters 12,345 messages/s 0.50 12,500 messages/s NO" in " ".join(rig.table(figures).split())
