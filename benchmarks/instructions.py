@@ -50,7 +50,7 @@ def _total(file: Path) -> int:
     while time.monotonic() < end:
         if found := re.search(r"^totals: (\d+)|^summary: (\d+)", file.read_text(), re.MULTILINE):
             return int(found[1] or found[2])
-        time.sleep(0.1)
+        time.sleep(0.1)  # the pause between two checks
     raise TimeoutError(file)
 
 

@@ -111,6 +111,7 @@ def _names(name: str, alias: str | AliasPath | AliasChoices | None) -> Iterable[
     return [str(alias or name)]
 
 
+#: The names of all fields of a message.
 _KNOWN_NAMES = frozenset(
     chain.from_iterable(_names(name, field.validation_alias) for name, field in RewriteMessage.model_fields.items())
 )
