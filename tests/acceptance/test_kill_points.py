@@ -32,7 +32,7 @@ from tests.servers import PATIENCE
 #: reports, fan-out, dispatch cycles of deliveries and of gateways, a change of a link or of settings, a batch of the purge,
 #: and the folding of count deltas.
 TRANSACTIONS = (
-    *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports.apply", "Fanout._fan_out"),
+    *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports._apply_group", "Fanout._fan_out"),
     *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "_fold"),
 )
 ALL = list(itertools.product(TRANSACTIONS, kill_points.POINTS)) if os.environ.get("PROVE_KILL_POINTS") == "all" else None
