@@ -10,6 +10,7 @@ PACKAGES = {
     "infobip-4": ["infobip-api-python-client==4.0.0"],
     "infobip-3": ["infobip-api-python-client==3.0.3"],
     "infobip-sdk": ["infobip-api-python-sdk==5.0.1", "pydantic==1.10.27", "setuptools==75.8.0"],
+    "py3-infobip": ["py3-infobip==0.0.4"],
     "xoxzo": ["xoxzo.cloudpy==0.4.1"],
 }
 #: The script of each client, and whether the client shows the rewritten text in the response.
