@@ -125,9 +125,10 @@ def test_infobips_node_client_can_send_messages_and_read_reports_logs_previews_a
 
 
 def test_the_client_py3_infobip_can_send_a_message_to_several_numbers(server: Server, clients: dict[str, Path]) -> None:
-    printed = run(clients["py3-infobip"], "py3_infobip_client.py", server.base, server.first["api_key"], TEXT)
+    printed = run(clients["py3-infobip"], "py3_infobip_client.py", server.base, server.first["api_key"], str(SEND["message"]))
     assert (printed["status"], printed["invalid"], printed["unauthorized"]) == (200, 400, 401)
     assert [sent[:2] for sent in printed["messages"]] == [["41793026731", "PENDING"], ["14085550100", "PENDING"]]
+    assert all(text.startswith("http") and text.endswith(TEXT) for text in printed["texts"]), "a short link replaces the directive"
     with server.api() as client:
         urls = [f"/api/v1/sms/status/{message_id}" for *_, message_id in printed["messages"]]
         until(lambda: all(client.get(url).json()["state"] == "DELIVERED" for url in urls))

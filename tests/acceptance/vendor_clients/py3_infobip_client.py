@@ -20,6 +20,7 @@ sys.stdout.write(
         {
             "status": sent.status_code,
             "messages": [[one["to"], one["status"]["groupName"], one["messageId"]] for one in sent.json()["messages"]],
+            "texts": [one["text"] for one in sent.json()["messages"]],
             "invalid": send(key, "12X").status_code,
             "unauthorized": send("wrong", "41793026731").status_code,
         }
