@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import itertools
@@ -25,6 +24,7 @@ from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes, wait_until
 from tests.acceptance.process import Server, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, Query, add_old_messages, add_tracker, compare, wait_until_quiet
+from tests.acceptance.transaction_names import opened_transactions
 from tests.document_blocks import ROOT
 from tests.servers import PATIENCE
 
@@ -41,29 +41,36 @@ NO_EARLY_RESPONSE = {"HIT_DEADLINE": "20"}
 SENDS = 5
 
 
-def test_the_service_itself_uses_every_function_whose_transactions_the_kill_points_interrupt() -> None:
+def test_the_service_itself_opens_every_transaction_that_the_kill_points_interrupt() -> None:
     """TRANSACTIONS contains the names of functions as strings, and most of them are used only in `make prove`. This test fails if
-    such a function was renamed, or if only commands use it, because it would then never run in the server."""
-    defined: set[str] = set()
-    used: set[str] = set()
-    for file in set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")):
-        tree = ast.parse(file.read_text())
-        defined |= set(qualified_names(tree))
-        used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    such a function was renamed, if it no longer opens a transaction, or if only commands open it, because the server would then
+    never be killed."""
+    opened = opened_transactions(set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")))
     names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py uses the last of these names
-    assert names - defined == set()
-    assert {name.rpartition(".")[2] for name in names} - used == set()
+    assert names - opened == set()
 
 
-def qualified_names(node: ast.AST, prefix: str = "") -> Iterator[str]:
-    """Yield the `__qualname__` of each function in a module, except functions inside other statements."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield prefix + child.name
-            yield from qualified_names(child, f"{prefix}{child.name}.<locals>.")
-        elif isinstance(child, ast.ClassDef):
-            yield from qualified_names(child, f"{prefix}{child.name}.")
+def test_a_function_that_runs_only_inside_the_transaction_of_another_function_opens_no_transaction(tmp_path: Path) -> None:
+    (tmp_path / "reports.py").write_text(
+        """
+class DeliveryReports:
+    def __init__(self, database):
+        self._group = GroupCommit(database, self._apply_group, apply_again=self._apply_group)
+
+    def _apply_group(self, connection, waiting):
+        return self.apply(connection, waiting)
+
+    def apply(self, connection, requests):
+        self._log.write(self.apply)
+
+async def update(call):
+    def write(connection):
+        return 1
+
+    await call.service.database.write(write)
+"""
+    )
+    assert opened_transactions([tmp_path / "reports.py"]) == {"DeliveryReports._apply_group", "update.<locals>.write"}
 
 
 @pytest.fixture
