@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
-from shortener.accounts.directory import DEFAULT_NAME, Application, Domain, increment_version, require_application
+from shortener.accounts.directory import DEFAULT_NAME, Application, Domain, mark_accounts_changed, require_application
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.accounts.settings import (
     PERMISSIONS,
@@ -69,7 +69,8 @@ def create_application(
     callback secret, which is stored encrypted. If `api_key` or `tracker_token` is empty, a random one is created. Raise ApiError
     CONFLICT or INVALID_REQUEST."""
     table = schema.applications
-    increment_version(connection)  # this locks the version, so that two applications do not get the same name at the same time
+    # Other changes of accounts wait from here on, so that two applications do not get the same name at the same time.
+    mark_accounts_changed(connection)
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
     values: dict[str, Any] = {"name": name, "company_id": company_id, "settings": {}, "created_at": now}
@@ -92,7 +93,7 @@ def update_application(
     NOT_FOUND or CONFLICT."""
     table = schema.applications
     row = lock_application(connection, application_id)
-    increment_version(connection)  # see create_application
+    mark_accounts_changed(connection)  # see create_application
     values: dict[str, Any] = {}
     changes = dict(changes)
     if "name" in changes:
@@ -132,7 +133,8 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     not distinguish its links from the links of applications without a domain, because it responds on this host as on BASE_URL.
     `localhost` and IP addresses are accepted with a warning. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     lock_application(connection, application_id)
-    increment_version(connection)  # this locks the version, so that two applications do not add the same host at the same time
+    # Other changes of accounts wait from here on, so that two applications do not add the same host at the same time.
+    mark_accounts_changed(connection)
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
@@ -210,7 +212,7 @@ def update_domain(
             connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
     if values:
         connection.execute(update(table).where(table.c.id == domain.id).values(values))
-        increment_version(connection)
+        mark_accounts_changed(connection)
 
 
 def remove_domain(connection: Connection, host: str, now: datetime, *, application_id: int | None = None) -> None:
@@ -220,7 +222,7 @@ def remove_domain(connection: Connection, host: str, now: datetime, *, applicati
     domain = find_domain(connection, host, application_id)
     table = schema.domains
     connection.execute(update(table).where(table.c.id == domain.id).values(removed_at=now, is_default=False))
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
@@ -357,7 +359,7 @@ def block_host(connection: Connection, application_id: int, host: str, now: date
         raise ApiError(ErrorCode.CONFLICT, f"There are already {MAX_BLOCKED_HOSTS} blocked hosts, which is the maximum.")
     values = {"application_id": application_id, "host": normalized, "created_at": now}
     is_new = connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount > 0
-    increment_version(connection)
+    mark_accounts_changed(connection)
     return normalized, is_new
 
 
@@ -372,7 +374,7 @@ def unblock_host(connection: Connection, application_id: int, host: str) -> str:
     done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host.in_(stored)))
     if not done.rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"{normalized} is not blocked.")
-    increment_version(connection)
+    mark_accounts_changed(connection)
     return normalized
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, or_, select, update
 
-from shortener.accounts.directory import hash_credential, increment_version, require_application
+from shortener.accounts.directory import hash_credential, mark_accounts_changed, require_application
 from shortener.accounts.settings import PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
@@ -62,7 +62,7 @@ def create_key(
             rate_limit=rate_limit,
         )
     )
-    increment_version(connection)
+    mark_accounts_changed(connection)
     return key
 
 
@@ -72,7 +72,7 @@ def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
     done = connection.execute(update(table).where(table.c.id == key_id, table.c.revoked_at.is_(None)).values(revoked_at=now))
     if not done.rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id} that is not revoked.")
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 def list_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def update_key(connection: Connection, application_id: int, key_id: int, changes
     values = dict(changes) or {"rate_limit": table.c.rate_limit}
     if not connection.execute(update(table).where(*chosen).values(values)).rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id} that is not revoked.")
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 def list_tokens(connection: Connection, application_id: int, now: datetime) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
     require_application(connection, application_id)
     # A change of the version locks its row, so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the
     # second rotation would not see the token that the first rotation created, and both new tokens would stay valid.
-    increment_version(connection)
+    mark_accounts_changed(connection)
     table = schema.tracker_tokens
     until = now + overlap
     of_application = table.c.application_id == application_id

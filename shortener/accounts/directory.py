@@ -434,9 +434,11 @@ def _application_of(
     )
 
 
-def increment_version(connection: Connection) -> None:
-    """Store a new random version, so that every process reads the accounts again. Call this in each transaction that changes
-    accounts."""
+def mark_accounts_changed(connection: Connection) -> None:
+    """Make every process read the accounts again after the commit. Call this in each transaction that changes accounts.
+
+    The function stores a new random version. The row of the version stays locked until the transaction ends, so other transactions
+    that call this function wait."""
     statement = upsert(connection, schema.installation).values(name=_VERSION, value=secrets.token_hex(8))
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value}))
 

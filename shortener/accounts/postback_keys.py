@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
-from shortener.accounts.directory import hash_credential, increment_version, require_application
+from shortener.accounts.directory import hash_credential, mark_accounts_changed, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import MAX_COUNTED_ID
 from shortener.storage import schema
@@ -64,7 +64,7 @@ def revoke_postback_key(connection: Connection, application_id: int | None, key_
     _find_usable(connection, application_id, key_id, now)
     table = schema.postback_keys
     connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=now))
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 def list_postback_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
@@ -102,5 +102,5 @@ def _insert(connection: Connection, application_id: int, name: str, now: datetim
         "created_at": now,
     }
     key_id: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
-    increment_version(connection)
+    mark_accounts_changed(connection)
     return key_id, key

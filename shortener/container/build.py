@@ -17,7 +17,7 @@ from shortener.accounts.administration import has_application
 from shortener.accounts.audit import SERVER_START, AuditWriter
 from shortener.accounts.audited_accounts import ensure_default
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import Directory, increment_version
+from shortener.accounts.directory import Directory, mark_accounts_changed
 from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.clicks.device_counts import DeviceCounter
@@ -115,7 +115,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         stored, has_applications = await database.read(_read_installation)
         if UNFINISHED_COPY in stored:
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
-        await check_base_url(database, settings, stored.get(BASE_URL), increment_version)
+        await check_base_url(database, settings, stored.get(BASE_URL), mark_accounts_changed)
         largest_batch = await find_largest_batch(database, settings, stored.get(LARGEST_BATCH))
         # The secret is created after the database: if the first start is killed between these two steps, it leaves no secret
         # without a database.

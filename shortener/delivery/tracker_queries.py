@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.delivery.outcomes import GONE, parse_success
 from shortener.delivery.placeholders import TemplateError, parse_template
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -85,7 +85,7 @@ def insert_tracker(connection: Connection, values: dict[str, Any]) -> Row[Any]:
     if connection.execute(count).scalar_one() >= MAX_TRACKERS:
         raise ApiError(ErrorCode.CONFLICT, f"The application already has {MAX_TRACKERS} trackers, which is the maximum.")
     if values.get("with_suspected"):
-        increment_version(connection)
+        mark_accounts_changed(connection)
     return connection.execute(insert(table).values(values).returning(table)).one()
 
 
@@ -124,7 +124,8 @@ def update_tracker(
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(table).where(table.c.id == row.id).values(values).returning(table)).one()
     if row.with_suspected or after.with_suspected:
-        increment_version(connection)  # processes must read again which applications have trackers that receive suspected hits
+        # Processes must read again which applications have trackers that receive suspected hits.
+        mark_accounts_changed(connection)
     return after
 
 
@@ -164,5 +165,5 @@ def delete_tracker(connection: Connection, tracker_id: int, application_id: int 
     row = require_tracker(connection, tracker_id, application_id, lock=True)
     connection.execute(delete(table).where(table.c.id == row.id))
     if row.with_suspected:
-        increment_version(connection)
+        mark_accounts_changed(connection)
     return row

@@ -26,7 +26,7 @@ from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import (
     Directory,
     hash_credential,
-    increment_version,
+    mark_accounts_changed,
     require_application,
 )
 from shortener.accounts.gateway_entries import SIMULATOR
@@ -196,11 +196,11 @@ class GatewayStore:
         if existing is not None:
             repaired = row | {"disabled_reason": None, "revision": table.c.revision + 1}
             connection.execute(update(table).where(table.c.id == existing.id).values(repaired))
-            increment_version(connection)
+            mark_accounts_changed(connection)
             return int(existing.id)
         row |= {"application_id": ALL_APPLICATIONS, "name": SIMULATOR, "kind": SIMULATOR, "created_at": now}
         created: int = connection.execute(insert(table).values(row).returning(table.c.id)).scalar_one()
-        increment_version(connection)
+        mark_accounts_changed(connection)
         return created
 
     async def _check_target(self, kind: str, settings: BaseModel, allow_private: bool) -> None:
@@ -294,7 +294,7 @@ def select_gateway(
     connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
     before, after = ({"gateway": gateway_name(connection, one)} for one in (application.gateway_id, gateway_id))
     audit.add_differences(connection, now, "settings_changed", application.name, before, after, application_id=application_id)
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 def gateway_name(connection: Connection, gateway_id: int | None) -> str:
@@ -319,7 +319,8 @@ def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) 
     """Create a gateway, add the audit row, and return the row of the gateway."""
     table = schema.gateways
     owner = row["application_id"]
-    increment_version(connection)  # this locks the version, so that two gateways do not get the same name at the same time
+    # Other changes of accounts wait from here on, so that two gateways do not get the same name at the same time.
+    mark_accounts_changed(connection)
     if owner != ALL_APPLICATIONS:
         require_application(connection, owner)
     present = connection.execute(
@@ -386,7 +387,7 @@ def _update(
     settings, because their values can be credentials. If the gateway was changed after `row` was read, change nothing and return
     None."""
     table = schema.gateways
-    increment_version(connection)  # this locks the version (see `_insert`)
+    mark_accounts_changed(connection)  # other changes of accounts wait (see `_insert`)
     _require(connection, row.id, row.application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], row.id)
@@ -429,7 +430,7 @@ def require_removable(application_id: int, name: str) -> None:
 
 
 def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
-    increment_version(connection)  # this locks the version, so that a gateway is removed once
+    mark_accounts_changed(connection)  # other changes of accounts wait, so that a gateway is removed once
     row = _require(connection, gateway_id, application_id)
     require_removable(row.application_id, row.name)
     table = schema.gateways

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, update
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener.accounts.administration import update_domain
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock
@@ -266,7 +266,7 @@ async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded
 
 def rename_domain(connection: Connection, host: str, new: str) -> None:
     connection.execute(update(schema.domains).where(schema.domains.c.host == host).values(host=new))
-    increment_version(connection)
+    mark_accounts_changed(connection)
 
 
 async def test_a_change_of_a_domain_applies_to_the_next_request_of_a_connection(service: Service, clock: Clock) -> None:

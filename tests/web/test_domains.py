@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import insert
 
 from shortener.accounts.administration import add_domain, create_application
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.container import Service
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
@@ -252,7 +252,7 @@ async def test_a_domain_that_an_earlier_version_stored_in_another_spelling_is_fo
     stored, canonical = "[2001:db8:0::1]:8443", "[2001:db8::1]:8443"
     domain = {"application_id": 1, "host": stored, "base_url": f"https://{stored}", "created_at": service.clock()}
     await service.database.write(lambda connection: connection.execute(insert(schema.domains).values(domain)))
-    await service.database.write(increment_version)
+    await service.database.write(mark_accounts_changed)
     await service.directory.refresh()
     for host in (stored, canonical, "[2001:DB8:0:0::1]:8443"):
         assert (await client.get(f"{PATH}/{host}")).json()["domain"]["host"] == stored

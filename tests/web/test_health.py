@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text, update
 
 from shortener.accounts.administration import add_domain
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.storage import schema
@@ -160,7 +160,7 @@ async def test_the_metrics_contain_the_number_of_redirects(client: httpx.AsyncCl
 async def test_the_metrics_contain_every_background_job_and_need_no_database(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.database.write(increment_version)  # so that the WAL of SQLite is not empty
+    await service.database.write(mark_accounts_changed)  # so that the WAL of SQLite is not empty
     async with client_of(service) as client:
         monkeypatch.setattr(service, "database", None)
         told = await numbers(client)
@@ -198,6 +198,6 @@ async def test_the_domain_check_returns_200_only_for_domains_of_the_installation
         "the check does not exist on the domain of an application"
     )
     await service.database.write(lambda c: c.execute(update(schema.domains).values(disabled_at=now)))
-    await service.database.write(increment_version)
+    await service.database.write(mark_accounts_changed)
     await service.directory.refresh()
     assert await known("go.brand.example") == 404

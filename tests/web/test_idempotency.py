@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.accounts.stored_responses import (
     CLAIM_LEASE,
     FirstResponse,
@@ -184,7 +184,7 @@ async def test_the_permission_of_the_endpoint_is_checked_before_a_repeat_gets_th
         def withdraw(connection: Connection) -> None:
             keys = schema.api_keys
             connection.execute(keys.update().where(keys.c.name == "helper").values(permissions=["sms.send"]))
-            increment_version(connection)
+            mark_accounts_changed(connection)
 
         await service.database.write(withdraw)
         await service.directory.refresh()

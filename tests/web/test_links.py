@@ -8,7 +8,7 @@ from sqlalchemy import insert, update
 
 from shortener.accounts.administration import add_domain, create_application, update_domain
 from shortener.accounts.credentials import create_key
-from shortener.accounts.directory import increment_version
+from shortener.accounts.directory import mark_accounts_changed
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
@@ -130,7 +130,7 @@ async def test_an_address_that_an_earlier_version_stored_in_another_spelling_is_
 
     async def write(statement: Any) -> None:
         await service.database.write(lambda connection: connection.execute(statement))
-        await service.database.write(increment_version)
+        await service.database.write(mark_accounts_changed)
         await service.directory.refresh()
 
     path = await link(client)
