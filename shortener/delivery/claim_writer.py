@@ -24,7 +24,8 @@ from shortener.delivery.claims import Candidate, SlotUsage, available_slots, blo
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, DeliveryQueue, TrackerState
 from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
 from shortener.delivery.processes import ProcessShare
-from shortener.delivery.queue_walk import Position, QueueWalk, is_callback
+from shortener.delivery.queue_names import application_of, is_callback, tracker_of
+from shortener.delivery.queue_walk import Position, QueueWalk
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
 from shortener.ids import DELIVERY_IDS, IdGenerator
@@ -96,7 +97,7 @@ class ClaimWriter:
         blocked = blocked_applications(usage)
         walk = QueueWalk(connection, self._position, blocked, now)
         due = [queue for queue in walk.queues if queue.is_due(now) and paused.get(queue.name, 0) <= now]
-        ids = {tracker for queue in due if (tracker := _tracker_of(queue.name)) is not None}
+        ids = {tracker for queue in due if (tracker := tracker_of(queue.name)) is not None}
         disabled = dispatch_queries.disabled_applications(connection) if due else {}
         states = dispatch_queries.tracker_states(connection, ids)
         targets = self._current_targets(connection, result, states)
@@ -104,7 +105,7 @@ class ClaimWriter:
         callback_candidates = 0
         for queue in due:
             # Each of the first `limit` queues of callbacks gets at most one claim, so further queues would get no claim.
-            if is_callback(queue.name) and (callback_candidates == limit or _application_of(queue.name) in blocked):
+            if is_callback(queue.name) and (callback_candidates == limit or application_of(queue.name) in blocked):
                 continue
             candidate = self._candidate(connection, result, queue, states, targets, disabled, now)
             if candidate is None:
@@ -169,10 +170,10 @@ class ClaimWriter:
         """Return the queue as a candidate from which deliveries can be claimed. Return None if the deliveries of the queue must
         wait, or if this call has made them dead."""
         settings = self._settings
-        tracker = _tracker_of(queue.name)
+        tracker = tracker_of(queue.name)
         retention = timedelta(days=settings.event_retention_days)
         if tracker is None:
-            application = _application_of(queue.name)
+            application = application_of(queue.name)
             if application is not None and application in disabled:
                 error, since = "application_disabled", disabled[application]
                 result.expired += expire_overdue(connection, self._ids, queue, error, now, retention, since)
@@ -221,7 +222,7 @@ class ClaimWriter:
         if pace != candidate.pace:
             candidate.pace = pace
             values |= dispatch_queries.pace_columns(pace)
-        tracker = _tracker_of(candidate.queue.name)
+        tracker = tracker_of(candidate.queue.name)
         if values and tracker is not None:
             dispatch_queries.update_tracker(connection, tracker, values)
         return is_probe
@@ -271,10 +272,10 @@ def _lock_limited(connection: Connection, candidates: dict[str, Candidate], resu
 
     Remove the candidates whose tracker another process has locked. Return the names of the queues of the locked trackers."""
     names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
-    ids = {tracker for name in names if (tracker := _tracker_of(name)) is not None}
+    ids = {tracker for name in names if (tracker := tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)
     for name in list(names):
-        tracker = _tracker_of(name)
+        tracker = tracker_of(name)
         if tracker is not None and tracker in locked:
             candidates[name].health = locked[tracker].health
             candidates[name].pace = locked[tracker].pace
@@ -283,14 +284,3 @@ def _lock_limited(connection: Connection, candidates: dict[str, Candidate], resu
             names.discard(name)
             result.wake_not_later_than(now + MIN_RATE_PAUSE_MS)
     return names
-
-
-def _tracker_of(queue: str) -> int | None:
-    return int(queue[1:]) if queue.startswith("t") else None
-
-
-def _application_of(queue: str) -> int | None:
-    """Return the application id in the name of a callback queue. Return None for a name that contains no id: older releases stored
-    such names."""
-    application, slash, _ = queue[1:].partition("/")
-    return int(application) if slash and application.isdecimal() else None

@@ -18,8 +18,9 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
 
 from shortener.accounts.audit import AuditWriter
-from shortener.delivery.dispatch_queries import RETRIES
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES
 from shortener.delivery.health import MAX_FAILURES
+from shortener.delivery.queue_names import tracker_queue
 from shortener.delivery.replay_audit import add_replay, add_replay_of_dead, add_replay_of_list
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import first_id_at
@@ -347,12 +348,12 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
     While a probe is in flight, the pause does not end, because another process would send a second probe to a tracker that may be
     down."""
     if tracker_id is not None:
-        columns, lane = trackers.c, f"t{tracker_id}"
+        columns = trackers.c
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
         # While a probe is in flight, `open_until` equals the end of the lease of the probe (`claim_writer.py`). These conditions
         # find the probe.
         ends_then = (deliveries.c.next_at == columns.open_until, deliveries.c.lease_until == columns.open_until)
-        is_probe = and_(deliveries.c.lane == lane, IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
+        is_probe = and_(deliveries.c.lane == tracker_queue(tracker_id), IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
         has_probe = select(deliveries.c.id).where(is_probe).exists()
         connection.execute(update(trackers).where(*is_waiting, ~has_probe).values(open_until=now))
 
@@ -435,14 +436,14 @@ def _restart_attempts(
 
 def _backlog(connection: Connection, tracker_id: int, now: datetime) -> DeliveryBacklog:
     columns = deliveries.c
-    in_queue = (columns.lane == f"t{tracker_id}", IS_PENDING)
+    in_queue = (columns.lane == tracker_queue(tracker_id), IS_PENDING)
 
     def count(*conditions: ColumnElement[bool]) -> int:
         some = select(columns.id).where(*conditions).limit(MAX_COUNT).subquery()
         return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
     due = select(columns.next_at).where(*in_queue).order_by(columns.next_at).limit(1)
-    first_due = [connection.execute(due.where(columns.queue == queue)).scalar() for queue in (0, RETRIES)]
+    first_due = [connection.execute(due.where(columns.queue == queue)).scalar() for queue in (FIRST_ATTEMPTS, RETRIES)]
     return DeliveryBacklog(
         pending=count(*in_queue),
         dead=count(columns.tracker_id == tracker_id, IS_DEAD),

@@ -48,8 +48,6 @@ class DeliveryQueue(NamedTuple):
         return any(at is not None and at <= now for at in (self.first_due, self.retry_due))
 
 
-#: This text is sorted after the names of all queues, because these names begin with "c" or "t".
-END_OF_NAMES = "u"
 _NEXT_QUEUE = (
     "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} AND d.lane < {before} ORDER BY d.lane LIMIT 1)"
 )

@@ -43,7 +43,7 @@ from shortener.accounts.directory import short_url
 from shortener.clicks.throttle import Throttle
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
-from shortener.delivery.request import callback_queue
+from shortener.delivery.queue_names import callback_queue, tracker_queue
 from shortener.errors import StoreUnavailable
 from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator, encode
 from shortener.metrics import Metrics
@@ -217,6 +217,11 @@ class Fanout:
     ) -> list[DeliveryRow]:
         """Return the deliveries of an event. `outcome` is the action and the disposition of a conversion, or None if no tracker of
         the application has a filter."""
+
+        def row(topic: int, tracker: int, next_at: int) -> DeliveryRow:
+            queue = tracker_queue(tracker)
+            return (self._ids(), event.id, topic, event.application_id, tracker, None, queue, _PENDING, 0, next_at, now)
+
         rows: list[DeliveryRow] = []
         suspected = event.topics & _SUSPECTED
         if subscriptions:
@@ -225,7 +230,7 @@ class Fanout:
                 if outcome is not None and topic == _CONVERSION:
                     permitted = [one for one in subscriptions if one.permits(*outcome)]
                 rows += [
-                    (self._ids(), event.id, topic, event.application_id, tracker, None, f"t{tracker}", _PENDING, 0, now, now)
+                    row(topic, tracker, now)
                     for tracker, topics, with_suspected, *_ in permitted
                     if topics & topic and (with_suspected or not suspected)
                 ]
@@ -235,11 +240,10 @@ class Fanout:
             # The conversion follows the click, because Syniverse documents that a click creates "a click-thru and then a conversion
             # event".
             rows += [
-                (self._ids(), event.id, _CONVERSION, event.application_id, one.tracker, None, f"t{one.tracker}",
-                 _PENDING, 0, now + (CLICK_CONVERSION_DELAY_MS if one.topics & _STATE else 0), now)
+                row(_CONVERSION, one.tracker, now + (CLICK_CONVERSION_DELAY_MS if one.topics & _STATE else 0))
                 for one in subscriptions
                 if one.has_click_conversions
-            ]  # fmt: skip
+            ]
         if event.callback_url and event.topics & _CLICK:
             queue = callback_queue(event.application_id, event.callback_url)
             rows.append(

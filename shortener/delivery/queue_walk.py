@@ -19,16 +19,13 @@ from sqlalchemy import Connection
 
 from shortener.delivery import dispatch_queries
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
+from shortener.delivery.queue_names import TRACKER_QUEUES, callback_ranges, is_callback
 from shortener.model import mutable_record
 
 #: One dispatch cycle examines at most this many queues of trackers, and this many queues of callbacks, because its transaction
 #: blocks every other writer on SQLite.
 MAX_QUEUES = 256
 CALLBACKS_PAUSE_MS = 100
-# The names of all queues of trackers, and of all queues of callbacks, are between these two texts.
-_TRACKERS, _CALLBACKS = ("t", dispatch_queries.END_OF_NAMES), ("c", "d")
-#: A text that sorts after every name of a host.
-_AFTER_HOSTS = "~"
 
 
 class Position(NamedTuple):
@@ -67,12 +64,12 @@ class QueueWalk:
     def __init__(self, connection: Connection, position: Position, blocked: Collection[int | None], now: int) -> None:
         self._position = position
         self._now = now
-        self._trackers = _read(connection, position.tracker, [_TRACKERS])
+        self._trackers = _read(connection, position.tracker, [TRACKER_QUEUES])
         # A time that is further in the future was stored before the clock was set back, so it is ignored.
         self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS
         self._callbacks = _QueuesOfKind([], True)
         if not self.is_paused:
-            self._callbacks = _read(connection, position.callback, _ranges_without(blocked))
+            self._callbacks = _read(connection, position.callback, callback_ranges(without=blocked))
         self.resumes_at = position.callbacks_at if self.is_paused else None
 
     @property
@@ -101,21 +98,6 @@ class QueueWalk:
         if requests:
             return position._replace(callbacks_first=not position.callbacks_first), False
         return position, not (self._trackers.is_last and self._callbacks.is_last)
-
-
-def is_callback(queue: str) -> bool:
-    """Return whether a queue contains callbacks, by its name."""
-    return queue.startswith("c")
-
-
-def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str]]:
-    """Return ranges of queue names that contain all queues of callbacks, except the queues of the given applications."""
-    ranges = []
-    begin, end = _CALLBACKS
-    for prefix in sorted(f"c{application}/" for application in applications if application is not None):
-        ranges.append((begin, prefix))
-        begin = prefix + _AFTER_HOSTS
-    return [*ranges, (begin, end)]
 
 
 def _read(connection: Connection, after: str, ranges: list[tuple[str, str]]) -> _QueuesOfKind:

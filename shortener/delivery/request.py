@@ -20,7 +20,7 @@ from shortener.delivery.placeholders import METADATA, Template, placeholder_valu
 from shortener.model import Topic, record
 from shortener.outbox.events import encode_event_id
 from shortener.signatures import SigningSecret, sign
-from shortener.urls import UrlError, parse_destination
+from shortener.urls import parse_destination
 
 #: The success criteria for callbacks of messages. Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
@@ -104,12 +104,3 @@ def callback(
         success=CALLBACK_SUCCESS,
         secrets=secrets,
     )
-
-
-def callback_queue(application_id: int, url: str) -> str:
-    """Return the name of the queue for a callback URL. All callbacks of an application to the same host share a queue."""
-    try:
-        host = parse_destination(url).host
-    except UrlError:
-        host = ""
-    return f"c{application_id}/{host}"

@@ -22,6 +22,7 @@ from shortener.delivery.attempt import to_storable_text
 from shortener.delivery.conversion_filter import DISPOSITIONS
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import OutcomeKind, classify_response
+from shortener.delivery.queue_names import tracker_queue
 from shortener.delivery.request import ForbiddenHost
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
@@ -253,7 +254,7 @@ def _record(
             topic=Topic.TEST.value,
             application_id=application_id,
             tracker_id=tracker_id,
-            lane=f"t{tracker_id}",
+            lane=tracker_queue(tracker_id),
             status=status.value,
             attempt=1,
             next_at=at,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select, text
 
-from shortener.delivery.dispatch_queries import END_OF_NAMES, pending_queues
+from shortener.delivery.dispatch_queries import pending_queues
+from shortener.delivery.queue_names import END_OF_NAMES, tracker_queue
 from shortener.metrics import Metrics
 from shortener.model import Clock, record
 from shortener.reporting.gateway_queues import GatewayQueue, read_gateway_queues, register_gateway_metrics
@@ -75,11 +76,11 @@ def read_queue_state(connection: Connection, settings: Settings, now: datetime) 
 def _oldest_due(connection: Connection) -> datetime | None:
     """Return the earliest time at which a delivery of any enabled tracker is or was due."""
     off = select(schema.trackers.c.id).where(schema.trackers.c.enabled.is_(False))
-    lanes = {f"t{tracker}" for tracker in connection.scalars(off)}
+    parked = {tracker_queue(tracker) for tracker in connection.scalars(off)}
     times = [
         due
         for queue in pending_queues(connection, "", END_OF_NAMES, MAX_QUEUES)
-        if queue.name not in lanes  # Leave out the deliveries of disabled trackers, because they wait on purpose.
+        if queue.name not in parked  # Leave out the deliveries of disabled trackers, because they wait on purpose.
         for due in (queue.first_due, queue.retry_due)
         if due is not None
     ]

@@ -5,6 +5,7 @@ from sqlalchemy import Connection, insert
 
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
+from shortener.delivery.queue_names import END_OF_NAMES
 from shortener.storage import schema
 from shortener.storage.types import to_ms
 from tests.conftest import NOON
@@ -20,7 +21,7 @@ async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service
     await service.database.write(fill)
 
     def queue_names(connection: Connection, after: str) -> list[str]:
-        return [queue.name for queue in dispatch_queries.pending_queues(connection, after, dispatch_queries.END_OF_NAMES, 256)]
+        return [queue.name for queue in dispatch_queries.pending_queues(connection, after, END_OF_NAMES, 256)]
 
     everything = []
     after = ""

@@ -66,8 +66,8 @@ trackers = Table(
     sqlite_autoincrement=True,
 )
 
-#: Deliveries: one row for each event, topic and receiver. `lane` names the receiver: "t<tracker>" or, for callbacks of messages,
-#: "c<application>/<host>". The number of attempts in flight is limited for each lane.
+#: Deliveries: one row for each event, topic and receiver. `lane` is the name of the queue of a receiver (delivery/queue_names.py).
+#: `queue` is a part of that queue: first attempts or retries.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -77,14 +77,14 @@ deliveries = Table(
     Column("application_id", Integer, nullable=False),
     Column("tracker_id", Integer),  # The tracker that receives the delivery; NULL: the callback URL of the message.
     Column("callback_url", Text),
-    # The names of lanes are sorted by bytes, as in Python (queue_walk.py). SQLite always does this.
+    # The names of queues are sorted by bytes, as in Python (queue_walk.py). SQLite always does this.
     Column("lane", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
     # The number of attempts that do not count towards the maximum: the attempts before the last replay, and the attempts with a 429
     # response.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    # The queue of the delivery: 0 if it waits for its first attempt, 1 if it waits for a retry.
+    # The part of the queue: 0 if the delivery waits for its first attempt, 1 if it waits for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
     # The time of the next attempt of the delivery. During an attempt, it is the end of the lease, after which a lost attempt is
     # repeated.
