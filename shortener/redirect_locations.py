@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote_to_bytes
@@ -23,6 +24,12 @@ def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
         return match[0] if text is None else quote(text, safe="").encode()
 
     return PLACEHOLDER.sub(value, location)
+
+
+def message_values(message_id: str, campaign: str, phone: str) -> dict[str, str]:
+    """Return the values of the placeholders for a message. `phone` is the recipient's number in E.164, of which only a hash is
+    filled in."""
+    return {"message_id": message_id, "campaign": campaign, "phone_sha256": hashlib.sha256(phone.encode()).hexdigest()}
 
 
 def append_param(location: bytes, name: str, value: str) -> bytes:

@@ -34,7 +34,6 @@ from shortener.storage.types import to_ms
 LAG_MS = 120_000  # the job counts only hits that are at least this old
 LATE_ID_DISTANCE = id_span(30_000)  # the difference between the ids of two rows that were created 30 seconds apart
 PAGE_HITS = 5000  # maximum number of hits that one step counts
-MAX_ENTRIES_PER_ROW = 500  # maximum number of amounts in a row of count deltas
 _MAX_AGENTS_PER_SLICE = 16  # the number of user agents that are parsed before other tasks run; each takes tens of microseconds
 
 _NAME = "devices"
@@ -135,10 +134,9 @@ def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click
     """Add the late clicks to `delta`. Late clicks are those whose ids the device job has already passed.
 
     Call this function in the transaction that stores the clicks."""
-    position = _lock(connection)
-    connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
+    last_counted = stop_counting(connection)
     for click in clicks:
-        if click.hit <= position.counted:
+        if click.hit <= last_counted:
             for metric in device_metrics(click.user_agent, click.country):
                 delta.add(click.cohort, click.at, metric, message=click.message, link_set=click.link_set)
 
@@ -192,8 +190,7 @@ class DeviceCounter:
         if _lock(connection) != page.position:
             return False  # another process has counted the page, or a late hit was stored
         connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))
-        for part in delta.split(MAX_ENTRIES_PER_ROW):
-            count_deltas.append(connection, self._ids(), part)
+        count_deltas.append_in_parts(connection, self._ids, delta)
         return True
 
 

@@ -8,14 +8,13 @@ database for such hits only.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, select
 
 from shortener.clicks.queries import LinkRow
 from shortener.clicks.resolver import Hit, Resolution
-from shortener.redirect_locations import fill_placeholders
+from shortener.redirect_locations import fill_placeholders, message_values
 from shortener.storage.schema import cohorts, messages
 from shortener.urls import DESTINATION_PLACEHOLDERS
 
@@ -47,9 +46,5 @@ def fill_from_messages(
         if row is None or resolution.location is None:
             resolutions[index] = fill_empty(resolution)
             continue
-        values = {
-            "message_id": row.message_id,
-            "campaign": row.campaign,
-            "phone_sha256": hashlib.sha256(row.to_address.encode()).hexdigest(),
-        }
+        values = message_values(row.message_id, row.campaign, row.to_address)
         resolutions[index] = resolution._replace(location=fill_placeholders(resolution.location, values))

@@ -20,8 +20,7 @@ DisabledBy = Literal["link", "domain", "application", "host"]
 
 
 class Clicks(Protocol):
-    """The number of clicks on a link, with the times of the first and the last click. `reporting.links.LinkClicks`
-    implements it."""
+    """The number of clicks on a link, and the time of the first click. `reporting.links.LinkClicks` implements it."""
 
     @property
     def clicks(self) -> int: ...

@@ -12,7 +12,6 @@ The functions with the parameter `connection` are parts of one transaction.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +24,7 @@ from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_warnings
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.model import LinkFlag
-from shortener.redirect_locations import fill_placeholders
+from shortener.redirect_locations import fill_placeholders, message_values
 from shortener.redis.link_cache import CachedLink, LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_changes, links, messages
@@ -209,7 +208,7 @@ def _compute(
     }
     differences: dict[str, list[Any]] = {}
     if target is not None and target.url != row.url:
-        location = fill_placeholders(target.location, placeholder_values(row)) if target.placeholders else target.location
+        location = fill_placeholders(target.location, _placeholder_values(row)) if target.placeholders else target.location
         flags = row.flags & ~int(LinkFlag.FILL_CLICK_ID)
         if "click_id" in target.placeholders:
             flags |= int(LinkFlag.FILL_CLICK_ID)
@@ -221,7 +220,7 @@ def _compute(
     if "fallback_url" in changes:
         fallback = changes["fallback_url"]
         if fallback is not None and "{" in fallback:
-            fallback = fill_placeholders(fallback.encode(), placeholder_values(row)).decode()
+            fallback = fill_placeholders(fallback.encode(), _placeholder_values(row)).decode()
         if fallback != row.fallback_url:
             values["fallback_url"] = fallback
             differences["fallback_url"] = [row.fallback_url, fallback]
@@ -241,14 +240,9 @@ def _parse_stored(url: str) -> Destination:
     return parse_destination(url, (url.partition(":")[0].lower(),))
 
 
-def placeholder_values(row: AnyRow) -> dict[str, str]:
+def _placeholder_values(row: AnyRow) -> dict[str, str]:
     """Return the values of the placeholders in a destination, except {click_id}, which a redirect replaces."""
-    return {
-        "message_id": row.message_id,
-        "code": row.code,
-        "campaign": row.campaign,
-        "phone_sha256": hashlib.sha256(row.to_address.encode()).hexdigest(),
-    }
+    return {**message_values(row.message_id, row.campaign, row.to_address), "code": row.code}
 
 
 def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:

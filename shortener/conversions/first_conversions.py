@@ -41,7 +41,6 @@ MAX_DELAY_MS = 600_000
 #: The job counts no message while count deltas of this age wait to be added to the counts, because reports include only a limited
 #: number of waiting deltas. Usually a delta is added within a second.
 MAX_DELTA_AGE_MS = 5000
-_MAX_ENTRIES_PER_ROW = 500  # The maximum number of amounts in a row of count deltas.
 
 #: The name of the value in the table `installation` that contains the position of the job. Migration 0023 sets it.
 _NAME = "first conversions"
@@ -217,8 +216,7 @@ class FirstConversions:
     def _add(self, connection: Connection, missing: Collection[ConvertedMessage], counted: CountedSlots | None = None) -> None:
         delta = CountDelta()
         count_converted(connection, delta, missing, counted)
-        for part in delta.split(_MAX_ENTRIES_PER_ROW):
-            count_deltas.append(connection, self._ids(), part)
+        count_deltas.append_in_parts(connection, self._ids, delta)
 
 
 def _has_deltas_before(connection: Connection, row_id: int) -> bool:

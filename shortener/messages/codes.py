@@ -8,7 +8,6 @@ rejects the new code, and the caller generates another one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -36,10 +35,6 @@ def code_length(bits: int) -> int:
         largest //= _BASE
         length += 1
     return length
-
-
-#: A regular expression that matches the codes of any installation, with any permitted number of random bits.
-CODE_PATTERN = re.compile(rf"\A[A-Za-z0-9]{{{code_length(MIN_BITS)},{code_length(MAX_BITS)}}}\Z")
 
 
 class Codes:

@@ -26,7 +26,12 @@ MAX_PRICE = Decimal(10) ** 6
 def find_prices(connection: Connection, recipients: Iterable[tuple[int, str]]) -> dict[tuple[int, str], Decimal]:
     """Return the price of a segment by (application id, number in E.164). Numbers without a price are missing in the result."""
     wanted = set(recipients)
-    keys = {(owner, prefix) for application, number in wanted for prefix in _prefixes(number) for owner in (application, 0)}
+    keys = {
+        (owner, prefix)
+        for application, number in wanted
+        for prefix in _prefixes(number)
+        for owner in (application, ALL_APPLICATIONS)
+    }
     if not keys:
         return {}
     table = schema.prices

@@ -20,6 +20,7 @@ from shortener.messages.item_plan import Problem
 from shortener.messages.opt_outs import find_opt_outs
 from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.prices import find_prices
+from shortener.messages.queries import MAX_KEYS_PER_QUERY
 from shortener.model import SendStatus
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
@@ -132,8 +133,8 @@ def find_sends(connection: Connection, messages: Sequence[int]) -> dict[int, Que
     """Return the messages that were queued for a gateway, by row id of the message. Other messages are missing in the result."""
     table = schema.sends
     found: dict[int, QueuedSend] = {}
-    for start in range(0, len(messages), 500):
-        some = messages[start : start + 500]
+    for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
+        some = messages[start : start + MAX_KEYS_PER_QUERY]
         for row in connection.execute(select(table.c.id, table.c.gateway_id, table.c.cost).where(table.c.id.in_(some))):
             found[row.id] = QueuedSend(row.gateway_id, row.cost)
     return found

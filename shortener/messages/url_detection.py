@@ -67,7 +67,6 @@ _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
 #: Top-level domains that are reserved for documentation and tests. They are not in the Public Suffix List.
 _RESERVED = frozenset(["example", "test", "invalid", "localhost", "local", "internal", "onion"])
 _SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
-MAX_REPORTED_CHARACTERS = 100  # a warning quotes at most this many characters of a URL
 
 
 @record

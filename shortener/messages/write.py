@@ -16,7 +16,6 @@ Therefore a repeat gets its first response even if the request would be invalid 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +38,7 @@ from shortener.model import LinkFlag, State, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CohortKey, Cohorts, CountDelta, sent_slot
 from shortener.outbox.link_sets import LinkSetKey, LinkSets, link_set_key
-from shortener.redirect_locations import fill_placeholders
+from shortener.redirect_locations import fill_placeholders, message_values
 from shortener.redis.link_cache import CachedLink
 from shortener.storage.bulk import insert_all
 from shortener.storage.key_table import KeyTable
@@ -412,12 +411,7 @@ def _link_set_key(request: PlannedRequest, message: PlannedMessage, links: Seque
 
 def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
     """Return the values that replace the placeholders in destinations. {click_id} is left out, because the redirect inserts it."""
-    return {
-        "message_id": message.message_id,
-        "code": code,
-        "campaign": message.item.campaign,
-        "phone_sha256": hashlib.sha256(message.number.e164.encode()).hexdigest(),
-    }
+    return {**message_values(message.message_id, message.item.campaign, message.number.e164), "code": code}
 
 
 def is_opt_out(link: PlannedLink, marked: Collection[str]) -> bool:

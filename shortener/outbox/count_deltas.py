@@ -17,13 +17,14 @@ from decimal import Decimal
 import orjson
 from sqlalchemy import BigInteger, ColumnElement, Connection, Integer, literal_column
 
-from shortener.ids import id_span, ms_of
+from shortener.ids import IdGenerator, id_span, ms_of
 from shortener.model import State
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.key_table import KeyTable
 
 TIME_SLOT_MS = 15 * 60 * 1000
+MAX_ENTRIES_PER_ROW = 500  # maximum number of amounts in a row that `append_in_parts` inserts
 
 #: The metric of the cost of messages. The name of each metric that is an amount of money begins with "value:".
 COST = "value:cost"
@@ -79,8 +80,7 @@ class CountDelta:
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def split(self, max_entries: int) -> Iterator[CountDelta]:
-        """Yield count deltas with at most `max_entries` entries each. Their sum is this count delta. Without this split,
-        `counts.fold_batch` would add a large row in many transactions, and each of them would write the rest of the row again."""
+        """Yield count deltas with at most `max_entries` entries each. Their sum is this count delta."""
 
         def order(entry: tuple[tuple[int, int, str, int, int], int | Decimal]) -> tuple[int, int, int, int]:
             (cohort, slot, _, sent, link_set), _ = entry
@@ -141,6 +141,15 @@ def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
 def append(connection: Connection, row_id: int, delta: CountDelta) -> None:
     """Insert the row of a count delta. Call this in the transaction that makes the counted change."""
     insert(connection, rows(row_id, delta))
+
+
+def append_in_parts(connection: Connection, ids: IdGenerator, delta: CountDelta) -> None:
+    """Insert a count delta with any number of entries, as rows with at most MAX_ENTRIES_PER_ROW entries. Call this in the
+    transaction that makes the counted change.
+
+    `reporting.counts` would add one large row in many transactions, and each of them would write the rest of the row again."""
+    for part in delta.split(MAX_ENTRIES_PER_ROW):
+        append(connection, ids(), part)
 
 
 def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before: int) -> str:

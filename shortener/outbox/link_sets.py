@@ -61,11 +61,14 @@ def destination_of(url: str) -> str:
 def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, str | None]]) -> LinkSetKey:
     """Return the key of a link set. `links` are the URL and the label of each link."""
     names = {(destination_of(url), None if label is None else label[:MAX_NAME_LENGTH]) for url, label in links}
-    if len(names) > 1:
-        return LinkSetKey(
-            application_id, campaign, tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
-        )
-    return LinkSetKey(application_id, campaign, tuple(names))
+    return LinkSetKey(application_id, campaign, _in_order(names))
+
+
+def _in_order(names: set[LinkName]) -> tuple[LinkName, ...]:
+    """Return the names of links in the order of a LinkSetKey. A link without a label precedes the links with labels."""
+    if len(names) == 1:  # nearly all messages have one link
+        return tuple(names)
+    return tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
 
 
 class LinkSets:
@@ -108,8 +111,7 @@ def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetK
             (_limit(destination, destinations), None if label is None else _limit(label, labels))
             for destination, label in key.links
         }
-        ordered = tuple(sorted(links, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
-        limited[key] = LinkSetKey(key.application_id, key.campaign, ordered)
+        limited[key] = LinkSetKey(key.application_id, key.campaign, _in_order(links))
     return limited
 
 

@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from shortener.clicks.client_address import client_address, shorten_address
@@ -336,8 +336,3 @@ async def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> 
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     paced = visit.service.throttle.slow_down(everything())
     return ClosingResponse(paced, media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def redirect_to(location: str) -> Response:
-    """Return a redirect that browsers follow with GET (status 303)."""
-    return RedirectResponse(location, 303)

@@ -15,6 +15,7 @@ from shortener.clicks.resolver import LinkResolver
 from shortener.clicks.user_agents import load_expressions
 from shortener.container import Service
 from shortener.model import Verdict
+from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
 from shortener.reporting.count_check import verify
 from shortener.reporting.counts import fold
@@ -71,7 +72,7 @@ async def test_the_device_job_writes_the_counts_of_many_clicks_in_rows_of_limite
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large row is folded in many transactions, and each of them writes the rest of the row again."""
-    monkeypatch.setattr(device_counts, "MAX_ENTRIES_PER_ROW", 2)
+    monkeypatch.setattr(count_deltas, "MAX_ENTRIES_PER_ROW", 2)
     for _ in range(3):
         (code,) = await create_codes(service)
         for agent in (IPHONE, DESKTOP):

@@ -34,6 +34,7 @@ from shortener.model import Verdict, record
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 BEFORE_SENT = "before_sent"  # the name of the rule for hits on messages that were not reported as sent
+MANY_RECIPIENTS = "many_recipients"  # the name of the rule for addresses that open the links of many people
 
 
 @record
@@ -49,6 +50,13 @@ class HitContext:
     links_of_message: int = 0
     # for each opened link of the message: the time of the hit on that link that is nearest to the time of this hit
     opened_at: Collection[datetime] = ()
+
+
+def sent_at_before(at: datetime, sent_at: datetime | None) -> datetime | None:
+    """Return the time of SENT for the context of a stored hit at the time `at`; None if no such time is before the hit.
+
+    A time of SENT after the hit can only be the time when the report arrived, because the message was sent before the hit."""
+    return sent_at if sent_at is not None and sent_at <= at else None
 
 
 def classify_by_context(settings: ApplicationSettings, context: HitContext) -> Classification | None:
@@ -100,7 +108,7 @@ _RULES: tuple[tuple[str, Callable[[ApplicationSettings, HitContext], str | None]
     ("soon_after_sent", _soon_after_sent),
     ("soon_after_delivered", _soon_after_delivered),
     (BEFORE_SENT, _before_sent),
-    ("many_recipients", _many_recipients),
+    (MANY_RECIPIENTS, _many_recipients),
     ("all_links_at_once", _all_links_at_once),
 )
 

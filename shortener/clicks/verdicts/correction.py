@@ -24,7 +24,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from shortener.accounts.settings import from_stored
 from shortener.clicks.device_counts import device_metrics, last_counted_hit, stop_counting
-from shortener.clicks.hit_metrics import CLICKED_LINKS, hit_metric
+from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
 from shortener.clicks.user_agents import load_expressions
 from shortener.clicks.verdicts.correction_rows import (
     LockedHit,
@@ -121,19 +121,19 @@ def change_verdicts(
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
         sends_every_click = bool(hit.link_flags & LinkFlag.EVERY_CLICK) or message.application_id in every_click
         # A suspected hit creates a click event only on an opt-out link.
-        was_sent = sends_every_click if before == "clicks" else bool(hit.link_flags & LinkFlag.OPT_OUT)
+        was_sent = sends_every_click if before == CLICKS else bool(hit.link_flags & LinkFlag.OPT_OUT)
         is_sent = sent.get(hit.id, was_sent and hit.id < oldest_event)
-        if before == "clicks":
+        if before == CLICKS:
             is_event = bool(hit.flags & HitFlag.FIRST_FOR_LINK) or is_sent
         else:
-            is_event = after == "clicks" and sends_every_click
+            is_event = after == CLICKS and sends_every_click
         if is_event and not change.retracts:
             result.kept += 1
             continue
         for metric, amount in ((before, -1), (after, 1)):
             if metric is not None:
                 delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
-            if metric == "clicks" and is_counted:
+            if metric == CLICKS and is_counted:
                 for by_device in device_metrics(hit.agent, hit.country):
                     delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
         flags = hit.flags & ~HitFlag.RETRACTED
@@ -141,7 +141,7 @@ def change_verdicts(
             result.to_human += 1
             if is_event and not is_sent:
                 new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
-            if after == "clicks" and change.retracts:
+            if after == CLICKS and change.retracts:
                 result.unsettled.append(message.id)
         else:
             result.to_suspected += 1
@@ -243,7 +243,7 @@ def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_se
     """Add a first click to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also change the counts
     of first clicks by the time between sending and click."""
     assert message.clicked_at is not None
-    delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
+    delta.add(message.cohort_id, message.clicked_at, CLICKED_MESSAGES, amount, message=message.id, link_set=link_set)
     if timed:
         bucket = time_to_click(message.clicked_at, message.sent_at, message.created_at, message.state)
         delta.add(message.cohort_id, message.clicked_at, bucket, amount, message=message.id, link_set=link_set)

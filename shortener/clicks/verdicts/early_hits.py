@@ -21,7 +21,7 @@ from sqlalchemy import BigInteger, Connection, delete, or_, select, update
 from shortener.accounts.directory import Directory
 from shortener.clicks.hit_metrics import GOT_NO_PAGE
 from shortener.clicks.user_agents import load_expressions
-from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context
+from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context, sent_at_before
 from shortener.clicks.verdicts.correction import VerdictChange, assign_first_clicks, change_verdicts
 from shortener.clicks.verdicts.correction_rows import lock_messages
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
@@ -99,13 +99,7 @@ class EarlyHits:
             application = self._directory.application(row.application_id)
             found = classify(RequestTraits("GET", row.user_agent))
             if application is not None and found.verdict is Verdict.HUMAN:
-                context = HitContext(
-                    row.at,
-                    # A time of SENT after the hit is not used. Such a time can only be the time when the report arrived, because
-                    # the message was sent before the hit.
-                    sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
-                    delivered_at=row.delivered_at,
-                )
+                context = HitContext(row.at, sent_at=sent_at_before(row.at, row.sent_at), delivered_at=row.delivered_at)
                 found = classify_by_context(application.settings, context) or found
             changes.append(VerdictChange(row.id, row.message_id, Verdict.SUSPECTED, found.verdict, found.rule, retracts=True))
         corrected = change_verdicts(connection, changes, self._ids, now, includes_newest=True)

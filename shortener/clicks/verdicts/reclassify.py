@@ -42,7 +42,16 @@ from shortener.clicks.device_counts import LAG_MS, DeviceCounter
 from shortener.clicks.hit_metrics import GOT_NO_PAGE
 from shortener.clicks.networks import HOSTING_RULE
 from shortener.clicks.resolver import CONFIRMED
-from shortener.clicks.verdicts.contextual_rules import MINUTE, SECOND, HitContext, RecentAddresses, RecentLinks, classify_by_context
+from shortener.clicks.verdicts.contextual_rules import (
+    MANY_RECIPIENTS,
+    MINUTE,
+    SECOND,
+    HitContext,
+    RecentAddresses,
+    RecentLinks,
+    classify_by_context,
+    sent_at_before,
+)
 from shortener.clicks.verdicts.correction import CorrectionResult, VerdictChange, apply_changes, assign_first_clicks
 from shortener.clicks.verdicts.request_rules import Classification, RequestTraits, classify
 from shortener.ids import IdGenerator, first_id_at
@@ -59,7 +68,6 @@ DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
 INTERVAL = timedelta(seconds=30)  # time between two runs of the job
 # Maximum age of the hits that the job examines, for example after the process was stopped for a long time.
 MAX_LOOKBACK = timedelta(hours=1)
-_ADDRESS_RULE = "many_recipients"
 
 
 @mutable_record
@@ -328,13 +336,11 @@ class _EvidenceWindow:
         """Return the new classification of a hit. Return None if the old classification used data that is not stored."""
         if hit.classification.verdict is not Verdict.HUMAN or hit.rule == CONFIRMED or not settings.uses_contextual_rules:
             return hit.classification
-        if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
+        if hit.rule == MANY_RECIPIENTS and settings.max_recipients_per_address_minute is not None:
             return None  # the recorder classified the hit by the full IP address, which is not stored
         context = HitContext(
             hit.at,
-            # A time of SENT after the hit is not used. Such a time can only be the time when the report arrived, because the
-            # message was sent before the hit.
-            sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
+            sent_at=sent_at_before(hit.at, hit.sent_at),
             delivered_at=hit.delivered_at,
             is_reported=(hit.sent_at, hit.delivered_at, hit.read_at) != (None, None, None),
             recipients_of_address=hit.recipients,
