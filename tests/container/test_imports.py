@@ -17,6 +17,7 @@ UNUSED = (
     "argon2",
     "asyncpg",
     "crawleruseragents",
+    "cryptography",  # a child process of the first start encrypts
     "jinja2",
     "maxminddb",
     "redis",
