@@ -20,7 +20,7 @@ from shortener.reporting.conversions import (
     ConversionFilter,
     ConversionPage,
     RefusedPage,
-    csv_cell,
+    csv_cells,
     list_conversions,
     list_refused,
     serialize_listed,
@@ -89,7 +89,7 @@ def _conversions(visit: Visit) -> ListSource:
         return serialize_listed(row, page.revisions.get(row.id, ()), encode_click)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        return {name: csv_cell(value) for name, value in listed.details.items()}
+        return csv_cells(listed.details)
 
     return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, describe)
 
@@ -118,7 +118,7 @@ def _refused(visit: Visit) -> ListSource:
         return serialize_refused(row)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        return {name: csv_cell(value) for name, value in listed.details.items()}
+        return csv_cells(listed.details)
 
     return ListSource("refused-conversions", read, REFUSED_COLUMNS, serialize, lambda row: row.received_at, describe)
 

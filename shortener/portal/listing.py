@@ -56,7 +56,7 @@ EXPORTED_NAMES = (
 
 #: A function that reads a page of rows of one application. Its arguments are the connection, the application id, the maximum number
 #: of rows, and the row id below which the page begins (None: the first page).
-ReadPage = Callable[[Connection, int, int, int | None], ListPage]
+ReadPage = Callable[[Connection, int, int, int | None], ListPage[int]]
 
 
 @record

@@ -5,14 +5,12 @@ The statistics count the conversion at the same time. No index contains the repo
 work, at most MAX_SCANNED_ROWS conversions are read to fill one page. A page may therefore contain fewer rows than requested, or
 none, although a next page exists.
 
-A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
+A CSV is read page by page in constant memory, each page in a short transaction (see `csv_lists.py`).
 """
 # Tested by tests/web/test_conversion_lists.py
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -26,7 +24,7 @@ from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, first_id_at
 from shortener.logs import mask_parameters
 from shortener.model import record
 from shortener.reporting.counts import slot_edges
-from shortener.reporting.export import escape_formula
+from shortener.reporting.csv_lists import SerializedPage, stream_csv
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.messages import serialize_decimal
 from shortener.reporting.queries import AnyRow
@@ -38,7 +36,6 @@ from shortener.times import MAX_AHEAD
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that are read to fill one page.
 PAGE_ROWS = 200  # The number of conversions in each page of a CSV export.
-BOM = b"\xef\xbb\xbf"
 _MAX_ID = (1 << 63) - 1
 
 
@@ -269,8 +266,6 @@ def serialize_refused(row: AnyRow, *, reveal: bool = False) -> dict[str, Any]:
     }
 
 
-# The CSV exports of conversions and of refused reports follow.
-
 CONVERSION_COLUMNS = (
     "conversion_id",
     "message_id",
@@ -304,23 +299,21 @@ REFUSED_COLUMNS = (
 )
 
 
-async def conversions_csv(
+def conversions_csv(
     database: Database, filters: ConversionFilter, encode_click: Callable[[int], str], *, bom: bool, reveal: bool
 ) -> AsyncIterator[bytes]:
     """Yield the header and one line for each conversion. If `bom` is true, begin with a byte order mark, which Excel requires for
     UTF-8. Phone numbers are masked unless `reveal` is true. Raise StoreUnavailable if the database is unavailable."""
-    yield (BOM if bom else b"") + _csv_lines([CONVERSION_COLUMNS])
-    below: int | None = None
-    while True:
+
+    async def read(below: int | None) -> SerializedPage[int]:
         page = await database.read(list_conversions, filters, PAGE_ROWS, below)
         rows = [serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=reveal) for row in page.rows]
-        yield _csv_lines([[csv_cell(row[name]) for name in CONVERSION_COLUMNS] for row in rows])
-        if page.next is None:
-            return
-        below = page.next
+        return SerializedPage(rows, page.next)
+
+    return stream_csv(read, csv_cells, CONVERSION_COLUMNS, bom=bom)
 
 
-async def refused_csv(
+def refused_csv(
     database: Database,
     application_id: int,
     *,
@@ -332,28 +325,19 @@ async def refused_csv(
 ) -> AsyncIterator[bytes]:
     """Yield the CSV header and one line for each refused report. Phone numbers are masked unless `reveal` is true. Raise
     StoreUnavailable if the database is unavailable."""
-    yield (BOM if bom else b"") + _csv_lines([REFUSED_COLUMNS])
-    below: int | None = None
-    while True:
-        page = await database.read(list_refused, application_id, PAGE_ROWS, below, since=since, until=until, reason=reason)
-        rows = [serialize_refused(row, reveal=reveal) for row in page.rows]
-        yield _csv_lines([[csv_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in rows])
-        if page.next is None:
-            return
-        below = page.next
+
+    async def read(below: int | None) -> RefusedPage:
+        return await database.read(list_refused, application_id, PAGE_ROWS, below, since=since, until=until, reason=reason)
+
+    return stream_csv(read, lambda row: csv_cells(serialize_refused(row, reveal=reveal)), REFUSED_COLUMNS, bom=bom)
 
 
-def csv_cell(value: Any) -> object:
-    """Return a value as a cell of the CSV of the API and of the portal. Lists and objects become JSON; text that a spreadsheet
-    would run as a formula is escaped."""
+def csv_cells(fields: Mapping[str, Any]) -> dict[str, object]:
+    """Return the fields of a conversion or of a refused report as cells of a CSV. Lists and objects become JSON."""
+    return {name: _csv_cell(value) for name, value in fields.items()}
+
+
+def _csv_cell(value: Any) -> object:
     if value is None or value == []:
         return ""
-    if isinstance(value, dict | list):
-        return escape_formula(orjson.dumps(value).decode())
-    return escape_formula(value) if isinstance(value, str) else value
-
-
-def _csv_lines(lines: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue().encode()
+    return orjson.dumps(value).decode() if isinstance(value, dict | list) else value

@@ -9,28 +9,35 @@ unavailable, StoreUnavailable ends the export early, so that the client can dete
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from shortener.reporting.export import escape_formula
+from shortener.reporting.export import BYTE_ORDER_MARK, escape_formula, format_csv
 
 PAGE_ROWS = 500
-_BYTE_ORDER_MARK = "\ufeff"
+
+Cursor = TypeVar("Cursor")
+Cursor_co = TypeVar("Cursor_co", covariant=True)
 
 
-class ListPage(Protocol):
+class ListPage(Protocol[Cursor_co]):
     """A page of a list for a CSV export. `next` is the cursor of the next page; None on the last page."""
 
     @property
     def rows(self) -> Sequence[Any]: ...
     @property
-    def next(self) -> int | None: ...
+    def next(self) -> Cursor_co | None: ...
+
+
+class SerializedPage(NamedTuple, Generic[Cursor]):
+    """A page whose rows are already values by column name. `next` is the cursor of the next page; None on the last page."""
+
+    rows: Sequence[Mapping[str, Any]]
+    next: Cursor | None
 
 
 async def stream_csv(
-    read_page: Callable[[int | None], Awaitable[ListPage]],
+    read_page: Callable[[Cursor | None], Awaitable[ListPage[Cursor]]],
     serialize: Callable[[Any], Mapping[str, Any]],
     columns: Sequence[str],
     *,
@@ -40,11 +47,11 @@ async def stream_csv(
 
     `serialize` returns the values of a row by column name; names that are not in `columns` are ignored. If `bom` is true, begin
     with a byte order mark, which Excel needs. Raise StoreUnavailable if the database is unavailable."""
-    yield ((_BYTE_ORDER_MARK if bom else "") + _lines([columns])).encode()
-    cursor: int | None = None
+    yield (BYTE_ORDER_MARK if bom else b"") + format_csv([columns])
+    cursor: Cursor | None = None
     while True:
         page = await read_page(cursor)
-        yield _lines([[_cell(fields.get(name)) for name in columns] for fields in map(serialize, page.rows)]).encode()
+        yield format_csv([[_cell(fields.get(name)) for name in columns] for fields in map(serialize, page.rows)])
         if page.next is None:
             return
         cursor = page.next
@@ -60,10 +67,4 @@ def _cell(value: Any) -> object:
 
 def format_lines(rows: Sequence[Sequence[Any]]) -> bytes:
     """Return rows as CSV. Text that a spreadsheet would run as a formula is escaped."""
-    return _lines([[_cell(value) for value in row] for row in rows]).encode()
-
-
-def _lines(rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    return format_csv([[_cell(value) for value in row] for row in rows])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, union_all
 
@@ -19,7 +19,7 @@ from shortener.accounts.link_targets import spellings_of
 from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
 from shortener.model import HitFlag, Verdict, record
 from shortener.reporting.counts import slot_edges
-from shortener.reporting.export import BYTE_ORDER_MARK, escape_formula, format_csv
+from shortener.reporting.csv_lists import SerializedPage, stream_csv
 from shortener.reporting.messages import MessageFilter, choose_indexes, id_limits, select_ids
 from shortener.reporting.queries import AnyRow
 from shortener.storage.database import Database
@@ -177,25 +177,14 @@ def count_clicks(connection: Connection, of_links: Sequence[tuple[int, int]]) ->
     return found
 
 
-async def export_links(
-    database: Database, filters: LinkFilter, directory: Directory, base_url: Callable[[int], str], *, with_mark: bool
+def export_links(
+    database: Database, filters: LinkFilter, directory: Directory, base_url: Callable[[int], str], *, bom: bool
 ) -> AsyncIterator[bytes]:
-    """Yield the links as CSV, one page at a time. If `with_mark` is true, begin with a byte order mark, which Excel needs."""
-    lines: list[Sequence[object]] = [HEADER]
-    after: LinkPosition | None = None
-    mark = BYTE_ORDER_MARK if with_mark else b""
-    while True:
+    """Yield the links as CSV, one page at a time. If `bom` is true, begin with a byte order mark, which Excel needs."""
+
+    async def read(after: LinkPosition | None) -> SerializedPage[LinkPosition]:
         page = await database.read(list_links, filters, PAGE_LINKS, after)
-        for row in page.rows:
-            fields = serialize_link(row, directory, base_url, filters.now, page.clicks.get(row.id, LinkClicks()))
-            lines.append([_cell(fields[name]) for name in HEADER])
-        yield mark + format_csv(lines)
-        if page.next is None:
-            return
-        after, lines, mark = page.next, [], b""
+        rows = [serialize_link(row, directory, base_url, filters.now, page.clicks.get(row.id, LinkClicks())) for row in page.rows]
+        return SerializedPage(rows, page.next)
 
-
-def _cell(value: Any) -> object:
-    if isinstance(value, str):
-        return escape_formula(value)
-    return str(value).lower() if isinstance(value, bool) else value
+    return stream_csv(read, lambda fields: fields, HEADER, bom=bom)

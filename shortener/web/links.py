@@ -180,7 +180,7 @@ async def export(call: Call[LinksCsvQuery, None]) -> Response:
     """Stream the links that match the filters as CSV."""
     service = call.service
     base_url = base_url_of(service.settings, service.directory)
-    pages = export_links(service.database, _filter(call), service.directory, base_url, with_mark=call.query.bom)
+    pages = export_links(service.database, _filter(call), service.directory, base_url, bom=call.query.bom)
     return await csv_response(call, "links", pages)
 
 
