@@ -22,6 +22,7 @@ _EPOCH_MS = 1_767_225_600_000  # The time in an id counts milliseconds since 202
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
+MAX_ROW_ID = (1 << 63) - 1
 #: The largest id in the tables whose ids the database generates (applications, keys, trackers, gateways). The id columns of these
 #: tables have 32 bits, and PostgreSQL rejects larger values.
 MAX_COUNTED_ID = 2**31 - 1
@@ -66,7 +67,7 @@ class IdGenerator:
 
 def first_id_at(ms: int) -> int:
     """Return the smallest id that can be generated at a time in milliseconds since 1970. Every smaller id is older."""
-    return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
+    return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), MAX_ROW_ID)
 
 
 def ms_of(row_id: int) -> int:
@@ -101,7 +102,7 @@ def decode(text: str) -> int | None:
         if value is None:
             return None
         number = number * 62 + value
-    return number if number < 1 << 63 else None
+    return number if number <= MAX_ROW_ID else None
 
 
 class PublicIds:

@@ -11,14 +11,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, select
 
 from shortener.accounts.audit import COMMAND_LINE, KEY_PREFIX
-from shortener.ids import first_id_at
+from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.model import record
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows of the audit log that are read to fill one page.
 API_KEYS = "API keys"  # The value of the filter by operator that selects the changes that were made with any API key.
-_MAX_ID = (1 << 63) - 1
 
 
 @record
@@ -56,7 +55,7 @@ def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: 
     smaller ids. Examine at most MAX_SCANNED_ROWS rows."""
     table = audit_log.c
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since))
-    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until))
+    high = MAX_ROW_ID if filters.until is None else first_id_at(to_ms(filters.until))
     if below is not None:
         high = min(high, below)
     in_range = select(table.id).where(table.id >= low, table.id < high).order_by(table.id.desc())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.ids import ms_of
+from shortener.ids import MAX_ROW_ID, ms_of
 from shortener.portal.live_feed import LiveBatch, LiveRow, read_rows
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.sessions import find_session
@@ -36,7 +36,6 @@ STOP_CHECK = 1.0  # A stream checks once in this number of seconds whether the p
 MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
 RECENT = timedelta(minutes=15)
 SHOWN = 50
-MAX_ROW_ID = 2**63 - 1
 #: The kinds of rows by the value of the query parameter `show`. Every other value selects all rows.
 KINDS = {"clicks": "hit", "conversions": "conversion", "deliveries": "delivery"}
 

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.conversions.status_words import WORDS, classify
-from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, first_id_at
+from shortener.ids import CONVERSION_IDS, MAX_ROW_ID, REFUSED_REPORT_IDS, first_id_at
 from shortener.logs import mask_parameters
 from shortener.model import record
 from shortener.reporting.counts import slot_edges
@@ -36,7 +36,6 @@ from shortener.times import MAX_AHEAD
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that are read to fill one page.
 PAGE_ROWS = 200  # The number of conversions in each page of a CSV export.
-_MAX_ID = (1 << 63) - 1
 
 
 @record
@@ -93,7 +92,7 @@ def list_conversions(connection: Connection, filters: ConversionFilter, limit: i
     """Return the newest `limit` conversions that match the filter. If `below` is not None, return only conversions with smaller
     ids."""
     c = conversions.c
-    conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
+    conditions = [c.application_id == filters.application_id, c.id < (MAX_ROW_ID if below is None else below)]
     # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so a row that was stored more than
     # MAX_AHEAD before `since` cannot match.
     begin, _ = filters.period

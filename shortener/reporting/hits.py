@@ -20,7 +20,7 @@ from shortener.clicks.device_counts import AGENT, device_metrics
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
 from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
 from shortener.clicks.user_agents import device_and_browser
-from shortener.ids import first_id_at
+from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.model import HitFlag, Verdict, record
 from shortener.outbox.count_deltas import time_to_click
 from shortener.reporting.counts import slot_edges
@@ -32,7 +32,6 @@ from shortener.storage.schema import cohorts, first_clicks, hits, links, message
 from shortener.storage.types import to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that are read to fill one page.
-_MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a hit and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)
 
@@ -216,7 +215,7 @@ def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
     # With Basis.SENT, the period limits the time of the message. A hit can be much later than its message, so the period gives only
     # a lower limit for the id of the hit.
-    high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
+    high = MAX_ROW_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 
 

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from shortener.conversions.first_conversions import CONVERTED_MESSAGES
-from shortener.ids import first_id_at
+from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.logs import mask, mask_recipient
 from shortener.model import State, record
 from shortener.reporting.counts import slot_edges
@@ -45,7 +45,6 @@ from shortener.storage.types import Instant, Money, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
-_MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)
 
@@ -265,13 +264,13 @@ def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     since, until = _period(filters)
     if filters.metric is not None and filters.basis is Basis.SENT:
         low = 0 if since is None else first_id_at(to_ms(since))
-        high = _MAX_ID if until is None else first_id_at(to_ms(until))
+        high = MAX_ROW_ID if until is None else first_id_at(to_ms(until))
     else:
         # For a figure of later events, such as delivery reports or clicks, the period limits the time of the event. Its message can
         # be much older, so the period gives only an upper limit for the row id of the message.
         is_later = filters.metric not in (None, "messages")
         low = 0 if since is None or is_later else first_id_at(to_ms(since - _TIME_TOLERANCE))
-        high = _MAX_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))
+        high = MAX_ROW_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 
 

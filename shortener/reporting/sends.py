@@ -21,7 +21,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.queries import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.gateways.sends import AnyRow, send_fields
-from shortener.ids import first_id_at
+from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.model import SendStatus, mutable_record, record
 from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
 from shortener.retention.erasure import ERASED
@@ -31,7 +31,6 @@ from shortener.storage.types import to_ms
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
 #: `uses_gateways` examines only this number of the newest messages of an application.
 _SEARCHED = 200
-_MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)
 
@@ -212,7 +211,7 @@ def uses_gateways(connection: Connection, application_id: int) -> bool:
     own = select(gateways.c.id).where(gateways.c.application_id == application_id).limit(1)
     if connection.scalar(own) is not None:
         return True
-    newest = select_ids(connection, (messages.c.application_id, application_id), 0, _MAX_ID).limit(_SEARCHED).subquery()
+    newest = select_ids(connection, (messages.c.application_id, application_id), 0, MAX_ROW_ID).limit(_SEARCHED).subquery()
     is_sent = exists().where(sends.c.id == newest.c.id)
     return connection.scalar(select(newest.c.id).where(is_sent).limit(1)) is not None
 
@@ -245,7 +244,7 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
 def _id_limits(filters: SendFilter) -> tuple[int, int]:
     """Return the lowest id (included) and the highest id (excluded) of the messages of the period."""
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
-    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
+    high = MAX_ROW_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
     return low, high
 
 
