@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from shortener.settings import MIN_SECRET_LENGTH, MIN_SECRET_VARIETY
+from shortener.settings import MIN_SECRET_LENGTH, is_weak_secret
 from shortener.signatures import SIGNING_PREFIX
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         """Raise SecretError if the secret `value` is too weak."""
-        if len(value) < MIN_SECRET_LENGTH or len(set(value)) < MIN_SECRET_VARIETY:
+        if is_weak_secret(value):
             raise SecretError(f"the secret is empty or too weak: it must be at least {MIN_SECRET_LENGTH} random characters")
         self._value = value.encode()
         self._child: subprocess.Popen[bytes] | None = None  # the child process that encrypts now

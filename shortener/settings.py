@@ -337,7 +337,7 @@ class Settings(BaseModel):
 
     @field_validator("trusted_proxies", "network_files", mode="before")
     @classmethod
-    def _split_networks(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("base_url")
@@ -366,7 +366,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_secret(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        if text and (len(text) < MIN_SECRET_LENGTH or len(set(text)) < MIN_SECRET_VARIETY):
+        if text and is_weak_secret(text):
             raise ValueError("is too weak: must be at least 32 random characters, or empty to create one at the first start")
         return value
 
@@ -427,27 +427,14 @@ class Settings(BaseModel):
         return "base_url" not in self.model_fields_set
 
     @property
-    def unreachable_links(self) -> str | None:
-        """If other machines can reach the service but BASE_URL is not set, the reason why short links would not work; otherwise
-        None."""
-        if not self.has_default_base_url:
-            return None
-        if not is_loopback(self.host):
-            reason = f"HOST={self.host} accepts requests from other machines"
-        elif self.trusted_proxies:
-            reason = "TRUSTED_PROXIES is set, so a reverse proxy forwards requests from other machines"
-        else:
-            return None
-        return (
-            f"BASE_URL is not set. {reason}, but short links would begin with {self.base_url}, which no phone can open. Set "
-            "SHORTENER_BASE_URL to the address that phones use, for example https://go.example (to try the service in a container "
-            "on this machine: http://localhost:8000)"
-        )
-
-    @property
     def store_url(self) -> str:
         """The setting `database_url`, or by default the URL of the SQLite database in `data_dir`."""
         return self.database_url or f"sqlite:///{self.data_dir / 'shortener.db'}"
+
+
+def is_weak_secret(text: str) -> bool:
+    """Return whether a secret is too short, or has too few different characters."""
+    return len(text) < MIN_SECRET_LENGTH or len(set(text)) < MIN_SECRET_VARIETY
 
 
 def is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn; its types wou
 
 from shortener import __version__
 from shortener.cli import cli
+from shortener.cli.base_url import unreachable_links
 from shortener.cli.serve import uvicorn_config
 from shortener.settings import PREFIX, Settings
 from shortener.settings_sources import load
@@ -144,7 +145,7 @@ def test_kubernetes_probes_autoscalers_and_disruption_budgets_match_the_service(
     filled = {name: value or "0123456789abcdefghijklmnopqrstuv" for name, value in values.items()}
     assert all(name.startswith(PREFIX) for name in filled)
     settings = load(filled)
-    assert settings.unreachable_links is None
+    assert unreachable_links(settings) is None
     assert settings.port == container["ports"][0]["containerPort"]
     assert pod["terminationGracePeriodSeconds"] > settings.shutdown_delay + 9
     scaler = manifests["HorizontalPodAutoscaler", "shortener-deliver"]["spec"]

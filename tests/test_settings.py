@@ -130,29 +130,6 @@ def test_variables_that_kubernetes_makes_for_a_service_called_shortener_are_igno
         load({"SHORTENER_SERVICE_HSOT": "10.3.0.1"})
 
 
-@pytest.mark.parametrize(
-    ("variables", "is_refused"),
-    [
-        ({}, False),
-        ({"HOST": "0.0.0.0"}, True),
-        ({"HOST": "::", "PORT": "9000"}, True),
-        ({"HOST": "192.0.2.7"}, True),
-        ({"TRUSTED_PROXIES": "127.0.0.1"}, True),
-        ({"HOST": "localhost"}, False),
-        ({"HOST": "::1"}, False),
-        ({"HOST": "127.0.0.2"}, False),
-        ({"HOST": "0.0.0.0", "BASE_URL": "https://go.example"}, False),
-        ({"HOST": "0.0.0.0", "BASE_URL": "http://localhost:8000"}, False),
-        ({"HOST": "0.0.0.0", "BASE_URL": "http://127.0.0.1:8000"}, False),
-        ({"TRUSTED_PROXIES": "127.0.0.1", "BASE_URL": "http://127.0.0.1:9000", "PORT": "9000"}, False),
-    ],
-)
-def test_a_local_base_url_is_rejected_if_other_machines_can_reach_the_service(variables: dict[str, str], is_refused: bool) -> None:
-    problem = load({f"SHORTENER_{name}": value for name, value in variables.items()}).unreachable_links
-    assert (problem is not None) is is_refused
-    assert problem is None or "Set SHORTENER_BASE_URL" in problem
-
-
 def test_a_base_url_that_is_set_to_its_default_does_not_follow_the_port() -> None:
     settings = load({"SHORTENER_BASE_URL": DEFAULT_BASE_URL, "SHORTENER_PORT": "9000"})
     assert (settings.base_url, settings.has_default_base_url) == (DEFAULT_BASE_URL, False)

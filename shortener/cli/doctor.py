@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from shortener.cli.base_url import unreachable_links
 from shortener.cli.common import async_command, json_option, load_settings, print_result
 from shortener.cli.doctor_findings import Finding
 from shortener.plurals import counted
@@ -84,8 +85,8 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
     from shortener.clicks.networks import NetworkFileError, open_networks
 
     yield Finding("settings", "ok", "all settings are usable")
-    if problem := settings.unreachable_links:
-        yield Finding("links", "error", problem.partition(" Set ")[0], "set SHORTENER_BASE_URL to the address that phones use")
+    if problem := unreachable_links(settings):
+        yield Finding("links", "error", problem, "set SHORTENER_BASE_URL to the address that phones use")
     try:
         open_networks(settings.network_files)
     except NetworkFileError as error:
@@ -125,7 +126,9 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
 
 def _check_files(settings: Settings, database: Path | None) -> Iterator[Finding]:
     """Check that only the owner can use the folder and the files of the installation."""
-    private = [settings.data_dir, settings.data_dir / "secret"]
+    from shortener.secret import secret_file
+
+    private = [settings.data_dir, secret_file(settings.data_dir)]
     if database is not None:
         private += [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm")]
     open_to_others = []
@@ -162,7 +165,7 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
     parts = urlsplit(settings.base_url)
     host = parts.hostname or ""
     if settings.base_url == DEFAULT_BASE_URL or is_loopback(host):
-        if settings.unreachable_links is None:
+        if unreachable_links(settings) is None:
             text = f"short links begin with {settings.base_url}, which only this machine can open"
             yield Finding("base_url", "warning", text, "for production, set SHORTENER_BASE_URL to your https:// address")
         if parts.scheme != "https":

@@ -40,7 +40,7 @@ async def check_database(settings: Settings) -> list[Finding]:
     """Check the database: that it exists and responds, its schema, secret, damaged pages, clock, queues and growth."""
     from shortener.accounts.directory import DEFAULT_NAME
     from shortener.errors import StoreUnavailable
-    from shortener.secret import SecretError, open_secret
+    from shortener.secret import SecretError, open_secret, secret_file
     from shortener.storage.copy import is_unfinished
     from shortener.storage.installation import (
         BASE_URL,
@@ -80,7 +80,7 @@ async def check_database(settings: Settings) -> list[Finding]:
             found.append(Finding("links", "error", missing_base_url(base_url, settings), f"set SHORTENER_BASE_URL={base_url}"))
         stored = await database.read(get, FINGERPRINT)
         try:
-            if stored is None and not settings.secret.get_secret_value() and not (settings.data_dir / "secret").exists():
+            if stored is None and not settings.secret.get_secret_value() and not secret_file(settings.data_dir).exists():
                 found.append(Finding("secret", "ok", "none yet; the first start creates it"))
             elif stored not in (None, open_secret(settings.secret, settings.data_dir).fingerprint):
                 text = "the secret is not the secret of this database"

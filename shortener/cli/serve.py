@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from shortener.cli.base_url import unreachable_links
 from shortener.cli.common import async_command, json_option, load_settings
 from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
@@ -72,9 +73,12 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port, setting="SHORTENER_PORT")
-    if problem := settings.unreachable_links:
+    if problem := unreachable_links(settings):
         listener.close()
-        raise click.ClickException(problem)
+        raise click.ClickException(
+            f"{problem} Set SHORTENER_BASE_URL to the address that phones use, for example https://go.example (to try the service "
+            "in a container on this machine: http://localhost:8000)"
+        )
     if settings.port == 0:  # the settings are loaded again with the selected port, because the default of BASE_URL contains it
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:

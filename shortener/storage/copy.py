@@ -21,7 +21,7 @@ from sqlalchemy.types import BigInteger, Float, Integer, SmallInteger, Text, Typ
 from shortener.model import record
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
-from shortener.storage.installation import get
+from shortener.storage.installation import FINGERPRINT, get
 from shortener.storage.references import ENFORCED
 from shortener.storage.schema import installation, metadata
 
@@ -85,7 +85,7 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
 
 def _identity(connection: Connection) -> str:
     """Return the fingerprint of the SECRET, which identifies the installation."""
-    value: str | None = connection.execute(select(installation.c.value).where(installation.c.name == "secret")).scalar()
+    value = get(connection, FINGERPRINT)
     if value is None:
         raise CopyError("the source is empty: no server has started on it")
     return value

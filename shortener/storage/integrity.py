@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError
 
+from shortener.secret import secret_file
 from shortener.storage.installation import set_value
 
 MAX_FINDINGS = 20
@@ -23,7 +24,7 @@ def require_database(database_file: Path | None, data_dir: Path) -> None:
     """Raise DatabaseLost if `data_dir` contains a secret and the SQLite file of the installation does not exist.
 
     With PostgreSQL, `database_file` is None, and nothing is checked."""
-    secret = data_dir / "secret"
+    secret = secret_file(data_dir)
     if database_file is not None and not database_file.exists() and secret.exists():
         raise DatabaseLost(
             f"{secret} exists, but there is no database {database_file}. It was moved or deleted, or DATABASE_URL names another "
