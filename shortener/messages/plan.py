@@ -15,7 +15,7 @@ from datetime import datetime
 import orjson
 
 from shortener.accounts.directory import Application
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.item_plan import ItemPlan, Problem, plan_item
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
@@ -96,7 +96,8 @@ class PlannedRequest:
         problems = [*self.problems_of(new_messages), *other_problems]
         rejecting = [problem for problem in problems if not self.items[problem.item].skips(problem.code)]
         if rejecting:
-            raise ApiError(rejecting[0].code, details=[problem.full_detail for problem in rejecting])
+            details = [problem.full_detail for problem in rejecting[:MAX_DETAILS]]
+            raise ApiError(rejecting[0].code, details=details, hidden_details=len(rejecting) - len(details))
         return problems
 
     def all_problems(self) -> list[Problem]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from shortener.accounts.directory import Application
 from shortener.errors import StoreUnavailable
@@ -52,7 +52,10 @@ MAX_REQUESTS_PER_TRANSACTION = 64
 MAX_PLANNED_AT_ONCE = 20_000
 #: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines its context.
 MAX_USUAL_SIGNS, SIGN_CHARACTERS = 10, 100
+#: Each recipient counts as further characters, because the check of its number takes as long as planning so many characters.
+RECIPIENT_CHARACTERS = 20
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
+T = TypeVar("T")
 
 
 class Rewriter:
@@ -127,9 +130,9 @@ class Rewriter:
             hosts=self._hosts,
         )
         if not _is_large(items):
-            return await self._store(application, plan(), started)
+            return await self._store(application, _check_new(plan()), started)
         with self._large_request():
-            return await self._store(application, await self._in_thread(plan), started)
+            return await self._store(application, await self._in_thread(lambda: _check_new(plan())), started)
 
     @contextlib.contextmanager
     def _large_request(self) -> Iterator[None]:
@@ -140,14 +143,12 @@ class Rewriter:
         finally:
             self._totals.large_requests -= 1
 
-    async def _in_thread(self, plan: Callable[[], PlannedRequest]) -> PlannedRequest:
-        return await asyncio.get_running_loop().run_in_executor(self._planners, plan)
+    async def _in_thread(self, compute: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._planners, compute)
 
     async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
         """Store a planned request with the next commit, and return its response. `started` is the time in ns since 1970 at which
         the span of the rewrite begins."""
-        if not request.may_be_repeat and not request.may_send:
-            request.check(request.messages)
         response = await self._commits.submit(request)
         if self._caching is not None and not self._caching.done():
             # Wait for the task that stores the links of this commit and of earlier commits in the link cache.
@@ -176,10 +177,11 @@ class Rewriter:
                 request,
                 messages=tuple(replace(one, has_own_id=False) if one.item_index in incomplete else one for one in request.messages),
             )
-        if is_stored and (request.may_be_repeat or request.may_send):
+        # A request that is too large is rejected whatever is stored, and the comparison with stored rows would take long.
+        if is_stored and request.error is None and (request.may_be_repeat or request.may_send):
             with contextlib.suppress(StoreUnavailable):
                 return await self._database.read(find_problems, request)
-        return request.all_problems()
+        return await self._in_thread(request.all_problems) if _is_large(items) else request.all_problems()
 
     async def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
         """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem
@@ -222,9 +224,16 @@ class Rewriter:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))
 
 
+def _check_new(request: PlannedRequest) -> PlannedRequest:
+    """Return a planned request. Raise ApiError if a problem rejects it whatever is stored."""
+    if not request.may_be_repeat and not request.may_send:
+        request.check(request.messages)
+    return request
+
+
 def _is_large(items: Sequence[RewriteItem]) -> bool:
-    """Return whether the messages have so much text that they are planned in a thread."""
-    size = sum(len(item.body) * max(len(item.to), 1) for item in items)
+    """Return whether the messages have so much text, or so many recipients, that they are planned in a thread."""
+    size = sum((len(item.body) + RECIPIENT_CHARACTERS) * max(len(item.to), 1) for item in items)
     return size > MAX_PLANNED_AT_ONCE or size + sum(_sign_cost(item.body) for item in items) > MAX_PLANNED_AT_ONCE
 
 

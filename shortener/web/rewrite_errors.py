@@ -18,6 +18,7 @@ import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. 
 from shortener.accounts.directory import Application
 from shortener.errors import ApiError, Detail
 from shortener.ids import new_message_id
+from shortener.messages.item_plan import Problem
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.rewrite_shapes import RewriteMessage, rewrite_item
 from shortener.web.validation import InvalidInput, validate
@@ -36,18 +37,36 @@ async def complete_error(
     messages = error.data["messages"] if is_batch else [error.data]
     if not isinstance(messages, list) or len(messages) > service.settings.batch_limit:
         return error
+    # A batch may have very many errors and recipients. They are processed in threads, because clicks would wait for the event loop.
+    details, invalid, (items, places, incomplete) = await asyncio.to_thread(_split, error, messages, is_batch=is_batch)
+    problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
+    return await asyncio.to_thread(_with_problems, error, details, problems, invalid, places, is_batch=is_batch)
+
+
+def _split(
+    error: InvalidInput, messages: Sequence[Any], *, is_batch: bool
+) -> tuple[list[Detail], dict[int, set[str]], tuple[list[RewriteItem], list[int], set[int]]]:
+    """Return the details of an error, the paths of the invalid fields by the index of their message, and the valid parts of the
+    messages (see `_valid_parts`)."""
     details = [_with_place(detail, is_batch, error) for detail in error.details]
     invalid: dict[int, set[str]] = {}
     for detail in details:
         if detail.index is not None:
             invalid.setdefault(detail.index, set()).add(_path_in_message(detail.field, is_batch))
-    hidden = error.details_total - len(error.details)
-    if hidden:
-        # Many messages are validated again. In a thread, this does not delay clicks.
-        items, places, incomplete = await asyncio.to_thread(_valid_parts, messages, invalid, is_batch=is_batch, has_hidden=True)
-    else:
-        items, places, incomplete = _valid_parts(messages, invalid, is_batch=is_batch, has_hidden=False)
-    problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
+    has_hidden = error.details_total > len(error.details)
+    return details, invalid, _valid_parts(messages, invalid, is_batch=is_batch, has_hidden=has_hidden)
+
+
+def _with_problems(
+    error: InvalidInput,
+    details: list[Detail],
+    problems: Sequence[Problem],
+    invalid: Mapping[int, set[str]],
+    places: Sequence[int],
+    *,
+    is_batch: bool,
+) -> ApiError:
+    """Return an error with the details and with the problems of the fields that are not in `invalid`."""
     for problem in problems:
         detail = replace(problem.full_detail, index=places[problem.item])
         unchecked = invalid.get(places[problem.item], set())
@@ -56,6 +75,7 @@ async def complete_error(
         if not is_inside(_path_in_message(detail.field, is_batch), unchecked):
             details.append(detail)
     details.sort(key=lambda detail: -1 if detail.index is None else detail.index)
+    hidden = error.details_total - len(error.details)
     return ApiError(details[0].code or error.code, details=details, hidden_details=hidden)
 
 

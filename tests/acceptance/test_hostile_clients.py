@@ -156,9 +156,16 @@ def hostile_bodies() -> dict[str, tuple[str, bytes]]:
     """Return (path of the request, body) by the name of the body. The text of a path may begin with a method, or with `form` for a
     form."""
     many_fields = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
+    known_fields = b'{"to":[' + b"1," * 49 + b'1],"body":5,"from":[],"track":"x","mt_price":[],"expires_in":0,"metadata":1},'
+    invalid_recipients = b'{"body":"","to":[' + b'"1",' * 90 + b'"1"],"message_id":[' + b'"1",' * 90 + b'"1"]},'
     return {
         "empty objects in messages": ("/api/v1/rewrite", fill(b'{"messages":[', b"{},", b"{}]}")),
         "unknown fields": ("/api/v1/rewrite", b'{"messages":[' + (many_fields * 1000)[:-1] + b"]}"),
+        "known fields of a wrong type": ("/api/v1/rewrite", b'{"messages":[' + (known_fields * 1000)[:-1] + b"]}"),
+        "invalid recipients and a field of a wrong type": (
+            "/api/v1/rewrite",
+            b'{"messages":[' + invalid_recipients * 999 + b'{"to":"1","body":5}]}',
+        ),
         "recipients that are numbers": ("/api/v1/rewrite", b'{"to":[' + b"1," * 100_000 + b'1],"body":""}'),
         "long texts with URLs": (
             "/api/v1/rewrite",

@@ -13,7 +13,7 @@ from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.messages import plan, rewriter, spans
 from shortener.messages.rewrite_item import RewriteItem
-from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE, MAX_USUAL_SIGNS, SIGN_CHARACTERS
+from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE, MAX_USUAL_SIGNS, RECIPIENT_CHARACTERS, SIGN_CHARACTERS
 from shortener.messages.spans import TRACK_MODES, TrackMode
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
@@ -243,7 +243,7 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
 
     original = plan.plan_request
     monkeypatch.setattr(rewriter, "plan_request", plan_request)
-    await rewrite(service, item("x" * MAX_PLANNED_AT_ONCE))
+    await rewrite(service, item("x" * (MAX_PLANNED_AT_ONCE - RECIPIENT_CHARACTERS)))
     assert planned_while == [0]
     many = [item("x" * 1000) for _ in range(MAX_PLANNED_AT_ONCE // 1000)]
     await rewrite(service, *many, item("y"))
@@ -258,4 +258,6 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
     assert planned_while == [0, 1, 1, 1, 1], "the text is short, but the search for mistyped directives takes long"
     await service.rewriter.preview(sender(service), [item(f'#track("https://x.example/?{"a=b&" * MAX_USUAL_SIGNS}")')])
     assert planned_while == [0, 1, 1, 1, 1, 0]
+    await rejection(service, *[item("")] * (MAX_PLANNED_AT_ONCE // RECIPIENT_CHARACTERS), item('#track("nothing")'))
+    assert planned_while == [0, 1, 1, 1, 1, 0, 1], "the texts are short, but the recipients are many"
     assert service.rewrite_totals.large_requests == 0
