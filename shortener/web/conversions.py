@@ -19,7 +19,8 @@ from shortener.accounts import postback_keys
 from shortener.conversions.parsing import ConversionParameters, parse_conversion
 from shortener.conversions.service import ConversionResult
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
-from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.report_input import read_report
 
 

@@ -16,7 +16,8 @@ import orjson
 from starlette.responses import Response
 
 from shortener.urls import parse_base_url
-from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint
 
 if TYPE_CHECKING:
     from shortener.web.openapi import Document

@@ -26,7 +26,8 @@ from shortener.gateways.http import HttpSettings
 from shortener.gateways.reports import read_reports
 from shortener.gateways.store import REPORT_PATH
 from shortener.gateways.templates import parse_json
-from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint
 from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 

@@ -25,7 +25,8 @@ from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.storage.integrity import try_write
 from shortener.storage.migrate import version_of
 from shortener.storage.migrations import HEAD
-from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel, json_response
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response
 
 if TYPE_CHECKING:
     from shortener.container import Service

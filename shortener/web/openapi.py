@@ -18,7 +18,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from shortener import __version__
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
-from shortener.web.endpoint import Caller, Endpoint
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Endpoint
 from shortener.web.examples import example_of, example_of_parameter
 from shortener.web.field_texts import complete
 from shortener.web.idempotency import HEADERS

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shortener.web.endpoint import Caller
+from shortener.web.callers import Caller
 from shortener.web.operation_ids import operation_id
 
 REF = "#/components/schemas/"

@@ -17,7 +17,8 @@ from pydantic import Field
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.errors import ErrorCode
-from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.endpoints import ENDPOINTS
 from shortener.web.field_texts import is_time
 from shortener.web.openapi import document

@@ -14,7 +14,7 @@ from shortener.accounts.credentials import Credentials, create_key
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
 from shortener.ids import MAX_COUNTED_ID
-from shortener.web.endpoint import Caller
+from shortener.web.callers import Caller
 from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import NOON, client_of
 from tests.one_service import on_one_service

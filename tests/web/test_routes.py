@@ -10,7 +10,8 @@ from pydantic import BaseModel, RootModel
 
 from shortener.container import Service
 from shortener.web import routes
-from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.callers import Caller
+from shortener.web.endpoint import Call, Endpoint
 from shortener.web.endpoints import ENDPOINTS
 from shortener.web.routes import MODULES, ApiRouter, import_endpoints
 from shortener.web.vendors.infobip import InfobipResponse
