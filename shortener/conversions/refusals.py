@@ -21,7 +21,8 @@ import orjson
 import structlog
 from sqlalchemy import Connection, delete, select
 
-from shortener.conversions.parsing import MAX_ID_CHARACTERS, storable_parameters
+from shortener.conversions.metadata import storable_parameters
+from shortener.conversions.parsing import MAX_ID_CHARACTERS
 from shortener.errors import ApiError, Detail, StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.metrics import Metrics
