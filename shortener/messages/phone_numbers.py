@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import phonenumbers
 
+from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
 
 MAX_LENGTH = 64  # the maximum number of characters of a recipient's number in a request
@@ -69,6 +70,15 @@ def parse_number(to: str) -> PhoneNumber:
     elif not calling_code and not number.startswith(_WITHOUT_COUNTRY):
         warnings += (f"to {number} has a calling code that no country has; carriers may reject it",)
     return PhoneNumber(number, country, warnings)
+
+
+def parse_recipient(to: str, field: str) -> str:
+    """Return a recipient's number in the form of E.164, as `parse_number` does. Raise ApiError INVALID_RECIPIENT if it is not
+    valid. `field` is the field of the request that contains it."""
+    try:
+        return parse_number(to).e164
+    except PhoneNumberError as error:
+        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail(field, error.reason)]) from None
 
 
 def parse_searched_number(text: str) -> str:

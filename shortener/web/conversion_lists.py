@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 from shortener.reporting.rollups import Basis
-from shortener.times import end_of, start_of, time_zone
+from shortener.times import time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
@@ -178,7 +177,7 @@ async def export(call: Call[ConversionsCsvQuery, None]) -> Response:
 async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
     """Return one page of refused reports."""
     service, cursors = call.service, Cursors(call.service.secret, "refused conversion cursors")
-    since, until = _period(call.query)
+    since, until = call.query.limits()
     page = await service.database.read(
         list_refused,
         call.application_id,
@@ -195,7 +194,7 @@ async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
 async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
     """Stream the refused conversion reports that match the filters as CSV."""
     query = call.query
-    since, until = _period(query)
+    since, until = query.limits()
     pages = refused_csv(
         call.service.database,
         call.application_id,
@@ -208,19 +207,12 @@ async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
     return await csv_response(call, "refused-conversions", pages)
 
 
-def _period(query: Period) -> tuple[datetime | None, datetime | None]:
-    return (
-        None if query.since is None else start_of(query.since),
-        None if query.until is None else end_of(query.until),
-    )
-
-
 def _filter(application_id: int, query: ConversionsCsvQuery) -> ConversionFilter:
-    zone = time_zone(query.tz)
+    since, until = query.limits(time_zone(query.tz))
     return ConversionFilter(
         application_id,
-        since=None if query.since is None else start_of(query.since, zone),
-        until=None if query.until is None else end_of(query.until, zone),
+        since=since,
+        until=until,
         is_figure=query.metric is not None,
         basis=Basis[query.basis.upper()],
         source=None if query.source == "all" else query.source,

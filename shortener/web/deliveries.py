@@ -14,7 +14,6 @@ from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
-from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.paging import Cursor, Cursors, NextCursor
@@ -193,14 +192,8 @@ async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadRespo
 
 
 def _filter(application_id: int, tracker_id: int | None, period: Period | None, status: str | None) -> DeliveryFilter:
-    since, until = (period.since, period.until) if period else (None, None)
-    return DeliveryFilter(
-        application_id,
-        tracker_id,
-        None if status is None else DeliveryStatus[status.upper()],
-        None if since is None else start_of(since),
-        None if until is None else end_of(until),
-    )
+    since, until = period.limits() if period else (None, None)
+    return DeliveryFilter(application_id, tracker_id, None if status is None else DeliveryStatus[status.upper()], since, until)
 
 
 def _delivery_id(call: Call[None, None]) -> int:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from shortener.clicks.user_agents import load_expressions
-from shortener.errors import RETRY_AFTER_SECONDS, ApiError, Detail, ErrorCode
+from shortener.errors import RETRY_AFTER_SECONDS, ApiError, ErrorCode
 from shortener.gateways.decisions import give_up_erased
-from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.messages.phone_numbers import parse_recipient
 from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text, number_as_text
@@ -59,17 +59,10 @@ class ErasureResponse(ResponseModel):
     erased: ErasedRows
 
 
-def _parse_phone(text: str) -> str:
-    try:
-        return parse_number(text).e164
-    except PhoneNumberError as error:
-        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("phone", error.reason)]) from None
-
-
 async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     """Erase the personal data of a phone number or a message in the caller's application."""
     service, body, application_id = call.service, call.body, call.application_id
-    phone = "" if body.phone is None else _parse_phone(body.phone)
+    phone = "" if body.phone is None else parse_recipient(body.phone, "phone")
     target = {"phone": phone, "message_id": body.message_id or ""}
     if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
         # Redis would still contain the destinations of the links, which may be personal data.

@@ -31,7 +31,6 @@ from shortener.web.endpoint import Call, Endpoint
 from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
-MAX_BODY_BYTES = 256 * 1024
 _NOT_KNOWN_YET = (
     "The message of a report is not known yet, because the gateway's response with its id is not recorded. Repeat the call."
 )
@@ -47,9 +46,7 @@ async def report(call: Call[None, None]) -> Response:
         raise ApiError(ErrorCode.NOT_FOUND, "Gateways of this kind do not report by HTTP.")
     body = b""
     if request.method == "POST":
-        limit = service.settings.body_limit
-        limits = BodyLimits(min(limit, MAX_BODY_BYTES), 1, False, is_setting=limit <= MAX_BODY_BYTES)
-        body = await read_body(request, limits, is_form=True)
+        body = await read_body(request, BodyLimits.of_report(service.settings.body_limit), is_form=True)
     data = parse_json(body)
     if not isinstance(data, dict | list):  # the body is a form
         data = None

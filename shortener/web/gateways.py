@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field
 
 from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ErrorCode
 from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields, test_fields
 from shortener.gateways.presets import PRESETS
 from shortener.gateways.testing import TEST_TEXT, send_test_message
-from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.messages.phone_numbers import parse_recipient
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.fields import Sender, Text
 
@@ -220,10 +220,7 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
     """Hand a test message on to a gateway of the application."""
     service, body = call.service, call.body
     gateway = await service.gateways.get(call.path["gateway_id"], call.application_id)
-    try:
-        phone = parse_number(body.to).e164
-    except PhoneNumberError as error:
-        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("to", error.reason)]) from None
+    phone = parse_recipient(body.to, "to")
     context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
     with service.test_slots.take(call.application_id):
         sending = send_test_message(

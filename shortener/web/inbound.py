@@ -16,10 +16,10 @@ from pydantic import AliasChoices, ConfigDict, Field
 from sqlalchemy import Connection
 
 from shortener.accounts.audit import AuditWriter
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, ErrorCode
 from shortener.messages.audited_billing import add_opt_out, remove_opt_out
 from shortener.messages.opt_outs import find_opt_out, list_opt_outs
-from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.messages.phone_numbers import parse_recipient
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import RequestId, Text, Time
@@ -115,17 +115,10 @@ class OptOutResponse(OptOutFields):
     status: Literal[True] = True
 
 
-def _number(field: str, text: str) -> str:
-    try:
-        return parse_number(text.strip()).e164
-    except PhoneNumberError as error:
-        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail(field, error.reason)]) from None
-
-
 async def inbound(call: Call[None, InboundMessage]) -> Mapping[str, Any]:
     """Record a reply: update the opt-out list, and count the reply as a conversion."""
     service, body = call.service, call.body
-    phone = _number("from", body.from_)
+    phone = parse_recipient(body.from_, "from")
     reply = await service.replies.record(call.application_id, phone, body.text, reply_id=body.inbound_id, at=body.timestamp)
     return {
         "status": True,
@@ -156,14 +149,14 @@ async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
 
 async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
     """Add a number to the opt-out list."""
-    phone, now = _number("phone", call.body.phone), call.service.clock()
+    phone, now = parse_recipient(call.body.phone, "phone"), call.service.clock()
     row = await call.service.database.write_later(_add, call.audit, call.application_id, phone, now)
     return {"status": True, "phone": phone, "at": to_iso(row["at"]), "source": row["source"]}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a number from the opt-out list."""
-    phone = _number("number", call.path["number"])
+    phone = parse_recipient(call.path["number"], "number")
     service = call.service
     if not await service.database.write_later(remove_opt_out, call.audit, call.application_id, phone, service.clock()):
         raise ApiError(ErrorCode.NOT_FOUND, f"{phone} is not on the opt-out list.")

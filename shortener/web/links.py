@@ -21,7 +21,7 @@ from shortener.clicks.link_changes import (
 )
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
-from shortener.times import end_of, start_of, time_zone
+from shortener.times import time_zone
 from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -222,6 +222,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         domain = service.directory.domain(host)
         is_shared = domain is None and host == host_of(service.settings.base_url)
         domain_id = domain.id if domain is not None else 0 if is_shared else -1
+    since, until = query.limits(time_zone(query.tz))
     return LinkFilter(
         call.application_id,
         service.clock(),
@@ -229,8 +230,8 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         url=query.url,
         label=query.label,
         domain_id=domain_id,
-        since=None if query.since is None else start_of(query.since, time_zone(query.tz)),
-        until=None if query.until is None else end_of(query.until, time_zone(query.tz)),
+        since=since,
+        until=until,
         source=None if query.source == "all" else query.source,
         is_figure=query.metric is not None,
         enabled=query.enabled,

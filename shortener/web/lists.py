@@ -25,7 +25,6 @@ from shortener.reporting.event_list import (
 )
 from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitMetric, HitPage, list_hits, serialize_hit
 from shortener.storage.types import to_iso
-from shortener.times import end_of, start_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
@@ -283,13 +282,14 @@ def _event(call: Call[Any, None], listed: ListedEvent) -> dict[str, Any]:
 
 def _event_filter(call: Call[Any, None]) -> EventFilter:
     query: EventsCsvQuery = call.query
+    since, until = query.limits()
     return EventFilter(
         call.application_id,
         topic=None if query.event is None else Topic[query.event.upper()],
         message=query.message_id,
         campaign=query.campaign,
-        since=None if query.since is None else start_of(query.since),
-        until=None if query.until is None else end_of(query.until),
+        since=since,
+        until=until,
     )
 
 

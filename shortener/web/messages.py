@@ -16,7 +16,7 @@ from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
-from shortener.times import end_of, start_of, time_zone
+from shortener.times import time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
@@ -254,15 +254,15 @@ async def export(call: Call[CsvQuery, None]) -> Response:
 
 
 def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
-    zone = time_zone(query.tz)
+    since, until = query.limits(time_zone(query.tz))
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
         to=query.to,
         campaign=query.campaign,
         source=None if query.source == "all" else query.source,
-        since=None if query.since is None else start_of(query.since, zone),
-        until=None if query.until is None else end_of(query.until, zone),
+        since=since,
+        until=until,
         metric=query.metric,
         basis=Basis[query.basis.upper()],
     )

@@ -4,7 +4,7 @@ whole day."""
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, tzinfo
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
@@ -42,6 +42,13 @@ class Period(RequestModel):
         description="End of the period, excluded: a time in ISO 8601, or a date, which means the end of the day. Time zone of a "
         "value without a zone: the parameter `tz` if the endpoint has it, else UTC.",
     )
+
+    def limits(self, zone: tzinfo = UTC) -> tuple[datetime | None, datetime | None]:
+        """Return the start (included) and the end (excluded) of the period; None for a limit that the query does not have. `zone`
+        is the time zone of values without a zone."""
+        since = None if self.since is None else start_of(self.since, zone)
+        until = None if self.until is None else end_of(self.until, zone)
+        return since, until
 
     @field_validator("until")
     @classmethod

@@ -29,7 +29,6 @@ from shortener.web.call_headers import find_header
 from shortener.web.exact_amounts import parse_number
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
-MAX_BODY_BYTES = 256 * 1024  # maximum size of a body in bytes; at most 4 KiB of its parameters are stored
 MAX_INTEGER_DIGITS = 40
 MAX_BODY_EXCERPT = 1000  # an unparsable body has at most this number of bytes in the list of refused reports
 
@@ -68,10 +67,10 @@ class ReportInput:
             return content.decode("cp1252", "replace")
 
 
-async def read_report(request: Request, limit: int) -> ReportInput:
-    """Return all parameters of a request. The body may have at most `limit` bytes, and at most MAX_BODY_BYTES. If the body cannot
-    be read, the result has the reason in `problem`."""
-    limits = BodyLimits(min(limit, MAX_BODY_BYTES), 1, False, is_setting=limit <= MAX_BODY_BYTES)
+async def read_report(request: Request, body_limit: int) -> ReportInput:
+    """Return all parameters of a request. If the body is longer than `BodyLimits.of_report` permits or cannot be read, the
+    result has the reason in `problem`. `body_limit` is BODY_LIMIT."""
+    limits = BodyLimits.of_report(body_limit)
     found = ReportInput()
     query = request.scope["query_string"]
     if query:

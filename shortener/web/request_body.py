@@ -31,6 +31,7 @@ from shortener.web.validation import validate
 LARGE_BODY_BYTES = 16 * 1024
 MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because they are slower to decode than JSON
 MAX_FORM_FIELDS = 1000
+MAX_REPORT_BYTES = 256 * 1024  # maximum size of the report of a tracker or a gateway; the service stores only a few KiB of it
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
@@ -72,6 +73,11 @@ class BodyLimits:
     def accepted_batch(self) -> int:
         """The maximum number of items in a body that may be a repeat."""
         return max(self.max_batch, self.largest_batch)
+
+    @classmethod
+    def of_report(cls, body_limit: int) -> BodyLimits:
+        """Return the limits for a body that contains one report: at most BODY_LIMIT (`body_limit`) and MAX_REPORT_BYTES bytes."""
+        return cls(min(body_limit, MAX_REPORT_BYTES), max_batch=1, has_batch=False, is_setting=body_limit <= MAX_REPORT_BYTES)
 
     def too_many(self, description: str) -> ApiError:
         return ApiError(ErrorCode.BATCH_TOO_LARGE if self.has_batch else ErrorCode.INVALID_REQUEST, description)

@@ -13,7 +13,7 @@ import pytest
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.storage import schema
-from shortener.web.report_input import MAX_BODY_BYTES
+from shortener.web.request_body import MAX_REPORT_BYTES
 from tests.conftest import client_of
 from tests.factory import Message, add_message, rows
 from tests.one_service import on_one_service
@@ -227,9 +227,9 @@ async def test_the_size_limit_of_a_request_body_applies_to_the_decompressed_body
 
 
 async def test_the_error_for_a_report_of_more_than_256_kib_does_not_name_the_setting_body_limit(tracker: httpx.AsyncClient) -> None:
-    response = await tracker.post("/action?message_id=m-1", content=b"x" * (MAX_BODY_BYTES + 1))
+    response = await tracker.post("/action?message_id=m-1", content=b"x" * (MAX_REPORT_BYTES + 1))
     assert response.status_code == 413
-    assert response.json()["description"] == f"The body must have at most {MAX_BODY_BYTES} bytes."
+    assert response.json()["description"] == f"The body must have at most {MAX_REPORT_BYTES} bytes."
 
 
 async def test_a_conversion_report_ignores_parameters_beyond_the_limit(service: Service, tracker: httpx.AsyncClient) -> None:
