@@ -43,6 +43,11 @@ class Histogram:
         """The number of durations that were added."""
         return sum(self._counts)
 
+    @property
+    def sum(self) -> float:
+        """The sum of the durations that were added."""
+        return self._sum
+
     def buckets(self) -> tuple[list[tuple[str, float]], float]:
         """Return the cumulative counts by upper bound, as Prometheus requires them, and the sum of all values."""
         total, rows = 0, []

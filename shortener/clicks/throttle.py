@@ -18,32 +18,47 @@ WINDOW_SECONDS = 0.25
 #: Up to this number of hits per second, a pause is twice as long as the work before it. Above 1.4 times this number, the length of
 #: a pause grows with the square of the rate. Deliveries are then sent later, and exports take longer.
 FLOOD_RATE = 2_500.0
+#: The pauses grow in the same way with the average number of clients that wait for their redirect. Many clients wait if the hits
+#: use the whole capacity of the machine. On a slow machine, this begins at a rate below FLOOD_RATE.
+FLOOD_WAITING = 8.0
 MAX_PAUSE_SECONDS = 0.25  # The maximum length of a pause. After work that took longer than this, the pause is as long as the work.
 
 
 class Throttle:
     """Slows down other work, depending on the rate of hits.
 
-    `hits` returns the number of hits that the process has recorded. `now` returns the current time in seconds."""
+    `hits` returns the number of hits that the process has recorded, and `waited` the sum of the seconds that their clients have
+    waited for their responses. `now` returns the current time in seconds."""
 
-    def __init__(self, hits: Callable[[], int] = lambda: 0, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        hits: Callable[[], int] = lambda: 0,
+        waited: Callable[[], float] = lambda: 0.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._hits = hits
+        self._waited = waited
         self._now = now
-        self._counted, self._at = hits(), now()
+        self._hits_before, self._waited_before, self._at = hits(), waited(), now()
         self._rate = 0.0
+        self._waiting = 0.0  # the average number of clients that waited at the same time
 
     def pause_for(self, worked: float) -> float:
         """Return how many seconds other work must pause after `worked` seconds of work. Return 0 if few hits arrive."""
-        return min(worked * max(2.0, (self._rate / FLOOD_RATE) ** 2), max(worked, MAX_PAUSE_SECONDS)) if self.is_busy else 0.0
+        if not self.is_busy:
+            return 0.0
+        flood = max(self._rate / FLOOD_RATE, self._waiting / FLOOD_WAITING)
+        return min(worked * max(2.0, flood**2), max(worked, MAX_PAUSE_SECONDS))
 
     @property
     def is_busy(self) -> bool:
         """Return whether so many hits arrive at present that other work must slow down."""
         now = self._now()
-        if now - self._at >= WINDOW_SECONDS:
-            hits = self._hits()
-            self._rate = (hits - self._counted) / (now - self._at)
-            self._counted, self._at = hits, now
+        if (seconds := now - self._at) >= WINDOW_SECONDS:
+            hits, waited = self._hits(), self._waited()
+            self._rate = (hits - self._hits_before) / seconds
+            self._waiting = (waited - self._waited_before) / seconds
+            self._hits_before, self._waited_before, self._at = hits, waited, now
         return self._rate >= BUSY_RATE
 
     async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -287,7 +287,10 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
     devices = DeviceCounter(database, ids, foundation.clock)
     return ClickParts(
         recorder=recorder,
-        throttle=Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown),
+        throttle=Throttle(
+            lambda: recorder.totals.recorded + recorder.totals.unknown,
+            lambda: recorder.totals.seconds.sum,
+        ),
         spool=spool,
         spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
         devices=devices,

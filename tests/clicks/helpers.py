@@ -178,9 +178,11 @@ class Hits:
     def __init__(self) -> None:
         self.count = 0
         self.now = 0.0
-        self.throttle = Throttle(lambda: self.count, lambda: self.now)
+        self.waited = 0.0  # the seconds that all clients have waited
+        self.throttle = Throttle(lambda: self.count, lambda: self.waited, lambda: self.now)
 
-    def arrive(self, count: float, seconds: float = WINDOW_SECONDS) -> bool:
+    def arrive(self, count: float, seconds: float = WINDOW_SECONDS, *, clients: float = 1) -> bool:
         self.count += int(count)
+        self.waited += clients * seconds  # this number of clients waits all the time
         self.now += seconds
         return self.throttle.is_busy

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shortener.clicks.throttle import BUSY_RATE, FLOOD_RATE, MAX_PAUSE_SECONDS, WINDOW_SECONDS
+from shortener.clicks.throttle import BUSY_RATE, FLOOD_RATE, FLOOD_WAITING, MAX_PAUSE_SECONDS, WINDOW_SECONDS
 from tests.clicks.helpers import Hits
 
 
@@ -31,6 +31,18 @@ def test_the_pauses_grow_with_the_rate_of_hits_above_the_flood_rate() -> None:
     hits.arrive(20 * FLOOD_RATE * WINDOW_SECONDS)
     assert hits.throttle.pause_for(0.004) == MAX_PAUSE_SECONDS
     assert hits.throttle.pause_for(1.0) == 1.0
+
+
+def test_the_pauses_grow_with_the_number_of_clients_that_wait() -> None:
+    hits = Hits()
+    hits.arrive(BUSY_RATE, clients=FLOOD_WAITING)
+    assert hits.throttle.pause_for(0.004) == 2 * 0.004
+    hits.arrive(BUSY_RATE, clients=4 * FLOOD_WAITING)
+    assert hits.throttle.pause_for(0.004) == 16 * 0.004
+    hits.arrive(BUSY_RATE, clients=FLOOD_WAITING)
+    assert hits.throttle.pause_for(0.004) == 2 * 0.004
+    hits.arrive(1, clients=4 * FLOOD_WAITING)
+    assert hits.throttle.pause_for(0.004) == 0, "few hits arrive"
 
 
 async def test_an_export_pauses_after_each_page_while_many_hits_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
