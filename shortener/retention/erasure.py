@@ -1,5 +1,5 @@
-"""This module erases the personal data of a recipient, or of one message. Statistics do not change, except
-that a message that waits for its gateway then counts as failed and costs nothing. Erased data:
+"""This module erases the personal data of a recipient, or of one message. Statistics do not change, with one exception: a message
+that waits for its gateway then counts as failed and costs nothing. Erased data:
 
 - of the message: the number, the content hash (somebody could try all phone numbers until the hash is equal), metadata, callback
   URL, and the texts and ids of the carrier's reports
@@ -41,7 +41,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, case, delete, func, literal, select, text, true, update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import device_class, load_expressions
@@ -204,9 +204,7 @@ def erase_message(
     None, a message that waits for a gateway is not sent, but it keeps its state and its cost is not refunded.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
-    owners = [application_id] if application_id is not None else select(applications.c.id)
-    found = select(messages.c.id).where(messages.c.application_id.in_(owners), messages.c.message_id == message_id)
-    ids = list(connection.execute(found).scalars())
+    ids = list(connection.scalars(select(messages.c.id).where(_selects(application_id, message_id=message_id))))
     if not ids:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     if len(ids) > 1:
@@ -219,10 +217,8 @@ def erase_message(
 
 def count_messages(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> dict[str, int]:
     """Return the number of messages to this phone number, or with this message id, by the name of the application."""
-    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
-    owners = [application_id] if application_id is not None else select(applications.c.id)
     counted = select(applications.c.name, func.count()).join(messages, messages.c.application_id == applications.c.id)
-    counted = counted.where(selected, messages.c.application_id.in_(owners)).group_by(applications.c.name)
+    counted = counted.where(_selects(application_id, phone, message_id)).group_by(applications.c.name)
     return {row[0]: row[1] for row in connection.execute(counted.order_by(applications.c.name))}
 
 
@@ -230,10 +226,17 @@ def find_codes(connection: Connection, application_id: int | None, *, phone: str
     """Return the codes of all links of messages to this phone number, or of this message.
 
     The caller removes these codes from the link cache before it erases the messages."""
-    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
-    found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(selected)
+    found = select(links.c.code).join(messages, messages.c.id == links.c.message_id)
+    return list(connection.scalars(found.where(_selects(application_id, phone, message_id))))
+
+
+def _selects(application_id: int | None, phone: str = "", message_id: str = "") -> ColumnElement[bool]:
+    """Return the SQL condition for messages to a phone number, or with a message id if `phone` is empty. If `application_id` is
+    None, the messages may belong to any application."""
+    # If the application is not given, the list of all applications lets the database use the index by application and message id.
     owners = [application_id] if application_id is not None else select(applications.c.id)
-    return list(connection.execute(found.where(messages.c.application_id.in_(owners))).scalars())
+    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
+    return and_(messages.c.application_id.in_(owners), selected)
 
 
 def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
@@ -255,15 +258,45 @@ def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveU
 
 
 def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> ErasureResult:
+    """Remove the personal data of messages. Return the number of changed rows."""
     if not ids:
         return ErasureResult()
+    _scrub_sends(connection, ids, now)  # First, because the dispatcher of the gateways locks `sends` before `messages`.
+    of_messages = links.c.message_id.in_(ids)
+    erased = ErasureResult(
+        links=_scrub_links(connection, of_messages, now),
+        messages=_update(
+            connection,
+            update(messages).where(messages.c.id.in_(ids)),
+            to_address="",
+            content_hash="",
+            callback_url=None,
+            metadata=None,
+            reason_description=None,
+            telecom_message_id=None,
+        ),
+        hits=_scrub_hits(connection, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids))))
+        + _scrub_hits(connection, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(of_messages)))),
+        conversions=_scrub_conversions(connection, ids),
+        attempts=_scrub_deliveries(connection, ids, now),
+        events=_scrub_events(connection, ids),
+    )
+    codes = list(connection.scalars(select(links.c.code).where(of_messages)))
+    erased.hits += _scrub_dead_letters(connection, codes)
+    _delete_responses(connection, ids)
+    return erased
 
-    def update_rows(statement: Any, **values: Any) -> int:
-        return connection.execute(statement.values(**values)).rowcount
 
-    # The rows of `sends` must be changed first, because the dispatcher of the gateways locks `sends` before `messages`.
+def _update(connection: Connection, statement: Update, **values: Any) -> int:
+    """Set the columns to these values. Return the number of changed rows."""
+    return connection.execute(statement.values(**values)).rowcount
+
+
+def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
+    """Remove the texts of messages for gateways, and give up the messages that wait for their gateway."""
     is_unsent = sends.c.status.in_(UNSENT)
-    update_rows(
+    _update(
+        connection,
         update(sends).where(sends.c.id.in_(ids)),
         text=None,
         gateway_message_id=None,
@@ -274,64 +307,55 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
         finished_at=case((is_unsent, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
         last_error=case((is_unsent, ERASED), else_=sends.c.last_error),
     )
-    update_rows(update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
-    links_of_messages = links.c.message_id.in_(ids)
-    message_events = select(events.c.id).where(events_of(ids))
-    message_deliveries = deliveries.c.event_id.in_(message_events)
+    _update(connection, update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
+
+
+def _scrub_links(connection: Connection, condition: ColumnElement[bool], now: datetime) -> int:
+    """Remove the destinations of links with their history, and disable the links. Return the number of links."""
     # The history of a link contains its earlier destinations, so it must be erased too.
-    connection.execute(
-        update(link_changes).where(link_changes.c.link_id.in_(select(links.c.id).where(links_of_messages))).values(changes={})
+    history = link_changes.c.link_id.in_(select(links.c.id).where(condition))
+    _update(connection, update(link_changes).where(history), changes={})
+    return _update(
+        connection,
+        update(links).where(condition),
+        url="",
+        location=None,
+        label=None,
+        fallback_url=None,
+        disabled_at=func.coalesce(links.c.disabled_at, literal(now, links.c.disabled_at.type)),
     )
-    erased = ErasureResult(
-        links=update_rows(
-            update(links).where(links_of_messages),
-            url="",
-            location=None,
-            label=None,
-            fallback_url=None,
-            disabled_at=func.coalesce(links.c.disabled_at, literal(now, links.c.disabled_at.type)),
-        ),
-        messages=update_rows(
-            update(messages).where(messages.c.id.in_(ids)),
-            to_address="",
-            content_hash="",
-            callback_url=None,
-            metadata=None,
-            reason_description=None,
-            telecom_message_id=None,
-        ),
-        hits=_scrub_hits(connection, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids))))
-        + _scrub_hits(connection, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(links_of_messages)))),
-        conversions=update_rows(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None, warnings=None),
-        attempts=update_rows(
-            update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(message_deliveries))),
-            answer=None,
-            detail=None,
-        ),
-    )
+
+
+def _scrub_conversions(connection: Connection, ids: list[int]) -> int:
+    """Remove the metadata of the conversions of messages, and delete the refused reports that name the messages. Return the number
+    of conversions."""
+    of_messages = conversions.c.message_id.in_(ids)
+    count = _update(connection, update(conversions).where(of_messages), metadata=None, warnings=None)
+    revisions = conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(of_messages))
+    _update(connection, update(conversion_revisions).where(revisions), metadata=None, warnings=None)
     named = select(messages.c.application_id, messages.c.message_id).where(messages.c.id.in_(ids))
     for application_id, message_id in connection.execute(named).all():
         r = refused_conversions.c
         connection.execute(delete(refused_conversions).where(r.application_id == application_id, r.message_id == message_id))
-    of_messages = select(conversions.c.id).where(conversions.c.message_id.in_(ids))
-    update_rows(
-        update(conversion_revisions).where(conversion_revisions.c.conversion_id.in_(of_messages)), metadata=None, warnings=None
-    )
-    update_rows(
-        update(deliveries).where(
-            message_deliveries, deliveries.c.tracker_id.is_(None), deliveries.c.status == DeliveryStatus.PENDING.value
-        ),
+    return count
+
+
+def _scrub_deliveries(connection: Connection, ids: list[int], now: datetime) -> int:
+    """Remove the responses of trackers to deliveries of messages, and give up pending callbacks. Return the number of attempts."""
+    of_messages = deliveries.c.event_id.in_(select(events.c.id).where(events_of(ids)))
+    of_deliveries = attempts.c.delivery_id.in_(select(deliveries.c.id).where(of_messages))
+    count = _update(connection, update(attempts).where(of_deliveries), answer=None, detail=None)
+    is_pending_callback = deliveries.c.tracker_id.is_(None), deliveries.c.status == DeliveryStatus.PENDING.value
+    _update(
+        connection,
+        update(deliveries).where(of_messages, *is_pending_callback),
         status=DeliveryStatus.DEAD.value,
         finished_at=now,
         lease_until=None,
         last_error=ERASED,
     )
-    update_rows(update(deliveries).where(message_deliveries), callback_url=None)
-    erased.events = _scrub_events(connection, ids)
-    codes = list(connection.scalars(select(links.c.code).where(links_of_messages)))
-    erased.hits += _scrub_dead_letters(connection, codes)
-    _delete_responses(connection, ids)
-    return erased
+    _update(connection, update(deliveries).where(of_messages), callback_url=None)
+    return count
 
 
 def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:

@@ -258,15 +258,14 @@ class _PurgeBatch:
         """Delete the oldest rows of a table that has no ids. `at` is its column with an indexed time. Rows with equal times are
         deleted in the same batch.
 
-        Return True if no row remains that is older than `before`."""
+        Return whether rows that are older than `before` may be left."""
         older = at < before
         last = self.connection.execute(select(at).where(older).order_by(at).limit(1).offset(self.remaining - 1)).scalar()
         self.count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
-        return last is None
+        return last is not None
 
     def delete_before(self, deletion: Deletion, retention: timedelta) -> bool:
-        """Delete rows that are older than `retention`. The id of a row contains its time. Return whether more such rows may
-        exist."""
+        """Delete rows that are older than `retention`. The id of a row contains its time. Return whether such rows may be left."""
         end = first_id_at(to_ms(self.now - retention))
         result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
         self.count(deletion.table, result)
@@ -309,17 +308,17 @@ def _delete_batch(
 
 
 def _delete_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, not batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_RETENTION)
+    return after, batch.delete_oldest(idempotency, idempotency.c.created_at, batch.now - IDEMPOTENCY_RETENTION)
 
 
 def _delete_stored_responses(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     before = batch.now - IDEMPOTENCY_RETENTION
-    return after, not batch.delete_oldest(stored_responses, stored_responses.c.created_at, before)
+    return after, batch.delete_oldest(stored_responses, stored_responses.c.created_at, before)
 
 
 def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     before = batch.now - timedelta(days=batch.settings.hit_retention_days)
-    return after, not batch.delete_oldest(hits_dead_letter, hits_dead_letter.c.at, before)
+    return after, batch.delete_oldest(hits_dead_letter, hits_dead_letter.c.at, before)
 
 
 def _delete_refused(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
@@ -337,7 +336,7 @@ def _delete_audit(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 
 def _delete_sessions(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, not batch.delete_oldest(operator_sessions, operator_sessions.c.expires_at, batch.now - SESSION_RETENTION)
+    return after, batch.delete_oldest(operator_sessions, operator_sessions.c.expires_at, batch.now - SESSION_RETENTION)
 
 
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
