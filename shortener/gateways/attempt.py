@@ -25,7 +25,7 @@ import structlog
 from shortener.delivery.attempt import FREE_429_MS, LOCAL_FAILURE_PAUSE_MS, pause_after_429, to_storable_text
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.outcomes import next_delay
-from shortener.gateways.finishing import SendChange, failure_report
+from shortener.gateways.finishing import SendChange, failure_report, row_after, row_of_returned_claim
 from shortener.gateways.queries import ClaimedSend, FinishedSend
 from shortener.gateways.submission import Connections, GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
@@ -154,22 +154,13 @@ class SendRunner:
                 status = SendStatus.FAILED
             next_at = now + self._pause(attempt, result, counted, base_attempt)
         error = None if status is SendStatus.SENT else result.reason
-        is_finished = status in (SendStatus.SENT, SendStatus.FAILED)
         gateway_id = to_storable_text(result.gateway_message_id or "", MAX_GATEWAY_ID_LENGTH) or None
-        row = FinishedSend(
-            id=claim.id,
-            claimed_attempt=claim.attempt,
-            claimed_lease=claim.lease_until,
-            status=int(status),
-            attempt=claim.attempt,
+        row = row_after(claim, status, now, error)._replace(
             base_attempt=base_attempt,
-            part=1,
             next_at=next_at,
             doubtful=doubtful,
-            finished_at=now if is_finished else None,
             gateway_message_id=gateway_id,
             last_status=_stored_status(result),
-            last_error=error,
             refunded=status is SendStatus.FAILED and claim.cost is not None and not doubtful,
         )
         if status is SendStatus.SENT:
@@ -193,21 +184,7 @@ class SendRunner:
         """Return the result of a claim for which no attempt was made. This result gives the claim back, so that the message is
         claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
-        row = FinishedSend(
-            id=claim.id,
-            claimed_attempt=claim.attempt,
-            claimed_lease=claim.lease_until,
-            status=int(SendStatus.PENDING),
-            attempt=claim.attempt - 1,
-            base_attempt=claim.base_attempt,
-            part=1 if claim.attempt > 1 else 0,
-            next_at=now,
-            doubtful=claim.doubtful,
-            finished_at=None,
-            gateway_message_id=None,
-            last_status=None,
-            last_error=error,
-        )
+        row = row_of_returned_claim(claim, now, error)
         return EndedSend(attempt, SendChange(claim, row), None, now, now, may_be_unclaimed)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
-from shortener.gateways.finishing import SendChange, failed, reported_status
-from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, FinishedSend, lease_has_ended
+from shortener.gateways.finishing import SendChange, failed, reported_status, row_after, row_of_returned_claim
+from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, lease_has_ended
 from shortener.ids import first_id_at
 from shortener.model import SendStatus
 from shortener.plurals import counted
@@ -66,7 +66,7 @@ def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collec
     """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
     is unknown."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lease_has_ended(now), *_not_in(skipped))
-    return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
+    return [finish_reported(one, now) or SendChange(one, row_after(one, SendStatus.HELD, now, "lease_lost")) for one in found]
 
 
 def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
@@ -74,38 +74,13 @@ def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
 
     The report proves that the gateway has accepted the message, so the message must not be handed on again."""
     status = reported_status(claim.state) if claim.doubtful else None
-    return None if status is None else SendChange(claim, _finished(claim, now, status, None))
+    return None if status is None else SendChange(claim, row_after(claim, status, now))
 
 
 def postpone(claim: ClaimedSend, now: int) -> SendChange:
     """Return the change that gives a claim back. The message is claimed again after a pause. The claim does not count as an
     attempt."""
-    row = _finished(claim, now, SendStatus.PENDING, "application_disabled")
-    return SendChange(
-        claim, row._replace(attempt=claim.attempt - 1, part=1 if claim.attempt > 1 else 0, next_at=now + PAUSE_MS, finished_at=None)
-    )
-
-
-def _held(claim: ClaimedSend, now: int, error: str) -> SendChange:
-    return SendChange(claim, _finished(claim, now, SendStatus.HELD, error)._replace(finished_at=None))
-
-
-def _finished(claim: ClaimedSend, now: int, status: SendStatus, error: str | None) -> FinishedSend:
-    return FinishedSend(
-        id=claim.id,
-        claimed_attempt=claim.attempt,
-        claimed_lease=claim.lease_until,
-        status=int(status),
-        attempt=claim.attempt,
-        base_attempt=claim.base_attempt,
-        part=1,
-        next_at=now,
-        doubtful=claim.doubtful,
-        finished_at=now,
-        gateway_message_id=None,
-        last_status=None,
-        last_error=error,
-    )
+    return SendChange(claim, row_of_returned_claim(claim, now + PAUSE_MS, "application_disabled"))
 
 
 def _not_in(ids: Collection[int]) -> list[ColumnElement[bool]]:

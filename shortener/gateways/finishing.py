@@ -18,6 +18,7 @@ from decimal import Decimal
 import structlog
 from sqlalchemy import Connection, exc, select
 
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES
 from shortener.gateways import queries
 from shortener.gateways.queries import ClaimedSend, FinishedSend
 from shortener.ids import IdGenerator, encode
@@ -175,27 +176,41 @@ def reported_status(state: int) -> SendStatus | None:
     return SendStatus.FAILED if state in (State.FAILED, State.EXPIRED) else SendStatus.SENT
 
 
+def row_after(claim: ClaimedSend, status: SendStatus, now: int, error: str | None = None) -> FinishedSend:
+    """Return the new values of a message whose status becomes `status` at the time `now`. The claim counts as an attempt.
+
+    With the status PENDING, the message is due at once."""
+    return FinishedSend(
+        id=claim.id,
+        claimed_attempt=claim.attempt,
+        claimed_lease=claim.lease_until,
+        status=int(status),
+        attempt=claim.attempt,
+        base_attempt=claim.base_attempt,
+        part=RETRIES,
+        next_at=now,
+        doubtful=claim.doubtful,
+        finished_at=now if status in (SendStatus.SENT, SendStatus.FAILED) else None,
+        gateway_message_id=None,
+        last_status=None,
+        last_error=error,
+    )
+
+
+def row_of_returned_claim(claim: ClaimedSend, next_at: int, error: str | None) -> FinishedSend:
+    """Return the new values of a message whose claim is given back. The claim does not count as an attempt. The message is claimed
+    again at the time `next_at`."""
+    part = RETRIES if claim.attempt > 1 else FIRST_ATTEMPTS
+    return row_after(claim, SendStatus.PENDING, next_at, error)._replace(attempt=claim.attempt - 1, part=part)
+
+
 def failed(claim: ClaimedSend, now: int, reason: str, detail: str) -> SendChange:
     """Return the change that gives a message up. Its cost is refunded unless the gateway may have accepted the message.
 
     `reason` is the short name of the reason, and `detail` is an explanation as text. If no process has leased the message,
     `claim.lease_until` is 0."""
-    row = FinishedSend(
-        id=claim.id,
-        claimed_attempt=claim.attempt,
-        claimed_lease=claim.lease_until,
-        status=int(SendStatus.FAILED),
-        attempt=claim.attempt,
-        base_attempt=claim.base_attempt,
-        part=1,
-        next_at=now,
-        doubtful=claim.doubtful,
-        finished_at=now,
-        gateway_message_id=None,
-        last_status=None,
-        last_error=reason,
-        refunded=claim.cost is not None and not claim.doubtful,
-    )
+    row = row_after(claim, SendStatus.FAILED, now, reason)
+    row = row._replace(refunded=claim.cost is not None and not claim.doubtful)
     return SendChange(claim, row, None, failure_report(claim, now, reason, detail))
 
 

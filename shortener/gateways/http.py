@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -246,21 +246,20 @@ def classify(settings: HttpSettings, response: SendResult) -> SubmitResult:
     return result(SubmitOutcome.REJECTED, "rejected")
 
 
-def _classify_success(settings: HttpSettings, read: Any, result: Any) -> SubmitResult:
+def _classify_success(
+    settings: HttpSettings, read: Callable[[str], str | None], result: Callable[..., SubmitResult]
+) -> SubmitResult:
+    """Return what a response with a status of `success_statuses` means. `read` returns the value at a path of the response, and
+    `result` creates the result."""
     if settings.success_path:
         value = read(settings.success_path)
-        code = read(settings.error_code_path)
         if value is None:
-            unreadable: SubmitResult = result(SubmitOutcome.UNREADABLE, "unreadable_response")
-            return unreadable
+            return result(SubmitOutcome.UNREADABLE, "unreadable_response")
         if value not in settings.success_values:
-            is_temporary = value in settings.retry_codes or code in settings.retry_codes
-            failed: SubmitResult = result(
-                SubmitOutcome.RETRY if is_temporary else SubmitOutcome.REJECTED, "temporary_error" if is_temporary else "rejected"
-            )
-            return failed
-    accepted: SubmitResult = result(SubmitOutcome.ACCEPTED, "accepted", gateway_message_id=read(settings.id_path))
-    return accepted
+            if value in settings.retry_codes or read(settings.error_code_path) in settings.retry_codes:
+                return result(SubmitOutcome.RETRY, "temporary_error")
+            return result(SubmitOutcome.REJECTED, "rejected")
+    return result(SubmitOutcome.ACCEPTED, "accepted", gateway_message_id=read(settings.id_path))
 
 
 @record

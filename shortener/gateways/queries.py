@@ -14,7 +14,7 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, or_, select, update
 
 from shortener.delivery.claims import LEASE_MARGIN_MS
-from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimRequest, DeliveryQueue
 from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
 from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
 from shortener.storage import raw_sql, schema
@@ -75,8 +75,8 @@ def _states() -> Select[Any]:
     return select(
         *columns,
         *(g[name] for name in (*HEALTH_COLUMNS, *PACE_COLUMNS)),
-        _due(0).label("first_due"),
-        _due(1).label("retry_due"),
+        _due(FIRST_ATTEMPTS).label("first_due"),
+        _due(RETRIES).label("retry_due"),
         in_flight.correlate(gateways).scalar_subquery().label("in_flight"),
     ).order_by(g.id)
 
@@ -87,6 +87,11 @@ _STATES = _states()
 def queue_name(gateway_id: int) -> str:
     """Return the name of the queue of a gateway. claims.py counts the slots in use by queue name."""
     return f"g{gateway_id}"
+
+
+def _gateway_of(queue: str) -> int:
+    """Return the id of the gateway whose messages a queue contains."""
+    return int(queue[1:])
 
 
 def lease_has_ended(now: int) -> ColumnElement[bool]:
@@ -100,7 +105,9 @@ def lease_has_ended(now: int) -> ColumnElement[bool]:
 def find_waiting(connection: Connection) -> list[int]:
     """Return the ids of the gateways that have pending messages."""
     g = gateways.c
-    return list(connection.scalars(select(g.id).where(or_(_due(0).is_not(None), _due(1).is_not(None))).order_by(g.id)))
+    return list(
+        connection.scalars(select(g.id).where(or_(_due(FIRST_ATTEMPTS).is_not(None), _due(RETRIES).is_not(None))).order_by(g.id))
+    )
 
 
 def lock_states(connection: Connection, now: int, only: int | None = None) -> list[GatewayState]:
@@ -138,7 +145,7 @@ def lock_states(connection: Connection, now: int, only: int | None = None) -> li
 
 def has_due(connection: Connection, gateway_id: int, now: int) -> bool:
     """Return whether a gateway has messages that are due and not claimed."""
-    due = select(_due(0), _due(1)).select_from(gateways).where(gateways.c.id == gateway_id)
+    due = select(_due(FIRST_ATTEMPTS), _due(RETRIES)).select_from(gateways).where(gateways.c.id == gateway_id)
     return any(at is not None and to_ms(at) <= now for at in connection.execute(due).one())
 
 
@@ -232,8 +239,9 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, ho
     if not requests:
         return []
     rows = [
-        (int(request.queue[1:]), request.part, request.limit, request.lease_until, int(request.queue[1:]) not in holding)
+        (gateway_id, request.part, request.limit, request.lease_until, gateway_id not in holding)
         for request in requests
+        for gateway_id in [_gateway_of(request.queue)]
     ]
     if connection.dialect.name == "sqlite":
         leases: list[tuple[int, int]] = []
@@ -254,7 +262,7 @@ def postpone(connection: Connection, gateway_id: int, applications: Collection[i
     """Postpone messages of these applications to the time `until`, without a claim. Only the MAX_EXAMINED oldest due first attempts
     and the MAX_EXAMINED oldest due retries of a gateway are examined. Return the number of postponed messages."""
     count = 0
-    for part in (0, 1):
+    for part in (FIRST_ATTEMPTS, RETRIES):
         is_due = IS_PENDING, sends.c.next_at <= from_ms(now)
         oldest = (
             select(sends.c.id, sends.c.application_id)

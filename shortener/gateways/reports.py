@@ -3,9 +3,8 @@
 A report can arrive before the response to the message is recorded. Therefore, if the id in a report is unknown, the message is
 searched again for a short time (REPORT_WAIT). If it is still unknown, the gateway must repeat the report while the id may become
 known (early_reports.py). A report about a doubtful message proves that the gateway has accepted the message, so the message is not
-handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose
-attempts have all failed: for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes
-doubtful.
+handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose attempts have all failed:
+for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes doubtful.
 """
 
 from __future__ import annotations
