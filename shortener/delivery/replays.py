@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
+from shortener.accounts.audit import BACKGROUND_JOB, AuditWriter
 from shortener.delivery.deliveries import DeliveryFilter, count_dead, replay_batch
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
@@ -116,13 +116,11 @@ class ReplayOutcomes:
 
 async def start_replay(
     database: Database,
+    audit: AuditWriter,
     application_id: int,
     tracker_id: int,
     since: datetime | None,
     until: datetime | None,
-    *,
-    actor: Actor,
-    new_id: Callable[[], int],
     now: datetime,
 ) -> Replay:
     """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it.
@@ -137,12 +135,12 @@ async def start_replay(
         "since": since,
         "until": until,
         "state": RUNNING,
-        "started_by": actor.name,
+        "started_by": audit.actor.name,
         "total": total,
         "created_at": now,
     }
     try:
-        return await database.write(_create_replay, values, actor, new_id)
+        return await database.write(_create_replay, audit, values)
     except IntegrityError as error:  # Another process has created a replay of this tracker at the same time.
         if not is_unique_violation(error):
             raise
@@ -152,7 +150,7 @@ async def start_replay(
         raise _is_running_already(running) from None
 
 
-def _create_replay(connection: Connection, values: dict[str, Any], actor: Actor, new_id: Callable[[], int]) -> Replay:
+def _create_replay(connection: Connection, audit: AuditWriter, values: dict[str, Any]) -> Replay:
     tracker_id, since, until = values["tracker_id"], values["since"], values["until"]
     require_tracker(connection, tracker_id, values["application_id"])
     running = find_running(connection, tracker_id)
@@ -163,11 +161,11 @@ def _create_replay(connection: Connection, values: dict[str, Any], actor: Actor,
         raise ApiError(ErrorCode.CONFLICT, f"Nothing would be sent, because {reason.text}. Enable it first.")
     if not values["total"]:
         raise ApiError(ErrorCode.CONFLICT, "No delivery of this tracker and this period is dead.")
-    row = connection.execute(insert(replays).values(id=new_id(), **values).returning(replays)).one()
+    row = connection.execute(insert(replays).values(id=audit.new_id(), **values).returning(replays)).one()
     replay = _replay_from_row(row)
     limits = {"since": since, "until": until}
     after = {"total": replay.total} | {name: at.isoformat() for name, at in limits.items() if at is not None}
-    _record(connection, AuditWriter(actor, new_id), replay.created_at, "replay_started", replay, after)
+    _record(connection, audit, replay.created_at, "replay_started", replay, after)
     return replay
 
 
@@ -221,25 +219,17 @@ def count_outcomes(connection: Connection, replay: Replay) -> ReplayOutcomes:
     return ReplayOutcomes(waiting, delivered, dead, replay.replayed - waiting - delivered - dead)
 
 
-def stop_replay(
-    connection: Connection,
-    replay: Replay,
-    reason: StopReason,
-    *,
-    actor: Actor,
-    new_id: Callable[[], int],
-    now: datetime,
-) -> bool:
+def stop_replay(connection: Connection, audit: AuditWriter, replay: Replay, reason: StopReason, now: datetime) -> bool:
     """Stop a replay and add this to the audit log. Deliveries that were replayed are still sent. If the replay has ended, change
     nothing. Return whether the replay was running."""
-    values = {"state": STOPPED, "stop_reason": reason.value, "stopped_by": actor.name, "finished_at": now}
+    values = {"state": STOPPED, "stop_reason": reason.value, "stopped_by": audit.actor.name, "finished_at": now}
     stopped = connection.execute(
         update(replays).where(replays.c.id == replay.id, _IS_RUNNING).values(values).returning(replays)
     ).first()
     if stopped is None:
         return False
     after = {"reason": reason.value, "replayed": stopped.replayed, "total": stopped.total}
-    _record(connection, AuditWriter(actor, new_id), now, "replay_stopped", replay, after)
+    _record(connection, audit, now, "replay_stopped", replay, after)
     return True
 
 
@@ -262,7 +252,7 @@ class Replays:
         self, database: Database, new_id: Callable[[], int], clock: Clock, on_deliveries: Callable[[], None] = lambda: None
     ) -> None:
         self._database = database
-        self._new_id = new_id
+        self._audit = AuditWriter(BACKGROUND_JOB, new_id)
         self._clock = clock
         self._on_deliveries = on_deliveries
         self.wake_up = WakeUp()
@@ -296,7 +286,7 @@ class Replays:
         now = self._clock()
         reason = find_obstacle(connection, row.tracker_id)
         if reason is not None:
-            stop_replay(connection, _replay_from_row(row), reason, actor=BACKGROUND_JOB, new_id=self._new_id, now=now)
+            stop_replay(connection, self._audit, _replay_from_row(row), reason, now)
             return 0
         if _count_unattempted(connection, replay_id) >= MAX_UNATTEMPTED:
             return 0

@@ -55,16 +55,7 @@ async def start(visit: Visit) -> Response:
     since, until = _limits(visit)
     service = visit.service
     try:
-        replay = await start_replay(
-            service.database,
-            visit.application_id,
-            tracker.id,
-            since,
-            until,
-            actor=visit.actor,
-            new_id=service.ids,
-            now=visit.now,
-        )
+        replay = await start_replay(service.database, visit.audit_writer, visit.application_id, tracker.id, since, until, visit.now)
     except ApiError as error:
         if error.code is not ErrorCode.CONFLICT:
             raise
@@ -169,7 +160,7 @@ async def stop(visit: Visit) -> Response:
 
     def write(connection: Connection) -> None:
         found = find_replay(connection, visit.path["id"], visit.application_id)
-        stop_replay(connection, found, StopReason.OPERATOR, actor=visit.actor, new_id=service.ids, now=visit.now)
+        stop_replay(connection, visit.audit_writer, found, StopReason.OPERATOR, visit.now)
 
     await service.database.write(write)
     return visit.redirect(visit.link(f"{PATH}/{visit.path['id']}"))

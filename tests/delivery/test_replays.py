@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from shortener.accounts.administration import update_application
-from shortener.accounts.audit import Actor
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.delivery import deliveries, replays
 from shortener.delivery.deliveries import DeliveryFilter
@@ -39,12 +39,12 @@ ADA = Actor(1, "Ada", 1, "192.0.2.0")
 
 async def start(service: Service, tracker: int, since: datetime | None = None, until: datetime | None = None) -> Replay:
     now = service.clock()
-    return await start_replay(service.database, 1, tracker, since, until, actor=ADA, new_id=service.ids, now=now)
+    return await start_replay(service.database, AuditWriter(ADA, service.ids), 1, tracker, since, until, now)
 
 
 async def stop(service: Service, replay: Replay) -> bool:
     now = service.clock()
-    return await service.database.write(stop_replay, replay, StopReason.OPERATOR, actor=ADA, new_id=service.ids, now=now)
+    return await service.database.write(stop_replay, AuditWriter(ADA, service.ids), replay, StopReason.OPERATOR, now)
 
 
 async def read(service: Service, replay: Replay) -> Replay:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from shortener.accounts.audit import COMMAND_LINE
+from shortener.accounts.audit import COMMAND_LINE, AuditWriter
 from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
 from shortener.container import Service, open_service
 from shortener.delivery.replays import start_replay
@@ -220,7 +220,7 @@ async def _replay(service: Service) -> None:
             and None
         )
     )
-    await start_replay(service.database, 1, 1, None, None, actor=COMMAND_LINE, new_id=service.ids, now=NOON)
+    await start_replay(service.database, AuditWriter(COMMAND_LINE, service.ids), 1, 1, None, None, NOON)
 
 
 def _ids(connection: Connection, service: Service) -> dict[str, str]:
