@@ -29,9 +29,9 @@ from shortener.metrics import Metrics
 from shortener.model import Clock, record
 from shortener.redis.rate_limit import RateLimiter
 from shortener.storage import schema
-from shortener.storage.batcher import GroupCommit
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
+from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import to_ms
 
 MAX_ROWS = 10_000  # maximum number of rejected reports of one application; a few more exist until `trim` runs

@@ -45,8 +45,8 @@ from shortener.model import Clock, Topic, record
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
-from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
+from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import from_ms, to_ms
 from shortener.tracing import Tracer
 

@@ -41,8 +41,9 @@ from shortener.outbox import count_deltas, events, first_clicks
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
 from shortener.storage import schema
-from shortener.storage.batcher import MAX_ROWS, GroupCommit
+from shortener.storage.batcher import MAX_ROWS
 from shortener.storage.database import Database
+from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 

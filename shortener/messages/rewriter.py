@@ -42,8 +42,8 @@ from shortener.outbox.count_deltas import Cohorts
 from shortener.outbox.link_sets import LinkSets
 from shortener.redis.link_cache import LinkCache
 from shortener.storage import schema
-from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
+from shortener.storage.group_commit import GroupCommit
 from shortener.storage.key_table import Key, KeyTable
 from shortener.tracing import Tracer
 

@@ -98,7 +98,7 @@ async def test_the_response_after_a_cut_commit_equals_the_response_without_the_c
 async def test_a_send_whose_commit_was_interrupted_and_cannot_be_looked_up_says_so_and_its_repeat_is_sent_once(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.0)
+    monkeypatch.setattr("shortener.storage.group_commit.UNCERTAIN_SECONDS", 0.0)
     await prepare(service, client)
     cut_commits(service, monkeypatch, "stored")
     key = {"Idempotency-Key": "k"}

@@ -11,8 +11,9 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
-from shortener.storage.batcher import MAX_CLASHES, MAX_ROWS, Batcher, GroupCommit
+from shortener.storage.batcher import MAX_ROWS, Batcher
 from shortener.storage.database import Database
+from shortener.storage.group_commit import MAX_CLASHES, GroupCommit
 from tests.servers import PATIENCE
 
 
@@ -292,7 +293,7 @@ async def test_a_batch_whose_commit_was_interrupted_is_stored_once_and_its_reque
 async def test_a_batch_whose_commit_was_interrupted_raises_commit_uncertain_if_the_database_stays_unavailable(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
+    monkeypatch.setattr("shortener.storage.group_commit.UNCERTAIN_SECONDS", 0.1)
     flaky, names = FlakyDatabase(database), Names()
     flaky.after = [CommitUncertain("cut")]
     flaky.before = [None, *[StoreUnavailable("down")] * 1000]
@@ -325,7 +326,7 @@ class SlowAfterCut:
 async def test_the_caller_of_a_batch_whose_commit_was_interrupted_does_not_wait_for_a_slow_repetition(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
+    monkeypatch.setattr("shortener.storage.group_commit.UNCERTAIN_SECONDS", 0.1)
     slow: Any = SlowAfterCut(database)
     names = Names()
     commits: GroupCommit[str, str, list[str]] = GroupCommit(slow, names, apply_again=again(names))
