@@ -45,12 +45,12 @@ def parse_iso(text: str) -> date:
         raise ValueError("must be a date such as 2026-11-20, or ISO 8601 such as 2026-11-20T12:00:00Z") from None
 
 
-def to_utc(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the time in UTC. A date becomes the midnight at its start in `zone`. A datetime without a zone is taken as a time in
-    `zone`. Raise OverflowError if the result is outside of the years 1 to 9999."""
+def to_utc(moment: date) -> datetime:
+    """Return the time in UTC. A date becomes the midnight at its start. A datetime without a zone is taken as UTC. Raise
+    OverflowError if the result is outside of the years 1 to 9999."""
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time())
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).astimezone(UTC)
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def is_reported_time(at: datetime, now: datetime) -> bool:

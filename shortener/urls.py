@@ -144,14 +144,14 @@ def trim_url(text: str) -> str:
     return text.strip(BLANKS)
 
 
-def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:
-    """Return the host (lower case, punycode, without brackets) and the port of an authority. The port is None if the authority has
-    no port.
+def parse_authority(authority: str, position: int = 0) -> tuple[str, int | None]:
+    """Return the host (lower case, punycode, without brackets) and the port of an authority. The host may end with a dot. The port
+    is None if the authority has no port.
 
     `position` is the index of the authority in its URL, for the positions in errors. Raise UrlError if the authority is not valid
     or contains user information."""
     written, port = _split_authority(authority, position)
-    dot = "." if allow_trailing_dot and written.endswith(".") and not written.startswith("[") else ""
+    dot = "." if written.endswith(".") and not written.startswith("[") else ""
     host = _parse_host(written.removesuffix(dot), position) + dot
     if dot and _NUMERIC.fullmatch(host.removesuffix(".").rpartition(".")[2]):
         raise NumericHostError("has an IPv4 address that ends with a dot as its host", position, host)

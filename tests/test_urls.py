@@ -330,18 +330,13 @@ def test_the_name_of_an_added_query_parameter_is_percent_encoded() -> None:
     ],
 )
 def test_the_authority_of_a_url_is_split_into_host_and_port(authority: str, expected: tuple[str, int | None]) -> None:
-    assert parse_authority(authority, allow_trailing_dot=True) == expected
+    assert parse_authority(authority) == expected
 
 
 @pytest.mark.parametrize("authority", ["", ".", "a@b", "a:0", "a:", "127.0.0.1.", "shop.example..", "[::1", "[::1].", "[::1].:80"])
 def test_an_invalid_authority_of_a_url_is_rejected(authority: str) -> None:
     with pytest.raises(UrlError):
-        parse_authority(authority, allow_trailing_dot=True)
-
-
-def test_a_trailing_dot_of_a_host_is_rejected_unless_the_caller_allows_it() -> None:
-    with pytest.raises(UrlError):
-        parse_authority("shop.example.")
+        parse_authority(authority)
 
 
 def test_the_error_for_a_numeric_host_contains_the_host_in_ascii() -> None:

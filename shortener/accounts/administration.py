@@ -233,7 +233,7 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
     return from_stored(settings or {})
 
 
-def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
+def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[Any]:
     """Return the row of a domain that is not removed. `host` may be in upper case, or another notation of the stored IPv6 address.
     If `application_id` is None, the domain may belong to any application. Raise ApiError NOT_FOUND."""
     row = _find_host(connection, host)
@@ -242,14 +242,14 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
     return row
 
 
-def lock_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
+def lock_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[Any]:
     """Lock the application of the domain until the end of the transaction, so that concurrent changes cannot overwrite each other.
     Then return the same row as `find_domain`. Raise ApiError NOT_FOUND."""
     lock_application(connection, find_domain(connection, host, application_id).application_id)
     return find_domain(connection, host, application_id)
 
 
-def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | None:
+def _find_host(connection: Connection, host: str) -> Row[Any] | None:
     """Return the row of the domain with this host, also if the domain is removed. IPv6 addresses are compared in their canonical
     forms, because earlier versions stored them as they were entered."""
     column, canonical = schema.domains.c.host, canonical_host(host)
@@ -288,7 +288,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
     }
 
 
-def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
+def _previous_paths(domain: Row[Any], path: str) -> list[str] | None:
     """Return the earlier paths of a domain, which existing links contain: the latest 20, without the new path `path`."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None

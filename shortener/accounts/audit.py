@@ -116,7 +116,7 @@ class AuditWriter:
         old: Mapping[str, Any],
         new: Mapping[str, Any],
         *,
-        application_id: int | None = None,
+        application_id: int | None,
     ) -> None:
         """Add a row with the values that differ between `old` and `new`, which have the same keys. If no value differs, add no
         row."""

@@ -290,7 +290,7 @@ def _host_and_port(authority: str, offset: int, default_port: int) -> tuple[str,
     if (brace := re.search(r"[{}]|%7[BD]", authority, re.IGNORECASE)) is not None:
         _invalid("must not contain a placeholder in the scheme, host or port", offset + brace.start())
     try:
-        host, port = parse_authority(authority, offset, allow_trailing_dot=True)
+        host, port = parse_authority(authority, offset)
     except NumericHostError as error:
         if _is_disguised_address(error.host):
             reason = "must not have an IPv4 address in an unusual notation as its host; write a.b.c.d"

@@ -46,7 +46,7 @@ def refuse(field: str, reason: str) -> ApiError:
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 
-def require_tracker(connection: Connection, tracker_id: int, application_id: int | None, lock: bool = False) -> Row[Any]:
+def require_tracker(connection: Connection, tracker_id: int, application_id: int | None, *, lock: bool = False) -> Row[Any]:
     """Return the row of a tracker, locked if `lock` is true. Raise ApiError NOT_FOUND if it does not exist."""
     statement = select(table).where(table.c.id == tracker_id)
     if application_id is not None:
