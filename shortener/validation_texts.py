@@ -73,7 +73,7 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
 
 
 def are_wrong_types(errors: Sequence[ErrorDetails]) -> bool:
-    """Return whether each of the errors of one value only says that the value has a wrong type."""
+    """Return whether a value has a wrong type and no other error. `errors` are all errors of the value."""
     return all(error["type"] in _TYPES for error in errors)
 
 

@@ -106,7 +106,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     from shortener.storage.types import to_iso
 
     def progress(stage: str, steps: int = 0) -> None:
-        """On a terminal, show the stage of the check and the number of finished steps."""
+        """If stderr is a terminal, show the present stage of the check, and how many steps of this stage are finished."""
         if sys.stderr.isatty():
             click.echo(f"\r{stage} ..." + (f" {counted(steps, 'step')}" if steps else "") + "\033[K", nl=False, err=True)
 

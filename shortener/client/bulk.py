@@ -183,7 +183,8 @@ class BulkRewrite:
 
 
 def is_service_failure(error: ClientError) -> bool:
-    """Return whether the cause of an error is the service, which did not respond in time, and not the request."""
+    """Return whether the service caused an error, for example because it was down or too slow. If the request itself caused the
+    error, return False."""
     kinds = (ConnectionFailedError, DeadlineError, UnexpectedResponseError, ServerFailureError, RateLimitError)
     return isinstance(error, kinds) or (isinstance(error, ResponseError) and error.status_code in (408, 425))
 

@@ -83,7 +83,7 @@ class ApiCall(Generic[T]):
         try:
             return self.parse(body)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise UnexpectedResponseError(f"a field of the response is missing or has another type: {error!r}") from error
+            raise UnexpectedResponseError(f"a field of the response is missing or has a wrong type: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ Handler = Callable[[WebhookEvent], Awaitable[None] | None]
 
 
 class EventMemory(Protocol):
-    """The interface of a memory of handled events. All methods must be safe for several threads or processes."""
+    """The interface of a store that remembers which events were handled. Several threads or processes must be able to call its
+    methods at the same time."""
 
     def claim(self, event_id: str) -> Claim:
         """Claim an event. Return `new` if the caller must handle the event, `done` if it was handled, and `busy` if it is being

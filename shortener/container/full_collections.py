@@ -47,7 +47,8 @@ class FullCollections:
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0
         self._collected_at = now
-        self._excludes = self._excludes or gc.get_freeze_count() > 0  # the count takes milliseconds, so it stops at the first True
+        # The count takes milliseconds, so the process does not ask for it again after it was positive.
+        self._excludes = self._excludes or gc.get_freeze_count() > 0
         since_all = now - self._all_collected_at
         if since_all >= THOROUGH_SECONDS and (not self._has_hits() or since_all >= MAX_THOROUGH_DELAY_SECONDS):
             self._all_collected_at = now

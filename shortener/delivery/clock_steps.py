@@ -85,8 +85,8 @@ def _repair_trackers(connection: Connection, now: int) -> int:
 
 
 def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
-    """Return the health of a tracker after the clock was set back. If a time is further in the future than the circuit breaker can
-    set, it is replaced by the latest time that the circuit breaker can set."""
+    """Return the health of a tracker after the clock was set back. Each time that is too far in the future is replaced by the
+    latest time that the circuit breaker could set now."""
     open_until = health.open_until
     if open_until is not None:
         open_until = min(open_until, now + max(pause(health.failures_in_row), MAX_LEASE_MS))

@@ -186,10 +186,11 @@ C = TypeVar("C", bound=_Claim)
 
 
 def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list[C]:
-    """Return those claims whose transaction was committed. Call this if the outcome of the commit is unknown. The claims are of
-    rows of `table`. On PostgreSQL, the lease and the number of the attempt do not show which process made a claim, because another
-    process can have claimed the row in the same millisecond. Therefore this function compares the id of the transaction. On SQLite
-    only one process claims rows, so a comparison of lease and number is sufficient, and this function returns all claims."""
+    """Return those claims of rows of `table` whose transaction was committed. Call this if the outcome of the commit is unknown.
+
+    On PostgreSQL, the function compares the id of the transaction. The lease and the number of the attempt do not show which
+    process made a claim, because another process can have claimed the row in the same millisecond. On SQLite, only one process
+    claims rows, so it is sufficient to compare the lease and the number, as `finish` does. The function then returns all claims."""
     if connection.dialect.name == "sqlite" or not claims:
         return list(claims)
     versions = f"SELECT id, xmin::text::bigint FROM {table} WHERE id = ANY($1::bigint[])"

@@ -206,8 +206,8 @@ class Dispatcher:
             if self._stopping and not finished:
                 return 0
             started, throttled = loop.time(), self._throttle.is_busy
-            # If the cycle cannot record all outcomes, it claims nothing. The leases of the other outcomes may have ended, and their
-            # deliveries would be claimed and sent again.
+            # If the cycle cannot record all outcomes, it claims nothing. It could claim deliveries whose lease has ended and whose
+            # outcome is not recorded yet, and they would be sent again.
             has_others = len(finished) < len(self._finished)
             limit = 0 if self._stopping or has_others else self._usage.free + len(finished)
             if throttled:

@@ -37,7 +37,7 @@ _CALLBACK = (
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
     "WHERE o.message_id = e.message_id AND coalesce(o.hit_id, 0) <> o.id AND +d.tracker_id IS NULL) THEN m.callback_url END"
 )
-# The cohort of the message, if `schema.is_pending_click` is true for the event; otherwise NULL.
+# The cohort of the message if the event is a first click that is not counted yet (`schema.is_pending_click`); otherwise NULL.
 _COHORT = "CASE WHEN e.hit_id = e.id AND e.data IS NULL THEN m.cohort_id END"
 _PENDING_COLUMNS = (
     f"e.id, e.application_id, e.topics, h.flags, {_CALLBACK}, {_COHORT}, e.at, m.state, m.created_at, m.sent_at, m.id, "

@@ -56,7 +56,7 @@ _UNKNOWN_PROXY = SendFailure("proxy_error", "the name of the proxy (DELIVERY_PRO
 
 
 class HttpSender:
-    """The HTTP client of one `Sender`. `Sender` describes the parameters."""
+    """The HTTP client of one `Sender`. The parameters are those of `Sender`."""
 
     def __init__(
         self,

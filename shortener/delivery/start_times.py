@@ -19,8 +19,8 @@ class StartTimes:
     """The permitted start times of the attempts of one process, by queue. Times are in seconds since 1970."""
 
     def __init__(self) -> None:
-        self._next: dict[str, float] = {}  # by queue: the time at which the next attempt would begin if all began at even intervals
-        self._latest = 0.0  # the argument `now` of the last call of `pause`
+        self._next: dict[str, float] = {}  # by queue: when the next attempt would begin if all began at equal intervals
+        self._latest = 0.0  # the time of the last call of `pause`
 
     def pause(self, queue: str, rate: float, now: float) -> float:
         """Return how long an attempt must wait until its start, in seconds, and count its start. `rate` is the number of attempts

@@ -238,8 +238,8 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
 
 
 def _single_server_url(url: str, tls: bool) -> str:
-    """Return the URL of a single server with the user, password and parameters of `url`, because the parser of redis-py reads only
-    such a URL."""
+    """Return the URL of a single server that has the user, password and parameters of `url`. The parser of redis-py reads these
+    values only from the URL of a single server."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     return f"{'rediss' if tls else 'redis'}://{user}{at}host/?{parts.query}"

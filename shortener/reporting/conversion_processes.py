@@ -87,7 +87,7 @@ def split_interval(since: datetime, until: datetime, granulation: Granulation | 
 
 
 def _next(at: datetime, granulation: Granulation) -> datetime:
-    """Return the start of the interval that follows the interval of the time `at`."""
+    """Return the end of the interval that contains the time `at`, which is the start of the next interval."""
     match granulation:
         case "MINUTE":
             return at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0) + timedelta(minutes=15)

@@ -96,13 +96,13 @@ class CountFolder:
 
 
 def _merge(connection: Connection) -> tuple[float, int]:
-    """Merge the oldest rows. Also return the time at which the transaction began."""
+    """Merge the oldest rows. Return the time at which the transaction began, and the result of `counts.merge`."""
     started = time.monotonic()
     return started, counts.merge(connection)
 
 
 def _fold(connection: Connection, batch: Limits) -> tuple[float, Folded]:
-    """Add a batch. Also return the time at which the transaction began, because the pause does not depend on how long the
-    transaction waited for others."""
+    """Add a batch. Return the time at which the transaction began, and the result of the batch. The time is measured here, because
+    the pause must not depend on how long the transaction waited for others."""
     started = time.monotonic()
     return started, counts.fold_batch(connection, batch.rows, batch.origins)

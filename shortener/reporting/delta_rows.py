@@ -27,8 +27,8 @@ FIRST_ROWS = 4
 #: processor time; the longest measured time is 30 ms.
 MAX_MERGED_AMOUNTS = 3000
 PART_ROWS = 16  # The number of rows that `merge` reads at once.
-#: The maximum number of amounts in a merged row. A batch that adds only a part of a row writes the rest of it again, so rows must
-#: be short.
+#: The maximum number of amounts in a merged row. Rows must be short: if a batch adds only some amounts of a row, it writes the
+#: other amounts of this row again.
 MAX_ROW_AMOUNTS = 500
 
 _ZERO = Decimal()

@@ -174,8 +174,8 @@ def shown_number(number: str, *, reveal: bool) -> str:
 
 
 def shown_reason(reason: str | None, number: str, *, reveal: bool) -> str | None:
-    """Return the reason text of a carrier as it is shown to the caller: unless `reveal` is true, the recipient's `number` and
-    international numbers in it are masked."""
+    """Return the reason text of a carrier as it is shown to the caller. Unless `reveal` is true, the recipient's `number` and all
+    international numbers in the text are masked."""
     return reason if reveal or not reason else mask_recipient(reason, number)
 
 
