@@ -26,14 +26,15 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Connection, and_, func, select
+from sqlalchemy import BigInteger, Connection, Select, and_, func, select
 
 from shortener.accounts.directory import short_url
 from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.conversions.status_words import is_revenue
-from shortener.model import State, mutable_record
+from shortener.model import State, mutable_record, record
 from shortener.reporting.messages import (
     STORED_MESSAGE_COLUMNS,
     MessageFilter,
@@ -45,7 +46,7 @@ from shortener.reporting.messages import (
 from shortener.storage.database import Database
 from shortener.storage.schema import conversions, first_clicks, hits, links, other_hits
 from shortener.storage.types import iso_of_ms
-from shortener.storage.values_table import values_table
+from shortener.storage.values_table import parameter_table, table_parameters
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognizes the encoding.
 ExportRows = Literal["messages", "links"]
@@ -163,40 +164,58 @@ class _ExportPage:
     details: dict[int, _MessageDetails] = field(default_factory=lambda: defaultdict(_MessageDetails))
 
 
+@record
+class _PageStatements:
+    """The statements that read the details of a page of messages. Their parameters are the result of `table_parameters`."""
+
+    links: Select[Any]
+    first_clicks: Select[Any]
+    other_clicks: Select[Any]
+    conversions: Select[Any]
+
+
+@lru_cache(maxsize=2)
+def _page_statements(dialect: str) -> _PageStatements:
+    """Return the statements for an engine. They are built once, because this takes as much time as their execution."""
+    page = parameter_table(dialect, "page", id=BigInteger)
+    c = conversions.c
+    return _PageStatements(
+        links=select(*_LINK_COLUMNS)
+        .join_from(page, links, links.c.message_id == page.c.id)
+        .order_by(links.c.message_id, links.c.position),
+        first_clicks=select(first_clicks.c.id, hits.c.link_id)
+        .join_from(page, first_clicks, first_clicks.c.id == page.c.id)
+        .join(hits, hits.c.id == first_clicks.c.hit_id),
+        other_clicks=select(links.c.message_id, links.c.id, func.count())
+        .join_from(page, links, links.c.message_id == page.c.id)
+        .join(hits, and_(hits.c.link_id == links.c.id, other_hits()))
+        .where(IS_CLICK)
+        .group_by(links.c.message_id, links.c.id),
+        conversions=select(c.message_id, c.counted_as, c.value, c.currency).join_from(page, conversions, c.message_id == page.c.id),
+    )
+
+
 def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> _ExportPage:
     """Return a page of messages with the details of each message."""
     listed = list_messages(connection, filters, PAGE_MESSAGES, below, STORED_MESSAGE_COLUMNS)
     found = _ExportPage(listed.rows, listed.next)
     if not found.rows:
         return found
-    page = values_table(connection, [(row[0],) for row in found.rows], id=BigInteger)
-    of_page = select(*_LINK_COLUMNS).join_from(page, links, links.c.message_id == page.c.id)
-    for link in connection.execute(of_page.order_by(links.c.message_id, links.c.position)):
+    statements = _page_statements(connection.dialect.name)
+    page = table_parameters(connection.dialect.name, "page", [(row[0],) for row in found.rows])
+    # All rows are fetched at once, because SQLAlchemy takes longer to fetch them one by one.
+    for link in connection.execute(statements.links, page).all():
         if (present := found.links.get(link[0])) is None:
             found.links[link[0]] = [link]
         else:
             present.append(link)
     details = found.details
-    first = (
-        select(first_clicks.c.id, hits.c.link_id)
-        .join_from(page, first_clicks, first_clicks.c.id == page.c.id)
-        .join(hits, hits.c.id == first_clicks.c.hit_id)
-    )
-    for message, link_id in connection.execute(first):
+    for message, link_id in connection.execute(statements.first_clicks, page).all():
         details[message].first_clicked = link_id
         details[message].clicks[link_id] += 1
-    others = (
-        select(links.c.message_id, links.c.id, func.count())
-        .join_from(page, links, links.c.message_id == page.c.id)
-        .join(hits, and_(hits.c.link_id == links.c.id, other_hits()))
-        .where(IS_CLICK)
-        .group_by(links.c.message_id, links.c.id)
-    )
-    for message, link_id, count in connection.execute(others):
+    for message, link_id, count in connection.execute(statements.other_clicks, page).all():
         details[message].clicks[link_id] += count
-    c = conversions.c
-    reported = select(c.message_id, c.counted_as, c.value, c.currency).join_from(page, conversions, c.message_id == page.c.id)
-    for message, counted_as, value, currency in connection.execute(reported):
+    for message, counted_as, value, currency in connection.execute(statements.conversions, page).all():
         detail = details[message]
         detail.conversions += 1
         if value is not None and is_revenue(counted_as):
@@ -226,52 +245,50 @@ def _lines_of(row: Sequence[Any], page: _ExportPage, rows: ExportRows) -> list[_
 
 _STATES = {int(state): state.name for state in State}
 _NO_LINK = (None,) * len(_LINK_COLUMNS)
+_MESSAGE_COLUMN_NAMES = tuple(column.name for column in STORED_MESSAGE_COLUMNS)
 
 
 def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], str], *, reveal: bool) -> bytes:
     """Return the CSV text of one or more lines. Text from requests and trackers is escaped."""
-    names = [column.name for column in STORED_MESSAGE_COLUMNS]
-    message = dict(zip(names, zip(*(line[0] for line in lines), strict=True), strict=True))
-    of_links = [line[1] for line in lines]
+    rows, of_links, clicked, clicks, details = zip(*lines, strict=True)
+    message = dict(zip(_MESSAGE_COLUMN_NAMES, zip(*rows, strict=True), strict=True))
     _, _, domains, paths, codes, urls, locations, labels = zip(*(link or _NO_LINK for link in of_links), strict=True)
     prefixes = {domain: base_url(domain) for domain in set(domains) if domain is not None}
-    details = [line[4] for line in lines]
+    prices = {price: serialize_decimal(Decimal(price)) or "" for price in set(message["mt_price"]) if price is not None}
     columns = (
-        _texts(message["message_id"]),
-        _texts(message["request_id"]),
-        _texts(message["external_request_id"]),
-        message["source"],
-        _texts(message["campaign"]),
-        message["country"],
-        _texts([shown_number(number, reveal=reveal) for number in message["to_address"]]),
-        _texts(message["from_address"]),
+        text_cells(message["message_id"]),
+        text_cells(message["request_id"]),
+        text_cells(message["external_request_id"]),
+        text_cells(message["source"]),
+        text_cells(message["campaign"]),
+        text_cells(message["country"]),
+        _numbers(message["to_address"], reveal=reveal),
+        text_cells(message["from_address"]),
         [_STATES[state] for state in message["state"]],
-        _texts(message["report_status"]),
-        _texts(message["reason_code"]),
-        _texts(_reasons(message, reveal=reveal)),
-        *(
-            [iso_of_ms(at) for at in message[name]]
-            for name in ("created_at", "sent_at", "delivered_at", "read_at", "failed_at", "clicked_at")
+        text_cells(message["report_status"]),
+        text_cells(message["reason_code"]),
+        text_cells(_reasons(message, reveal=reveal)),
+        *(_times(message[name]) for name in ("created_at", "sent_at", "delivered_at", "read_at", "failed_at", "clicked_at")),
+        text_cells(message["encoding"]),
+        _amounts(message["segments"]),
+        _amounts(message["fragments_count"]),
+        [prices.get(price, "") for price in message["mt_price"]],
+        text_cells(message["telecom_message_id"]),
+        text_cells(
+            [
+                None if code is None else short_url(prefixes[domain], path, code)
+                for domain, path, code in zip(domains, paths, codes, strict=True)
+            ]
         ),
-        message["encoding"],
-        message["segments"],
-        message["fragments_count"],
-        [None if price is None else serialize_decimal(Decimal(price)) for price in message["mt_price"]],
-        _texts(message["telecom_message_id"]),
-        [
-            None if code is None else short_url(prefixes[domain], path, code)
-            for domain, path, code in zip(domains, paths, codes, strict=True)
-        ],
-        _texts(urls),
-        _texts(labels),
-        _texts([location or url for location, url in zip(locations, urls, strict=True)]),
-        _texts([line[2] for line in lines]),
-        [line[3] for line in lines],
-        [detail.conversions for detail in details],
-        [";".join(serialize_decimal(detail.values[currency]) or "" for currency in sorted(detail.values)) for detail in details],
-        [escape_formula(";".join(sorted(detail.values))) if detail.values else "" for detail in details],
+        url_cells := text_cells(urls),
+        text_cells(labels),
+        text_cells([location or url for location, url in zip(locations, urls, strict=True)]) if any(locations) else url_cells,
+        text_cells(clicked),
+        _amounts(clicks),
+        _amounts([detail.conversions for detail in details]),
+        *_values(details),
     )
-    return format_csv(zip(*columns, strict=True))
+    return "".join([",".join(cells) + "\r\n" for cells in zip(*columns, strict=True)]).encode()
 
 
 def _reasons(message: Mapping[str, Sequence[Any]], *, reveal: bool) -> Sequence[str | None]:
@@ -281,11 +298,58 @@ def _reasons(message: Mapping[str, Sequence[Any]], *, reveal: bool) -> Sequence[
     return [shown_reason(reason, number, reveal=False) for reason, number in zip(reasons, message["to_address"], strict=True)]
 
 
-def _texts(column: Sequence[str | None]) -> Sequence[str | None]:
-    """Return the texts of a column, escaped so that no spreadsheet runs them as formulas."""
+# The following functions return the cells of a column of one part of the CSV text, in the form in which they are written. A
+# function of the module `csv` would examine each character of each cell.
+
+
+def text_cells(column: Sequence[str | None]) -> Sequence[str]:
+    """Return the cells of a column of texts. A text that a spreadsheet would run as a formula is escaped."""
     if not any(column):
-        return column
-    return [text if not text or text[0].isalnum() else escape_formula(text) for text in column]
+        return [""] * len(column)
+    return _quote([text if text and text[0].isalnum() else escape_formula(text) for text in column])
+
+
+def _numbers(column: Sequence[str], *, reveal: bool) -> Sequence[str]:
+    """Return the cells of a column of phone numbers, which are masked unless `reveal` is true."""
+    if reveal:
+        return text_cells(column)
+    return _quote([_escape_masked(shown_number(number, reveal=False)) for number in column])
+
+
+def _values(details: Sequence[_MessageDetails]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the cells of the values and of the currencies of conversions."""
+    if not any(detail.values for detail in details):
+        return ([""] * len(details),) * 2
+    sums = [sorted(detail.values.items()) for detail in details]
+    amounts = [";".join(serialize_decimal(amount) or "" for _, amount in one) for one in sums]
+    return amounts, text_cells([";".join(currency for currency, _ in one) for one in sums])
+
+
+def _times(column: Sequence[int | None]) -> Sequence[str]:
+    """Return the cells of a column of times in milliseconds since 1970."""
+    if column.count(None) == len(column):
+        return [""] * len(column)
+    return [iso_of_ms(at) or "" for at in column]
+
+
+def _amounts(column: Sequence[int | None]) -> Sequence[str]:
+    return ["" if amount is None else str(amount) for amount in column]
+
+
+def _quote(cells: Sequence[str]) -> Sequence[str]:
+    """Return the cells of a column with quotes around each cell that contains a comma, a quote or a line break (RFC 4180)."""
+    together = "".join(cells)
+    if not any(sign in together for sign in _QUOTED_SIGNS):
+        return cells
+    return [_quote_cell(cell) if any(sign in cell for sign in _QUOTED_SIGNS) else cell for cell in cells]
+
+
+def _quote_cell(cell: str) -> str:
+    doubled = cell.replace('"', '""')
+    return f'"{doubled}"'
+
+
+_QUOTED_SIGNS = ',"\r\n'
 
 
 def format_csv(lines: Iterable[Sequence[object]]) -> bytes:
@@ -309,3 +373,7 @@ def escape_formula(text: str | None) -> str:
     if not text or text[0].isalnum() or _NUMBER.fullmatch(text):
         return text or ""
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+#: Many phone numbers have the same masked form, so the results are cached.
+_escape_masked = lru_cache(maxsize=1024)(escape_formula)

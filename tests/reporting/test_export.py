@@ -129,6 +129,13 @@ def test_text_that_escape_formula_returns_never_starts_like_a_formula(text: str)
         Decimal(safe)  # The text must be a plain number; otherwise Decimal raises an exception.
 
 
+@given(st.lists(st.text(alphabet=st.sampled_from("a1 ,;'\"\r\n\t|é\u2028\x85"), max_size=6), min_size=1, max_size=4))
+def test_cells_of_the_csv_export_are_quoted_like_those_of_the_module_csv(column: list[str]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([["a", escape_formula(cell)] for cell in column])
+    assert "".join(f"a,{cell}\r\n" for cell in export.text_cells(column)) == text.getvalue()
+
+
 def put_messages(connection: Connection, count: int) -> None:
     cohorts(connection)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
