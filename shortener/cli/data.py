@@ -48,17 +48,17 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 
 
 @click.command()
-@click.option("--trust-clock", is_flag=True, help="Do not ask if the clock is more than two years after the latest purge.")
+@click.option("--trust-clock", is_flag=True, help="Do not ask if the clock moved far ahead.")
 @json_option
 @async_command
 async def purge(trust_clock: bool, as_json: bool) -> None:
     """Delete data that is older than its retention period, in small batches. A running server also does this regularly. If the
-    clock is more than two years after the latest purge, the clock may be wrong, so the command asks for confirmation.
+    clock moved far ahead since the latest purge, the clock may be wrong, so the command asks for confirmation.
     """
-    from shortener.retention.clock_guard import find_step
     from shortener.retention.purge import PurgeResult
     from shortener.retention.purge import purge as run
     from shortener.storage.clock import open_clock
+    from shortener.storage.clock_guard import find_step, read_uptime
 
     def progress(so_far: PurgeResult) -> None:
         if sys.stderr.isatty():
@@ -66,9 +66,9 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
 
     async with open_store() as database:
         clock = await open_clock(database)
-        step = await database.read(find_step, clock())
+        step = await database.read(find_step, clock(), read_uptime())
         if step is not None:
-            what = f"The clock is {counted(step.days, 'day')} after the latest purge. If it is wrong, this deletes too much."
+            what = f"The clock moved ahead by {step.text}. If it is wrong, this deletes too much."
             confirm(what, trust_clock)
         # The purge has many transactions, so the audit row is stored before the first of them.
         await database.write(command_line_audit(database).add, clock(), "purge_started")

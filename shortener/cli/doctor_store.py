@@ -140,7 +140,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
-    from shortener.retention.clock_guard import find_step
+    from shortener.storage.clock_guard import find_step, read_uptime
 
     now = utcnow()
     yield _check_clock(connection, now)
@@ -181,8 +181,8 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         else:
             remedy = f"correct the receiver, then `shortener trackers update {row.id} --enable`"
         yield Finding("trackers", "warning", text, remedy)
-    if (step := find_step(connection, now)) is not None:
-        text = f"the clock is {counted(step.days, 'day')} after the latest purge, so the purge waits until "
+    if (step := find_step(connection, now, read_uptime())) is not None:
+        text = f"the clock moved ahead by {step.text}, so nothing expires and the purge waits until "
         text += f"{step.until:%Y-%m-%d %H:%M} UTC"
         yield Finding("purge", "warning", text, "set the clock, or run `shortener purge` if the clock is right")
     elif state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():

@@ -17,7 +17,7 @@ of the hits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from typing import NamedTuple
 
@@ -132,15 +132,15 @@ class HitBatchWriter:
         early = self._classify_by_context(connection, new, rules) if rules else ()
         pages = self._await_confirmation(hits, links, result.resolutions, policies) if policies.confirm_clicks else ()
 
-        candidates = _first_click_candidates(new)
+        candidates = _first_click_candidates(new, self._resolver.is_late)
         won = (
             queries.claim_first_clicks(connection, list(candidates.claims.values()), candidates.links) if candidates.claims else {}
         )
         if early:
             early_hits.add(connection, early, from_ms(ms_of(self._ids())))
         # The oldest hit is not always the first one in the batch, because the spool may return old hits after new hits.
-        is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
-        rows = _BatchRows(self._ids, policies, candidates, won, pages=pages, keep_clicks=is_late)
+        has_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
+        rows = _BatchRows(self._ids, policies, candidates, won, is_late=self._resolver.is_late, pages=pages, keep_clicks=has_late)
         rows.add(new)
         if rows.clicks:
             count_late(connection, rows.deltas, rows.clicks)
@@ -248,14 +248,16 @@ class _Candidates(NamedTuple):
     first_on_link: dict[int, int]  # the id of the hit that may become the first click on a link, by row id of the link
 
 
-def _first_click_candidates(hits: Sequence[_LinkHit]) -> _Candidates:
+def _first_click_candidates(hits: Sequence[_LinkHit], is_late: Callable[[int, int], bool]) -> _Candidates:
     """Return the first hit by a human on each link that has no first click yet."""
     claims: dict[int, queries.Claim] = {}
     links: dict[int, LinkRow] = {}
     first_on_link: dict[int, int] = {}
     for hit, link, is_off in hits:
         bit = 1 << link.position
-        if hit.verdict is not _HUMAN or link.clicked_links & bit or is_off or hit.at >= link.expires_at:
+        if hit.verdict is not _HUMAN or link.clicked_links & bit or is_off:
+            continue
+        if hit.at >= link.expires_at and is_late(hit.at, link.expires_at):
             continue
         if first_on_link.setdefault(link.link_id, hit.id) == hit.id:
             message = link.message
@@ -278,17 +280,19 @@ class _BatchRows:
         candidates: _Candidates,
         won: Mapping[int, tuple[int, bool]],
         *,
+        is_late: Callable[[int, int], bool],
         pages: Collection[int],
         keep_clicks: bool,
     ) -> None:
-        """`won` is the result of `queries.claim_first_clicks`. `pages` contains the ids of the hits that get the confirmation page.
-        If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
+        """`won` is the result of `queries.claim_first_clicks`. `is_late` is `LinkResolver.is_late`. `pages` contains the
+        ids of the hits that get the confirmation page. If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
         self._every_click = policies.every_click
         self._candidates = candidates
         self._won = won
+        self._is_late = is_late
         self._pages = pages
         self._keep_clicks = keep_clicks
         self.hits: list[HitRow] = []
@@ -306,7 +310,7 @@ class _BatchRows:
             verdict, at = hit.verdict, hit.at
             flags = _OFF if is_off else 0
             topics = 0
-            if at >= link.expires_at:
+            if at >= link.expires_at and self._is_late(at, link.expires_at):
                 flags |= _LATE
             metric = hit_metric(verdict, flags)
             if flags & _LATE:

@@ -58,7 +58,7 @@ _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 class Recorder:
     """A recorder of hits. It passes each hit to the batcher or to the spool, and sends the response. `deadline` is the number of
     seconds after which a response is sent, even if its hit is not stored yet. `on_events` is called after a commit that wrote
-    events. `ignored_limit` and `suspected_limit` are passed to `HitBatchWriter`."""
+    events. `ignored_limit` and `suspected_limit` are passed to `HitBatchWriter`, and `trusted_ms` to `LinkResolver`."""
 
     def __init__(
         self,
@@ -76,8 +76,9 @@ class Recorder:
         spool: HitSpool | None = None,
         supervisor: TaskSupervisor | None = None,
         clock: Clock = utcnow,
+        trusted_ms: Callable[[int], int] = lambda at: at,
     ) -> None:
-        resolver = LinkResolver(directory, click_ids)
+        resolver = LinkResolver(directory, click_ids, trusted_ms)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
         # If fewer hits than this are queued, the number of waiting hits is below `waiting_limit`, even if the batches in flight are

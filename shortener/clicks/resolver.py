@@ -13,6 +13,7 @@ This module does no I/O and raises no errors. All data that a resolution needs i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from shortener.accounts.hit_policies import HitPolicies
@@ -102,11 +103,16 @@ class LinkDirectory(Protocol):
 
 class LinkResolver:
     """A resolver that determines the destinations of hits. `click_ids` encodes the id of a hit as a click id, for destinations that
-    contain it."""
+    contain it. `trusted_ms` returns a time without a step of the clock (storage/clock_guard.py)."""
 
-    def __init__(self, directory: LinkDirectory, click_ids: ClickIds) -> None:
+    def __init__(self, directory: LinkDirectory, click_ids: ClickIds, trusted_ms: Callable[[int], int] = lambda at: at) -> None:
         self._directory = directory
         self._click_ids = click_ids
+        self._trusted_ms = trusted_ms
+
+    def is_late(self, at: int, expires_at: int) -> bool:
+        """Return whether a link has expired at the time `at`. It has not if only a step of the clock passed its expiry."""
+        return at >= expires_at and self._trusted_ms(at) >= expires_at
 
     def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:
         """Return the resolution of `hit`.
@@ -126,7 +132,7 @@ class LinkResolver:
             or (policies.blocked_hosts and policies.blocks(application_id, link.location or link.url))
         ):
             return Resolution(None, application_id, gone=True, off=True)
-        if hit.at >= link.expires_at:
+        if hit.at >= link.expires_at and self.is_late(hit.at, link.expires_at):
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
             # The host of the fallback URL may have been blocked, or may have become a host of the installation, after the URL was
             # checked.

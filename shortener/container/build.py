@@ -67,6 +67,7 @@ from shortener.retention.purge import Purge
 from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage.clock import SharedClock, ms_clock, open_clock
+from shortener.storage.clock_guard import PURGE_CLOCK, ClockGuard, read_uptime, unknown_uptime
 from shortener.storage.copy import UNFINISHED_COPY
 from shortener.storage.database import Database
 from shortener.storage.installation import (
@@ -120,14 +121,16 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         # The secret is created after the database: if the first start is killed between these two steps, it leaves no secret
         # without a database.
         secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
+        uptime = unknown_uptime if clock else read_uptime  # The uptime of the machine says nothing about the clock of a test.
         if clock is None:
             clock = await open_clock(database)
+        guard = ClockGuard(ms_clock(clock), uptime, stored.get(PURGE_CLOCK))
         is_first_start = may_create and not has_applications
         with secret.encrypt_in_child() if is_first_start else nullcontext():
             first_credentials = None
             if is_first_start:
                 first_credentials = await _ensure_default_application(database, clock, secret, settings)
-            service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
+            service = await _build_service(settings, clock, guard, secret, database, first_credentials, opened, owner=owner)
         service.largest_batch = largest_batch
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
@@ -153,6 +156,7 @@ async def _ensure_default_application(database: Database, clock: Clock, secret: 
 async def _build_service(
     settings: Settings,
     clock: Clock,
+    clock_guard: ClockGuard,
     secret: Secret,
     database: Database,
     first_credentials: Credentials | None,
@@ -161,12 +165,12 @@ async def _build_service(
     owner: bool,
 ) -> Service:
     """Build all groups of parts. If a step fails, `opened` closes everything that was opened before."""
-    foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
+    foundation = await _build_foundation(settings, clock, clock_guard, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
     delivery = _build_delivery(foundation, clicks.throttle, opened)
     gateways = _build_gateways(foundation, messages, clicks.throttle, opened)
-    purge = Purge(database, settings)
+    purge = Purge(database, settings, clock_guard=foundation.clock_guard)
     queues = QueueMonitor(database, settings, clock)
     collections = FullCollections(lambda: messages.rewrite_totals.large_requests > 0, lambda: clicks.throttle.is_busy)
     jobs = build_jobs(foundation, clicks, delivery, gateways, purge, queues, collections)
@@ -213,7 +217,14 @@ async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None
 
 
 async def _build_foundation(
-    settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack, *, owner: bool
+    settings: Settings,
+    clock: Clock,
+    clock_guard: ClockGuard,
+    secret: Secret,
+    database: Database,
+    opened: AsyncExitStack,
+    *,
+    owner: bool,
 ) -> Foundation:
     directory = Directory(database, OwnHosts.of(settings))
     await directory.refresh()
@@ -235,6 +246,7 @@ async def _build_foundation(
         settings=settings,
         clock=clock,
         now_ms=now_ms,
+        clock_guard=clock_guard,
         secret=secret,
         database=database,
         redis=redis,
@@ -283,6 +295,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         spool=spool,
         supervisor=foundation.supervisor,
         clock=foundation.clock,
+        trusted_ms=foundation.clock_guard.trusted_ms,
     )
     devices = DeviceCounter(database, ids, foundation.clock)
     return ClickParts(
@@ -330,7 +343,8 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
     test_sender = open_sender(guard, settings, clock, MAX_TESTS)
     opened.push_async_callback(test_sender.close)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
-    dispatcher = Dispatcher(database, trackers, sender, callback_sender, ids, clock, settings, rng, throttle)
+    ahead = foundation.clock_guard.ahead
+    dispatcher = Dispatcher(database, trackers, sender, callback_sender, ids, clock, settings, rng, throttle, ahead)
     notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
     fanout = Fanout(
         database,
@@ -376,6 +390,7 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
         random.Random(),  # noqa: S311 - jitter of retries, not a secret
         throttle,
         foundation.sends_wake_up,
+        foundation.clock_guard.ahead,
     )
     links = GatewayLinks(store, foundation.directory, connections)
     return GatewayParts(store, connections, reports, replies, dispatcher, links, (public, private))

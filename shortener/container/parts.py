@@ -49,6 +49,7 @@ from shortener.redis.link_cache import LinkCache
 from shortener.redis.rate_limit import RateLimits
 from shortener.secret import Secret
 from shortener.settings import Settings
+from shortener.storage.clock_guard import ClockGuard
 from shortener.storage.database import Database
 from shortener.storage.node_lease import NodeLease
 
@@ -63,6 +64,7 @@ class Foundation:
     settings: Settings
     clock: Clock
     now_ms: Callable[[], int]  # A function that returns the time of `clock` in milliseconds since 1970.
+    clock_guard: ClockGuard  # What would expire only because of a step of the clock does not expire.
     secret: Secret
     database: Database
     redis: RedisServer | None

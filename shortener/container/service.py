@@ -53,6 +53,7 @@ class Service:
     ) -> None:
         self.settings = foundation.settings
         self.clock = foundation.clock
+        self.clock_guard = foundation.clock_guard
         self.now_ms = foundation.now_ms
         self.secret = foundation.secret
         self.database = foundation.database

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import field
 from datetime import timedelta
 from typing import Any
@@ -63,8 +63,16 @@ class ClaimResult:
 class ClaimWriter:
     """A writer of claims. It caches the target of each tracker until the revision of the tracker changes."""
 
-    def __init__(self, trackers: Trackers, settings: Settings, rng: random.Random, ids: IdGenerator) -> None:
+    def __init__(
+        self,
+        trackers: Trackers,
+        settings: Settings,
+        rng: random.Random,
+        ids: IdGenerator,
+        clock_ahead: Callable[[], timedelta] = timedelta,
+    ) -> None:
         self._trackers = trackers
+        self._clock_ahead = clock_ahead
         self._ids = ids
         self._settings = settings
         self._rng = rng
@@ -171,7 +179,9 @@ class ClaimWriter:
         wait, or if this call has made them dead."""
         settings = self._settings
         tracker = tracker_of(queue.name)
-        retention = timedelta(days=settings.event_retention_days)
+        # No delivery becomes dead because of a step of the clock (storage/clock_guard.py).
+        ahead = self._clock_ahead()
+        retention = timedelta(days=settings.event_retention_days) + ahead
         if tracker is None:
             application = application_of(queue.name)
             if application is not None and application in disabled:
@@ -192,7 +202,7 @@ class ClaimWriter:
             return None
         if state.health.breaker(now) == "open":
             since = state.health.opened_at or 0
-            result.expired += expire_overdue(connection, self._ids, queue, "breaker_open", now, MAX_HOLD, since)
+            result.expired += expire_overdue(connection, self._ids, queue, "breaker_open", now, MAX_HOLD + ahead, since)
             return None
         target = targets.get(tracker)
         if target is None:  # the stored tracker cannot be used, so the attempt will be a local failure

@@ -21,7 +21,8 @@ Guarantees
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - If an outcome cannot be recorded although the database is available, it is dropped, so that it does not block other outcomes. Its
   delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
-- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
+- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If it moves far ahead,
+  no delivery becomes dead because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py).
 - `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
   in time, and gives their claims back.
 """
@@ -31,9 +32,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
+from datetime import timedelta
 from functools import partial
 
 import structlog
@@ -110,12 +112,13 @@ class Dispatcher:
         settings: Settings,
         rng: random.Random,
         throttle: Throttle,
+        clock_ahead: Callable[[], timedelta] = timedelta,
     ) -> None:
         self._database = database
         self._clock = clock
         self._throttle = throttle
         self._runner = AttemptRunner(sender, callback_sender, ids, clock, rng, allow_http=settings.allow_http_targets)
-        self._claims = ClaimWriter(trackers, settings, rng, ids)
+        self._claims = ClaimWriter(trackers, settings, rng, ids, clock_ahead)
         self._outcomes = OutcomeWriter(ids)
         self._processes = DeliveryProcesses(rng, settings.delivery_processes or None)
         self._lease_ms = round(settings.delivery_timeout * 1000) + LEASE_MARGIN_MS

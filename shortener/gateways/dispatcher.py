@@ -16,7 +16,8 @@ Guarantees
   messages that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
-- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py).
+- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If it moves far
+  ahead, no message fails because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py).
 - `stop` starts no attempts, waits for those in flight and records them.
 """
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
 from datetime import timedelta
@@ -122,11 +123,13 @@ class GatewayDispatcher:
         rng: random.Random,
         throttle: Throttle,
         wake_up: WakeUp | None = None,
+        clock_ahead: Callable[[], timedelta] = timedelta,
     ) -> None:
         self._database = database
         self.writer = SendWriter(ids, reports)
         self._runner = SendRunner(connections, ids, clock, rng)
         self._clock = clock
+        self._clock_ahead = clock_ahead
         self._settings = settings
         self._rng = rng
         self._throttle = throttle
@@ -355,7 +358,7 @@ class GatewayDispatcher:
                 paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
         if limit > 0 and only is None and self._is_expiry_due(now):
             validity = timedelta(hours=self._settings.gateway_validity_hours)
-            too_old = expire(connection, now, validity, self._skipped(now))
+            too_old = expire(connection, now, validity, self._skipped(now), self._clock_ahead())
             self._give_up(connection, cycle, too_old)
             cycle.has_expired = len(too_old) < MAX_ROWS
         if limit > 0:

@@ -22,6 +22,7 @@ from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
 
 MAX_ROWS = 256
+_NO_STEP = timedelta()
 #: A message of a disabled application is examined again after this time.
 PAUSE_MS = 60_000
 
@@ -46,10 +47,13 @@ _SELECT = select(
 ).join(messages, messages.c.id == sends.c.id)
 
 
-def expire(connection: Connection, now: int, validity: timedelta, skipped: Collection[int] = ()) -> list[SendChange]:
-    """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight."""
+def expire(
+    connection: Connection, now: int, validity: timedelta, skipped: Collection[int] = (), ahead: timedelta = _NO_STEP
+) -> list[SendChange]:
+    """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight. `ahead` is
+    the size of the present step of the clock (storage/clock_guard.py), because of which no message is given up."""
     hours = validity // timedelta(hours=1)
-    oldest = first_id_at(now - validity // timedelta(milliseconds=1))
+    oldest = first_id_at(now - (validity + ahead) // timedelta(milliseconds=1))
     found = find_sends(connection, now, IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))
     detail = f"no gateway accepted the message within {counted(hours, 'hour')} (GATEWAY_VALIDITY_HOURS)"
     return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]

@@ -25,7 +25,7 @@ no clicks and no messages arrive (`traffic.py`), a purge by command does not pau
 purge can continue an interrupted purge: only complete batches are deleted, and the rows of a message are deleted before the message
 itself.
 
-If the clock moved far ahead, a run deletes nothing and waits (`clock_guard.py`).
+If the clock moved far ahead, a run deletes nothing and waits (`storage/clock_guard.py`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ from shortener.clicks.user_agents import device_class, has_expressions, load_exp
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
 from shortener.model import mutable_record
-from shortener.retention.clock_guard import note_run
 from shortener.retention.purge_statements import (
     AUDIT_DELETION,
     EMPTY_HITS,
@@ -73,6 +72,7 @@ from shortener.retention.purge_statements import (
 )
 from shortener.retention.traffic import Traffic
 from shortener.settings import Settings
+from shortener.storage.clock_guard import ClockGuard, note_run
 from shortener.storage.database import Database
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import (
@@ -148,8 +148,8 @@ async def purge(
 ) -> PurgeResult:
     """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
-    The purge pauses between batches only while clicks or messages arrive. It does not check the clock (see clock_guard.py). Raise
-    StoreUnavailable."""
+    The purge pauses between batches only while clicks or messages arrive. It does not check the clock (see
+    storage/clock_guard.py). Raise StoreUnavailable."""
     await database.write_later(note_run, now, trusted=True)
     total = PurgeResult()
     async for batch in Purge(database, settings).batches(now, Traffic(database)):
@@ -159,10 +159,12 @@ async def purge(
 
 
 class Purge:
-    """The purge as a background job. `total` counts what it has deleted since the process started."""
+    """The purge as a background job. `total` counts what it has deleted since the process started. `clock_guard` is the guard of
+    this process; None if only the stored reading of the clock is compared."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, clock_guard: ClockGuard | None = None) -> None:
         self._database = database
+        self._clock_guard = clock_guard
         self._settings = settings
         self._reached: dict[str, int] = {}  # The id of the last row that the purge checked, by kind of row.
         self._started_at: datetime | None = None
@@ -180,9 +182,9 @@ class Purge:
 
     async def step(self, now: datetime) -> int:
         """Delete the rows whose retention time has ended since the last run. Return the number of deleted rows."""
-        clock_step = await self._database.write_later(note_run, now)
+        clock_step = await self._database.write_later(note_run, now, self._clock_guard)
         if clock_step is not None:
-            log.error("purge_waits", days=clock_step.days, until=to_iso(clock_step.until))
+            log.error("purge_waits", hours=clock_step.hours, until=to_iso(clock_step.until))
             return 0
         if self._started_at is None or now - self._started_at >= RESTART_INTERVAL:
             self._started_at = now

@@ -261,7 +261,7 @@ def test_a_purge_waits_and_the_doctor_says_so_if_the_clock_is_far_ahead_of_the_l
     assert "purge" not in check(shell)
     long_ago = round((utcnow() - timedelta(days=2000)).timestamp() * 1000)
     query(shell, f"UPDATE installation SET value = '{long_ago} 0 0' WHERE name = 'purge_clock'")
-    assert "the clock is 2,000 days after the latest purge" in check(shell)["purge"]["text"]
-    assert "so the purge waits until" in check(shell)["purge"]["text"]
-    assert "The clock is 2,000 days after the latest purge" in shell("purge").stderr
+    assert "the clock moved ahead by 2,000 days" in check(shell)["purge"]["text"]
+    assert "so nothing expires and the purge waits until" in check(shell)["purge"]["text"]
+    assert "The clock moved ahead by 2,000 days" in shell("purge").stderr
     assert "purge" not in check(shell)

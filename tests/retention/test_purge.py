@@ -17,11 +17,11 @@ from shortener.container import Service
 from shortener.ids import IdGenerator, first_id_at
 from shortener.model import DeliveryStatus, HitFlag, Verdict
 from shortener.reporting.status import MessageStatusReader, find_status
-from shortener.retention.clock_guard import WAIT_AFTER_STEP
 from shortener.retention.purge import _KINDS, PAUSE_FACTOR, RESTART_INTERVAL, Purge, PurgeResult, _delete_batch, purge
 from shortener.retention.traffic import Traffic
 from shortener.settings import Settings
 from shortener.storage import schema
+from shortener.storage.clock_guard import WAIT_AFTER_STEP
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.sqlite import SqliteDatabase
@@ -382,7 +382,8 @@ async def test_the_purge_job_deletes_nothing_while_it_waits_but_the_purge_of_a_p
     with capture_logs() as logged:
         assert await job.step(ahead) == 0
     assert logged == [
-        {"event": "purge_waits", "log_level": "error", "days": 2000, "until": to_iso(ahead + WAIT_AFTER_STEP)},
+        {"event": "clock_moved_ahead", "log_level": "error", "hours": 48000, "until": to_iso(ahead + WAIT_AFTER_STEP)},
+        {"event": "purge_waits", "log_level": "error", "hours": 48000, "until": to_iso(ahead + WAIT_AFTER_STEP)},
     ]
     assert (await purge(database, SETTINGS, ahead + timedelta(hours=1))).messages == 1
 

@@ -1,0 +1,222 @@
+"""The guard against a clock that moved far ahead, for example because somebody set a wrong date. Without it, such a clock would
+make all stored data look too old: messages that wait for a gateway would fail, deliveries would become dead, links would expire,
+and the purge would delete everything.
+
+The rule: the clock has made a step if it moved ahead by more than the time that has passed. While a machine runs, the time that
+has passed is known (`CLOCK_BOOTTIME` on Linux), and a difference of MAX_KNOWN_STEP or less is no step. After a reboot, or if
+another machine stored the latest reading, it is unknown. Then a difference of more than MAX_UNKNOWN_STEP is a step.
+
+After a step, nothing expires because of it, and the purge deletes nothing, for WAIT_AFTER_STEP. Within this time, an
+administrator can correct the clock. When the clock is set back to the time before the step, everything continues at once. If the
+clock is still ahead after WAIT_AFTER_STEP, it is right: the machine was stopped, or it started with a wrong date. `shortener
+purge` confirms the clock before that, because a person has decided to run it; at a terminal, the command asks for confirmation.
+The first run of an installation trusts its clock. New data gets the time of the clock also during the wait.
+
+Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
+the process is restarted. The processes of an installation share the stored value. Their clocks differ a little, and the times of
+runs may be stored in another order than the runs began. Therefore a reading that is only a little before the time at which the
+step was found does not end the wait.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Connection
+
+from shortener.model import record
+from shortener.plurals import counted
+from shortener.storage import installation
+from shortener.storage.types import from_ms, to_iso, to_ms
+
+log = structlog.get_logger(__name__)
+
+#: The name of the stored value: the fields of ClockReading, separated by spaces. Older versions stored only the first three.
+PURGE_CLOCK = "purge_clock"
+#: While the time that has passed is known, a clock that is ahead by more than this has made a step.
+MAX_KNOWN_STEP = timedelta(hours=1)
+#: If it is unknown: a wrong clock is usually wrong by many years, such as the 1,024 weeks of GPS. It is very rare that an
+#: installation does not run for so long.
+MAX_UNKNOWN_STEP = timedelta(days=730)
+WAIT_AFTER_STEP = timedelta(hours=24)
+_MILLISECOND = timedelta(milliseconds=1)
+_MAX_KNOWN_MS, _MAX_UNKNOWN_MS = MAX_KNOWN_STEP // _MILLISECOND, MAX_UNKNOWN_STEP // _MILLISECOND
+_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND
+
+
+class Uptime(NamedTuple):
+    """The milliseconds that have passed since the start of a machine. `boot` identifies the start; it is empty if it is unknown."""
+
+    boot: str
+    passed_ms: int
+
+
+UNKNOWN_UPTIME = Uptime("", 0)
+
+
+def unknown_uptime() -> Uptime:
+    """Return the uptime of a machine whose uptime is unknown."""
+    return UNKNOWN_UPTIME
+
+
+class ClockReading(NamedTuple):
+    """A reading of the clock at the time `at`. All times are milliseconds.
+
+    `found_at` is the time at which a step was found, 0 if there is none. `ahead` is the size of the step: the time by which the
+    clock is ahead of the trusted time."""
+
+    at: int
+    found_at: int = 0
+    ahead: int = 0
+    boot: str = ""
+    passed_ms: int = 0
+
+    @property
+    def step(self) -> ClockStep | None:
+        """The step of the clock after which the purge waits, or None."""
+        return ClockStep(timedelta(milliseconds=self.ahead), from_ms(self.found_at) + WAIT_AFTER_STEP) if self.found_at else None
+
+
+@record
+class ClockStep:
+    """A step of the clock after which nothing expires. `size` is the time by which the clock moved ahead. The wait ends at the time
+    `until`."""
+
+    size: timedelta
+    until: datetime
+
+    @property
+    def text(self) -> str:
+        """The size of the step for people, such as "3 days" or "5 hours"."""
+        return counted(self.size.days, "day") if self.size.days > 2 else counted(self.hours, "hour")
+
+    @property
+    def hours(self) -> int:
+        return self.size // timedelta(hours=1)
+
+
+def read_uptime() -> Uptime:
+    """Return the uptime of this machine. A change of the system clock does not change the result. On Linux, the result includes the
+    time for which the machine was suspended. On other systems it is unknown, because their monotonic clock may stop then."""
+    if sys.platform == "linux" and (boot := _boot_id()):
+        return Uptime(boot, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
+    return UNKNOWN_UPTIME
+
+
+class ClockGuard:
+    """The guard of one process. `clock_ms` returns the time in milliseconds since 1970. `uptime` returns the uptime of the machine;
+    by default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found."""
+
+    def __init__(
+        self, clock_ms: Callable[[], int], uptime: Callable[[], Uptime] = unknown_uptime, stored: str | None = None
+    ) -> None:
+        self._clock_ms = clock_ms
+        self._uptime = uptime
+        self._latest = None if stored is None else _parse(stored)
+
+    def check(self) -> ClockReading:
+        """Read the clock. Log a step that is found."""
+        before = self._latest
+        reading = self._latest = _advance(before, self._clock_ms(), self._uptime())
+        if reading.found_at and (before is None or not before.found_at):
+            _log_step(reading)
+        return reading
+
+    def trusted_ms(self, at: int) -> int:
+        """Return a time of the clock without the step: what expired after this time must not expire yet. Return `at` if there is no
+        step, or if the time is before it."""
+        reading = self.check()
+        return at - reading.ahead if reading.found_at and at > reading.found_at - _MAX_KNOWN_MS else at
+
+    def ahead(self) -> timedelta:
+        """Return the size of the present step of the clock; zero if there is none. What expires after a time must not expire before
+        this time and the size of the step have passed."""
+        return timedelta(milliseconds=self.check().ahead)
+
+    def store(self, connection: Connection, stored: ClockReading | None) -> ClockReading:
+        """Combine the reading with the stored one, store it and return it. End the wait if somebody confirmed the clock."""
+        own = self.check()
+        found = _advance(stored, own.at, self._uptime())
+        if own.found_at and stored is not None and not stored.found_at and stored.at >= own.found_at:
+            own = found  # `shortener purge` has confirmed the clock after this process found the step
+        elif found.found_at and not own.found_at:
+            own = found  # another process, or this process before a restart, found the step
+            if stored is None or not stored.found_at:
+                _log_step(own)
+        self._latest = own
+        _write(connection, own)
+        return own
+
+
+def note_run(connection: Connection, now: datetime, guard: ClockGuard | None = None, *, trusted: bool = False) -> ClockStep | None:
+    """Store the time of a run of the purge. Return the step after which the purge must wait, or None if it may delete.
+
+    `guard` is the guard of this process; None if the time that has passed is unknown. `trusted` is true if a person has checked the
+    clock. The purge then never waits."""
+    if trusted:
+        uptime = read_uptime()
+        _write(connection, ClockReading(to_ms(now), boot=uptime.boot, passed_ms=uptime.passed_ms))
+        return None
+    return (guard or ClockGuard(lambda: to_ms(now))).store(connection, _read(connection)).step
+
+
+def find_step(connection: Connection, now: datetime, uptime: Uptime = UNKNOWN_UPTIME) -> ClockStep | None:
+    """Return the step after which the purge waits at present, or None."""
+    return _advance(_read(connection), to_ms(now), uptime).step
+
+
+def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReading:
+    """Return the reading of the clock at the time `at`, after the reading `before`."""
+    trusted = ClockReading(at, 0, 0, *uptime)
+    if before is None:
+        return trusted
+    is_known = bool(uptime.boot) and uptime.boot == before.boot and uptime.passed_ms >= before.passed_ms
+    limit = _MAX_KNOWN_MS if is_known else _MAX_UNKNOWN_MS
+    expected = before.at - before.ahead
+    if is_known:
+        expected += uptime.passed_ms - before.passed_ms
+    elif before.found_at and 0 <= at - before.at <= limit:
+        expected += at - before.at
+    ahead = at - expected  # It is negative if the clock was set back.
+    if ahead <= (_MAX_KNOWN_MS if before.found_at and before.at - _MAX_KNOWN_MS <= at else limit):
+        return trusted
+    if not before.found_at or ahead - before.ahead > limit or at < before.found_at - _MAX_KNOWN_MS:
+        return ClockReading(at, at, ahead, *uptime)
+    return ClockReading(at, before.found_at, ahead, *uptime) if at - before.found_at < _WAIT_MS else trusted
+
+
+@cache
+def _boot_id() -> str:
+    """Return a text that identifies the start of this machine; an empty text if the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _log_step(reading: ClockReading) -> None:
+    step = reading.step
+    assert step is not None
+    log.error("clock_moved_ahead", hours=step.hours, until=to_iso(step.until))
+
+
+def _parse(stored: str) -> ClockReading:
+    at, found_at, ahead, *uptime = stored.split(" ")
+    boot, passed_ms = uptime or ("", "0")
+    return ClockReading(int(at), int(found_at), int(ahead), boot, int(passed_ms))
+
+
+def _read(connection: Connection) -> ClockReading | None:
+    stored = installation.get(connection, PURGE_CLOCK)
+    return None if stored is None else _parse(stored)
+
+
+def _write(connection: Connection, reading: ClockReading) -> None:
+    installation.set_value(connection, PURGE_CLOCK, " ".join(map(str, reading)))
