@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from shortener.delivery.fanout import Fanout
 from shortener.delivery.placeholders import Template
 from shortener.delivery.request import DeliveryTarget
-from shortener.delivery.sample_delivery import sample_facts
+from shortener.delivery.sample_facts import sample_facts
 from shortener.delivery.sender import USER_AGENT
 from shortener.logs import mask
 from shortener.model import Topic, record

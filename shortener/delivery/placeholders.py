@@ -90,7 +90,6 @@ _FACT_OF = {
     "num_parts": "fragments_count",
 }
 
-_KNOWN = frozenset(PLACEHOLDERS)
 _WITHOUT_SEPARATORS = {name.replace("_", ""): name for name in PLACEHOLDERS}
 # Other systems use these names for the same values. The service uses them only for hints in error texts.
 _SYNONYMS = {

@@ -8,9 +8,8 @@ tracker.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -19,28 +18,24 @@ from sqlalchemy import Connection, insert
 
 from shortener.accounts.audit import AuditWriter
 from shortener.delivery.attempt import to_storable_text
-from shortener.delivery.conversion_filter import DISPOSITIONS
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.queue_names import tracker_queue
 from shortener.delivery.request import ForbiddenHost
+from shortener.delivery.sample_facts import sample_facts
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic, record
-from shortener.outbox import operations
 from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
 from shortener.storage.database import Database
-from shortener.storage.types import iso_with_ms, to_ms
 
 #: The maximum numbers of test deliveries that run at the same time: for all applications together, and for one application.
 MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
 #: The time limit of a test delivery is the time limit of the tracker, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0
-#: The status of an invented conversion, by its disposition.
-_STATUSES = {"positive": "approved", "negative": "rejected", "none": "pending"}
 
 
 class TestSlots:
@@ -83,103 +78,6 @@ class SampleDelivery:
     answer: str
 
 
-def sample_facts(
-    application_id: int,
-    at: datetime,
-    event: str,
-    actions: Sequence[str] | None = None,
-    dispositions: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Return the facts of an invented event with the name `event` (model.EVENT_NAMES) about an invented message.
-
-    All facts that such an event can contain have a value. If the event is a conversion, its action and its disposition are such
-    that a tracker with these `actions` and `dispositions` receives it."""
-    if event == "operations":
-        return {
-            "sample_of": operations.TRACKER_DISABLED,
-            "timestamp": iso_with_ms(to_ms(at)),
-            "application_id": application_id,
-            "company_id": None,
-            "tracker_id": 1,
-            "delivery_id": "dlv_test",
-            "delivery_event": "state",
-            "count": 1,
-            "reason": "test",
-            "key_kind": "tracker_token",
-            "key_id": 1,
-            "expires_at": iso_with_ms(to_ms(at)),
-        }
-    phone = "+14085550100"
-    now = to_ms(at)
-    facts: dict[str, Any] = {
-        "sample_of": event,
-        "timestamp": iso_with_ms(now),
-        "application_id": application_id,
-        "company_id": None,
-        "message_id": "test",
-        "message_request_id": "test-request",
-        "external_message_request_id": "test-external",
-        "to_address": phone,
-        "phone_sha256": hashlib.sha256(phone.encode()).hexdigest(),
-        "from_address": "test",
-        "sender_id_id": "test",
-        "sender_id_alias": "test",
-        "previous_state": None,
-        "new_state": "DELIVERED",
-        "reason_code": "000",
-        "reason_description": "test",
-        "report_status": "DELIVRD",
-        "telecom_message_id": "test-telecom",
-        "fragments_count": 1,
-        "mt_price": "0.0095",
-        "has_attachment": False,
-        "campaign": "test",
-        "source": "api",
-        "country": "US",
-        "metadata": {"test": "test"},
-        "code": "8kVnq2LmRd",
-        "short_url": "https://go.brand.example/8kVnq2LmRd",
-        "url": "https://example.com/",
-        "label": "test",
-        "sent_at": iso_with_ms(now - 44_000),
-        "delivered_at": iso_with_ms(now - 42_000),
-        "process_key": "test",
-    }
-    if event == "delivery":
-        return facts
-    facts |= {
-        "new_state": "CLICKTHRU",
-        "click_id": "test-click",
-        "clicked_at": iso_with_ms(now),
-        "verdict": "human",
-        "verdict_reason": "browser",
-        "user_agent": "test",
-        "click_country": "US",
-        "first_for_message": True,
-        "first_for_link": True,
-        "click_number": 1,
-        "seconds_since_sent": 44,
-        "seconds_since_delivered": 42,
-    }
-    if event == "state":
-        facts["previous_state"] = "DELIVERED"
-    if event == "conversion":
-        disposition = next(name for name in DISPOSITIONS if not dispositions or name in dispositions)
-        action = "sale" if not actions or "sale" in map(str.casefold, actions) else actions[0]
-        facts |= {
-            "conversion_id": "test-conversion",
-            "action": action,
-            "conversion_status": _STATUSES[disposition],
-            "disposition": None if disposition == "none" else disposition,
-            "value": "19.90",
-            "currency": "USD",
-            "transaction_id": "test-transaction",
-            "revision": 1,
-            "conversion_metadata": {"test": "test"},
-        }
-    return facts
-
-
 async def send_test(
     database: Database,
     audit: AuditWriter,
@@ -204,8 +102,8 @@ async def send_test(
     facts = sample_facts(tracker.application_id, at, name, tracker.conversion_actions, tracker.conversion_dispositions)
     if event_name is not None:
         facts["topic"] = facts["sample_of"]
-    for name in target.metadata_names:
-        facts.setdefault("metadata", {}).setdefault(name, "test")
+    for metadata_name in target.metadata_names:
+        facts.setdefault("metadata", {}).setdefault(metadata_name, "test")
     try:
         request = target.request(facts, event, Topic.TEST, 1, at, allow_http=allow_http)
     except ForbiddenHost as error:
@@ -225,11 +123,11 @@ async def send_test(
         milliseconds=response.milliseconds,
         answer=to_storable_text(response.excerpt),
     )
-    await database.write(_record, audit, sample, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
+    await database.write(_store, audit, sample, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
     return sample
 
 
-def _record(
+def _store(
     connection: Connection,
     audit: AuditWriter,
     sample: SampleDelivery,
@@ -241,6 +139,7 @@ def _record(
     finished_at: datetime,
     attempt_id: int,
 ) -> None:
+    """Store the event, the delivery and the attempt of a test delivery, and add the audit row."""
     connection.execute(
         insert(schema.events).values(
             id=event, application_id=application_id, topics=Topic.TEST.value, at=at, facts=facts, fanned_out=True

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from shortener.delivery.formats import FORMATS, render
-from shortener.delivery.sample_delivery import sample_facts
+from shortener.delivery.sample_facts import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
 from shortener.web.examples import example_text

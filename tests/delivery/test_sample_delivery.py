@@ -8,7 +8,8 @@ import pytest
 from shortener.container import Service
 from shortener.delivery.deliveries import DeliveryFilter
 from shortener.delivery.formats import FORMATS, render
-from shortener.delivery.sample_delivery import SampleDelivery, sample_facts, send_test
+from shortener.delivery.sample_delivery import SampleDelivery, send_test
+from shortener.delivery.sample_facts import sample_facts
 from shortener.model import EVENT_NAMES, DeliveryStatus, Topic
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from shortener.delivery.formats import FORMATS, render
-from shortener.delivery.sample_delivery import sample_facts
+from shortener.delivery.sample_facts import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
 from tests.conftest import NOON
