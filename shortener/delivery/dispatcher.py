@@ -49,7 +49,7 @@ from shortener.delivery.clock_steps import repair
 from shortener.delivery.message_order import MessageOrder
 from shortener.delivery.outcome_writer import OutcomeResult, OutcomeWriter
 from shortener.delivery.outcomes import GONE
-from shortener.delivery.processes import DeliveryProcesses, SignOfLife
+from shortener.delivery.processes import DeliveryProcesses, Heartbeat
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
 from shortener.errors import CommitUncertain, StoreUnavailable
@@ -234,7 +234,7 @@ class Dispatcher:
         and start their attempts."""
         last: list[ClaimResult] = []
         try:
-            outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit, last)
+            outcomes, claims, heartbeat = await self._database.write_later(self._write_cycle, finished, limit, last)
         except CommitUncertain:
             # It is unknown whether the claims are stored. The next cycle gives them back, so that the deliveries do not wait until
             # their leases end.
@@ -248,8 +248,8 @@ class Dispatcher:
         with after_commit():
             self._account(outcomes, finished)
         with after_commit():
-            if sign is not None:
-                self._note(sign)
+            if heartbeat is not None:
+                self._committed(heartbeat)
             self._claims.committed(claims)
             self._wake_at(claims.wake_at)
             self.totals.dead += claims.expired
@@ -344,9 +344,10 @@ class Dispatcher:
             if seconds < MAX_TIMER_SECONDS:  # longer times need no timer, because cycles run more often than that
                 self._timer = asyncio.get_running_loop().call_later(seconds, self.wake_up.notify)
 
-    def _note(self, sign: SignOfLife) -> None:
-        self._processes.committed(sign)
-        if sign.clock_was_set_back:
+    def _committed(self, heartbeat: Heartbeat) -> None:
+        """Use the result of a heartbeat after its transaction was committed."""
+        self._processes.committed(heartbeat)
+        if heartbeat.clock_was_set_back:
             self.totals.clock_steps += 1
             log.warning("clock_was_set_back", repaired="retries, leases, breakers and rates")
 
@@ -356,13 +357,13 @@ class Dispatcher:
 
     def _write_cycle(
         self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int, last: list[ClaimResult]
-    ) -> tuple[OutcomeResult, ClaimResult, SignOfLife | None]:
+    ) -> tuple[OutcomeResult, ClaimResult, Heartbeat | None]:
         """Record outcomes and claim up to `limit` deliveries in one transaction. Append the claims to `last` before the commit.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
         now = to_ms(self._clock())
-        sign = None if self._stopping else self._processes.write(connection, now)
-        if sign is not None and sign.clock_was_set_back:
+        heartbeat = None if self._stopping else self._processes.write(connection, now)
+        if heartbeat is not None and heartbeat.clock_was_set_back:
             repair(connection, now, self._lease_ms)
         outcomes = self._outcomes.write(connection, finished, now) if finished else OutcomeResult()
         usage = self._usage.copy()
@@ -372,10 +373,10 @@ class Dispatcher:
             usage.release(one.attempt.claim.queue, one.attempt.application_id)
             if one.is_local_failure:
                 paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
-        share = self._processes.share if sign is None else sign.share
+        share = self._processes.share if heartbeat is None else heartbeat.share
         claims = self._claims.write(connection, usage, limit, paused, now, share, self._responsive)
         last.append(claims)
-        return outcomes, claims, sign
+        return outcomes, claims, heartbeat
 
     def _account(self, outcomes: OutcomeResult, finished: Sequence[FinishedAttempt]) -> None:
         """Update the pauses of queues and the counters, and write the log, after the transaction was committed."""
@@ -389,30 +390,7 @@ class Dispatcher:
             self._note_response(one)
         self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_FAILURE_PAUSE_MS}
         for one in outcomes.recorded:
-            if one.outcome is None:
-                totals.claims_returned += 1
-                continue
-            totals.reasons[one.outcome.reason] += 1
-            if not one.is_local_failure:
-                totals.seconds.observe((one.at - one.started) / 1000)
-            totals.local_failures += one.is_local_failure
-            if one.delivery.status == DeliveryStatus.DELIVERED:
-                totals.delivered += 1
-            elif one.delivery.status == DeliveryStatus.DEAD:
-                totals.dead += 1
-                delivery, error = DELIVERY_IDS.encode(one.delivery.id), one.delivery.last_error
-                log.warning("delivery_dead", delivery=delivery, queue=one.attempt.claim.queue, error=error)
-            elif one.outcome.charged:
-                totals.retried += 1
-                log.info(
-                    "delivery_failed",
-                    delivery=DELIVERY_IDS.encode(one.delivery.id),
-                    tracker=one.attempt.claim.tracker_id,
-                    attempt=one.attempt.claim.attempt,
-                    status=one.delivery.last_status,
-                    error=one.delivery.last_error,
-                    next_attempt=to_iso(from_ms(one.delivery.next_at)),
-                )
+            self._count(one)
         totals.leases_lost += outcomes.leases_lost
         totals.trackers_disabled += len(outcomes.disabled)
         totals.breakers_opened += len(outcomes.opened)
@@ -423,6 +401,34 @@ class Dispatcher:
             log.warning("tracker_disabled", tracker=tracker, reason=GONE)
         for tracker in outcomes.opened:
             log.warning("breaker_opened", tracker=tracker)
+
+    def _count(self, finished: FinishedAttempt) -> None:
+        """Count a recorded outcome. Write a log line if the delivery was not accepted."""
+        totals, outcome, delivery, claim = self.totals, finished.outcome, finished.delivery, finished.attempt.claim
+        if outcome is None:
+            totals.claims_returned += 1
+            return
+        totals.reasons[outcome.reason] += 1
+        if finished.is_local_failure:
+            totals.local_failures += 1
+        else:
+            totals.seconds.observe((finished.at - finished.started) / 1000)
+        if delivery.status == DeliveryStatus.DELIVERED:
+            totals.delivered += 1
+        elif delivery.status == DeliveryStatus.DEAD:
+            totals.dead += 1
+            log.warning("delivery_dead", delivery=DELIVERY_IDS.encode(delivery.id), queue=claim.queue, error=delivery.last_error)
+        elif outcome.charged:
+            totals.retried += 1
+            log.info(
+                "delivery_failed",
+                delivery=DELIVERY_IDS.encode(delivery.id),
+                tracker=claim.tracker_id,
+                attempt=claim.attempt,
+                status=delivery.last_status,
+                error=delivery.last_error,
+                next_attempt=to_iso(from_ms(delivery.next_at)),
+            )
 
     def _note_response(self, finished: FinishedAttempt) -> None:
         """Store whether the host of a callback queue has responded. Until it has, the queue may use only one slot."""

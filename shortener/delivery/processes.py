@@ -50,9 +50,10 @@ class ProcessShare:
 
 
 @record
-class SignOfLife:
-    """The result of writing a heartbeat. `clock_was_set_back` is true if the database contains a heartbeat whose time is later than
-    the current time."""
+class Heartbeat:
+    """A heartbeat that a process wrote at the time `at`, and the share of the process that follows from it.
+
+    `clock_was_set_back` is true if the database contains a heartbeat whose time is later than `at`."""
 
     at: int
     share: ProcessShare
@@ -71,7 +72,7 @@ class DeliveryProcesses:
         self.share = ProcessShare()
         self.may_have_row = False  # true after a heartbeat was written, even if its transaction may not have been committed
 
-    def write(self, connection: Connection, now: int) -> SignOfLife | None:
+    def write(self, connection: Connection, now: int) -> Heartbeat | None:
         """Write a heartbeat as a part of the caller's transaction and count the processes. Return None if no heartbeat is due.
 
         `now` is in milliseconds since 1970."""
@@ -95,11 +96,11 @@ class DeliveryProcesses:
         share = ProcessShare(alive.index(self._id), len(alive))
         if self._count is not None:
             share = ProcessShare(share.place % self._count, self._count)
-        return SignOfLife(now, share, latest > now + MAX_AHEAD_MS)
+        return Heartbeat(now, share, latest > now + MAX_AHEAD_MS)
 
-    def committed(self, sign: SignOfLife) -> None:
+    def committed(self, heartbeat: Heartbeat) -> None:
         """Store the time of the heartbeat and the share of this process after the transaction was committed."""
-        self._at, self.share = sign.at, sign.share
+        self._at, self.share = heartbeat.at, heartbeat.share
 
     def remove(self, connection: Connection) -> None:
         """Delete the row of this process from `delivery_processes`. Call this before the process ends."""

@@ -12,10 +12,10 @@ from tests.factory import rows
 NOW = 1_700_000_000_000
 
 
-async def sign_of_life(process: DeliveryProcesses, database: Database, now: int) -> None:
-    sign = await database.write(process.write, now)
-    assert sign is not None
-    process.committed(sign)
+async def beat(process: DeliveryProcesses, database: Database, now: int) -> None:
+    heartbeat = await database.write(process.write, now)
+    assert heartbeat is not None
+    process.committed(heartbeat)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -36,24 +36,24 @@ async def test_delivery_processes_are_counted_while_they_write_heartbeats(databa
     for _ in range(2):
         for process in processes:
             process._at = None
-            await sign_of_life(process, database, NOW)
+            await beat(process, database, NOW)
     if database.dialect == "sqlite":
         assert {process.share for process in processes} == {ProcessShare(0, 1)}, "SQLite has one process"
         return
     assert {(process.share.place, process.share.count) for process in processes} == {(0, 3), (1, 3), (2, 3)}
-    await sign_of_life(processes[0], database, NOW + MAX_SILENCE_MS + 1)
+    await beat(processes[0], database, NOW + MAX_SILENCE_MS + 1)
     assert processes[0].share == ProcessShare(0, 1)
-    await sign_of_life(processes[1], database, NOW + MAX_SILENCE_MS + 2)
+    await beat(processes[1], database, NOW + MAX_SILENCE_MS + 2)
     assert processes[1].share.count == 2
     await database.write(processes[1].remove)
-    await sign_of_life(processes[0], database, NOW + 2 * MAX_SILENCE_MS)
+    await beat(processes[0], database, NOW + 2 * MAX_SILENCE_MS)
     assert processes[0].share.count == 1
 
 
 async def test_an_installation_runs_from_the_first_heartbeat_of_a_process_until_the_process_ends(database: Database) -> None:
     process = DeliveryProcesses(random.Random(1))
     assert not await database.read(is_running, NOW)
-    await sign_of_life(process, database, NOW)
+    await beat(process, database, NOW)
     silence = INTERVAL_MS[database.dialect] + MAX_SILENCE_MS
     assert await database.read(is_running, NOW + silence)
     assert not await database.read(is_running, NOW + silence + 1)
@@ -64,33 +64,33 @@ async def test_an_installation_runs_from_the_first_heartbeat_of_a_process_until_
 async def test_the_heartbeat_of_a_delivery_process_is_written_once_per_interval(database: Database) -> None:
     process = DeliveryProcesses(random.Random(1))
     interval = INTERVAL_MS[database.dialect]
-    await sign_of_life(process, database, NOW)
+    await beat(process, database, NOW)
     assert await database.write(process.write, NOW + interval - 1) is None
-    await sign_of_life(process, database, NOW + interval)
+    await beat(process, database, NOW + interval)
 
 
 async def test_the_setting_delivery_processes_replaces_the_counted_number_of_processes(database: Database) -> None:
     process = DeliveryProcesses(random.Random(1), 4)
-    await sign_of_life(process, database, NOW)
+    await beat(process, database, NOW)
     assert process.share == ProcessShare(0, 4)
 
 
 async def test_the_rows_of_delivery_processes_that_ended_are_deleted(database: Database) -> None:
-    await sign_of_life(DeliveryProcesses(random.Random(1)), database, NOW)
-    await sign_of_life(DeliveryProcesses(random.Random(2)), database, NOW + MAX_AGE_MS + 1)
+    await beat(DeliveryProcesses(random.Random(1)), database, NOW)
+    await beat(DeliveryProcesses(random.Random(2)), database, NOW + MAX_AGE_MS + 1)
     assert len(await rows(database, schema.delivery_processes)) == 1
 
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_delivery_process_detects_that_the_clock_was_set_back(database: Database, restarted: bool) -> None:
     process = DeliveryProcesses(random.Random(1))
-    await sign_of_life(process, database, NOW + 18_000_000)
+    await beat(process, database, NOW + 18_000_000)
     if restarted:
         process = DeliveryProcesses(random.Random(2))
-    sign = await database.write(process.write, NOW)
-    assert sign is not None
-    assert sign.clock_was_set_back
-    process.committed(sign)
-    sign = await database.write(process.write, NOW + 60_000)
-    assert sign is not None
-    assert not sign.clock_was_set_back
+    heartbeat = await database.write(process.write, NOW)
+    assert heartbeat is not None
+    assert heartbeat.clock_was_set_back
+    process.committed(heartbeat)
+    heartbeat = await database.write(process.write, NOW + 60_000)
+    assert heartbeat is not None
+    assert not heartbeat.clock_was_set_back
