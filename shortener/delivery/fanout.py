@@ -31,7 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
@@ -79,6 +79,15 @@ _VERDICT_NAMES = {verdict.value: verdict.api_name for verdict in Verdict}
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
 
 
+class FanoutResult(NamedTuple):
+    """The numbers of processed events and of created deliveries. If the limit MAX_DELIVERIES ended a transaction, `largest` is the
+    application with the most deliveries in it; otherwise None."""
+
+    events: int
+    deliveries: int
+    largest: int | None = None
+
+
 class Fanout:
     """The fan-out of one process. It calls `on_deliveries` after each commit that created deliveries."""
 
@@ -118,38 +127,36 @@ class Fanout:
         started, throttled = loop.time(), self._throttle.is_busy
         limit = MAX_EVENTS_WHILE_BUSY if throttled else MAX_EVENTS
         try:
-            events, deliveries, many_of = await self._database.write_later(self._fan_out, limit, without=self._postponed)
+            result = await self._database.write_later(self._fan_out, limit, without=self._postponed)
         except StoreUnavailable:
             raise
         except Exception:
-            (events, deliveries), many_of = await self._one_by_one(limit), None
-        if many_of is not None:
-            self._postponed |= {many_of}
+            result = await self._one_by_one(limit)
+        if result.largest is not None:
+            self._postponed |= {result.largest}
         elif self._postponed:
             self._postponed = frozenset()
-            if not events:
+            if not result.events:
                 return await self.step()
-        self.events += events
-        self.deliveries += deliveries
-        if deliveries:
+        self.events += result.events
+        self.deliveries += result.deliveries
+        if result.deliveries:
             self._on_deliveries()
-        if throttled and events:
+        if throttled and result.events:
             await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # let hits use the database
-        return events
+        return result.events
 
     async def flush(self) -> None:
         """Create the deliveries of all pending events."""
         while await self.step():
             pass
 
-    async def _one_by_one(self, limit: int) -> tuple[int, int]:
-        """Create the deliveries of each event of a batch in its own transaction, and quarantine the events that fail.
-
-        Return the number of processed events and the number of created deliveries."""
+    async def _one_by_one(self, limit: int) -> FanoutResult:
+        """Create the deliveries of each event of a batch in its own transaction, and quarantine the events that fail."""
         events = deliveries = 0
         for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
-                done, created, _ = await self._database.write_later(self._fan_out, 1, event)
+                result = await self._database.write_later(self._fan_out, 1, event)
             except StoreUnavailable:
                 raise
             except Exception as error:
@@ -158,10 +165,10 @@ class Fanout:
                 await self._database.write(fanout_queries.quarantine, event)
                 self.quarantined += 1
                 log.error("event_quarantined", event_id=encode(event), repair="shortener deliveries requeue", exc_info=error)
-                done, created = 1, 0
-            events += done
-            deliveries += created
-        return events, deliveries
+                result = FanoutResult(1, 0)
+            events += result.events
+            deliveries += result.deliveries
+        return FanoutResult(events, deliveries)
 
     def read_facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
         """Return the facts of events, including events without subscribers. Unlike the fan-out, this function stores nothing."""
@@ -178,13 +185,12 @@ class Fanout:
 
     def _fan_out(
         self, connection: Connection, limit: int, only: int | None = None, without: frozenset[int] = frozenset()
-    ) -> tuple[int, int, int | None]:
-        """Return the number of processed events and the number of created deliveries. If the limit MAX_DELIVERIES was reached, also
-        return the application with the most deliveries."""
+    ) -> FanoutResult:
+        """Create the deliveries of the oldest pending events, or only of the event `only`. Leave out the applications `without`."""
         events = fanout_queries.pending_events(connection, limit, only, without)
         if not events:
-            return 0, 0, None
-        many_of = None
+            return FanoutResult(0, 0)
+        largest = None
         subscriptions = fanout_queries.subscriptions(connection, {event.application_id for event in events})
         outcomes = _conversion_outcomes(connection, events, subscriptions)
         now = to_ms(self._clock())
@@ -193,7 +199,7 @@ class Fanout:
         delta = CountDelta()
         for event in events:
             if len(rows) >= MAX_DELIVERIES:
-                many_of = Counter(row[3] for row in rows).most_common(1)[0][0]
+                largest = Counter(row[3] for row in rows).most_common(1)[0][0]
                 break
             facts[event.id] = None
             if event.cohort_id is not None:
@@ -206,7 +212,7 @@ class Fanout:
             fanout_queries.insert_deliveries(connection, rows)
         count_deltas.append(connection, self._ids(), delta)
         fanout_queries.mark_fanned_out(connection, facts)
-        return len(facts), len(rows), many_of
+        return FanoutResult(len(facts), len(rows), largest)
 
     def _deliveries(
         self,
