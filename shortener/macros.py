@@ -6,7 +6,6 @@ trackers.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -117,6 +116,8 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
         if name is None and (macro.is_braced or len(word) > len("number")):
             name = _SYNONYMS.get(word)
         if name is None and macro.is_braced:
+            import difflib  # imported here, because only errors need it
+
             near = difflib.get_close_matches(word, by_word, n=1, cutoff=0.75)
             name = by_word[near[0]] if near else None
         if name is not None and name in names:

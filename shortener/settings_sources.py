@@ -11,7 +11,6 @@ Every function raises `SettingsError` with one line for each setting that is not
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -74,6 +73,8 @@ def _describe(name: str, reason: str) -> str:
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    import difflib  # imported here, because only errors need it
+
     # Compare the names without the common prefix SHORTENER_, because it makes any two names similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"

@@ -105,6 +105,39 @@ asyncio.run(get_unknown_code())
 
 
 @pytest.mark.slow
+def test_modules_of_the_standard_library_are_imported_when_they_are_used() -> None:
+    script = """
+import sys
+from shortener.lean_imports import import_without_extras
+import_without_extras()
+import structlog, shortener.storage.sqlite, uvicorn, starlette.exceptions
+late = {"email.parser", "logging.handlers", "zipfile"}
+assert not late & sys.modules.keys()
+import http.client, importlib.metadata, logging.config
+from importlib.metadata import version
+logging.config.dictConfig({"version": 1})
+print(version("pydantic") > "2", http.client.responses[404], starlette.exceptions.HTTPException(410).detail)
+assert late <= sys.modules.keys()
+"""
+    assert printed_by(script) == "True Not Found Gone"
+
+
+@pytest.mark.slow
+def test_pydantic_finds_no_plugins_unless_the_environment_requests_them() -> None:
+    script = """
+import os, sys
+from shortener.lean_imports import import_pydantic_without_plugins
+import_pydantic_without_plugins()
+from pydantic import BaseModel
+class Model(BaseModel):
+    number: int
+print(Model(number="1").number, "importlib.metadata" in sys.modules)
+"""
+    assert printed_by(script) == "1 False"
+    assert printed_by("import os\nos.environ['PYDANTIC_DISABLE_PLUGINS'] = 'one'\n" + script) == "1 True"
+
+
+@pytest.mark.slow
 def test_all_parts_of_uvicorn_and_the_prometheus_client_stay_importable() -> None:
     script = """
 from shortener.lean_imports import import_without_extras

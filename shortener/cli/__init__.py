@@ -15,6 +15,8 @@ import sys
 
 import click
 
+from shortener.lean_imports import import_pydantic_without_plugins
+
 #: The module and the one-line help of each command, by name of the command.
 COMMANDS = {
     "serve": ("serve", "Run the web server and the delivery workers in one process."),
@@ -88,8 +90,7 @@ def main() -> None:
     creates: an installation, an export and a backup contain personal data.
     """
     os.umask(0o077)
-    # With this variable, pydantic does not search the metadata of all installed packages for plugins. The search is slow.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    import_pydantic_without_plugins()
     try:
         # click's standalone mode exits the process. Without this mode, click returns the exit code and raises errors.
         sys.exit(cli(standalone_mode=False))

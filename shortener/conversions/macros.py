@@ -10,7 +10,6 @@ in braces: the name of a placeholder begins with a letter, and a GUID or a hexad
 
 from __future__ import annotations
 
-import html
 import re
 from urllib.parse import unquote
 
@@ -49,6 +48,8 @@ def is_unexpanded(text: str) -> bool:
     """Return whether a text contains a placeholder in braces, or whether the whole text is a placeholder in another notation."""
     if _USUAL.fullmatch(text):
         return False
+    from html import unescape  # imported here, because the table of HTML entities takes 0.4 MB and few values need it
+
     texts = {text}
     if "%" in text and not any(character.isspace() for character in text.strip()):
         texts.add(_HALF_DECODED.sub(lambda sign: f"%{ord(sign[0]):x}", text))
@@ -57,7 +58,7 @@ def is_unexpanded(text: str) -> bool:
             return True
         # Each of the two decodings is also applied alone, because percent-decoding destroys the placeholder in &lt;%ad_id%&gt;: %ad
         # looks like an escape.
-        decoded = {decode(one) for one in texts for decode in (unquote, html.unescape)} - texts
+        decoded = {decode(one) for one in texts for decode in (unquote, unescape)} - texts
         if not decoded:
             return False
         texts = decoded

@@ -16,7 +16,6 @@ are encoded. Therefore values cannot change the scheme, host or port of the URL,
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 import socket
@@ -381,6 +380,8 @@ def _guess(word: str) -> str | None:
     bare = re.sub(r"[_.-]", "", word).lower()
     if bare in _SYNONYMS:
         return _SYNONYMS[bare]
+    import difflib  # imported here, because only errors need it
+
     near = difflib.get_close_matches(bare, _WITHOUT_SEPARATORS, n=1, cutoff=0.75)
     return _WITHOUT_SEPARATORS[near[0]] if near else None
 

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import quote
-from xml.sax.saxutils import escape
 
 Escaping = Literal["url", "form", "json", "xml", "header", "none"]
 
@@ -38,6 +37,8 @@ def escaping_of(content_type: str) -> Escaping:
 
 
 def _escape_xml(text: str) -> str:
+    from xml.sax.saxutils import escape  # imported here, because the module imports urllib.request and http.client (1 MB)
+
     # These control characters are replaced, because XML 1.0 cannot represent them.
     return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", text), {'"': "&quot;", "'": "&apos;"})
 

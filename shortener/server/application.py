@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -76,7 +77,7 @@ class HttpApplication:
         )
         self._api = ApiRouter(service)
         portal_url = f"{service.settings.portal_url}{PORTAL_PREFIX}" if service.settings.portal else None
-        self._home = pages.home_page(portal_url)
+        self._home = functools.cache(functools.partial(pages.home_page, portal_url))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

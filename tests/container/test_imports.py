@@ -18,7 +18,11 @@ UNUSED = (
     "asyncpg",
     "crawleruseragents",
     "cryptography",  # a child process of the first start encrypts
+    "difflib",
+    "email.parser",  # http.client imports it
+    "html",
     "jinja2",
+    "logging.handlers",  # logging.config imports it
     "maxminddb",
     "redis",
     "rich",
@@ -29,7 +33,10 @@ UNUSED = (
     "smpplib",
     "sqlalchemy.orm",
     "ua_parser",  # imported when the first hit is counted by device
+    "urllib.request",
+    "xml.sax",
     "yaml",
+    "zipfile",  # importlib.metadata imports it
 )
 
 
@@ -37,6 +44,8 @@ UNUSED = (
 _SERVE = f"""
 import os, sys
 from shortener import cli
+from shortener.lean_imports import import_pydantic_without_plugins
+import_pydantic_without_plugins()  # as cli.main does before it imports the module of the command
 from shortener.cli import serve
 def finish(open_files):
     print([name for name in {UNUSED!r} if name in sys.modules], flush=True)
