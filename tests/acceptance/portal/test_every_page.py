@@ -5,12 +5,13 @@ A test fails if PATHS does not contain a new page.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.acceptance.portal.browser import WIDTHS, Chromium, Visitor
+from tests.acceptance.portal.accessibility import axe_violations, examine
+from tests.acceptance.portal.browser import Chromium, Visitor
 from tests.acceptance.process import Server
 from tests.portal.visited_pages import unvisited_pages
 
@@ -66,36 +67,35 @@ PUBLIC_PATHS = ("/portal/signin", "/portal/welcome", "/portal/signin?signed-out=
 #: Pages that PATHS does not contain: redirects, a stream, and the page for the code, which needs a session with a second factor.
 NOT_VISITED = {"/portal", "/portal/", "/portal/open/{signed}", "/portal/{app}/live/stream", "/portal/signin/code"}
 
-# Rules of WCAG 2.2 up to level AA. axe does not collect details about rules that passed, because this would take twice as long.
-_WIDE_COMPARISONS = (
-    "[...document.querySelectorAll('.table-frame:has(.compare)')].filter(one => one.scrollWidth > one.clientWidth).length"
-)
-_AXE_OPTIONS = {
-    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
-    "resultTypes": ["violations", "incomplete"],
+#: The pages whose frame (header and navigation) is examined: with the page of each kind of navigation as the current page, and
+#: without a current page. The frames of the other pages are the same, except for the names.
+FRAMES = {
+    "/portal/1/",
+    "/portal/all/",
+    "/portal/1/privacy",
+    "/portal/search?q=nothing",
+    "/portal/admin/system",
+    "/portal/me",
+    "/portal/1/?period=nonsense",
 }
-_CONTRAST_OPTIONS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}, "resultTypes": ["violations", "incomplete"]}
 
 
-def axe_violations(visit: Visitor, options: dict[str, Any] = _AXE_OPTIONS) -> list[str]:
-    """Return the violations that axe finds, and the texts whose contrast it cannot measure, for example because of a picture behind
-    them. Only the contrast of texts in charts may remain unmeasured, because these texts have the same colours as other secondary
-    texts on a card.
+@pytest.fixture(scope="module")
+def _page_of_the_admin(browser: Chromium, admin: Any) -> Iterator[Visitor]:
+    with browser.page(state=admin) as visit:
+        yield visit
 
-    A script tag would be blocked by the policy of the page, so the script is evaluated."""
-    import axe_playwright_python
 
-    if not visit.page.evaluate("'axe' in window"):
-        visit.page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
-    script = """options => axe.run(document, options).then(found =>
-        [...found.violations, ...found.incomplete.filter(one => one.id == "color-contrast")])"""
-    found = visit.page.evaluate(script, options)
-    return [
-        f"{violation['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
-        for violation in found
-        for node in violation["nodes"]
-        if not (node["html"].startswith("<text ") and "insufficient" not in node["failureSummary"])
-    ]
+@pytest.fixture
+def visit(_page_of_the_admin: Visitor) -> Visitor:
+    """A page of an admin that all tests share, because a new browser profile takes longer than most pages."""
+    visit = _page_of_the_admin
+    visit.page.goto("about:blank")
+    visit.page.context.clear_permissions()
+    visit.page.emulate_media(color_scheme="light")
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
+    visit.problems.clear()
+    return visit
 
 
 def test_a_browser_visits_every_portal_page() -> None:
@@ -112,24 +112,6 @@ def test_axe_measures_the_contrast_of_texts_on_portal_pages(browser: Chromium, d
         assert len(found) == visit.page.locator("h1, h2").count()
 
 
-def examine(visit: Visitor) -> None:
-    """Fail if the open page is not accessible, or does not fit a window width."""
-    for width in (*WIDTHS, 1440):
-        visit.page.set_viewport_size({"width": width, "height": 900})
-        assert visit.overflow() == 0, width
-        assert visit.page.evaluate(_WIDE_COMPARISONS) == 0, width
-    # Only axe's contrast rule depends on the theme. Each width needs all other rules once, in either theme.
-    for width, theme, options in (
-        (390, "light", _AXE_OPTIONS),
-        (390, "dark", _CONTRAST_OPTIONS),
-        (1280, "dark", _AXE_OPTIONS),
-        (1280, "light", _CONTRAST_OPTIONS),
-    ):
-        visit.page.set_viewport_size({"width": width, "height": 900})
-        visit.page.emulate_media(color_scheme=theme)
-        assert axe_violations(visit, options) == [], (width, theme)
-
-
 @pytest.mark.parametrize(
     ("path", "button", "question"),
     [
@@ -138,27 +120,38 @@ def examine(visit: Visitor) -> None:
     ],
 )
 def test_the_question_before_a_destructive_action_is_accessible_fits_every_window_width_and_causes_no_errors(
-    browser: Chromium, demo_server: Server, admin: Any, path: str, button: str, question: str
+    demo_server: Server, visit: Visitor, path: str, button: str, question: str
 ) -> None:
-    with browser.page(state=admin) as visit:
-        visit.open(demo_server.base + path)
-        visit.page.click(f"main button:has-text('{button}')")
-        visit.page.wait_for_selector(f"h1:has-text('{question}')")
-        examine(visit)
-        assert visit.problems == []
+    visit.open(demo_server.base + path)
+    visit.page.click(f"main button:has-text('{button}')")
+    visit.page.wait_for_selector(f"h1:has-text('{question}')")
+    examine(visit, with_frame=False)
+    assert visit.problems == []
 
 
-@pytest.mark.parametrize("path", [*PATHS, *PUBLIC_PATHS])
+def test_the_frame_of_a_page_of_each_navigation_is_examined() -> None:
+    assert set(PATHS) >= FRAMES
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_each_portal_page_is_accessible_fits_every_window_width_and_causes_no_errors(
-    browser: Chromium, demo_server: Server, admin: Any, demo_ids: dict[str, str], path: str
+    demo_server: Server, demo_ids: dict[str, str], visit: Visitor, path: str
 ) -> None:
-    state = None if path in PUBLIC_PATHS else admin
+    visit.open(demo_server.base + path.format(**demo_ids))
+    examine(visit, with_frame=path in FRAMES)
     is_error_page = "no-such-page" in path or "nonsense" in path
-    with browser.page(state=state) as visit:
-        visit.open(demo_server.base + path.format(**demo_ids))
+    problems = [one for one in visit.problems if not (is_error_page and "Failed to load resource" in one)]
+    assert (problems, visit.page.locator("h1").count()) == ([], 1)
+
+
+@pytest.mark.parametrize("path", PUBLIC_PATHS)
+def test_each_page_before_the_sign_in_is_accessible_fits_every_window_width_and_causes_no_errors(
+    browser: Chromium, demo_server: Server, path: str
+) -> None:
+    with browser.page() as visit:
+        visit.open(demo_server.base + path)
         examine(visit)
-        problems = [one for one in visit.problems if not (is_error_page and "Failed to load resource" in one)]
-        assert (problems, visit.page.locator("h1").count()) == ([], 1)
+        assert (visit.problems, visit.page.locator("h1").count()) == ([], 1)
 
 
 def test_every_portal_page_works_without_scripts(
