@@ -105,6 +105,13 @@ def decode(text: str) -> int | None:
     return number if number <= MAX_ROW_ID else None
 
 
+def parse_counted_id(text: str) -> int | None:
+    """Return the id that a text contains in decimal digits; None if the text is not an id of a table whose ids the database
+    generates."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNTED_ID))
+    return int(text) if is_number and int(text) <= MAX_COUNTED_ID else None
+
+
 class PublicIds:
     """A converter between the row ids of one table and public ids with a prefix, such as `dlv_0AbCdEfGh12`."""
 

@@ -17,11 +17,23 @@ from shortener.ids import (
     decode,
     encode,
     new_message_id,
+    parse_counted_id,
     randbits,
 )
 from shortener.storage.types import to_ms
 
 NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), ("0017", 17), ("2147483647", 2**31 - 1), ("2147483648", None), ("9" * 5000, None)]
+    + [(text, None) for text in ("", "-1", "+1", " 1", "1.0", "1_0", "٣", "²", "x")],
+)
+def test_a_text_is_a_counted_id_only_if_it_has_decimal_digits_and_the_database_accepts_the_number(
+    text: str, number: int | None
+) -> None:
+    assert parse_counted_id(text) == number
 
 
 @given(st.integers(0, 2**63 - 1))

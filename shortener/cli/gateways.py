@@ -323,7 +323,7 @@ async def update_gateway(
             kept = counted(waiting, "waiting message waits", "waiting messages wait")
             effects.append(f"sends no messages until it is enabled again, and its {kept}")
         if rotate_report_key:
-            effects.append("gets another report URL: delivery reports to the present URL are rejected at once")
+            effects.append("gets another report URL: delivery reports to the current URL are rejected at once")
         if effects:
             confirm(f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)} {'; it '.join(effects)}.", yes)
         audit = command_line_audit(database)

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from shortener.accounts.audit import COMMAND_LINE
 from shortener.portal import formats
 from shortener.portal.audit import API_KEYS, AuditFilter, AuditPage, list_audit
+from shortener.portal.csv_download import csv_download
 from shortener.portal.listing import exported_query
 from shortener.portal.operators import Role, list_operators
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.router import csv_download
 from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.web.paging import Cursors
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import parse_counted_id
 from shortener.model import ALL_APPLICATIONS
 from shortener.portal import operators, sessions
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
@@ -102,10 +103,10 @@ async def invite(visit: Visit) -> Response:
 
 
 def _application_id(visit: Visit) -> int:
-    text = visit.form.get("application", "0")
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    application_id = parse_counted_id(visit.form.get("application", "0"))
+    if application_id is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("application", "must be the number of an application")])
-    return int(text)
+    return application_id
 
 
 async def show(visit: Visit) -> Response:
@@ -146,9 +147,8 @@ def _render_operator(
 
 def _find(connection: Connection, visit: Visit) -> Operator:
     """Return the operator whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    text = str(visit.path["id"])
-    is_number = text.isascii() and text.isdecimal() and len(text) < 10
-    found = operators.load_operator(connection, int(text)) if is_number else None
+    operator_id = parse_counted_id(visit.path["id"])
+    found = None if operator_id is None else operators.load_operator(connection, operator_id)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found
@@ -282,7 +282,7 @@ def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
 def _describe_end_of_sessions(visit: Visit, operator: Operator) -> Question:
     effects = (
         f"{_sessions_of(visit, operator)} end at once. Entries in forms that are open in these sessions are lost.",
-        "The operator can sign in again with the present password.",
+        "The operator can sign in again with the current password.",
     )
     return Question(f"End all sessions of {operator.name}?", effects, "End all sessions", "log-out")
 

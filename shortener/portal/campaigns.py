@@ -15,11 +15,11 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.model import record
 from shortener.portal.charts import Bar, days_per_bar, label_of_days
 from shortener.portal.clicks import click_times
+from shortener.portal.csv_download import csv_download
 from shortener.portal.formats import visible
 from shortener.portal.listing import campaign_query, exported_query
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.periods import local_days
-from shortener.portal.router import csv_download
 from shortener.reporting.csv_lists import format_lines
 from shortener.reporting.figures import Figures
 from shortener.reporting.rollups import Basis

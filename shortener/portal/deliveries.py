@@ -17,12 +17,12 @@ from shortener.delivery.replays import Replay, ReplayOutcomes, count_outcomes, f
 from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import DELIVERY_IDS
+from shortener.ids import DELIVERY_IDS, parse_counted_id
 from shortener.model import DeliveryStatus, record
+from shortener.portal.csv_download import csv_download
 from shortener.portal.listing import FilterField, Listing, chips, choice, exported_query, slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.router import csv_download
 from shortener.portal.trackers import STATES
 from shortener.portal.waiting import Wait, wait_of
 from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
@@ -149,10 +149,9 @@ def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
         return DeliveryFilter(status=None if status is None else DeliveryStatus[status.upper()], replay_id=replay.id)
     since, until = slots_of(visit)
     tracker = visit.get("tracker")
-    is_number = tracker is not None and tracker.isascii() and tracker.isdecimal() and len(tracker) <= 9
     return DeliveryFilter(
         visit.application_id,
-        tracker_id=None if tracker is None else int(tracker) if is_number else 0,
+        tracker_id=None if tracker is None else parse_counted_id(tracker) or 0,
         status=None if status is None else DeliveryStatus[status.upper()],
         since=since,
         until=until,

@@ -50,7 +50,7 @@ def version_of(values: FormValues) -> str:
 def check_version(visit: Visit, stored: FormValues) -> None:
     """Raise FormChanged if saving the form of the visit would overwrite a stored value that the form did not show.
 
-    `stored` are the present values of the form. The caller must have locked their rows."""
+    `stored` are the current values of the form. The caller must have locked their rows."""
     shown = dict(part.split("=", 1) for part in visit.form.get(FIELD, "").split() if "=" in part)
     merged, details = dict(visit.form_lists), []
     for name, value in stored.items():

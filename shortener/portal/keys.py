@@ -20,6 +20,7 @@ from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
 from shortener.accounts.postback_keys import list_postback_keys
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import parse_counted_id
 from shortener.model import record
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.getting_started import first_call
@@ -148,10 +149,10 @@ def _create(connection: Connection, visit: Visit) -> NewSecret:
 
 def _key_id(visit: Visit) -> int:
     """Return the id of the key in the form. Raise ApiError NOT_FOUND if it is not a number."""
-    text = visit.form.get("key", "")
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    key_id = parse_counted_id(visit.form.get("key", ""))
+    if key_id is None:
         raise ApiError(ErrorCode.NOT_FOUND)
-    return int(text)
+    return key_id
 
 
 def _revocation(name: str, effects: list[str]) -> Question:
@@ -187,9 +188,9 @@ def _describe_rotation(connection: Connection, visit: Visit) -> Question:
     """Return the question before the tracker token is replaced."""
     overlap = _overlap(visit)
     effects = [
-        "Reports of conversions with the present token get 401 from now on."
+        "Reports of conversions with the current token get 401 from now on."
         if overlap == "0"
-        else f"Trackers can use the present token for {OVERLAPS[overlap]} more. Replace it in their configuration by then.",
+        else f"Trackers can use the current token for {OVERLAPS[overlap]} more. Replace it in their configuration by then.",
         "The new token is shown once, on the next page.",
     ]
     if any(token["valid_until"] is not None for token in credentials.list_tokens(connection, visit.application_id, visit.now)):

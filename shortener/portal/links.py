@@ -14,11 +14,11 @@ from starlette.responses import Response
 from shortener.clicks.link_admin import find_link, serialize_link
 from shortener.clicks.link_changes import read_history
 from shortener.errors import ApiError, ErrorCode
+from shortener.portal.csv_download import csv_download
 from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, exported_query, slots_of
 from shortener.portal.open_link import open_url
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
-from shortener.portal.router import csv_download
 from shortener.portal.verdict_texts import RESULTS, explain
 from shortener.reporting.csv_lists import format_lines
 from shortener.reporting.hits import HitFilter, list_hits, serialize_hit

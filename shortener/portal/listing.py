@@ -19,9 +19,9 @@ from starlette.responses import Response
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.logs import mask
 from shortener.model import record
+from shortener.portal.csv_download import csv_download
 from shortener.portal.formats import visible
 from shortener.portal.page import Visit
-from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, stream_csv
 from shortener.web.paging import Cursors

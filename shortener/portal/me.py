@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select, update
 from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import parse_counted_id
 from shortener.portal import second_factor, sessions
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.formats import browser
@@ -235,8 +236,8 @@ async def end_session(visit: Visit) -> Response:
         if chosen == "others":
             ended = sessions.end_sessions(connection, session.operator.id, session.id)
         else:
-            is_number = chosen.isascii() and chosen.isdecimal() and len(chosen) < 10
-            ended = int(is_number and sessions.end_session(connection, int(chosen), session.operator.id))
+            session_id = parse_counted_id(chosen)
+            ended = int(session_id is not None and sessions.end_session(connection, session_id, session.operator.id))
         if ended:
             visit.audit(connection, "sessions_ended", session.operator.name, after={"ended": ended})
 

@@ -44,12 +44,12 @@ DELIVERY_OUTCOMES = {
     "tracker_disabled": "the tracker was disabled for too long",
     "application_disabled": "the application was disabled for too long",
     "breaker_open": "the endpoint failed for too long",
-    "erased": "the personal data of the message were erased",
+    "erased": "the personal data of the message was erased",
     "lease_too_short": "too little time was left for the attempt",
     "interrupted": "this service stopped during the attempt",
 }
 
-#: The failures that can occur after the service has received the status line of a response, by code.
+#: The texts for a failure after the status line of the response had arrived, by code.
 AFTER_STATUS = {
     "timeout": "the rest of the answer did not arrive in time",
     "connection_reset": "the connection ended before the rest of the answer",

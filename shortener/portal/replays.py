@@ -28,6 +28,7 @@ from shortener.delivery.replays import (
 )
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
+from shortener.ids import parse_counted_id
 from shortener.model import DeliveryStatus
 from shortener.portal.listing import slots_of
 from shortener.portal.operators import Role
@@ -174,10 +175,10 @@ def _limits(visit: Visit) -> tuple[datetime, datetime | None]:
 
 async def _tracker(visit: Visit) -> Tracker:
     """Return the tracker in the query. Raise ApiError NOT_FOUND if there is none."""
-    text = visit.get("tracker") or ""
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+    tracker_id = parse_counted_id(visit.get("tracker") or "")
+    if tracker_id is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no such tracker.")
-    return await visit.service.trackers.get(int(text), visit.application_id)
+    return await visit.service.trackers.get(tracker_id, visit.application_id)
 
 
 PAGES = [

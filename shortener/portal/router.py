@@ -21,7 +21,7 @@ For any other exception, the response is 500 without details, and the exception 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -34,6 +34,7 @@ from starlette.routing import Route, Router
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.clicks.user_agents import parse_device
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
+from shortener.ids import parse_counted_id
 from shortener.model import ALL_APPLICATIONS
 from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
@@ -41,7 +42,7 @@ from shortener.portal.formats import duration
 from shortener.portal.kept_entries import entries_of, load_entries
 from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, sign_in_first
 from shortener.portal.operators import Role
-from shortener.portal.page import ALL, BOM_QUERY, KEPT_QUERY, PortalPage, Visit
+from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit
 from shortener.portal.pages import all_pages
 from shortener.portal.parts import PortalParts
 from shortener.portal.rendering import Renderer
@@ -49,8 +50,6 @@ from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_
 from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_expired, find_session, mark_seen
 from shortener.portal.signin import sign_in_again
 from shortener.portal.static_files import serve_static, static_files
-from shortener.reporting.export import BYTE_ORDER_MARK
-from shortener.web.streams import ClosingResponse
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -207,8 +206,8 @@ class Portal(PortalParts):
             if visit.role is None or not visit.page.all_applications:
                 raise ApiError(ErrorCode.NOT_FOUND)
             return
-        is_number = name.isascii() and name.isdecimal() and len(name) <= 10
-        application = self.service.directory.application(int(name)) if is_number else None
+        application_id = parse_counted_id(name)
+        application = None if application_id is None else self.service.directory.application(application_id)
         role = None if application is None else operator.role_in(application.id)
         if application is None or role is None:
             raise ApiError(ErrorCode.NOT_FOUND)
@@ -311,28 +310,3 @@ async def _read_form(visit: Visit) -> None:
     for name, value in pairs:
         lists.setdefault(name, []).append(value)
     visit.form_lists = lists
-
-
-async def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Response:
-    """Return a response that downloads a CSV, with pauses while many hits arrive. The file name contains the application, the noun
-    and the day. With `bom=true` in the query, the CSV begins with a byte order mark.
-
-    `pages` yields the header and then pages of rows. The header and the first page are read before the response starts. Raise
-    StoreUnavailable if they cannot be read, so that the browser gets an error page instead of a file."""
-    first = [await anext(pages)]
-    if visit.get(BOM_QUERY) == "true":
-        first.insert(0, BYTE_ORDER_MARK)
-    async for page in pages:
-        first.append(page)
-        break
-
-    async def everything() -> AsyncIterator[bytes]:
-        for page in first:
-            yield page
-        async for page in pages:
-            yield page
-
-    name = f"{visit.app_name}-{noun}-{visit.now.astimezone(visit.period.zone):%Y-%m-%d}.csv"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    paced = visit.service.throttle.slow_down(everything())
-    return ClosingResponse(paced, media_type="text/csv; charset=utf-8", headers=headers)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways import decisions
 from shortener.gateways.sends import AnyRow
+from shortener.ids import parse_counted_id
 from shortener.model import SendStatus
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.listing import FilterField, ListedRow, ListSource, choice, show_list, slots_of
@@ -95,8 +96,7 @@ async def _gateway_field(visit: Visit) -> FilterField:
 def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
     since, until = slots_of(visit)
     asked, state = choice(visit, gateway), choice(visit, _STATE)
-    is_number = asked is not None and asked.isascii() and asked.isdecimal() and len(asked) <= 9
-    gateway_id = None if asked is None else int(asked) if is_number else 0
+    gateway_id = None if asked is None else parse_counted_id(asked) or 0
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> SendListPage:
         # `choice` has already rejected every state that is not in the list.

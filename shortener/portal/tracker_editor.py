@@ -30,6 +30,7 @@ from shortener.delivery.formats import FORMATS
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, tracker_from_row
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import parse_counted_id
 from shortener.model import EVENT_NAMES, Topic
 from shortener.plurals import counted
 from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
@@ -110,13 +111,13 @@ async def create(visit: Visit) -> Response:
 
 async def edit(visit: Visit) -> Response:
     """Show the form of a tracker."""
-    return await _page(visit, await _find(visit))
+    return await _page(visit, await find_tracker(visit))
 
 
 async def change(visit: Visit) -> Response:
     """Change or delete a tracker, replace its secret, or show a preview. The form field `action` contains the name of the
     change."""
-    tracker, action = await _find(visit), visit.form.get("action", "")
+    tracker, action = await find_tracker(visit), visit.form.get("action", "")
     service, database, audit = visit.service, visit.service.database, visit.audit_writer
     if action in _QUESTIONS and is_cancelled(visit):
         return await _page(visit, tracker, keeps_entries="url" in visit.form)
@@ -168,10 +169,10 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
     effects = ["Requests are signed with a new secret, which the next page shows once."]
     if tracker.secret_set:
         hours = DEFAULT_SECRET_OVERLAP_SECONDS // 3600
-        text = f"For {counted(hours, 'hour')} they are also signed with the present secret."
+        text = f"For {counted(hours, 'hour')} they are also signed with the current secret."
         effects.append(f"{text} Your endpoint must know the new one by then.")
     if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
-        effects.append("Requests are also signed with an earlier secret at present. From now on, they are not.")
+        effects.append("At the moment, requests are also signed with an earlier secret. From now on, they are not.")
     text = f"Replace the signing secret of {tracker.name or tracker.id}?"
     return _ask(visit, tracker, Question(text, effects, "Replace the secret", "rotate-ccw"))
 
@@ -322,12 +323,12 @@ async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleR
     return await service.database.read(read) or [sample]
 
 
-async def _find(visit: Visit) -> Tracker:
+async def find_tracker(visit: Visit) -> Tracker:
     """Return the tracker whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    text = visit.path["id"]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+    tracker_id = parse_counted_id(visit.path["id"])
+    if tracker_id is None:
         raise ApiError(ErrorCode.NOT_FOUND)
-    return await visit.service.trackers.get(int(text), visit.application_id)
+    return await visit.service.trackers.get(tracker_id, visit.application_id)
 
 
 PAGES = [

@@ -12,13 +12,12 @@ from shortener.delivery.deliveries import DeliveryBacklog, DeliveryFilter
 from shortener.delivery.sample_delivery import SampleDelivery, send_test
 from shortener.delivery.tracker_presenter import health_fields, tracker_fields
 from shortener.delivery.trackers import Tracker
-from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.tracker_editor import EVENTS, FORMAT_LABELS
+from shortener.portal.tracker_editor import EVENTS, FORMAT_LABELS, find_tracker
 from shortener.portal.waiting import wait_of
 
 #: The label and the kind of badge that the pages show for each state of a circuit breaker.
@@ -58,7 +57,7 @@ async def tracker(visit: Visit) -> Response:
 
 async def send_sample(visit: Visit) -> Response:
     """Send a test event to a tracker, and show its response."""
-    found = await _find(visit)
+    found = await find_tracker(visit)
     service = visit.service
     with service.test_slots.take(visit.application_id) as sender:
         sample = await send_test(
@@ -76,7 +75,7 @@ async def send_sample(visit: Visit) -> Response:
 
 
 async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
-    found = await _find(visit)
+    found = await find_tracker(visit)
     backlog = await visit.service.deliveries.backlog(found.id, visit.now)
     page = await visit.service.deliveries.page(DeliveryFilter(visit.application_id, found.id), RECENT)
     is_disabled = visit.application is not None and visit.application.disabled
@@ -105,14 +104,6 @@ def tracker_health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> 
     if fields["breaker"] == "closed" and fields["failures_in_row"]:
         fields["breaker"] = "failing"
     return fields
-
-
-async def _find(visit: Visit) -> Tracker:
-    """Return the tracker whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    text = visit.path["id"]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise ApiError(ErrorCode.NOT_FOUND)
-    return await visit.service.trackers.get(int(text), visit.application_id)
 
 
 #: The label and the kind of badge that the pages show for each state of a delivery.

@@ -202,7 +202,7 @@ ENDPOINTS = [
         errors=(ErrorCode.NOT_FOUND,),
         description=(
             "For a reverse proxy that requests certificates on demand (`ask` in Caddy). Returns 200 for an enabled domain of an "
-            "application and for the present and former hosts of BASE_URL, and 404 otherwise. The proxy must not forward requests "
+            "application and for the current and former hosts of BASE_URL, and 404 otherwise. The proxy must not forward requests "
             "for /internal/ from outside."
         ),
     ),

@@ -49,7 +49,7 @@ async def test_the_portal_shows_a_rotated_token_once_and_the_remaining_time_of_t
     credentials = service.first_credentials
     assert credentials is not None
     asked = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24"})
-    assert "Trackers can use the present token for 24 hours more." in asked.text
+    assert "Trackers can use the current token for 24 hours more." in asked.text
     page = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24", "confirmed": "yes"})
     assert "The new tracker token" in page.text
     listed = (await browser.get("/portal/1/keys")).text
