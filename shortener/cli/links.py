@@ -58,7 +58,7 @@ async def list_command(application: int | None, limit: int, as_json: bool, **fil
     """List the links of an application, newest message first, with their clicks."""
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.cli.stats import find_application
-    from shortener.clicks.link_admin import serialize_link
+    from shortener.clicks.link_details import serialize_link
     from shortener.model import utcnow
     from shortener.reporting.links import LinkClicks, LinkFilter, list_links
 
@@ -197,8 +197,8 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
 
 
 async def _change_link(code: str, application: int | None, requested: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
-    from shortener.clicks.link_admin import find_link
     from shortener.clicks.link_changes import find_changeable, refresh_cache_after_commit, write_changes
+    from shortener.clicks.link_details import find_link
     from shortener.errors import ApiError, ErrorCode
     from shortener.ids import IdGenerator
     from shortener.storage.clock import open_clock
@@ -295,8 +295,8 @@ async def _change_links(
 
 async def _print_link(database: Any, code: str, as_json: bool, application: int | None = None) -> None:
     from shortener.accounts.directory import Directory, base_url_of
-    from shortener.clicks.link_admin import find_link, serialize_link
     from shortener.clicks.link_changes import read_history
+    from shortener.clicks.link_details import find_link, serialize_link
     from shortener.model import utcnow
     from shortener.reporting.links import LinkClicks, count_clicks
 

@@ -29,8 +29,8 @@ from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.fallback_values import fill_from_messages, is_unfilled
+from shortener.clicks.hit_limit import HitLimit
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
-from shortener.clicks.ignored_hits import HitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow, ReportTimes
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, CONFIRMED, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts import early_hits

@@ -180,7 +180,7 @@ class HitWriter:
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
-            return await self._write_late(hits), []
+            return await self._write_missing(hits), []
         except StoreUnavailable:
             raise
         except Exception as batch_error:
@@ -207,7 +207,7 @@ class HitWriter:
         was_accepted = stored > 0
         for hit in hits:
             try:
-                is_stored = await self._write_late([hit]) > 0
+                is_stored = await self._write_missing([hit]) > 0
             except StoreUnavailable:
                 raise
             except Exception as own_error:
@@ -226,7 +226,7 @@ class HitWriter:
             raise (HitsRejected if is_undecided else StoreUnavailable)(str(first_error)) from first_error
         return stored, failures
 
-    async def _write_late(self, hits: Sequence[Hit]) -> int:
+    async def _write_missing(self, hits: Sequence[Hit]) -> int:
         """Write the hits that are not stored yet, in one transaction. Return the number of newly stored hits."""
         await load_expressions()
         for is_last in (False, True):

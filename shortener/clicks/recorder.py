@@ -189,7 +189,7 @@ class Recorder:
         is_slow = self._writer.is_failing or (oldest is not None and overdue_at - oldest > self._deadline * _SLOW_PART)
         return not is_slow or len(self._batcher) < self._waiting_limit
 
-    async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0) -> int:
+    async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0) -> int:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
         number of hits that the database has stored now, without dead letters. `others_stored` is true if the database has stored
         other hits shortly before. `first_probe` is the argument of `HitWriter.write_spooled`.

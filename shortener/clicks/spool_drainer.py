@@ -117,7 +117,7 @@ class SpoolDrainer:
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
             try:
-                stored += await self._recorder.write_late(
+                stored += await self._recorder.write_spooled(
                     [hit for *_, hit in batch], others_stored=later_stored or stored > 0, first_probe=first_probe
                 )
             except HitsRejected as error:
@@ -136,7 +136,7 @@ class SpoolDrainer:
         # other. Hits that are rejected again become dead letters.
         self._later_stored = (after is not None and stored > 0) or (later_stored and len(entries) == WINDOW_ENTRIES)
         for batch in undecided:
-            await self._recorder.write_late([hit for *_, hit in batch], others_stored=True)
+            await self._recorder.write_spooled([hit for *_, hit in batch], others_stored=True)
             await self._spool.delete([entry for _, _, entry, _ in batch])
         return len(entries)
 

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.clicks.link_admin import find_link, serialize_link
 from shortener.clicks.link_changes import read_history
+from shortener.clicks.link_details import find_link, serialize_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.csv_download import csv_download
 from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, exported_query, slots_of

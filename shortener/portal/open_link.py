@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from starlette.responses import RedirectResponse, Response
 
-from shortener.clicks.link_admin import disabled_by, find_link
+from shortener.clicks.link_details import disabled_by, find_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.page import PortalPage, Visit
 

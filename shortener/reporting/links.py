@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text,
 
 from shortener.accounts.directory import Directory
 from shortener.accounts.link_targets import spellings_of
-from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
+from shortener.clicks.link_details import LINK_COLUMNS, serialize_link
 from shortener.model import HitFlag, Verdict, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import SerializedPage, stream_csv

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, Row
 from starlette.responses import Response
 
 from shortener.accounts.directory import base_url_of
-from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link
 from shortener.clicks.link_changes import (
     change_warnings,
     find_changeable,
@@ -19,6 +18,7 @@ from shortener.clicks.link_changes import (
     refresh_cache_after_commit,
     write_changes,
 )
+from shortener.clicks.link_details import DisabledBy, find_link, serialize_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.times import time_zone

@@ -132,7 +132,7 @@ async def test_a_late_click_from_the_spool_loads_the_expressions_for_user_agents
     clock.now += OLD_ENOUGH
     await service.devices.catch_up()
     forget_expressions(monkeypatch)
-    await service.recorder.write_late([delayed])
+    await service.recorder.write_spooled([delayed])
     assert (await device_sums(service))["device:desktop"] == 1
 
 

@@ -272,7 +272,7 @@ async def test_a_hit_gets_a_new_id_if_another_process_has_used_its_id(service: S
         assert recorder.totals.id_clashes >= 2
         assert (recorder.totals.dropped, recorder.totals.dead_letters) == (0, 0)
         assert sorted((await count_state_events(service)).values()) == [1, 1, 1]
-        await recorder.write_late([clashing[0], make_hit(service, codes[2], id=first.id, at=first.at + 2)])
+        await recorder.write_spooled([clashing[0], make_hit(service, codes[2], id=first.id, at=first.at + 2)])
         assert len(await fetch_rows(service, schema.hits)) == 24, (
             "the first hit is stored already and is skipped, and the second one gets a new id"
         )

@@ -126,7 +126,7 @@ async def test_a_spool_drainer_that_is_killed_after_a_commit_stores_no_hit_twice
         await node.click(code)
     node.reconnect()
     entries = await node.spool.read(10)
-    await node.recorder.write_late(
+    await node.recorder.write_spooled(
         [kept for _, kept in entries if isinstance(kept, Hit)]
     )  # the drainer is killed before it deletes the entries
     await node.drained()
@@ -232,7 +232,7 @@ async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_bat
     node.reconnect()
     if others == "stored before":
         entries = await node.spool.read(100)
-        await node.recorder.write_late([hit for _, hit in entries if isinstance(hit, Hit) and hit.rule == "test"])
+        await node.recorder.write_spooled([hit for _, hit in entries if isinstance(hit, Hit) and hit.rule == "test"])
     await reject_hits(service, "rejected")
     with pytest.raises(StoreUnavailable):
         await node.drainer.step()

@@ -4,8 +4,7 @@ only counted.
 
 from __future__ import annotations
 
-from shortener.clicks import ignored_hits
-from shortener.clicks.ignored_hits import HitLimit
+from shortener.clicks.hit_limit import MAX_LINKS, HitLimit
 from shortener.container import Service
 from shortener.model import Verdict
 from shortener.storage import schema
@@ -25,9 +24,9 @@ def test_the_limit_of_stored_ignored_hits_applies_to_each_link_and_minute() -> N
 
 def test_the_number_of_links_whose_ignored_hits_are_counted_is_limited() -> None:
     limit = HitLimit(1)
-    for number in range(3 * ignored_hits.MAX_LINKS):
+    for number in range(3 * MAX_LINKS):
         assert limit.admit(str(number), MINUTE)
-    assert len(limit._counts) <= ignored_hits.MAX_LINKS
+    assert len(limit._counts) <= MAX_LINKS
 
 
 async def test_many_head_requests_of_one_link_are_redirected_but_few_rows_are_stored(make_service: MakeService) -> None:
