@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -41,7 +42,7 @@ from shortener.conversions.revisions import (
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator
 from shortener.metrics import Metrics
-from shortener.model import Clock, Topic, record
+from shortener.model import Clock, Topic, mutable_record, record
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
@@ -80,6 +81,20 @@ class _Submission:
     hit_id: int | None
     tried_ids: list[int] = field(default_factory=list)
     tried_updates: list[TriedUpdate] = field(default_factory=list)
+
+
+@mutable_record
+class _BatchChanges:
+    """What the reports of a transaction change: new events, counts, and conversions with a new revision by row id."""
+
+    events: list[Event] = field(default_factory=list)
+    delta: CountDelta = field(default_factory=CountDelta)
+    updated: dict[int, ConversionState] = field(default_factory=dict)
+
+
+#: A function that returns the category and the action under which a revision of a conversion is counted. Its arguments are the
+#: application id, the case-folded action and the revision.
+_CountedAs = Callable[[int, str, StoredRevision], str]
 
 
 class Conversions:
@@ -159,8 +174,38 @@ class Conversions:
             shown = action if (application_id, action) in counted_actions else OTHER_ACTIONS
             return f"{status_words.category_of(revision.status, revision.disposition)}:{shown}"
 
+        states, firsts = self._insert_new(connection, items, targets, keys, counted_as, now)
+        results: list[ConversionResult | Exception] = []
+        changes = _BatchChanges()
+        for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
+            if key is None or isinstance(target, ApiError):
+                assert isinstance(target, ApiError)
+                results.append(target)
+            elif firsts.get(key) == index:
+                results.append(self._count_new(states[key], item, target, changes))
+            else:
+                results.append(self._apply_again(states[key], item, target, counted_as, now, changes))
+        first_conversions.count_converted(connection, changes.delta, [_converted(states[key].target) for key in firsts])
+        if changes.updated:
+            in_order = [changes.updated[conversion] for conversion in sorted(changes.updated)]
+            queries.insert_revisions(connection, [row for state in in_order for row in self._revision_rows(state)])
+            queries.update_conversions(connection, [_update_row(state) for state in in_order])
+        events.append(connection, changes.events, count_deltas.rows(self._ids(), changes.delta))
+        return results, len(changes.events)
+
+    def _insert_new(
+        self,
+        connection: Connection,
+        items: Sequence[_Submission],
+        targets: Sequence[ConversionTarget | ApiError],
+        keys: Sequence[ConversionKey | None],
+        counted_as: _CountedAs,
+        now: datetime,
+    ) -> tuple[dict[ConversionKey, ConversionState], dict[ConversionKey, int]]:
+        """Insert the conversions that are not stored yet. Return the state of each conversion, and for each new conversion the
+        index in `items` of the report that creates it."""
         states: dict[ConversionKey, ConversionState] = {}
-        firsts: dict[ConversionKey, int] = {}  # for each key, the index in `items` of the report that creates the conversion
+        firsts: dict[ConversionKey, int] = {}
         rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is not None and isinstance(target, ConversionTarget) and key not in states:
@@ -174,59 +219,51 @@ class Conversions:
         if queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)]) < len(rows):
             # Stored conversions are read only if the insert skipped a row.
             self._load_existing(connection, states, firsts)
+        return states, firsts
 
-        results: list[ConversionResult | Exception] = []
-        new_events: list[Event] = []
-        delta = CountDelta()
-        changed: dict[int, ConversionState] = {}
-        for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
-            if key is None or isinstance(target, ApiError):
-                assert isinstance(target, ApiError)
-                results.append(target)
-                continue
-            state, report = states[key], item.report
-            if firsts.get(key) == index:
-                results.append(_stored(state, target, report, 1))
-                new_events.append(self._event(state, item, target, None))
-                _count(delta, state, report.ends_process)
-                continue
-            own_revision = 1 if state.id in item.tried_ids else stored_by(state, report, item.tried_updates)
-            if own_revision is not None:
-                results.append(_stored(state, target, report, own_revision))
-                continue
-            effect = apply_report(state, report, target, now)
-            if effect is Effect.CONFLICT:
-                results.append(_conflict(CONVERSION_IDS.encode(state.id)))
-                continue
-            before = None
-            if effect is Effect.UPDATE:
-                before = state.earlier[-1]
-                _count(delta, state, report.ends_process, before, sign=-1)
-                state.counted_as = counted_as(item.application_id, key[1].casefold(), state.latest)
-                _count(delta, state, report.ends_process)
-                changed[state.id] = state
-                new_events.append(self._event(state, item, target, before))
-                item.tried_updates.append(TriedUpdate(state.id, state.latest.revision, from_ms(to_ms(now))))
-                results.append(_stored(state, target, report, state.latest.revision))
-                continue
-            unapplied = EFFECT_WARNINGS.get(effect)
-            results.append(
-                ConversionResult(
-                    CONVERSION_IDS.encode(state.id),
-                    target.message_id,
-                    duplicate=True,
-                    revision=state.latest.revision,
-                    warnings=report.warnings if unapplied is None else (*report.warnings, unapplied),
-                    unapplied=unapplied,
-                )
-            )
-        first_conversions.count_converted(connection, delta, [_converted(states[key].target) for key in firsts])
-        if changed:
-            in_order = [changed[conversion] for conversion in sorted(changed)]
-            queries.insert_revisions(connection, [row for state in in_order for row in self._revision_rows(state)])
-            queries.update_conversions(connection, [_update_row(state) for state in in_order])
-        events.append(connection, new_events, count_deltas.rows(self._ids(), delta))
-        return results, len(new_events)
+    def _count_new(
+        self, state: ConversionState, item: _Submission, target: ConversionTarget, changes: _BatchChanges
+    ) -> ConversionResult:
+        """Add the event and the counts of a new conversion. Return the result of its report."""
+        changes.events.append(self._event(state, item, target, None))
+        _count(changes.delta, state, item.report.ends_process)
+        return _stored(state, target, item.report, 1)
+
+    def _apply_again(
+        self,
+        state: ConversionState,
+        item: _Submission,
+        target: ConversionTarget,
+        counted_as: _CountedAs,
+        now: datetime,
+        changes: _BatchChanges,
+    ) -> ConversionResult | ApiError:
+        """Apply a report of a conversion that another report has created, in this batch or earlier. Return its result."""
+        report = item.report
+        own_revision = 1 if state.id in item.tried_ids else stored_by(state, report, item.tried_updates)
+        if own_revision is not None:
+            return _stored(state, target, report, own_revision)
+        effect = apply_report(state, report, target, now)
+        if effect is Effect.CONFLICT:
+            return _conflict(CONVERSION_IDS.encode(state.id))
+        if effect is Effect.UPDATE:
+            before = state.earlier[-1]
+            _count(changes.delta, state, report.ends_process, before, sign=-1)
+            state.counted_as = counted_as(item.application_id, report.action_key, state.latest)
+            _count(changes.delta, state, report.ends_process)
+            changes.updated[state.id] = state
+            changes.events.append(self._event(state, item, target, before))
+            item.tried_updates.append(TriedUpdate(state.id, state.latest.revision, from_ms(to_ms(now))))
+            return _stored(state, target, report, state.latest.revision)
+        unapplied = EFFECT_WARNINGS.get(effect)
+        return ConversionResult(
+            CONVERSION_IDS.encode(state.id),
+            target.message_id,
+            duplicate=True,
+            revision=state.latest.revision,
+            warnings=report.warnings if unapplied is None else (*report.warnings, unapplied),
+            unapplied=unapplied,
+        )
 
     def _load_existing(
         self, connection: Connection, states: dict[ConversionKey, ConversionState], firsts: dict[ConversionKey, int]
