@@ -75,8 +75,7 @@ def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: Address
 
 def stored_address(address: PackedAddress, privacy: Privacy) -> str:
     """Return the part of an IP address (in bytes) that is stored, according to the privacy setting. "full" stores the whole
-    address, "none" stores "", and "short" stores the network, which is the address with all bits after the first 24 (IPv4) or 48
-    (IPv6) set to zero."""
+    address, and "none" stores "". "short" stores the network: only the first 24 bits (IPv4) or 48 bits (IPv6) of the address."""
     if privacy == "none":
         return ""
     if privacy == "short":

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
@@ -28,11 +28,9 @@ from shortener.redirect_locations import fill_placeholders, message_values
 from shortener.redis.link_cache import CachedLink, LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_changes, links, messages
-from shortener.storage.types import to_iso, to_ms
+from shortener.storage.types import AnyRow, to_iso, to_ms
 from shortener.times import EARLIEST, parse_iso, to_utc
 from shortener.urls import Destination, UrlError, host_of, parse_destination
-
-AnyRow = Row[*tuple[Any, ...]]
 
 MAX_LIFETIME = timedelta(days=3650)  # a new expiry may be at most this long after the time of the change
 MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from shortener.accounts.directory import Directory, short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.storage.schema import cohorts, links, messages
-from shortener.storage.types import to_iso
+from shortener.storage.types import AnyRow, to_iso
 
-AnyRow = Row[*tuple[Any, ...]]
 DisabledBy = Literal["link", "domain", "application", "host"]
 
 

@@ -26,7 +26,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Row, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, exists, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
 from shortener.accounts.link_targets import spellings_of
@@ -38,11 +38,10 @@ from shortener.model import Clock, record
 from shortener.redis.link_cache import LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_updates, links, messages
-from shortener.storage.types import to_iso
+from shortener.storage.types import AnyRow, to_iso
 
 log = structlog.get_logger(__name__)
 
-AnyRow = Row[*tuple[Any, ...]]
 
 BATCH_MESSAGES = 200
 LEASE = timedelta(seconds=30)
@@ -73,9 +72,9 @@ class LinkSelection:
 
 
 @record
-class _UpdatePosition:
-    """A batch of an update: the row ids of the next messages in a range of an index. `ids` is empty at the end of the range.
-    `is_end` is true if no range follows."""
+class _MessageBatch:
+    """The next messages of an update. `ids` are the row ids of messages in a range of an index; the list is empty at the end of the
+    range. `is_end` is true if no range follows."""
 
     range_index: int
     ids: list[int]
@@ -235,15 +234,15 @@ class LinkUpdates:
         return batches
 
     async def _perform_batch(self, row: AnyRow) -> None:
-        position = await self._database.read(_next_messages, row)
-        found = await self._database.read(_find_links, row, position.ids) if position.ids else []
+        batch = await self._database.read(_next_messages, row)
+        found = await self._database.read(_find_links, row, batch.ids) if batch.ids else []
         if row.state == COUNTING:
-            await self._database.write(self._advance, row, position, len(found))
+            await self._database.write(self._advance, row, batch, len(found))
             return
         codes = [code for _, code in found]
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
         try:
-            await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found])
+            await self._database.write_later(self._change, row, batch, [link_id for link_id, _ in found])
             # The cache entries were deleted above. They are stored again even if the update was stopped and the links did not
             # change.
             await refresh_cache(self._database, self._cache, codes)
@@ -294,10 +293,10 @@ class LinkUpdates:
             audit, after = AuditWriter(BACKGROUND_JOB, self._new_id), {"reason": "failed"}
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
-    def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> None:
+    def _change(self, connection: Connection, row: AnyRow, batch: _MessageBatch, link_ids: list[int]) -> None:
         """Change the links of a batch. If the update was stopped or another process has taken it over, change nothing."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
-        if not self._advance(connection, row, position, len(rows)):
+        if not self._advance(connection, row, batch, len(rows)):
             return
         changed = write_changes(
             connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), new_id=self._new_id, update_id=row.id
@@ -306,24 +305,24 @@ class LinkUpdates:
             c = link_updates.c
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
 
-    def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int) -> bool:
+    def _advance(self, connection: Connection, row: AnyRow, batch: _MessageBatch, found: int) -> bool:
         """Store the new position of the update and return True. If the update was stopped or another process has taken it over,
         store nothing and return False."""
-        values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
-        if not position.ids:
+        values: dict[str, Any] = {"range_index": batch.range_index, "cursor": batch.ids[-1] if batch.ids else 0}
+        if not batch.ids:
             values["range_index"] += 1
         counter = "counted" if row.state == COUNTING else "done"
         values[counter] = getattr(row, counter) + found
-        if position.is_end and row.state == COUNTING:
+        if batch.is_end and row.state == COUNTING:
             values |= {"state": RUNNING, "total": values["counted"], "range_index": 0, "cursor": 0}
-        elif position.is_end:
+        elif batch.is_end:
             values |= {"state": DONE, "finished_at": self._clock(), "lease_until": None}
         c = link_updates.c
         is_unchanged = (c.state == row.state, c.owner == self._owner, c.range_index == row.range_index, c.cursor == row.cursor)
         return bool(connection.execute(update(link_updates).where(c.id == row.id, *is_unchanged).values(values)).rowcount)
 
 
-def _next_messages(connection: Connection, row: AnyRow) -> _UpdatePosition:
+def _next_messages(connection: Connection, row: AnyRow) -> _MessageBatch:
     """Return the messages of the next batch of an update."""
     selection = LinkSelection(**row.filter)
     m = messages.c
@@ -334,10 +333,10 @@ def _next_messages(connection: Connection, row: AnyRow) -> _UpdatePosition:
         ids = connection.scalars(select(cohorts.c.id).where(*of_campaign).order_by(cohorts.c.id))
         ranges = [m.cohort_id == cohort for cohort in ids]
     if row.range_index >= len(ranges):
-        return _UpdatePosition(row.range_index, [], is_end=True)
+        return _MessageBatch(row.range_index, [], is_end=True)
     statement = select(m.id).where(ranges[row.range_index], m.id > row.cursor, m.id < row.last_message_id)
     found = list(connection.scalars(statement.order_by(m.id).limit(BATCH_MESSAGES)))
-    return _UpdatePosition(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
+    return _MessageBatch(row.range_index, found, is_end=not found and row.range_index + 1 >= len(ranges))
 
 
 def _find_links(connection: Connection, row: AnyRow, message_ids: list[int]) -> list[tuple[int, str]]:

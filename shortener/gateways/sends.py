@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Select, select
 
 from shortener.model import SendStatus
 from shortener.storage.schema import gateways, messages, send_attempts, sends
-from shortener.storage.types import to_iso
+from shortener.storage.types import AnyRow, to_iso
 
 MAX_ATTEMPTS = 100  # At most this many attempts of a message are shown, the newest ones.
-AnyRow = Row[Any]
 
 
 class SendPage(NamedTuple):

@@ -74,8 +74,8 @@ class Codes:
 
 @cache
 def _every_digit() -> int:
-    """Return the number whose digits in base _BASE are each digit once, followed by two zeros. Adding up to 99 changes only the
-    zeros."""
+    """Return a number that contains every digit in base _BASE and ends with two zeros. If a number below 100 is added, only the two
+    last digits change."""
     number = 0
     for digit in reversed(range(_BASE)):
         number = number * _BASE + digit

@@ -54,12 +54,11 @@ class RewriteItem:
 
 @record
 class RewriteLimits:
-    """Limits from the settings of the installation: the maximum number of recipients per request, the default lifetime of links,
-    and the number of characters of the code of a link."""
+    """Limits from the settings of the installation."""
 
-    max_recipients: int
-    link_ttl: timedelta
-    code_length: int
+    max_recipients: int  # the maximum number of recipients per request
+    link_ttl: timedelta  # the default lifetime of links
+    code_length: int  # the number of characters of a code
 
 
 class LinkHosts(TargetHosts, Protocol):

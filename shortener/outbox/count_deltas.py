@@ -58,8 +58,8 @@ class CountDelta:
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Do the same as `add`, with time slots in place of times: `slot` is the time slot of the event, and `sent` is the time
-        slot in which its message was created."""
+        """Add an amount to a metric, as `add` does. `slot` is the time slot of the event. `sent` is the time slot in which the
+        message of the event was created."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 

@@ -84,9 +84,9 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
 
 
 def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
-    """Return, by hit id, whether the click of a hit on these messages counts as sent: True if the last event of the hit is a click
-    event, False if it is `click_retracted`. Hits without such events are missing from the result. Click events of suspected hits do
-    not count."""
+    """Find the hits on these messages whose click was sent or retracted. Return a boolean by hit id: True if the last event of the
+    hit is a click event, False if it is `click_retracted`. Hits without such events are missing. Click events of suspected hits are
+    ignored."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(

@@ -3,8 +3,8 @@
 A form that changes stored values has a hidden field `version` with a hash of each value that it showed (`version_of`). The
 transaction that saves the form locks the stored values and calls `check_version`. If a stored value has changed since the form was
 shown, nothing is saved. `FormChanged` then contains the values for a new form. A field that the operator has not changed gets the
-new stored value, and any other field keeps the entry of the operator. A text at each field whose stored value has changed says so.
-If the operator sends this new form, it is saved.
+new stored value, and any other field keeps the entry of the operator. The new form marks each field whose stored value has changed.
+If the operator sends this form, it is saved.
 
 Only the values in the form are compared. A form without a version, for example of the previous release, is not checked.
 """

@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways import decisions
-from shortener.gateways.sends import AnyRow
 from shortener.ids import parse_counted_id
 from shortener.model import SendStatus
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
@@ -31,6 +30,7 @@ from shortener.reporting.sends import (
     serialize_gateway_send,
 )
 from shortener.retention.erasure import UNSENT
+from shortener.storage.types import AnyRow
 
 #: The label and the kind of badge that the pages show for each state of a message that a gateway sends.
 STATES = {

@@ -24,9 +24,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, and_, delete, or_, select, update
 
-from shortener.reporting.queries import AnyRow
 from shortener.storage.database import upsert
 from shortener.storage.schema import sign_in_failures
+from shortener.storage.types import AnyRow
 
 FREE_FAILURES = 5
 MAX_DELAY = timedelta(seconds=60)

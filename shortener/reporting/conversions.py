@@ -27,11 +27,10 @@ from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import SerializedPage, stream_csv
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.messages import serialize_decimal
-from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, conversions, messages, refused_conversions
-from shortener.storage.types import to_iso, to_ms
+from shortener.storage.types import AnyRow, to_iso, to_ms
 from shortener.times import MAX_AHEAD
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that are read to fill one page.

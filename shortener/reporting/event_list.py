@@ -18,9 +18,8 @@ from sqlalchemy import Connection, select
 from shortener.ids import ALPHABET, CONVERSION_IDS, MAX_ROW_ID, decode, first_id_at
 from shortener.model import Topic, Verdict, record
 from shortener.outbox.events import encode_event_id
-from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
-from shortener.storage.types import to_iso, to_ms
+from shortener.storage.types import AnyRow, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that are read to fill one page.
 # The maximum difference between the time of an event and the time in its id. Delivery reports and conversions contain their own

@@ -26,10 +26,9 @@ from shortener.outbox.count_deltas import time_to_click
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.figures import click_time_group
 from shortener.reporting.link_set_names import find_link_sets
-from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
-from shortener.storage.types import to_iso, to_ms
+from shortener.storage.types import AnyRow, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that are read to fill one page.
 # The maximum difference between the time of a hit and the time in its id, which may come from different clocks.

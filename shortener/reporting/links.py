@@ -21,9 +21,9 @@ from shortener.model import HitFlag, Verdict, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import SerializedPage, stream_csv
 from shortener.reporting.messages import MessageFilter, choose_indexes, id_limits, select_ids
-from shortener.reporting.queries import AnyRow
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
+from shortener.storage.types import AnyRow
 
 MAX_SCANNED_MESSAGES = 10_000
 PAGE_LINKS = 500  # The number of links in each page of a CSV export.

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, select
 
 from shortener.model import State, record
 from shortener.reporting.messages import MessageFilter, find_by_row_ids, find_messages, list_messages
-from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import messages, sends
+from shortener.storage.types import AnyRow
 
 MAX_PAGES = 10  # The maximum number of pages of MAX_SCANNED_ROWS messages that one call examines.
 _MESSAGES_PER_STATEMENT = 500

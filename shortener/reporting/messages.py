@@ -38,10 +38,9 @@ from shortener.logs import mask, mask_recipient
 from shortener.model import State, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
-from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, first_conversions, is_clicked, messages
-from shortener.storage.types import Instant, Money, to_iso, to_ms
+from shortener.storage.types import AnyRow, Instant, Money, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.

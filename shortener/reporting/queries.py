@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, Select, func, select
-
-AnyRow = Row[*tuple[Any, ...]]
+from sqlalchemy import Connection, Select, func, select
 
 
 def fetch_packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:

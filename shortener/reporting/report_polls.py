@@ -20,10 +20,9 @@ from sqlalchemy import Connection, and_, select, text, update
 
 from shortener.ids import first_id_at, id_span
 from shortener.model import State, Topic
-from shortener.reporting.queries import AnyRow
 from shortener.storage.database import upsert
 from shortener.storage.schema import OTHER_EVENTS, events, report_polls
-from shortener.storage.types import to_ms
+from shortener.storage.types import AnyRow, to_ms
 
 PERIOD = timedelta(hours=48)  # Reports that arrived longer ago than this are not returned.
 OVERLAP_MS = 60_000

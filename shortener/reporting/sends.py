@@ -20,13 +20,13 @@ from shortener.delivery.health import TrackerHealth
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.queries import IS_HELD, IS_PENDING, IS_UNFINISHED
-from shortener.gateways.sends import AnyRow, send_fields
+from shortener.gateways.sends import send_fields
 from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.model import SendStatus, mutable_record, record
 from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
 from shortener.retention.erasure import ERASED
 from shortener.storage.schema import gateways, messages, sends
-from shortener.storage.types import to_ms
+from shortener.storage.types import AnyRow, to_ms
 
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
 #: `uses_gateways` examines only this number of the newest messages of an application.

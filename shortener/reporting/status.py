@@ -20,9 +20,8 @@ from shortener.model import HitFlag, State, record
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
 from shortener.reporting.messages import MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_message, shown_number
-from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
-from shortener.storage.types import to_iso
+from shortener.storage.types import AnyRow, to_iso
 
 _MESSAGES_PER_STATEMENT = 500
 MAX_CONVERSIONS = 1000  # The maximum number of conversions in the status of a message. The status contains the oldest conversions.

@@ -11,14 +11,14 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from shortener.gateways.sends import AnyRow, send_attempt_fields
+from shortener.gateways.sends import send_attempt_fields
 from shortener.model import DeliveryStatus, HitFlag, Topic, Verdict
 from shortener.outbox.events import encode_event_id
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.hits import HitFilter, list_hits
 from shortener.reporting.status import MessageStatus
 from shortener.storage.schema import deliveries, events, events_of, trackers
-from shortener.storage.types import to_iso
+from shortener.storage.types import AnyRow, to_iso
 from shortener.times import parse_iso, to_utc
 
 MAX_ENTRIES = 1000  # The timeline of a message contains at most this number of hits, and at most the same number of deliveries.

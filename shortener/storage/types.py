@@ -1,4 +1,5 @@
-"""The column types for times, amounts of money and JSON values, which store the same values on SQLite and PostgreSQL."""
+"""The column types for times, amounts of money and JSON values, which store the same values on SQLite and PostgreSQL. The module
+also contains the type of rows."""
 
 # Tested by tests/storage/test_database.py
 
@@ -10,8 +11,11 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Dialect, Text
+from sqlalchemy import BigInteger, Dialect, Row, Text
 from sqlalchemy.types import TypeDecorator
+
+#: A row of a query, with any columns.
+AnyRow = Row[*tuple[Any, ...]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

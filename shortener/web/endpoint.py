@@ -156,7 +156,7 @@ class Endpoint:
     @cached_property
     def stores_response(self) -> bool:
         """Whether `_run` stores the response to a request with an Idempotency-Key, and returns it to repeats with the same API key.
-        If `headers` contains Idempotency-Key, the handler of the endpoint stores the responses itself."""
+        It does not if the handler stores the responses itself. Such an endpoint has Idempotency-Key in `headers`."""
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.stores_nothing:
             return False
         return not self.reads_request and HEADER not in self.headers

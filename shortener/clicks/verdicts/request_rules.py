@@ -226,7 +226,8 @@ _TOOLS = (
     "ms-office",
 )
 _TOOL = re.compile(trie_expression(split_patterns(_TOOLS)[0]), re.IGNORECASE)
-#: An e-mail address in the build of a phone: the author of a modified Android. It does not show that a program sent the request.
+#: An e-mail address after `Build/` is the address of the author of a modified Android. A person's phone sends it, so it is not a
+#: sign of a program.
 _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
