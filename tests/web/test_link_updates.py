@@ -89,6 +89,7 @@ async def test_a_stopped_update_of_many_links_does_not_undo_its_changes(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
+    monkeypatch.setattr("shortener.web.link_updates.COUNT_SECONDS", PATIENCE)
     await send(client, 6, campaign="one")
     created = await create(client, campaign="one", enabled=False)
     assert await service.link_updates.perform(LINK_UPDATE_IDS.decode(created["update_id"]) or 0, seconds=0.0001) == 1
