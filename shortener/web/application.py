@@ -234,8 +234,7 @@ ENDPOINTS = [
             ErrorCode.CONFLICT,
         ),
         description="`click_events: every` and `click_id_param` apply to all links of the application, including existing links. "
-        "If "
-        "`click_events` becomes `first`, links that were created with `every` still create an event for every click.",
+        "If `click_events` becomes `first`, links that were created with `every` still create an event for every click.",
     ),
     Endpoint(
         "POST",

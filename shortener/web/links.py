@@ -317,7 +317,6 @@ ENDPOINTS = [
         response=ChangedLinkResponse,
         errors=(ErrorCode.CONFLICT,),
         description="Changes a link at once on every node. The history of the link stores each change with its time and its "
-        "author. Hits on a disabled link "
-        "are stored but are not clicks. A link whose message was erased cannot be changed.",
+        "author. Hits on a disabled link are stored but are not clicks. A link whose message was erased cannot be changed.",
     ),
 ]

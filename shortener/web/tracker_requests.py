@@ -269,8 +269,7 @@ class TrackerUpdateRequest(BaseModel):
     secret: SecretText | None = Field(
         None,
         description=f"New signing secret: {_SECRET_RULE}. For `secret_overlap` seconds, requests are also signed with the replaced "
-        "secret. null: "
-        "no signature.",
+        "secret. null: no signature.",
     )
     rotate_secret: bool = Field(False, description="Generate a new signing secret. The response returns it once.")
     secret_overlap: int = Field(

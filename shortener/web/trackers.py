@@ -234,8 +234,7 @@ ENDPOINTS = [
         status=201,
         errors=_TRACKER_ERRORS,
         description="A tracker is an endpoint that receives events. It receives the events that occur after it was created. "
-        "Without "
-        "`secret` the service generates one and returns it only in this response.",
+        "Without `secret` the service generates one and returns it only in this response.",
     ),
     Endpoint(
         "GET",
@@ -258,9 +257,8 @@ ENDPOINTS = [
         response=SavedTrackerResponse,
         errors=_TRACKER_ERRORS,
         description="Absent fields keep their values. `enabled: false` parks all pending and new deliveries: they wait until the "
-        "tracker is enabled again. `enabled: "
-        "true` for a disabled tracker sends them at a limited rate and closes an open circuit breaker. After a change of `secret`, "
-        "requests are signed with both secrets for `secret_overlap` seconds.",
+        "tracker is enabled again. `enabled: true` for a disabled tracker sends them at a limited rate and closes an open circuit "
+        "breaker. After a change of `secret`, requests are signed with both secrets for `secret_overlap` seconds.",
     ),
     Endpoint(
         "DELETE",
@@ -282,8 +280,8 @@ ENDPOINTS = [
         body_optional=True,
         response=SampleDeliveryResponse,
         description="Sends one event with invented values in one attempt, even if the tracker is disabled. The response contains "
-        "the "
-        "result. Without `event` the event is named `test` and has the values of the first event to which the tracker subscribes. "
-        "An application can run eight tests at a time, each of at most 15 seconds. The test ends if the caller disconnects.",
+        "the result. Without `event` the event is named `test` and has the values of the first event to which the tracker "
+        "subscribes. An application can run eight tests at a time, each of at most 15 seconds. The test ends if the caller "
+        "disconnects.",
     ),
 ]

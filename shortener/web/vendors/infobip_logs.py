@@ -356,10 +356,9 @@ def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], resp
 
 _REPORTS = (
     "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first. Each report is returned once. A "
-    "click does not count as a report. A call with `bulkId` or `messageId` is different: every time, it returns the messages that"
-    " have a final status, newest first. A clicked message has the final status DELIVERED. One call without ids reads at most "
-    "200,000 entries of the event log, "
-    "so the first calls can return an empty list in a large installation."
+    "click does not count as a report. A call with `bulkId` or `messageId` is different: every time, it returns the messages that "
+    "have a final status, newest first. A clicked message has the final status DELIVERED. One call without ids reads at most "
+    "200,000 entries of the event log, so the first calls can return an empty list in a large installation."
 )
 _LOGS = "Messages of a period, by default the last 48 hours. Without ids, one call examines at most 100,000 messages."
 
