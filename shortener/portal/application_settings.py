@@ -130,8 +130,7 @@ async def settings_page(visit: Visit) -> Response:
 
 
 def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, what_if: WhatIf | None = None) -> Response:
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     gateway = application.gateway.name if application.gateway else "none"
     form = visit.form if error is not None or what_if is not None else None
     version = version_of(_values_of(application.settings, gateway)) if form is None else form.get(VERSION, "")
@@ -155,9 +154,8 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, wha
 
 
 def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) -> SettingField:
-    assert visit.application is not None
     field = ApplicationSettings.model_fields[name]
-    value = _form_value(visit.application.settings, name)
+    value = _form_value(visit.one_application.settings, name)
     text = form.get(name, "") if form is not None else value if isinstance(value, str) else "on" if value else ""
     choices = CHOICES.get(name, {})
     is_number = any(part in (int, float) for part in (field.annotation, *get_args(field.annotation)))
@@ -220,8 +218,7 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 
 
 def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> None:
-    application, service = visit.application, visit.service
-    assert application is not None
+    application, service = visit.one_application, visit.service
     row = lock_application(connection, application.id)
     settings, gateway = from_stored(row.settings), gateway_name(connection, row.gateway_id)
     _validated(settings, changes)
@@ -240,11 +237,10 @@ def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> App
 
 async def _try(visit: Visit, changes: Mapping[str, Any]) -> WhatIf:
     """Classify the stored hits of the last days again with the changed settings, and return the result. Nothing is stored."""
-    assert visit.application is not None
     days = visit.form.get("days", "7")
     if days not in WHAT_IF_DAYS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("days", f"must be one of {', '.join(WHAT_IF_DAYS)}")])
-    settings = _validated(visit.application.settings, {name: changes[name] for name in VERDICT_FIELDS})
+    settings = _validated(visit.one_application.settings, {name: changes[name] for name in VERDICT_FIELDS})
     since, application_id = visit.now - timedelta(days=int(days)), visit.application_id
     try:
         async with asyncio.timeout(MAX_WHAT_IF_SECONDS):

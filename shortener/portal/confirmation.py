@@ -24,11 +24,10 @@ async def ask_for_password(visit: Visit) -> Response | None:
     """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered recently,
     or if the form contains the correct password. In both cases, remove the fields of the password page from the form of the
     visit."""
-    assert visit.session is not None
     given, back = visit.form.get(PASSWORD_FIELD), visit.form.get(BACK_FIELD)
     visit.form = {name: value for name, value in visit.form.items() if name not in _OWN_FIELDS}
     visit.form_lists = {name: values for name, values in visit.form_lists.items() if name not in _OWN_FIELDS}
-    if visit.session.has_recent_password(visit.now):
+    if visit.current_session.has_recent_password(visit.now):
         return None
     problem = None if given is None else await check_password(visit, given)
     if given is not None and problem is None:

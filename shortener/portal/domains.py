@@ -36,15 +36,14 @@ _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_associatio
 async def index(visit: Visit) -> Response:
     """List the domains, with a form that adds one, or return the domains as CSV."""
     if visit.is_csv:
-        assert visit.application is not None
-        rows = [serialize_domain(domain, visit.application) for domain in visit.application.domains]
+        application = visit.one_application
+        rows = [serialize_domain(domain, application) for domain in application.domains]
         return await download_short_list(visit, "domains", _CSV_COLUMNS, rows)
     return _list_page(visit)
 
 
 def _list_page(visit: Visit, status: int = 200, error: ApiError | None = None) -> Response:
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     return visit.render(
         "domains.html",
         status,
@@ -117,8 +116,8 @@ def _values_of(domain: Any) -> dict[str, str]:
 
 def _find(visit: Visit) -> Domain:
     """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    host, application = canonical_host(str(visit.path["host"])), visit.application
-    found = next((one for one in application.domains if canonical_host(one.host) == host), None) if application else None
+    host = canonical_host(str(visit.path["host"]))
+    found = next((one for one in visit.one_application.domains if canonical_host(one.host) == host), None)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found

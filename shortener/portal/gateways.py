@@ -86,8 +86,7 @@ class _Overview:
 
 async def gateways(visit: Visit) -> Response:
     """Show the gateways of an application with their messages, or return them as CSV."""
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     since, until = slots_of(visit)
     usable = [one.id for one in application.gateways]
     found = await visit.service.database.read(_read, application.id, usable, since, until, _waiting_since(visit))

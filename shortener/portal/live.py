@@ -64,12 +64,12 @@ def _selected_kind(visit: Visit) -> str | None:
 async def stream(visit: Visit) -> Response:
     """Open the stream that sends new rows as server-sent events. Raise ApiError RATE_LIMITED if the session has MAX_STREAMS
     streams."""
-    assert visit.session is not None
-    if _streams[visit.session.id] >= MAX_STREAMS:
+    session_id = visit.current_session.id
+    if _streams[session_id] >= MAX_STREAMS:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
     last_id = _last_id(visit.request.headers.get("last-event-id", ""))
-    events = event_stream(visit, visit.portal, visit.session.id, last_id, _selected_kind(visit))
+    events = event_stream(visit, visit.portal, session_id, last_id, _selected_kind(visit))
     return ClosingResponse(events, media_type="text/event-stream", headers=headers)
 
 

@@ -85,8 +85,7 @@ async def save_preferences(visit: Visit) -> Response:
 async def change_password(visit: Visit) -> Response:
     """Check the current password and store the new password. The session gets a new token. The other sessions end if the form
     requests this."""
-    session, form = visit.session, visit.form
-    assert session is not None
+    session, form = visit.current_session, visit.form
     database, operator = visit.service.database, session.operator
     try:
         password = form.get("password", "")
@@ -112,8 +111,7 @@ async def change_password(visit: Visit) -> Response:
 
 def _renew(connection: Connection, visit: Visit) -> str:
     """Replace the session by a new session with another token, because the rights of the session have changed."""
-    session = visit.session
-    assert session is not None
+    session = visit.current_session
     user_agent = visit.request.headers.get("user-agent", "")
     return sessions.begin_session(
         connection,
@@ -128,8 +126,7 @@ def _renew(connection: Connection, visit: Visit) -> str:
 
 async def factor_form(visit: Visit) -> Response:
     """Show a new secret for an authenticator app. It is stored only after the operator has entered a code from the app."""
-    session = visit.session
-    assert session is not None
+    session = visit.current_session
     if not session.has_recent_password(visit.now):
         return visit.redirect(url(CONFIRM_PATH, {"next": FACTOR_PATH}))
     return _factor_page(visit, second_factor.new_totp_secret())
@@ -226,8 +223,7 @@ async def disable_factor(visit: Visit) -> Response:
 
 async def end_session(visit: Visit) -> Response:
     """End one session of the operator, or all sessions except this one."""
-    session = visit.session
-    assert session is not None
+    session = visit.current_session
     chosen = visit.form.get("session", "")
     if not is_confirmed(visit):
         return await _ask_before_end(visit, session.id, chosen)

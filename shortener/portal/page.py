@@ -126,10 +126,15 @@ class Visit:
         return self.request.path_params
 
     @property
+    def current_session(self) -> OperatorSession:
+        """The session of the operator who is signed in. Do not use it on public pages, which have no session."""
+        assert self.session is not None
+        return self.session
+
+    @property
     def operator(self) -> Operator:
         """The operator who is signed in. Do not use it on public pages, which have no operator."""
-        assert self.session is not None
-        return self.session.operator
+        return self.current_session.operator
 
     @property
     def is_fragment(self) -> bool:
@@ -142,11 +147,16 @@ class Visit:
         return ALL if self.application is None else str(self.application.id)
 
     @property
-    def application_id(self) -> int:
-        """The id of the application. Raise ApiError NOT_FOUND for `all`."""
+    def one_application(self) -> Application:
+        """The application of the page. Raise ApiError NOT_FOUND for `all`."""
         if self.application is None:
             raise ApiError(ErrorCode.NOT_FOUND)
-        return self.application.id
+        return self.application
+
+    @property
+    def application_id(self) -> int:
+        """The id of the application. Raise ApiError NOT_FOUND for `all`."""
+        return self.one_application.id
 
     def may(self, role: Role) -> bool:
         """Return whether the operator has at least this role in the application of the page, or in the installation."""

@@ -198,11 +198,10 @@ class Portal(PortalParts):
     def _choose_application(self, visit: Visit) -> None:
         """Set the application in the URL path for the visit. Raise ApiError NOT_FOUND if the operator must not know that it
         exists."""
-        assert visit.session is not None
-        operator, name = visit.session.operator, visit.path["app"]
+        operator, name = visit.operator, visit.path["app"]
         if name == ALL:
             visit.role = operator.role_in(ALL_APPLICATIONS)
-            visit.applications = self.known_applications(visit.session)
+            visit.applications = self.known_applications(visit.current_session)
             if visit.role is None or not visit.page.all_applications:
                 raise ApiError(ErrorCode.NOT_FOUND)
             return
@@ -260,8 +259,7 @@ class _PageEndpoint:
 async def _export(visit: Visit, handler: Callable[[Visit], Awaitable[Response]]) -> AsgiResponse:
     """Return the response of a handler that exports a list as CSV. Raise ApiError EXPORT_IN_PROGRESS if another export of the
     session runs."""
-    assert visit.session is not None
-    export = visit.portal.exports.begin(visit.session.id)
+    export = visit.portal.exports.begin(visit.current_session.id)
     try:
         return export.wrap(await handler(visit))
     except BaseException:

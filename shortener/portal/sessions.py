@@ -23,6 +23,7 @@ from shortener.portal.operators import Operator, load_operator
 from shortener.retention.purge import SESSION_RETENTION
 from shortener.settings import Settings
 from shortener.storage.schema import operator_sessions, operators
+from shortener.storage.types import AnyRow
 
 #: The time in which the code of the second factor must be entered after the password.
 CODE_LIFETIME = timedelta(minutes=10)
@@ -111,6 +112,10 @@ def find_session(connection: Connection, token: str, now: datetime, limits: Sess
     operator = load_operator(connection, row.operator_id)
     if operator is None or operator.is_disabled:
         return None
+    return _session(row, operator)
+
+
+def _session(row: AnyRow, operator: Operator) -> OperatorSession:
     return OperatorSession(
         row.id,
         operator,
@@ -151,20 +156,7 @@ def list_sessions(connection: Connection, operator_id: int, now: datetime, limit
         .where(_t.operator_id == operator_id, _t.expires_at > now, _t.seen_at > now - limits.idle, _t.needs_code.is_(False))
         .order_by(_t.seen_at.desc(), _t.id.desc())
     )
-    return [
-        OperatorSession(
-            row.id,
-            operator,
-            row.needs_code,
-            row.created_at,
-            row.seen_at,
-            row.expires_at,
-            row.password_at,
-            row.network,
-            row.user_agent,
-        )
-        for row in rows
-    ]
+    return [_session(row, operator) for row in rows]
 
 
 def end_session(connection: Connection, session_id: int, operator_id: int) -> bool:

@@ -60,8 +60,7 @@ async def submit(visit: Visit) -> Response:
     """Show the preview of the rewritten text, or create the message."""
     fields = {name: visit.form.get(name, "") for name in ("body", "to", "from", "recipients")}
     gateway = "" if visit.form.get("send") == "1" else None
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     if visit.form.get("action") != "create":
         try:
             return _page(visit, fields, await _preview(visit, fields, gateway), None)
@@ -135,8 +134,7 @@ def _item(fields: Mapping[str, str], *, gateway: str | None, message_id: str | N
 
 async def _preview(visit: Visit, fields: Mapping[str, str], gateway: str | None = None) -> Mapping[str, Any]:
     """Return the rewritten message of the form. Raise ApiError if a field is rejected."""
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     (shown,) = await visit.service.rewriter.preview(application, [_item(fields, gateway=gateway)])
     return shown
 
@@ -145,8 +143,7 @@ def _page(
     visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | None, error: ApiError | None, error_status: int = 422
 ) -> Response:
     template = "try_result.html" if visit.is_fragment else "try.html"
-    application = visit.application
-    assert application is not None
+    application = visit.one_application
     return visit.render(
         template,
         error_status if error is not None and not visit.is_fragment else 200,
