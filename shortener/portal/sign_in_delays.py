@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, and_, delete, or_, select, update
 
+from shortener.plurals import counted
 from shortener.storage.database import upsert
 from shortener.storage.schema import sign_in_failures
 from shortener.storage.types import AnyRow
@@ -111,6 +112,11 @@ class SignInDelays:
     def _key_of(self, kind: str, *parts: str) -> str:
         content = "\0".join(part.strip().casefold() for part in parts)
         return f"{kind}:" + hmac.digest(self._key, content.encode(), hashlib.sha256).hex()[:32]
+
+
+def delay_text(wait: int) -> str:
+    """Return the error text for an attempt that is rejected for the next `wait` seconds."""
+    return f"There were too many failed attempts. Try again in {counted(wait, 'second')}."
 
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:

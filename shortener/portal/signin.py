@@ -17,6 +17,7 @@ from shortener.portal import kept_entries, second_factor, sessions
 from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, location_of, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
 from shortener.portal.page import PortalPage, Visit, url
+from shortener.portal.sign_in_delays import delay_text
 from shortener.storage.schema import operators
 
 _REJECTED = "The name or the password is not correct."
@@ -104,8 +105,7 @@ async def sign_in(visit: Visit) -> Response:
 
 
 def _too_many(visit: Visit, wait: int) -> Response:
-    error = f"There were too many failed attempts. Try again in {counted(wait, 'second')}."
-    response = _sign_in_page(visit, 429, error=error)
+    response = _sign_in_page(visit, 429, error=delay_text(wait))
     response.headers["Retry-After"] = str(wait)
     return response
 
@@ -157,7 +157,7 @@ async def check_code(visit: Visit) -> Response:
         return visit.redirect(SIGN_IN_PATH)
     operator = session.operator
     if wait := await database.write(delays.begin_attempt, operator.name, visit.network, visit.now):
-        response = _code_page(visit, 429, error=f"There were too many failed attempts. Try again in {counted(wait, 'second')}.")
+        response = _code_page(visit, 429, error=delay_text(wait))
         response.headers["Retry-After"] = str(wait)
         return response
     code = visit.form.get("code", "").strip()[:40]
@@ -209,8 +209,7 @@ async def confirm(visit: Visit) -> Response:
 async def check_password(visit: Visit, password: str) -> str | None:
     """Check the password of the operator who is signed in. Return an error text, or None if it is correct. A correct password
     permits sensitive actions for ten minutes."""
-    database, delays, session = visit.service.database, visit.portal.delays, visit.session
-    assert session is not None
+    database, delays, session = visit.service.database, visit.portal.delays, visit.current_session
     name = session.operator.name
     # Failures are counted by session and not by name, so that failed sign-ins of a stranger do not delay an operator who is signed
     # in.

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from shortener.accounts.audit import Actor
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import ALL_APPLICATIONS
-from shortener.plurals import counted
 from shortener.portal import sessions
 from shortener.portal.invitation_url import PATH, invitation_file
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.passwords import check_new_password
+from shortener.portal.sign_in_delays import delay_text
 from shortener.times import time_zone
 
 _NOT_VALID = (
@@ -57,8 +57,9 @@ async def submit(visit: Visit) -> Response:
     database, delays = visit.service.database, visit.portal.delays
     attempt = f"invitation from {visit.network}"
     if wait := await database.write(delays.begin_attempt, attempt, visit.network, visit.now):
-        error = ApiError(ErrorCode.RATE_LIMITED, f"There were too many failed attempts. Try again in {counted(wait, 'second')}.")
-        return _page(visit, 429, error=error)
+        response = _page(visit, 429, error=ApiError(ErrorCode.RATE_LIMITED, delay_text(wait)))
+        response.headers["Retry-After"] = str(wait)
+        return response
     found = await database.read(find_invitation, _token(visit), visit.now)
     if found is None:
         return _page(visit, 422, error=ApiError(ErrorCode.INVALID_REQUEST, _NOT_VALID))

@@ -38,6 +38,14 @@ async def test_an_invalid_welcome_form_does_not_use_up_the_invitation(service: S
     await accept(browser, token)
 
 
+async def test_after_many_unknown_tokens_the_response_says_when_the_next_attempt_is_possible(new_browser: NewBrowser) -> None:
+    browser = await new_browser()
+    for _ in range(5):
+        assert (await browser.post("/portal/welcome", data={"token": "unknown"})).status_code == 422
+    rejected = await browser.post("/portal/welcome", data={"token": "unknown"})
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
+
+
 async def test_the_first_admin_chooses_a_name_and_the_file_with_the_invitation_link_is_deleted(
     service: Service, new_browser: NewBrowser
 ) -> None:
