@@ -1,6 +1,7 @@
 """Tests of background jobs: when they run, what they count, and what happens after an error."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -72,6 +73,50 @@ async def test_a_background_job_in_the_list_of_omitted_jobs_does_not_start() -> 
     await started.wait()
     await jobs.stop()
     assert not omitted.finished.is_set()
+
+
+async def test_the_first_runs_of_jobs_do_not_overlap_and_later_runs_may() -> None:
+    running, most, later, release = 0, 0, 0, asyncio.Event()
+
+    async def first() -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return 1
+
+    def step() -> Callable[[], Awaitable[int]]:
+        runs = iter((first,))
+
+        async def run() -> int:
+            nonlocal later
+            if one := next(runs, None):
+                return await one()
+            later += 1
+            if later == 5:
+                release.set()
+            await release.wait()
+            return 0
+
+        return run
+
+    jobs = Jobs()
+    for name in "abcde":
+        jobs.add(Job(name, NEVER, step()))
+    jobs.start()
+    await asyncio.wait_for(release.wait(), PATIENCE)
+    await jobs.stop()
+    assert most == 1
+
+
+async def test_a_job_whose_first_run_hangs_delays_the_first_runs_of_other_jobs_only_for_a_moment() -> None:
+    jobs, work = Jobs(), Work(1)
+    jobs.add(Job("hangs", NEVER, asyncio.Event().wait))
+    jobs.add(Job("works", NEVER, work.step))
+    jobs.start()
+    await work.wait()
+    await jobs.stop()
 
 
 async def test_a_wake_up_event_that_is_set_before_a_job_waits_for_it_is_not_lost() -> None:
