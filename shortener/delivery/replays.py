@@ -105,7 +105,7 @@ class Replay:
 
 @record
 class ReplayOutcomes:
-    """The numbers of the replayed deliveries of a replay, by their present state. `waiting` counts pending deliveries. `moved`
+    """The numbers of the replayed deliveries of a replay, by their current state. `waiting` counts pending deliveries. `moved`
     counts deliveries that a later replay has replayed again, and deliveries that the purge has deleted."""
 
     waiting: int

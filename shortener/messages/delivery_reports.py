@@ -182,9 +182,10 @@ class _WaitingRequest:
     request: _Request
     attempts: list[tuple[int, _Results]] = field(default_factory=list)
 
-    def stored(self, event_ids: Collection[int]) -> _Results | None:
-        """Return the results of the transaction whose first event is one of the stored events; None if there is none."""
-        return next((results for event_id, results in self.attempts if event_id in event_ids), None)
+    def committed_results(self, stored_events: Collection[int]) -> _Results | None:
+        """Return the results of the transaction that was committed: its first event is in `stored_events`. None: no transaction
+        was committed."""
+        return next((results for event_id, results in self.attempts if event_id in stored_events), None)
 
 
 class DeliveryReports:
@@ -248,7 +249,7 @@ class DeliveryReports:
     def _apply_group(self, connection: Connection, waiting: Sequence[_WaitingRequest]) -> tuple[list[_Results | Exception], int]:
         """Do the same as `apply`, but skip the requests that an earlier transaction has already stored."""
         found = _find_stored(connection, waiting)
-        stored = [one.stored(found) for one in waiting]
+        stored = [one.committed_results(found) for one in waiting]
         missing = [one for one, results in zip(waiting, stored, strict=True) if results is None]
         applied, new_events = self._apply(connection, [one.request for one in missing]) if missing else ([], [])
         for one, own in zip(missing, applied, strict=True):

@@ -9,8 +9,8 @@ them. Three counts cause a delay, and no account is locked permanently:
   are delayed in the same way as for one network. A network from which the operator with this name signed in within the last
   KNOWN_DAYS is exempt, so this count does not delay the operator.
 
-If the clock was set back, a failure may have a time in the future. Such a failure does not delay the next attempt, which gets the
-present time. Otherwise the delay would last until the clock has reached the old time again.
+If the clock was set back, the time of a failure may lie in the future. The next attempt is then not delayed, and its time replaces
+the time in the future. Otherwise the delay would last until the clock has reached the old time again.
 
 A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
 """
