@@ -177,8 +177,11 @@ class Template:
         for index, name in enumerate(self._names, 1):
             value = values.get(name)
             if value:
-                parts.append(quote(value, safe="", errors="replace"))
+                is_unchanged = value.isascii() and value.isalnum()  # most values are ids, and `quote` is slow
+                parts.append(value if is_unchanged else quote(value, safe="", errors="replace"))
             parts.append(texts[index])
+        if "?" in texts[0]:  # all placeholders are in the query, so the path is complete
+            return "".join(parts)
         path, separator, query = "".join(parts).partition("?")
         return encode_dot_segments(path, "{}".join(texts).partition("?")[0]) + separator + query
 
