@@ -45,6 +45,7 @@ from shortener.storage.types import from_ms
 # The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several such
 # operations.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
+_FIRST = _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE
 _LATE, _OFF, _PAGE = int(HitFlag.LATE), int(HitFlag.DISABLED), int(HitFlag.CONFIRMATION_PAGE)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
@@ -303,8 +304,8 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        # The number of hits by (metric, (cohort, time slot, time slot of the message, link set)).
-        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}
+        # The number of hits by metric, flags of first clicks, cohort, time slot, time slot of the message, and link set.
+        counts: dict[tuple[str, int, int, int, int, int], int] = {}
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at
@@ -329,14 +330,8 @@ class _BatchRows:
                 click_flags, topics = self._flags_of_click(hit, link)
                 flags |= click_flags
             if metric is not None:
-                group = (link.cohort_id, at // TIME_SLOT_MS, sent_slot(link.message), link.link_set)
-                counts[metric, group] = counts.get((metric, group), 0) + 1
-                if flags & _FIRST_FOR_LINK and link.link_set:
-                    counts[CLICKED_LINKS, group] = counts.get((CLICKED_LINKS, group), 0) + 1
-                if flags & _FIRST_FOR_MESSAGE:
-                    self.first_clicks += 1
-                    # This delta does not contain the time from sending to the first click. The fan-out counts that time.
-                    counts[CLICKED_MESSAGES, group] = counts.get((CLICKED_MESSAGES, group), 0) + 1
+                group = (metric, flags & _FIRST, link.cohort_id, at // TIME_SLOT_MS, sent_slot(link.message), link.link_set)
+                counts[group] = counts.get(group, 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.
                 address, user_agent, country = "", "", None
@@ -348,8 +343,14 @@ class _BatchRows:
                 # schema.OTHER_EVENTS.
                 event = hit.id if topics & _STATE else self._ids()
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
-        for (metric, (cohort, slot, sent, link_set)), amount in counts.items():
+        for (metric, first, cohort, slot, sent, link_set), amount in counts.items():
             self.deltas.add_slots(cohort, slot, metric, sent, link_set, amount)
+            if first & _FIRST_FOR_LINK and link_set:
+                self.deltas.add_slots(cohort, slot, CLICKED_LINKS, sent, link_set, amount)
+            if first & _FIRST_FOR_MESSAGE:
+                self.first_clicks += amount
+                # This delta does not contain the time from sending to the first click. The fan-out counts that time.
+                self.deltas.add_slots(cohort, slot, CLICKED_MESSAGES, sent, link_set, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click, and the topics of the event that it creates."""
