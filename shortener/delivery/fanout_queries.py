@@ -21,6 +21,9 @@ from shortener.model import Topic
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 
+# A plain number, because each operation on a member of an enumeration of flags takes a microsecond.
+_CONVERSION = Topic.CONVERSION.value
+
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
     """Return the complete SQL statements, by name of the database engine. `condition` replaces the text `{condition}` in each
@@ -162,12 +165,12 @@ class Subscription(NamedTuple):
         """Return whether the tracker also receives the first click of a message as a conversion."""
         chosen = self.click_conversion or "scg"
         is_sent = chosen == "all" or (chosen == "scg" and self.format == "scg")
-        return is_sent and bool(self.topics & Topic.CONVERSION) and self.permits(CLICK_ACTION, None)
+        return is_sent and bool(self.topics & _CONVERSION) and self.permits(CLICK_ACTION, None)
 
     @property
     def filters_conversions(self) -> bool:
         """Return whether the tracker receives only some conversions."""
-        return self.conversions is not None and bool(self.topics & Topic.CONVERSION)
+        return self.conversions is not None and bool(self.topics & _CONVERSION)
 
     def permits(self, action: str | None, disposition: str | None) -> bool:
         """Return whether the filter of the tracker permits a conversion event with this action and disposition."""
