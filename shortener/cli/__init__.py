@@ -46,7 +46,7 @@ COMMANDS = {
     "secret": ("recovery", "Take over an installation whose secret was lost."),
     "purge": ("data", "Delete data that is older than its retention period."),
     "export": ("data", "Export the messages of an application as CSV or JSON."),
-    "verify": ("data", "Recount all statistics and report differences."),
+    "verify": ("verify", "Recount all statistics and report differences."),
     "demo": ("demo", "Take one message through all its steps with a local receiver, and print each step."),
     "listen": ("listen", "Run a local receiver that prints and verifies the requests that it receives."),
     "migrate": ("maintenance", "Upgrade the database schema to this version."),

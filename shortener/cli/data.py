@@ -1,4 +1,4 @@
-"""The commands `shortener purge`, `verify` and `export`, which process all stored data."""
+"""The commands `shortener purge` and `export`, which process all stored data."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -6,8 +6,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +20,6 @@ from shortener.cli.common import (
     load_settings,
     open_store,
     print_result,
-    print_table,
     reveal_option,
 )
 from shortener.cli.output_file import open_output
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from shortener.reporting.messages import MessageFilter
 
 EXPORT_PAGE_ROWS = 200
-
-MAX_SHOWN_DRIFTS = 100  # The maximum number of differences that `verify` shows as a table.
 
 
 def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) -> None:
@@ -76,121 +72,6 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
     if sys.stderr.isatty():
         click.echo(err=True)
     print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")
-
-
-@click.command()
-@period_options(since_default="the oldest time for which all raw data is stored")
-@click.option("--repair", is_flag=True, help="Correct the stored counts before the check. Required once after an upgrade from 0.1.")
-@json_option
-@async_command
-async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
-    """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
-
-    The command also checks that no page and no index of an SQLite database is damaged, that each row refers only to rows that
-    exist, and that each message with conversions is recorded as converted. --repair records the messages that are not.
-
-    Older versions did not store counts by time of sending, by destination and by label; --repair creates them.
-    """
-    from sqlalchemy import func, select
-
-    from shortener.conversions.first_conversions import FirstConversions
-    from shortener.ids import IdGenerator
-    from shortener.model import utcnow
-    from shortener.reporting import count_check
-    from shortener.reporting.first_conversion_check import count_missing, find_counted_without_row
-    from shortener.reporting.rollup_check import verify_rollups
-    from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
-    from shortener.storage import schema
-    from shortener.storage.integrity import find_damage
-    from shortener.storage.references import find_orphans
-    from shortener.storage.types import to_iso
-
-    def progress(stage: str, steps: int = 0) -> None:
-        """If stderr is a terminal, show the present stage of the check, and how many steps of this stage are finished."""
-        if sys.stderr.isatty():
-            click.echo(f"\r{stage} ..." + (f" {counted(steps, 'step')}" if steps else "") + "\033[K", nl=False, err=True)
-
-    settings = load_settings()
-    now = utcnow()
-    retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
-    begin = since or count_check.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
-    async with open_store() as database:
-        progress("Checking the database for damage")
-        damage = await database.read(partial(find_damage, thorough=True))
-        end = until or now + timedelta(minutes=1)
-        try:
-            audit_repair = partial(_add_audit_row, command_line_audit(database), begin, end, now)
-            converted = 0
-            if repair:
-                progress("Counting converted messages")
-                job = FirstConversions(database, IdGenerator(database.node), utcnow)
-                without_row = await database.read(find_counted_without_row, begin, end)
-                converted = await job.count_all(audit_repair, without_row)
-            repaired = await repair_rollups(database, begin, end, audit_repair) if repair else 0
-        except RowsQuarantined as error:
-            raise click.ClickException(str(error)) from None
-        drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
-        rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
-        missing = await database.read(count_missing)
-        first = await database.read(lambda c: c.scalar(select(func.min(schema.applications.c.created_at))))
-        progress("Looking for rows that refer to missing rows")
-        orphans = await find_orphans(database)
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
-    rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at), "counts": "counts"} for drift in drifts]
-    for drift in rolled_up:
-        group = drift.group
-        rows.append(
-            {
-                "application_id": group.application_id,
-                "campaign": group.campaign,
-                "source": group.source,
-                "country": group.country,
-                "at": to_iso(drift.at),
-                "metric": drift.metric,
-                "kept": drift.kept,
-                "counted": drift.counted,
-                "counts": f"{group.kind} {group.name}".rstrip() + f" by {drift.level.name.lower()}, {drift.basis.name.lower()}",
-            }
-        )
-
-    def print_text() -> None:
-        if repair:
-            click.echo(f"{repaired:,} rolled-up counts corrected.")
-        if converted:
-            words = "message with conversions was", "messages with conversions were"
-            click.echo(f"{counted(converted, *words)} not recorded as converted before.")
-        for line in damage:
-            click.echo(f"The database is damaged: {line}")
-        if missing:
-            words = "message with conversions is", "messages with conversions are"
-            click.echo(f"{counted(missing, *words)} not recorded as converted (table first_conversions). Use --repair.")
-        for orphan in orphans:
-            click.echo(f"The row {orphan.id} refers to a row that does not exist: {orphan.reference}")
-        if not rows:
-            is_younger = since is None and first is not None and first >= begin
-            period = "" if is_younger else f" since {begin:%Y-%m-%d %H:%M} UTC"
-            rest = " Raw data of earlier counts may be deleted already." if since is None and not is_younger else ""
-            click.echo(f"The counts{period} agree with the raw data.{rest}")
-            return
-        shown = rows[:MAX_SHOWN_DRIFTS]
-        print_table(shown, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
-        if len(rows) > len(shown):
-            click.echo(f"{len(rows) - len(shown):,} more differences are not shown; --json contains all of them.")
-
-    result = {"since": to_iso(begin), "repaired": repaired, "newly_converted": converted, "drift": rows, "damage": damage}
-    result |= {"orphans": [orphan._asdict() for orphan in orphans], "missing_first_conversions": missing}
-    print_result(result, as_json, print_text)
-    if rows or damage or orphans or missing:
-        raise click.exceptions.Exit(1)
-
-
-def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
-    """Add the audit row of `verify --repair` for a period. `corrected` is the number of corrected rolled-up counts, or the number
-    of messages that were recorded as converted."""
-    from shortener.storage.types import to_iso
-
-    audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})
 
 
 @click.command(cls=ApplicationCommand, application_help=OPTIONAL_APPLICATION)

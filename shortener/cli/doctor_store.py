@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,20 +38,9 @@ MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the data
 
 async def check_database(settings: Settings) -> list[Finding]:
     """Check the database: that it exists and responds, its schema, secret, damaged pages, clock, queues and growth."""
-    from shortener.accounts.directory import DEFAULT_NAME
     from shortener.errors import StoreUnavailable
-    from shortener.secret import SecretError, open_secret, secret_file
-    from shortener.storage.copy import is_unfinished
-    from shortener.storage.installation import (
-        BASE_URL,
-        FINGERPRINT,
-        NoInstallation,
-        get,
-        missing_base_url,
-        place_of,
-        require_installation,
-    )
-    from shortener.storage.integrity import DatabaseLost, find_damage, require_database
+    from shortener.storage.installation import NoInstallation, require_installation
+    from shortener.storage.integrity import DatabaseLost, require_database
     from shortener.storage.migrate import SchemaMismatch
     from shortener.storage.migrations import HEAD
     from shortener.storage.open import open_database, sqlite_path
@@ -68,45 +57,57 @@ async def check_database(settings: Settings) -> list[Finding]:
     found = [Finding("schema", "ok", f"at {HEAD}")]
     database = await open_database(settings.store_url, owner=False)
     try:
-        names = await database.read(
-            lambda c: list(c.scalars(select(schema.applications.c.name).order_by(schema.applications.c.id)))
-        )
-        found.append(Finding("installation", "ok", f"{counted(len(names), 'application')} in {place_of(settings)}"))
-        found += [Finding("name", "ok", _UNNAMED)] if DEFAULT_NAME in names else []
-        if await database.read(is_unfinished):
-            found.append(Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again"))
-        base_url = await database.read(get, BASE_URL)
-        if base_url is not None and settings.has_default_base_url:
-            found.append(Finding("links", "error", missing_base_url(base_url, settings), f"set SHORTENER_BASE_URL={base_url}"))
-        stored = await database.read(get, FINGERPRINT)
-        try:
-            if stored is None and not settings.secret.get_secret_value() and not secret_file(settings.data_dir).exists():
-                found.append(Finding("secret", "ok", "none yet; the first start creates it"))
-            elif stored not in (None, open_secret(settings.secret, settings.data_dir).fingerprint):
-                text = "the secret is not the secret of this database"
-                found.append(
-                    Finding(
-                        "secret",
-                        "error",
-                        text,
-                        "set SHORTENER_SECRET to the secret of the database, or run `shortener secret adopt`",
-                    )
-                )
-            else:
-                found.append(Finding("secret", "ok", "exists, and belongs to this database"))
-        except SecretError as error:
-            found.append(Finding("secret", "error", str(error), "restore the file, or run `shortener secret adopt`"))
-        if damage := await database.read(partial(find_damage, thorough=False)):
-            found.append(Finding("integrity", "error", f"the database is damaged: {'; '.join(damage)}", "restore a backup"))
-        else:
-            good = "PostgreSQL checks its own files" if settings.is_postgresql else "no damaged page found"
-            found.append(Finding("integrity", "ok", good))
+        async for finding in _check_installation(database, settings):
+            found.append(finding)  # the findings before a failure are kept
         found += await database.read(lambda c: [*_check_rows(c, settings)])
     except StoreUnavailable as error:
         found.append(Finding("database", "error", f"unavailable: {error}", "check the database and its log"))
     finally:
         await database.close()
     return found
+
+
+async def _check_installation(database: Any, settings: Settings) -> AsyncIterator[Finding]:
+    """Check the values that the database stores about its installation, and whether its pages are damaged."""
+    from shortener.accounts.directory import DEFAULT_NAME
+    from shortener.storage.copy import is_unfinished
+    from shortener.storage.installation import BASE_URL, FINGERPRINT, get, missing_base_url, place_of
+    from shortener.storage.integrity import find_damage
+
+    names = await database.read(lambda c: list(c.scalars(select(schema.applications.c.name).order_by(schema.applications.c.id))))
+    yield Finding("installation", "ok", f"{counted(len(names), 'application')} in {place_of(settings)}")
+    if DEFAULT_NAME in names:
+        yield Finding("name", "ok", _UNNAMED)
+    if await database.read(is_unfinished):
+        yield Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again")
+    base_url = await database.read(get, BASE_URL)
+    if base_url is not None and settings.has_default_base_url:
+        yield Finding("links", "error", missing_base_url(base_url, settings), f"set SHORTENER_BASE_URL={base_url}")
+    yield _check_secret(await database.read(get, FINGERPRINT), settings)
+    if damage := await database.read(partial(find_damage, thorough=False)):
+        yield Finding("integrity", "error", f"the database is damaged: {'; '.join(damage)}", "restore a backup")
+    else:
+        good = "PostgreSQL checks its own files" if settings.is_postgresql else "no damaged page found"
+        yield Finding("integrity", "ok", good)
+
+
+def _check_secret(stored: str | None, settings: Settings) -> Finding:
+    """Check that the configured secret is the secret of the database. `stored` is the fingerprint in the database."""
+    from shortener.secret import SecretError, open_secret, secret_file
+
+    try:
+        if stored is None and not settings.secret.get_secret_value() and not secret_file(settings.data_dir).exists():
+            return Finding("secret", "ok", "none yet; the first start creates it")
+        if stored in (None, open_secret(settings.secret, settings.data_dir).fingerprint):
+            return Finding("secret", "ok", "exists, and belongs to this database")
+    except SecretError as error:
+        return Finding("secret", "error", str(error), "restore the file, or run `shortener secret adopt`")
+    return Finding(
+        "secret",
+        "error",
+        "the secret is not the secret of this database",
+        "set SHORTENER_SECRET to the secret of the database, or run `shortener secret adopt`",
+    )
 
 
 async def read_domains(settings: Settings) -> list[str]:
