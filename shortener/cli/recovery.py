@@ -179,7 +179,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     from shortener.cli.gateways import ensure_simulator
     from shortener.secret import open_secret, secret_file
     from shortener.storage import secret_change
-    from shortener.storage.installation import require_installation
+    from shortener.storage.installation import FINGERPRINT, get, require_installation
     from shortener.storage.open import open_database
 
     settings = load_settings()
@@ -194,7 +194,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     lost: list[LostValue] = []
     try:
         new = open_secret(settings.secret, settings.data_dir, create=True)
-        is_adopted = await database.read(secret_change.fingerprint_of) != new.fingerprint
+        is_adopted = await database.read(get, FINGERPRINT) != new.fingerprint
         if is_adopted:
             lost = [value for value in await database.read(secret_change.find_lost, new) if not _is_simulator(value)]
             if not as_json:

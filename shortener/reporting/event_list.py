@@ -15,11 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from shortener.ids import ALPHABET, CONVERSION_IDS, MAX_ROW_ID, decode, first_id_at
+from shortener.ids import ALPHABET, CONVERSION_IDS, decode
 from shortener.model import Topic, Verdict, record
 from shortener.outbox.events import encode_event_id
+from shortener.reporting.queries import id_range
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
-from shortener.storage.types import AnyRow, to_iso, to_ms
+from shortener.storage.types import AnyRow, to_iso
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that are read to fill one page.
 # The maximum difference between the time of an event and the time in its id. Delivery reports and conversions contain their own
@@ -97,8 +98,7 @@ def list_events(connection: Connection, filters: EventFilter, limit: int, below:
     """Return the newest events that match the filter. If `below` is not None, read only rows with smaller ids.
 
     One row can contain several events. A page contains all events of a row, so it may have a few more than `limit` events."""
-    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
-    high = MAX_ROW_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
+    low, high = id_range(filters.since, filters.until, _TIME_TOLERANCE)
     high = high if below is None else min(below, high)
     in_range = select(events.c.id).where(events.c.id >= low, events.c.id < high).order_by(events.c.id.desc())
     floor: int | None = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))

@@ -11,7 +11,7 @@ link are found with indexes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
@@ -20,19 +20,18 @@ from shortener.clicks.device_counts import AGENT, device_metrics
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
 from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
 from shortener.clicks.user_agents import device_and_browser
-from shortener.ids import MAX_ROW_ID, first_id_at
+from shortener.ids import first_id_at
 from shortener.model import HitFlag, Verdict, record
 from shortener.outbox.count_deltas import time_to_click
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.figures import click_time_group
 from shortener.reporting.link_set_names import find_link_sets
+from shortener.reporting.queries import id_range
 from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
 from shortener.storage.types import AnyRow, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that are read to fill one page.
-# The maximum difference between the time of a hit and the time in its id, which may come from different clocks.
-_TIME_TOLERANCE = timedelta(hours=1)
 
 #: The figures of the statistics whose hits can be listed.
 HitMetric = Literal["clicks", "suspected_hits", "ignored_hits", "late_hits", "clicked_messages", "clicked_links"]
@@ -211,10 +210,9 @@ HIT_CSV_COLUMNS = (
 
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
-    low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
     # With Basis.SENT, the period limits the time of the message. A hit can be much later than its message, so the period gives only
     # a lower limit for the id of the hit.
-    high = MAX_ROW_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
+    low, high = id_range(begin, None if filters.basis is Basis.SENT else end)
     return low, high if below is None else min(below, high)
 
 

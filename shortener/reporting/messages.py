@@ -33,19 +33,17 @@ from sqlalchemy import (
 )
 
 from shortener.conversions.first_conversions import CONVERTED_MESSAGES
-from shortener.ids import MAX_ROW_ID, first_id_at
 from shortener.logs import mask, mask_recipient
 from shortener.model import State, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
+from shortener.reporting.queries import id_range
 from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, first_conversions, is_clicked, messages
-from shortener.storage.types import AnyRow, Instant, Money, to_iso, to_ms
+from shortener.storage.types import AnyRow, Instant, Money, to_iso
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
-# The maximum difference between the time of a message and the time in its id, which may come from different clocks.
-_TIME_TOLERANCE = timedelta(hours=1)
 
 
 #: The figures of the statistics whose messages can be listed.
@@ -262,14 +260,12 @@ def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     """Return the lowest id (included) and the highest id (excluded) of a page of messages."""
     since, until = _period(filters)
     if filters.metric is not None and filters.basis is Basis.SENT:
-        low = 0 if since is None else first_id_at(to_ms(since))
-        high = MAX_ROW_ID if until is None else first_id_at(to_ms(until))
+        low, high = id_range(since, until, tolerance=timedelta())
     else:
         # For a figure of later events, such as delivery reports or clicks, the period limits the time of the event. Its message can
         # be much older, so the period gives only an upper limit for the row id of the message.
         is_later = filters.metric not in (None, "messages")
-        low = 0 if since is None or is_later else first_id_at(to_ms(since - _TIME_TOLERANCE))
-        high = MAX_ROW_ID if until is None else first_id_at(to_ms(until + _TIME_TOLERANCE))
+        low, high = id_range(None if is_later else since, until)
     return low, high if below is None else min(below, high)
 
 

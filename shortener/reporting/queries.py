@@ -1,13 +1,29 @@
-"""This module fetches the rows of SQL statements for reports."""
+"""The functions that the lists and the reports share: the ids of a period, and the rows of an SQL statement."""
 # Tested by tests/reporting/test_statistics.py
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, Select, func, select
+
+from shortener.ids import MAX_ROW_ID, first_id_at
+from shortener.storage.types import to_ms
+
+#: The usual maximum difference between the time of a row and the time in its id, which may come from different clocks.
+CLOCK_TOLERANCE = timedelta(hours=1)
+
+
+def id_range(since: datetime | None, until: datetime | None, tolerance: timedelta = CLOCK_TOLERANCE) -> tuple[int, int]:
+    """Return the lowest id (included) and the highest id (excluded) that the rows of a period can have. If `since` or `until` is
+    None, the period has no limit on this side. `tolerance` is the maximum difference between the time of a row and the time in its
+    id."""
+    low = 0 if since is None else first_id_at(to_ms(since - tolerance))
+    high = MAX_ROW_ID if until is None else first_id_at(to_ms(until + tolerance))
+    return low, high
 
 
 def fetch_packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:

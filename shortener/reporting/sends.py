@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select
@@ -21,18 +21,17 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.queries import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.gateways.sends import send_fields
-from shortener.ids import MAX_ROW_ID, first_id_at
+from shortener.ids import MAX_ROW_ID
 from shortener.model import SendStatus, mutable_record, record
 from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
+from shortener.reporting.queries import id_range
 from shortener.retention.erasure import ERASED
 from shortener.storage.schema import gateways, messages, sends
-from shortener.storage.types import AnyRow, to_ms
+from shortener.storage.types import AnyRow
 
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
 #: `uses_gateways` examines only this number of the newest messages of an application.
 _SEARCHED = 200
-# The maximum difference between the time of a message and the time in its id, which may come from different clocks.
-_TIME_TOLERANCE = timedelta(hours=1)
 
 #: The states by which the list can be filtered: the states of model.SendStatus, and the doubtful messages of all states.
 SendState = Literal["pending", "held", "sent", "failed", "doubtful"]
@@ -107,7 +106,7 @@ class GatewaySummary:
 
 def list_gateway_sends(connection: Connection, filters: SendFilter, limit: int, below: int | None = None) -> SendListPage:
     """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages with smaller ids."""
-    low, high = _id_limits(filters)
+    low, high = id_range(filters.since, filters.until)
     high = high if below is None else min(below, high)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_SCANNED_ROWS).limit(1))
     newest = _matching(connection, filters, low if floor is None else floor, high).limit(limit + 1)
@@ -143,7 +142,7 @@ def count_sends(
     counts: dict[int, SendCounts] = {}
     is_waiting_complete = _count_waiting(connection, application_id, waiting_since, counts)
     filters = SendFilter(application_id, since=since, until=until)
-    low, high = _id_limits(filters)
+    low, high = id_range(filters.since, filters.until)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
     # DISCARDED and ERASED are decisions about a message, and not errors of its gateway.
@@ -219,7 +218,7 @@ def uses_gateways(connection: Connection, application_id: int) -> bool:
 def _count_waiting(connection: Connection, application_id: int, since: datetime, counts: dict[int, SendCounts]) -> bool:
     """Add the numbers of held and pending messages to `counts`. Return whether all of them were counted."""
     s = sends.c
-    is_recent = s.id >= _id_limits(SendFilter(application_id, since=since))[0]
+    is_recent = s.id >= id_range(since, None)[0]
     held = select(s.gateway_id).where(s.application_id == application_id, IS_HELD, is_recent, s.created_at >= since)
     limited = held.limit(MAX_COUNTED).subquery()
     for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
@@ -239,13 +238,6 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     # If there are at most MAX_COUNTED unfinished messages, no limit ended a count, because held and pending messages are
     # unfinished.
     return connection.scalar(select(s.id).where(IS_UNFINISHED, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
-
-
-def _id_limits(filters: SendFilter) -> tuple[int, int]:
-    """Return the lowest id (included) and the highest id (excluded) of the messages of the period."""
-    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
-    high = MAX_ROW_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
-    return low, high
 
 
 def _examined(connection: Connection, filters: SendFilter, low: int, high: int) -> Select[int]:

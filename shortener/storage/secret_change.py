@@ -72,11 +72,6 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
     return lost
 
 
-def fingerprint_of(connection: Connection) -> str | None:
-    """Return the fingerprint of the secret of this database; None before the first start."""
-    return get(connection, FINGERPRINT)
-
-
 def former_fingerprints(connection: Connection) -> list[str]:
     """Return the fingerprints of the former secrets of this database. Hits may still wait in Redis under keys of these secrets."""
     return sorted((get(connection, _FORMER) or "").split())

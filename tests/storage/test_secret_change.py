@@ -7,13 +7,13 @@ from sqlalchemy import insert, select, update
 
 from shortener.secret import Secret
 from shortener.storage.database import Database
+from shortener.storage.installation import FINGERPRINT, get
 from shortener.storage.schema import applications, trackers
 from shortener.storage.secret_change import (
     DISABLED_REASON,
     adopt,
     encrypted_columns,
     find_lost,
-    fingerprint_of,
     forget_former,
     former_fingerprints,
 )
@@ -60,7 +60,7 @@ async def test_adopting_a_new_secret_removes_undecryptable_values_and_disables_t
     secrets = await database.read(lambda c: c.scalars(select(applications.c.callback_secret).order_by(applications.c.id)).all())
     assert secrets[0] is None
     assert NEW.decrypt(str(secrets[1])) == "whsec_y"
-    assert await database.read(fingerprint_of) == NEW.fingerprint
+    assert await database.read(get, FINGERPRINT) == NEW.fingerprint
     assert await database.read(find_lost, NEW) == []
     await database.write(lambda c: c.execute(update(applications).values(callback_secret=OLD.encrypt("z"))))
     assert len(await database.read(find_lost, NEW)) == 2
