@@ -299,8 +299,7 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
         raise ApiError(ErrorCode.CONFLICT, "The tracker of this delivery is deleted.")
     if row.tracker_id is None and row.callback_url is None:
         raise ApiError(ErrorCode.CONFLICT, "The message of this callback is erased.")
-    columns = deliveries.c
-    if not _restart_attempts(connection, [columns.id == delivery_id, columns.status.in_(_ENDED)], now):
+    if not _restart_attempts(connection, [deliveries.c.id == delivery_id, deliveries.c.status.in_(_ENDED)], now):
         raise ApiError(ErrorCode.CONFLICT, "This delivery has not ended yet.")
     _permit_probe(connection, row.tracker_id, now)
     return _delivery_from_row(_find(connection, delivery_id, application_id))
