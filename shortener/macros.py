@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+from urllib.parse import quote
 
 _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
 # Braces around a name, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}. _BRACED
@@ -91,10 +92,20 @@ def url_warnings(url: str, names: Sequence[str]) -> list[str]:
     return [*entity_problems(url), *macro_problems(url, names)]
 
 
+#: HTML entities in URLs that were copied from an HTML page: `&amp;`, `&quot;`, `&apos;`, and numeric entities of ASCII characters.
+_ENTITY = re.compile(r"&(?:(amp|quot|apos)|#0*(3[3-9]|[4-9][0-9]|1[01][0-9]|12[0-6])|#x0*([2-7][0-9a-f]));", re.IGNORECASE)
+_NAMED_ENTITIES = {"amp": "&", "quot": '"', "apos": "'"}
+
+
 def entity_problems(url: str) -> list[str]:
-    """Return a text about the HTML entity `&amp;` in a URL that was copied from an HTML page, or nothing. The server gets the
-    parameter `amp;NAME` in the place of `NAME`."""
-    return ["contains &amp;, which is sent unchanged; write &"] if "&amp;" in url else []
+    """Return a text about the first HTML entity, such as `&amp;` or `&#038;`, in a URL that was copied from an HTML page, or
+    nothing. The server gets the parameter `amp;NAME` in the place of `NAME`, and nothing after the `#` of a numeric entity."""
+    found = _ENTITY.search(url)
+    if found is None:
+        return []
+    name, decimal, hexadecimal = found.groups()
+    meant = _NAMED_ENTITIES[name.lower()] if name else chr(int(decimal) if decimal else int(hexadecimal, 16))
+    return [f"contains {found[0]}, which is sent unchanged; write {meant if meant == '&' else quote(meant)}"]
 
 
 def macro_problems(url: str, names: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import orjson
 
@@ -42,6 +43,7 @@ class PlannedMessage:
     content_hash: str
     plan: ItemPlan
     problem: Problem | None = None  # a problem that rejects only this recipient, and only if the message is new
+    earlier_hash: str | None = None  # the hash that earlier releases stored for the same content; None if it is `content_hash`
 
 
 @record
@@ -176,12 +178,16 @@ def _identify(
         problems += refused.values()
         return []
     content = _content_of(item) if any(message_ids) else b""
+    earlier_content = _content_of_0_3(item) if any(message_ids) and item.metadata == {} else b""
     hashes: dict[int, str] = {}
+    earlier_hashes: dict[int, str] = {}
     for index, message_id in enumerate(message_ids):
         if message_id is None:
             continue
         recipient = numbers[index].e164 if index in numbers else item.to[index]
-        hashes[index] = hashlib.sha256(content + recipient.encode(errors="surrogatepass")).hexdigest()[:32]
+        hashes[index] = _content_hash(content, recipient)
+        if earlier_content:
+            earlier_hashes[index] = _content_hash(earlier_content, recipient)
         if message_id in used_ids:
             # An id that occurs twice in one list is an error. Two messages of a batch with the same id are not an error: they have
             # the same effect as two requests with this id.
@@ -203,6 +209,7 @@ def _identify(
             content_hash=hashes.get(index, ""),
             plan=plan,
             problem=refused.get(index),
+            earlier_hash=earlier_hashes.get(index),
         )
         for index, number in numbers.items()
     ]
@@ -223,8 +230,18 @@ def _refused_senders(
     return problems
 
 
-def _content_of(item: RewriteItem) -> bytes:
-    """Return all fields of a message, except ids and recipients, as bytes for its content hash.
+def _content_hash(content: bytes, recipient: str) -> str:
+    return hashlib.sha256(content + recipient.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _content_of_0_3(item: RewriteItem) -> bytes:
+    """Return the content of a message with empty metadata as releases up to 0.3.0 stored it."""
+    return _content_of(item, metadata=item.metadata)
+
+
+def _content_of(item: RewriteItem, *, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Return all fields of a message, except ids and recipients, as bytes for its content hash. Empty metadata has the same
+    meaning as no metadata. `metadata` replaces it.
 
     Content hashes are stored, so this format must not change."""
     try:
@@ -245,7 +262,7 @@ def _content_of(item: RewriteItem) -> bytes:
         expires_at,
         item.fallback_url,
         item.callback_url,
-        item.metadata,
+        item.metadata or metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
         # Older releases had no field `opt_out`. The hash of a message without it must be equal to the hash that those releases

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select, tuple_
 
 from shortener.clicks import link_changes
+from shortener.messages.spans import TRACK_MODES, TrackMode
 from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert, ForbiddenTexts
 from shortener.storage.types import to_ms
@@ -35,6 +36,7 @@ insert_messages = BulkInsert(
     "callback_url",
     "metadata",
     "link_set_id",
+    "track",
 )
 
 insert_links = BulkInsert(
@@ -67,6 +69,7 @@ class StoredMessage(NamedTuple):
     row_id: int
     request_id: str
     content_hash: str
+    track: TrackMode | None = None  # the mode in which the message was rewritten; None: unknown
 
 
 class StoredLink(NamedTuple):
@@ -93,11 +96,13 @@ def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> di
     requested = sorted(keys)
     found: dict[tuple[int, str], StoredMessage] = {}
     for start in range(0, len(requested), MAX_KEYS_PER_QUERY):
-        statement = select(table.c.application_id, table.c.message_id, table.c.id, table.c.request_id, table.c.content_hash).where(
+        columns = [table.c[name] for name in ("application_id", "message_id", "id", "request_id", "content_hash", "track")]
+        statement = select(*columns).where(
             tuple_(table.c.application_id, table.c.message_id).in_(requested[start : start + MAX_KEYS_PER_QUERY])
         )
         for row in connection.execute(statement):
-            found[row.application_id, row.message_id] = StoredMessage(row.id, row.request_id, row.content_hash)
+            track = None if row.track is None else TRACK_MODES[row.track]
+            found[row.application_id, row.message_id] = StoredMessage(row.id, row.request_id, row.content_hash, track)
     return found
 
 

@@ -91,15 +91,21 @@ def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: s
 
 
 def render_repeat(
-    message: PlannedMessage, request_id: str, links: Sequence[StoredLink], base_url: str, *, was_sent: bool = False
+    message: PlannedMessage,
+    request_id: str,
+    links: Sequence[StoredLink],
+    base_url: str,
+    *,
+    first_track: TrackMode | None = None,
+    was_sent: bool = False,
 ) -> RewrittenMessage:
     """Return a stored message again, created from its stored links and the body of the repeated request.
 
-    `was_sent` is true if the message was queued for a gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in
-    the body, because the text would be wrong."""
-    item, track = message.item, message.plan.track
-    # Search for the links with every track mode, because the default mode of the application may have changed since the first
-    # request.
+    `first_track` is the track mode of the first request, if it is known. `was_sent` is true if the message was queued for a
+    gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body, because the text would be wrong."""
+    item, track = message.item, first_track or message.plan.track
+    # Search for the links with every track mode, because the default mode of the application or the rules of detection may have
+    # changed since the first request.
     tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
         track, spans = _locate(item.body, tracks, links)

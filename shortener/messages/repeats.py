@@ -42,7 +42,7 @@ def classify(
         stored = stored_messages.get((request.application.id, message.message_id)) if message.has_own_id else None
         if stored is None:
             new.append(message)
-        elif stored.content_hash == message.content_hash:
+        elif stored.content_hash in (message.content_hash, message.earlier_hash):
             repeats.append((message, stored))
         else:
             path = message.item.field_path("message_id", message.recipient)

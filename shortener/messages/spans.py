@@ -14,6 +14,7 @@ from shortener.messages.url_detection import Detection, detect_urls, find_urls
 from shortener.urls import UrlError, parse_destination
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
+#: All track modes. `messages.track` stores indexes of this tuple, so its order must not change.
 TRACK_MODES: tuple[TrackMode, ...] = get_args(TrackMode)
 
 

@@ -34,6 +34,7 @@ from shortener.messages.render import RewrittenMessage, render_new, render_repea
 from shortener.messages.repeats import classify, find_stored
 from shortener.messages.rewrite_item import LinkHosts
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
+from shortener.messages.spans import TRACK_MODES
 from shortener.model import LinkFlag, State, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CohortKey, Cohorts, CountDelta, sent_slot
@@ -49,6 +50,7 @@ OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
 # operations.
 _EVERY_CLICK, _FILL_CLICK_ID = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID)
 _CREATED = int(State.CREATED)
+_TRACK_INDEX = {track: index for index, track in enumerate(TRACK_MODES)}
 _OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID)
 ProcessKey = tuple[int, str, str]  # the key of a conversion process: application_id, track, type
 
@@ -173,7 +175,7 @@ class _Batch:
         links = self._links.get(stored.row_id, [])
         # Stored codes are valid on the domain for which they were created, even if new links use another domain.
         base_url = self._hosts.base_url(links[0].domain_id if links else 0)
-        rewritten = render_repeat(message, stored.request_id, links, base_url, was_sent=send is not None)
+        rewritten = render_repeat(message, stored.request_id, links, base_url, first_track=stored.track, was_sent=send is not None)
         return rewritten if send is None else replace(rewritten, cost=send.cost)
 
     def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
@@ -190,7 +192,7 @@ class _Batch:
             self._queued[row_id] = QueuedSend(gateway_id, rewritten.cost)
         if message.has_own_id:
             key = (request.application.id, message.message_id)
-            self._messages[key] = StoredMessage(row_id, message.request_id, message.content_hash)
+            self._messages[key] = StoredMessage(row_id, message.request_id, message.content_hash, message.plan.track)
             self._links[row_id] = list(rewritten.links)
 
     def write_balances(self, now: int) -> None:
@@ -282,6 +284,7 @@ class _Rows:
                 item.callback_url,
                 orjson.dumps(item.metadata).decode() if item.metadata else None,
                 link_set,
+                _TRACK_INDEX[message.plan.track],
             )
         )
         slot, sent = request.now // TIME_SLOT_MS, sent_slot(row_id)

@@ -108,7 +108,9 @@ class MessageOptions(OptionalFields):
     sender_id_id: RequestId = ""
     sender_id_alias: RequestId = ""
     message_request_id: RequestId = Field(
-        "", description="Id of the request, contained in events. Default: the service generates an id."
+        "",
+        description="Id of the request, contained in events. Default: the service generates an id. It is not compared if a message "
+        "is repeated: the response and the events of a repeat have the id of the first request.",
     )
     external_message_request_id: RequestId = Field("", description="Id of the request in the caller's system. Events contain it.")
     track: TrackMode | None = Field(

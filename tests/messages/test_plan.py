@@ -97,4 +97,5 @@ def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_e
         {"tracking": ("SMS", "")},
     ]
     assert len({content_hash(), *(content_hash(**other) for other in others)}) == len(others) + 1
+    assert content_hash(metadata={}) == content_hash()
     assert content_hash(metadata={"a": 1, "b": 2}) == content_hash(metadata={"b": 2, "a": 1})

@@ -1,11 +1,14 @@
 """POST /api/v1/rewrite over HTTP, on SQLite and PostgreSQL."""
 
 import asyncio
+import hashlib
 from datetime import timedelta
 from typing import Any
 
 import httpx
+import orjson
 import pytest
+from sqlalchemy import update
 
 from shortener.container import Service
 from shortener.retention.purge import purge
@@ -126,6 +129,46 @@ async def test_a_rewrite_with_a_used_message_id_and_other_content_returns_409(cl
     assert (answer.status_code, answer.json()["error_code"]) == (409, "MESSAGE_ID_CONFLICT")
     assert answer.json()["details"][0]["field"] == "messages.1.message_id"
     assert await stored(service) == (1, 1)
+
+
+@pytest.mark.parametrize(("first", "second"), [("all_urls", "directives"), ("directives", "all_urls"), ("all_urls", "first_url")])
+@pytest.mark.parametrize("body", ["no link", "see https://x.example/ now", "see x.example and y.example"])
+async def test_a_repeat_gets_the_warnings_of_the_first_response_after_the_default_track_mode_changed(
+    client: httpx.AsyncClient, first: str, second: str, body: str
+) -> None:
+    await client.patch("/api/v1/application", json={"track": first})
+    expected = (await rewrite(client, message_id="m-1", body=body)).json()
+    await client.patch("/api/v1/application", json={"track": second})
+    assert (await rewrite(client, message_id="m-1", body=body)).json() == expected
+
+
+@pytest.mark.parametrize("changes", [({}, {"metadata": {}}), ({"metadata": {}}, {}), ({"metadata": None}, {"metadata": {}})])
+async def test_empty_metadata_of_a_repeat_means_no_metadata(
+    client: httpx.AsyncClient, changes: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    first, again = [await rewrite(client, message_id="m-1", body=SYNIVERSE, **fields) for fields in changes]
+    assert (again.status_code, again.json()) == (200, first.json())
+
+
+async def test_a_repeat_of_a_message_that_an_earlier_release_stored_with_empty_metadata_gets_the_first_response(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    first = await rewrite(client, message_id="m-1", body=SYNIVERSE, metadata={})
+    fields: list[Any] = [SYNIVERSE, "directives", "", "", "", "", "", "api", None, None, None, None, None, {}, ["", ""]]
+    earlier = hashlib.sha256(orjson.dumps(fields) + TO.encode()).hexdigest()[:32]
+    await service.database.write(lambda connection: connection.execute(update(schema.messages).values(content_hash=earlier)))
+    assert (await rewrite(client, message_id="m-1", body=SYNIVERSE, metadata={})).json() == first.json()
+    assert (await rewrite(client, message_id="m-1", body=SYNIVERSE, metadata={"a": 1})).status_code == 409
+
+
+async def test_a_repeat_keeps_the_message_request_id_of_the_first_request(client: httpx.AsyncClient) -> None:
+    message: dict[str, Any] = {"message_id": "m-1", "body": SYNIVERSE}
+    first = (await rewrite(client, **message, message_request_id="r-1")).json()
+    assert first["messages"][0]["message_request_id"] == "r-1"
+    assert (await rewrite(client, **message, message_request_id="r-2")).json() == first
+    assert (await rewrite(client, **message)).json() == first
+    other = await rewrite(client, **message, external_message_request_id="x-1")
+    assert (other.status_code, other.json()["error_code"]) == (409, "MESSAGE_ID_CONFLICT")
 
 
 async def test_fifty_concurrent_requests_with_one_message_id_create_one_message(

@@ -207,7 +207,7 @@ CREATE TABLE messages (
 	reason_description TEXT, 
 	telecom_message_id TEXT, 
 	callback_url TEXT, 
-	metadata TEXT, link_set_id INTEGER, 
+	metadata TEXT, link_set_id INTEGER, track SMALLINT, 
 	CONSTRAINT messages_pkey PRIMARY KEY (id), 
 	CONSTRAINT messages_application_id_message_id_key UNIQUE (application_id, message_id)
 );

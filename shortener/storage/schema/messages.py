@@ -71,6 +71,9 @@ messages = Table(
     Column("callback_url", Text),  # The callback URL of Xoxzo's field lt_callbackurl.
     Column("metadata", Json),
     Column("link_set_id", Integer),  # The set of the message's links; NULL: the message has no links, or is older than this column.
+    # The index in TRACK_MODES of the mode in which the message was rewritten. A repeat uses this mode, because the default mode of
+    # the application may have changed. NULL: the message is older than this column.
+    Column("track", SmallInteger),
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
