@@ -32,6 +32,7 @@ from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 from sqlalchemy.sql import Executable
@@ -43,7 +44,7 @@ from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
 from shortener.storage.sqlite_reader import ReaderConnection, ReadLimit, connect_reader
-from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write
+from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write, is_busy
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +105,8 @@ class SqliteDatabase:
             self._driver: Any = self._writer.connection.driver_connection
             self._file = _identity(path)
         self.has_failed_writes = False
+        self._busy_timeout_ms = timeout_ms
+        self._is_locked = False  # whether the last transaction waited in vain for the write lock of another process
         self._readers: AsyncEngine = create_async_engine(
             "sqlite+aiosqlite://",
             async_creator=partial(connect_reader, path),
@@ -171,10 +174,12 @@ class SqliteDatabase:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
+        began = time.monotonic()
+
         def job() -> None:
             try:
                 with store_errors():
-                    result = self._transact(transact)
+                    result = self._transact(transact, began)
             except BaseException as error:
                 self.has_failed_writes = self.has_failed_writes or isinstance(error, StoreUnavailable)
                 outcome, value = future.set_exception, error
@@ -189,14 +194,15 @@ class SqliteDatabase:
         self._work.put(True)
         return await future
 
-    def _transact(self, transact: Callable[[Connection], T]) -> T:
-        """Run BEGIN, the transaction function and COMMIT.
+    def _transact(self, transact: Callable[[Connection], T], began: float | None = None) -> T:
+        """Run BEGIN, the transaction function and COMMIT. `began` is the time of `time.monotonic` at which the transaction was
+        requested; None means now.
 
         BEGIN and COMMIT bypass SQLAlchemy, whose own work takes longer than a short transaction."""
         if _identity(self._path) != self._file:
             # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
-        begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
+        self._begin(began)
         try:
             result = transact(self._writer)
             raw_sql.execute(self._writer, "COMMIT")
@@ -209,6 +215,24 @@ class SqliteDatabase:
             if self._writer.in_transaction():
                 self._writer.rollback()
         return result
+
+    def _begin(self, began: float | None) -> None:
+        """Run BEGIN IMMEDIATE, which waits at most for the busy_timeout while another process has the write lock.
+
+        While another process holds the lock for longer than that, many transactions wait in the queue of this process. Each then
+        waits only for the rest of its own busy_timeout, which began with its request. Otherwise, each would wait after the others,
+        and requests would get their error after many seconds."""
+        if self._is_locked:
+            waited_ms = 0 if began is None else round((time.monotonic() - began) * 1000)
+            raw_sql.execute(self._writer, f"PRAGMA busy_timeout={max(self._busy_timeout_ms - waited_ms, 0)}").close()
+        try:
+            begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
+        except DBAPIError as error:
+            self._is_locked = is_busy(error) and not self._lock_wait
+            raise
+        if self._is_locked:
+            self._is_locked = False
+            raw_sql.execute(self._writer, f"PRAGMA busy_timeout={self._busy_timeout_ms}").close()
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():

@@ -28,11 +28,12 @@ def begin_write(begin: Callable[[], object], wait_seconds: float) -> None:
             begin()
             return
         except DBAPIError as error:
-            if not _is_busy(error) or time.monotonic() >= deadline:
+            if not is_busy(error) or time.monotonic() >= deadline:
                 raise
         time.sleep(PAUSE_SECONDS)
 
 
-def _is_busy(error: DBAPIError) -> bool:
+def is_busy(error: DBAPIError) -> bool:
+    """Return whether a statement failed because another connection has a lock."""
     code = getattr(error.orig, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY  # the lower byte is the error, without its details

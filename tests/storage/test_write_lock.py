@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import threading
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from shortener.errors import StoreUnavailable
+from shortener.storage import sqlite
 from shortener.storage.migrate import current_version, migrate, prepare
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import open_database
@@ -108,3 +111,31 @@ def test_a_command_that_changes_an_installation_waits_for_the_lock(tmp_path: Pat
         timer.start()
         assert shell.json("tokens", "rotate", "1")["tracker_token"]
         timer.join()
+
+
+async def test_all_transactions_that_wait_while_another_process_has_the_write_lock_fail_after_the_same_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transactions run one after the other, but each waits only for the rest of the time that began with its request."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 400)
+    database = sqlite.SqliteDatabase(file, owner=True)
+    try:
+        with write_locked(file) as other:
+            began = time.monotonic()
+            writes = [database.write(read_busy_timeout) for _ in range(10)] + [
+                database.write_later(read_busy_timeout) for _ in range(10)
+            ]
+            errors = await asyncio.gather(*writes, return_exceptions=True)
+            assert time.monotonic() - began < 10 * 0.4, "one after the other, they would wait for 8 seconds"
+            assert {type(error) for error in errors} == {StoreUnavailable}
+            with pytest.raises(StoreUnavailable):
+                await database.write(read_busy_timeout)
+            other.execute("COMMIT")
+        await database.write(lambda connection: None)
+        assert await database.write(read_busy_timeout) == 400
+    finally:
+        await database.close()
+
+
+def read_busy_timeout(connection: Connection) -> int:
+    return int(connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one())
