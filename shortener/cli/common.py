@@ -142,11 +142,16 @@ HELP_PAGE = "docs/reference/errors.md"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings. `overrides` replace single values. Raise ClickException with one line for each unusable setting."""
+    """Return the settings. `overrides` are options of the command line that replace single values. Raise ClickException with one
+    line for each unusable setting. If an option is the cause, raise its subclass WrongValue."""
     try:
         return settings_sources.load(**overrides)
     except SettingsError as error:
-        raise click.ClickException(f"unusable settings:\n{error}\n({HELP_PAGE})") from None
+        text = f"unusable settings:\n{error}\n({HELP_PAGE})"
+    with suppress(SettingsError):
+        settings_sources.load()
+        raise WrongValue(text)
+    raise click.ClickException(text)
 
 
 #: Commands that use uvloop, because they run long enough to justify the time to import it.

@@ -69,6 +69,9 @@ def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_pri
     assert shell("applications", "show", "7", code=1).stdout == ""
     wrong_setting = Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
     assert "unusable settings" in wrong_setting
+    # An option that does not fit the settings is wrong usage, and so is a command that needs PostgreSQL.
+    assert "WORKERS above 1" in shell("serve", "--workers", "2", code=2).stderr
+    assert "requires PostgreSQL" in shell("deliver", code=2).stderr
     for text in (wrong_setting, shell("keys", "revoke", "7", code=1).stderr, Shell(Path("/tmp/none"))("stats", code=1).stderr):
         assert text.rstrip().endswith("(docs/reference/errors.md)"), "each error names the page that says what to do"
 
