@@ -20,14 +20,13 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 from shortener.reporting.rollups import Basis
-from shortener.times import time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import ConversionStatus, Source, may_reveal
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName
+from shortener.web.period import Period
 
 _TAG = "Conversions"
 _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page.")
@@ -82,7 +81,6 @@ class ConversionsCsvQuery(Period):
         "/api/v1/sms/stats/by-destination.",
     )
     label: Text | None = Field(None, max_length=300, description="Only conversions of messages with a link with this label.")
-    tz: TimeZoneName = "UTC"
     bom: ByteOrderMark = False
 
 
@@ -208,7 +206,7 @@ async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
 
 
 def _filter(application_id: int, query: ConversionsCsvQuery) -> ConversionFilter:
-    since, until = query.limits(time_zone(query.tz))
+    since, until = query.limits()
     return ConversionFilter(
         application_id,
         since=since,

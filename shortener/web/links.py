@@ -21,7 +21,6 @@ from shortener.clicks.link_changes import (
 from shortener.clicks.link_details import DisabledBy, find_link, serialize_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
-from shortener.times import time_zone
 from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -29,7 +28,7 @@ from shortener.web.fields import EndTime, Text, UrlText
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import Source
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName
+from shortener.web.period import Period
 
 _TAG = "Links"
 
@@ -118,7 +117,6 @@ class LinksExportQuery(Period):
             " because the statistics have it."
         ),
     )
-    tz: TimeZoneName = "UTC"
 
 
 class LinksCsvQuery(LinksExportQuery):
@@ -222,7 +220,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         domain = service.directory.domain(host)
         is_shared = domain is None and host == host_of(service.settings.base_url)
         domain_id = domain.id if domain is not None else 0 if is_shared else -1
-    since, until = query.limits(time_zone(query.tz))
+    since, until = query.limits()
     return LinkFilter(
         call.application_id,
         service.clock(),

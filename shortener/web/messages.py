@@ -16,13 +16,12 @@ from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
-from shortener.times import time_zone
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
-from shortener.web.period import Period, TimeZoneName
+from shortener.web.period import Period
 from shortener.web.sends import SendFields
 
 _TAG = "Reading"
@@ -67,7 +66,6 @@ class ExportQuery(Period):
         description="Applies only with `metric`. The time that must be in the period. event (default): the time of the event. "
         "sent: the time when its message was created.",
     )
-    tz: TimeZoneName = "UTC"
 
 
 class CsvQuery(ExportQuery):
@@ -254,7 +252,7 @@ async def export(call: Call[CsvQuery, None]) -> Response:
 
 
 def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
-    since, until = query.limits(time_zone(query.tz))
+    since, until = query.limits()
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],

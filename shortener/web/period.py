@@ -4,7 +4,7 @@ whole day."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, tzinfo
+from datetime import date, datetime, tzinfo
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
@@ -21,7 +21,7 @@ def _parse(value: Any) -> date:
     return parse_iso(value)
 
 
-#: A date, or a time in ISO 8601. A value without a zone is in the time zone of the query parameter `tz`, by default UTC.
+#: A date, or a time in ISO 8601. A value without a zone is in the time zone of the parameter `tz`, by default UTC.
 DateOrTime = Annotated[
     date,  # `_parse` returns a date or a datetime, which is a subclass of date
     PlainValidator(_parse),
@@ -29,23 +29,47 @@ DateOrTime = Annotated[
 ]
 
 
+def _check_time_zone(name: str) -> str:
+    time_zone(name)
+    return name
+
+
+#: The type of the parameter `tz`.
+TimeZoneName = Annotated[
+    str,
+    AfterValidator(_check_time_zone),
+    Field(
+        max_length=64,
+        description="Time zone, for example Europe/Berlin. It applies to the days and hours of statistics, and to dates and times "
+        "in the request that have no zone.",
+    ),
+]
+
+
 class Period(RequestModel):
     """Base class of queries with a period."""
+
+    tz: TimeZoneName = "UTC"  # the first field, because the check of `until` needs it
 
     since: DateOrTime | None = Field(
         None,
         description="Start of the period, included: a time in ISO 8601, or a date, which means the start of the day. Time zone "
-        "of a value without a zone: the parameter `tz` if the endpoint has it, else UTC.",
+        "of a value without a zone: `tz`.",
     )
     until: DateOrTime | None = Field(
         None,
         description="End of the period, excluded: a time in ISO 8601, or a date, which means the end of the day. Time zone of a "
-        "value without a zone: the parameter `tz` if the endpoint has it, else UTC.",
+        "value without a zone: `tz`.",
     )
 
-    def limits(self, zone: tzinfo = UTC) -> tuple[datetime | None, datetime | None]:
-        """Return the start (included) and the end (excluded) of the period; None for a limit that the query does not have. `zone`
-        is the time zone of values without a zone."""
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone of values without a zone."""
+        return time_zone(self.tz)
+
+    def limits(self) -> tuple[datetime | None, datetime | None]:
+        """Return the start (included) and the end (excluded) of the period; None for a limit that the query does not have."""
+        zone = self.zone
         since = None if self.since is None else start_of(self.since, zone)
         until = None if self.until is None else end_of(self.until, zone)
         return since, until
@@ -53,24 +77,7 @@ class Period(RequestModel):
     @field_validator("until")
     @classmethod
     def _check_order(cls, until: date | None, info: ValidationInfo) -> date | None:
-        since = info.data.get("since")
-        if since is not None and until is not None and start_of(since) >= end_of(until):
+        since, zone = info.data.get("since"), time_zone(info.data.get("tz", "UTC"))
+        if since is not None and until is not None and start_of(since, zone) >= end_of(until, zone):
             raise ValueError("must be after since")
         return until
-
-
-def _check_time_zone(name: str) -> str:
-    time_zone(name)
-    return name
-
-
-#: The type of the query parameter `tz`.
-TimeZoneName = Annotated[
-    str,
-    AfterValidator(_check_time_zone),
-    Field(
-        max_length=64,
-        description="Time zone, for example Europe/Berlin. It applies to the days and hours of statistics, and to dates and times "
-        "in the query that have no zone.",
-    ),
-]

@@ -22,12 +22,12 @@ from shortener.reporting.statistics import (
     totals,
 )
 from shortener.storage.types import to_iso
-from shortener.times import end_of, start_of, time_zone
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.fields import Text
 from shortener.web.messages import Source
 from shortener.web.paging import Cursor, Cursors
-from shortener.web.period import Period, TimeZoneName
+from shortener.web.period import Period
 from shortener.web.statistics_fields import (
     ActionsResponse,
     CampaignsResponse,
@@ -57,7 +57,6 @@ class StatisticsQuery(Period):
             "delivery rate exceeds 1."
         ),
     )
-    tz: TimeZoneName = "UTC"
 
 
 class CampaignsQuery(StatisticsQuery):
@@ -79,7 +78,7 @@ async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     scope = _scope(call)
     if scope.until - scope.since > timedelta(days=MAX_DAYS):
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("since", f"must be at most {MAX_DAYS} days before until")])
-    report = await call.service.database.read(daily, scope, time_zone(call.query.tz))
+    report = await call.service.database.read(daily, scope, call.query.zone)
     days = [{"day": day.isoformat(), **figures(day_figures)} for day, day_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "days": days}
 
@@ -87,7 +86,7 @@ async def stats_daily(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
 async def stats_by_hour(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the statistics of each hour of the day."""
     scope = _scope(call)
-    report = await call.service.database.read(by_hour, scope, time_zone(call.query.tz))
+    report = await call.service.database.read(by_hour, scope, call.query.zone)
     hours = [{"hour": hour, **figures(hour_figures)} for hour, hour_figures in report.groups.items()]
     return {**_head(scope, report.complete), "tz": call.query.tz, "hours": hours}
 
@@ -139,7 +138,7 @@ def _scope(call: Call[Any, None]) -> StatisticsFilter:
 
 def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
     """Convert a query to a filter."""
-    since, until = statistics_period(query.since, query.until, time_zone(query.tz), now)
+    since, until = statistics_period(query.since, query.until, query.zone, now)
     source = None if query.source == "all" else query.source
     return StatisticsFilter(application_id, since, until, query.campaign, source, Basis[query.basis.upper()])
 
