@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_warnings
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
@@ -51,7 +52,6 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     """
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
-    from shortener.model import utcnow
     from shortener.storage.installation import FINGERPRINT, get, open_installation_secret
 
     settings = load_settings()
@@ -61,7 +61,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
             audited_accounts.create_application,
             command_line_audit(database),
             name,
-            utcnow(),
+            current_time(),
             domain=domain,
             company_id=company_id,
             secret=secret,
@@ -176,7 +176,6 @@ async def update_application(
 ) -> None:
     """Change an application. Properties without an option keep their values."""
     from shortener.accounts import audited_accounts
-    from shortener.model import utcnow
 
     changes = _parse_settings(pairs)
     for field, value in (("name", name), ("company_id", company_id), ("disabled", disable)):
@@ -190,7 +189,7 @@ async def update_application(
     own_hosts = OwnHosts.of(load_settings())
 
     def write(connection: Any, audit: Any) -> None:
-        now = utcnow()
+        now = current_time()
         if gateway is not None:
             select_gateway(connection, audit, application, gateway, now, is_operator=True)
         if changes:
@@ -287,12 +286,13 @@ def keys() -> None:
 async def create_key(application: int, name: str, permissions: tuple[str, ...], rate_limit: int | None, as_json: bool) -> None:
     """Create an API key and print it. The key is stored hashed and is never shown again."""
     from shortener.accounts import audited_credentials
-    from shortener.model import utcnow
 
     granted = PERMISSIONS if "all" in permissions else permissions or DEFAULT_PERMISSIONS
     async with open_store() as database:
         audit = command_line_audit(database)
-        key, stored = await database.write(audited_credentials.create_key, audit, application, name, granted, utcnow(), rate_limit)
+        key, stored = await database.write(
+            audited_credentials.create_key, audit, application, name, granted, current_time(), rate_limit
+        )
     fields = {"api_key": key, "key_id": stored["id"], "permissions": sorted(granted)}
     print_result(fields, as_json, lambda: click.echo(key))
 
@@ -321,11 +321,10 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 async def update_key(key: int, application: int | None, rate_limit: int, as_json: bool) -> None:
     """Change the rate limit of an API key. Every node applies the new limit within a second."""
     from shortener.accounts import audited_credentials
-    from shortener.model import utcnow
 
     async with open_store() as database:
         audit, changes = command_line_audit(database), {"rate_limit": rate_limit or None}
-        await database.write(audited_credentials.update_key, audit, application, key, changes, utcnow())
+        await database.write(audited_credentials.update_key, audit, application, key, changes, current_time())
     text = f"{counted(rate_limit, 'request')} per minute" if rate_limit else "no limit"
     print_result({"id": key, "rate_limit": rate_limit or None}, as_json, lambda: click.echo(f"key {key} has {text}"))
 
@@ -338,7 +337,6 @@ async def update_key(key: int, application: int | None, rate_limit: int, as_json
 async def revoke_key(key: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Revoke an API key by its id. The key stops working on every node within a second."""
     from shortener.accounts import audited_credentials, credentials
-    from shortener.model import utcnow
 
     async with open_store() as database:
         found = next(
@@ -348,7 +346,7 @@ async def revoke_key(key: int, application: int | None, yes: bool, as_json: bool
         if found is not None:
             owner = await describe_application(database, found["application_id"])
             confirm(f"Key {key} ({found['name'] or found['hint']}) of {owner} stops working at once and for ever.", yes)
-        await database.write(audited_credentials.revoke_key, command_line_audit(database), application, key, utcnow())
+        await database.write(audited_credentials.revoke_key, command_line_audit(database), application, key, current_time())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} is revoked"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
@@ -110,7 +111,6 @@ async def remove_balance(application: int, yes: bool, as_json: bool) -> None:
     """Remove the balance of an application. The application is then not prepaid, and no balance limits its messages."""
     from shortener.messages import audited_billing
     from shortener.messages.balances import read_balance
-    from shortener.model import utcnow
 
     async with open_store(application) as database:
         found = await database.read(read_balance, application)
@@ -118,7 +118,7 @@ async def remove_balance(application: int, yes: bool, as_json: bool) -> None:
             amount, owner = f"{found.amount:f} {found.currency}", await describe_application(database, application)
             confirm(f"The balance of {owner}, {amount}, is removed. Then no balance limits its messages.", yes)
         audit = command_line_audit(database)
-        removed = await database.write(audited_billing.remove_balance, audit, application, utcnow())
+        removed = await database.write(audited_billing.remove_balance, audit, application, current_time())
     fields = {"application_id": application, "removed": removed}
     text = f"application {application} is not prepaid"
     print_result(fields, as_json, lambda: click.echo(text))
@@ -126,11 +126,12 @@ async def remove_balance(application: int, yes: bool, as_json: bool) -> None:
 
 async def _change(application: int, as_json: bool, what: str, yes: bool, **change: Any) -> None:
     from shortener.messages.audited_billing import change_balance
-    from shortener.model import utcnow
 
     async with open_store() as database:
         audit = command_line_audit(database)
-        found = await confirm_write(database, what, yes, change_balance, audit, application, utcnow(), is_required=True, **change)
+        found = await confirm_write(
+            database, what, yes, change_balance, audit, application, current_time(), is_required=True, **change
+        )
     _print_balance(application, found, as_json)
 
 
@@ -172,11 +173,10 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
     For all numbers without a price: shortener prices set default 0.09 --application 3
     """
     from shortener.messages import audited_billing
-    from shortener.model import utcnow
 
     async with open_store(application) as database:
         audit = command_line_audit(database)
-        digits = await database.write(audited_billing.set_price, audit, application, prefix, price, utcnow())
+        digits = await database.write(audited_billing.set_price, audit, application, prefix, price, current_time())
         with after_change():
             currency = await _currency(database, application)
     fields = {
@@ -229,14 +229,13 @@ async def _currency(database: Any, application: int) -> str | None:
 async def remove_price(prefix: str, application: int, yes: bool, as_json: bool) -> None:
     """Remove the price for numbers that begin with PREFIX, or for all other numbers (`default`)."""
     from shortener.messages import audited_billing
-    from shortener.model import utcnow
 
     async with open_store(application) as database:
         owner = await describe_application(database, application) if application else "all applications"
         effect = "Prepaid applications can then send to these numbers only if another price matches."
         what = f"The price for {prefix} of {owner} is removed. {effect}"
         audit = command_line_audit(database)
-        digits = await confirm_write(database, what, yes, audited_billing.remove_price, audit, application, prefix, utcnow())
+        digits = await confirm_write(database, what, yes, audited_billing.remove_price, audit, application, prefix, current_time())
     fields = {"application_id": application or None, "prefix": digits or "default", "removed": True}
     print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
 
@@ -277,14 +276,13 @@ async def list_opt_outs(application: int | None, reveal: bool, as_json: bool) ->
 async def add_opt_out(application: int, phone: str, reveal: bool, as_json: bool) -> None:
     """Add a number to the opt-out list of an application."""
     from shortener.messages import audited_billing
-    from shortener.model import utcnow
     from shortener.reporting.messages import shown_number
 
     number = _parse_phone(phone)
     shown = shown_number(number, reveal=reveal)
     async with open_store(application) as database:
         audit = command_line_audit(database)
-        added = await database.write(audited_billing.add_opt_out, audit, application, number, utcnow(), "operator")
+        added = await database.write(audited_billing.add_opt_out, audit, application, number, current_time(), "operator")
     print_result({"phone": shown, "added": added}, as_json, lambda: click.echo(f"{shown} is on the opt-out list"))
 
 
@@ -299,7 +297,6 @@ async def remove_opt_out(application: int, phone: str, reveal: bool, yes: bool, 
     """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
     from shortener.messages import audited_billing
     from shortener.messages.opt_outs import find_opt_outs
-    from shortener.model import utcnow
     from shortener.reporting.messages import shown_number
 
     number = _parse_phone(phone)
@@ -309,7 +306,7 @@ async def remove_opt_out(application: int, phone: str, reveal: bool, yes: bool, 
         if await database.read(find_opt_outs, [(application, number)]):
             confirm(f"{shown} is removed from the opt-out list of {owner}, which can then send messages to this number again.", yes)
         audit = command_line_audit(database)
-        removed = await database.write(audited_billing.remove_opt_out, audit, application, number, utcnow())
+        removed = await database.write(audited_billing.remove_opt_out, audit, application, number, current_time())
     print_result({"phone": shown, "removed": removed}, as_json, lambda: click.echo(f"{shown} is not on the opt-out list"))
 
 

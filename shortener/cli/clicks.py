@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -68,14 +69,14 @@ async def list_all(
     """List hits, newest first, each with its verdict and rule. The period covers complete time slots of 15 minutes."""
     from shortener.cli.stats import find_application
     from shortener.ids import ClickIds
-    from shortener.model import Verdict, utcnow
+    from shortener.model import Verdict
     from shortener.reporting.hits import HitFilter, list_hits, serialize_hit
     from shortener.secret import open_secret
     from shortener.web.statistics import statistics_period
 
-    begin, end = statistics_period(since, until, zone, utcnow())
     settings = load_settings()
     async with open_store() as database:
+        begin, end = statistics_period(since, until, zone, current_time())
         click_id = ClickIds(open_secret(settings.secret, settings.data_dir).key("click ids")).encode
         owner = await find_application(database, application)
         chosen = Verdict[verdict.upper()] if verdict else None

@@ -25,6 +25,7 @@ import click
 import orjson
 
 from shortener import settings_sources
+from shortener.cli.command_clock import current_time, use_clock_of
 from shortener.errors import ApiError, CommitUncertain, DatabaseInUse, StoreUnavailable
 from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
@@ -117,10 +118,9 @@ def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime 
     `what` names the present key or secret, which stays valid for `overlap`. If `overlap` is 0, it becomes invalid at once. If an
     earlier key or secret is still valid, `earlier_until` is the end of its validity; otherwise it is None. The replacement always
     makes the earlier key or secret invalid at once."""
-    from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
-    now = utcnow()
+    now = current_time()
     text = f"{what} works until {to_iso(now + overlap)}." if overlap else f"{what} stops working at once."
     if earlier_until is not None and earlier_until > now:
         return f"{text} The previous one, which would be valid until {to_iso(earlier_until)}, stops working at once."
@@ -270,6 +270,7 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     await require_installation(settings)
     database = await open_database(settings.store_url, owner=False)
     try:
+        await use_clock_of(database)
         if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
             click.echo(f"Warning: {missing_base_url(stored, settings)}", err=True)
         if application:
@@ -287,10 +288,9 @@ async def _wait_for_refresh(database: Any) -> None:
     """Wait until all processes of the installation have read the changed accounts. Return at once if no process runs."""
     from shortener.accounts.directory import REFRESH_SECONDS
     from shortener.delivery.processes import is_running
-    from shortener.model import utcnow
     from shortener.storage.types import to_ms
 
-    if await database.read(is_running, to_ms(utcnow())):
+    if await database.read(is_running, to_ms(current_time())):
         await asyncio.sleep(REFRESH_SECONDS + _REFRESH_MARGIN_SECONDS)
 
 
@@ -298,7 +298,6 @@ async def _wait_for_refresh(database: Any) -> None:
 async def open_cache() -> AsyncIterator[LinkCache]:
     """Open the configured link cache, for commands that change links."""
     from shortener.container.connections import open_link_cache
-    from shortener.model import utcnow
     from shortener.redis.link_cache import NoLinkCache
     from shortener.secret import open_secret
     from shortener.storage.types import to_ms
@@ -307,7 +306,7 @@ async def open_cache() -> AsyncIterator[LinkCache]:
     if not settings.redis_url:
         yield NoLinkCache()
         return
-    redis, cache = open_link_cache(settings, open_secret(settings.secret, settings.data_dir), lambda: to_ms(utcnow()))
+    redis, cache = open_link_cache(settings, open_secret(settings.secret, settings.data_dir), lambda: to_ms(current_time()))
     try:
         yield cache
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -169,11 +170,10 @@ def postback_keys() -> None:
 async def create_postback_key(application: int, name: str, as_json: bool) -> None:
     """Create a postback key and print the URL for the network. The key is stored hashed and is never shown again."""
     from shortener.accounts import audited_credentials
-    from shortener.model import utcnow
 
     async with open_store() as database:
         audit = command_line_audit(database)
-        key_id, key = await database.write(audited_credentials.create_postback_key, audit, application, name, utcnow())
+        key_id, key = await database.write(audited_credentials.create_postback_key, audit, application, name, current_time())
     fields = {"id": key_id, "postback_key": key, "url": _url(key)}
     print_result(fields, as_json, lambda: print_fields(fields))
 
@@ -230,13 +230,12 @@ async def rotate_postback_key(key: int, application: int | None, overlap: timede
 async def revoke_postback_key(key: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Revoke a postback key by its id. The key stops working on every node within a second."""
     from shortener.accounts import audited_credentials
-    from shortener.model import utcnow
 
     async with open_store() as database:
         found = await _describe_postback_key(database, application, key)
         what = "" if found is None else f"{found} stops working at once and for ever."
         audit = command_line_audit(database)
-        await confirm_write(database, what, yes, audited_credentials.revoke_postback_key, audit, application, key, utcnow())
+        await confirm_write(database, what, yes, audited_credentials.revoke_postback_key, audit, application, key, current_time())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
 
 

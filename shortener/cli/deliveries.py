@@ -10,6 +10,7 @@ from datetime import datetime
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -154,10 +155,9 @@ async def requeue_events(as_json: bool) -> None:
     An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an upgrade.
     """
     from shortener.delivery import fanout
-    from shortener.model import utcnow
 
     async with open_store() as database:
-        count = await fanout.requeue_events(database, command_line_audit(database), utcnow())
+        count = await fanout.requeue_events(database, command_line_audit(database), current_time())
     print_result({"requeued": count}, as_json, lambda: click.echo(f"{counted(count, 'event')} requeued"))
 
 

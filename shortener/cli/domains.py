@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
@@ -113,14 +114,13 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.delivery.dns_warnings import new_domain_warnings
-    from shortener.model import utcnow
 
     changes, own_hosts = _changes(**options), OwnHosts.of(load_settings())
 
     def add(connection: Any, audit: Any) -> str:
-        host = audited_accounts.add_domain(connection, audit, application, base_url, utcnow(), own_hosts=own_hosts)
+        host = audited_accounts.add_domain(connection, audit, application, base_url, current_time(), own_hosts=own_hosts)
         if changes:
-            audited_accounts.update_domain(connection, audit, host, changes, utcnow(), own_hosts=own_hosts)
+            audited_accounts.update_domain(connection, audit, host, changes, current_time(), own_hosts=own_hosts)
         return host
 
     async with open_store() as database:
@@ -161,13 +161,12 @@ async def update_domain(
 async def remove_domain(host: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Remove a domain: no new links use it. Links that were already sent work until they expire."""
     from shortener.accounts import audited_accounts
-    from shortener.model import utcnow
 
     async with open_store() as database:
         what = await _describe_change(database, host, application, "no new links use it")
         audit = command_line_audit(database)
         removed = await confirm_write(
-            database, what, yes, audited_accounts.remove_domain, audit, host, utcnow(), application_id=application
+            database, what, yes, audited_accounts.remove_domain, audit, host, current_time(), application_id=application
         )
     print_result({"host": removed, "removed": True}, as_json, lambda: click.echo(f"{removed} is removed"))
 
@@ -208,7 +207,6 @@ async def enable_domain(host: str, application: int | None, as_json: bool) -> No
 async def _change_domain(host: str, application: int | None, changes: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
-    from shortener.model import utcnow
 
     async with open_store() as database:
         audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
@@ -219,7 +217,7 @@ async def _change_domain(host: str, application: int | None, changes: dict[str, 
 
         def write(connection: Any) -> str:
             return audited_accounts.update_domain(
-                connection, audit, host, changes, utcnow(), application_id=application, own_hosts=own_hosts
+                connection, audit, host, changes, current_time(), application_id=application, own_hosts=own_hosts
             )
 
         stored = await confirm_write(database, what, yes, write)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -48,12 +49,11 @@ async def open_gateways() -> AsyncIterator[tuple[Any, GatewayStore, Settings]]:
 def _store(database: Any) -> tuple[GatewayStore, Settings]:
     from shortener.accounts.directory import Directory
     from shortener.gateways.store import GatewayStore
-    from shortener.model import utcnow
     from shortener.secret import open_secret
 
     settings = load_settings()
     secret = open_secret(settings.secret, settings.data_dir)
-    return GatewayStore(database, secret, Directory(database), settings, utcnow), settings
+    return GatewayStore(database, secret, Directory(database), settings, current_time), settings
 
 
 async def ensure_simulator(database: Any) -> None:
@@ -233,11 +233,10 @@ async def list_gateways(application: int | None, as_json: bool) -> None:
     from urllib.parse import urlsplit
 
     from shortener.gateways.presenter import gateway_fields
-    from shortener.model import utcnow
 
     async with open_gateways() as (_, store, settings):
         found = await store.all(application)
-    rows = [gateway_fields(settings, one, utcnow()) for one in found]
+    rows = [gateway_fields(settings, one, current_time()) for one in found]
     table = [
         row | {"breaker": row["health"]["breaker"], "address": urlsplit(row["settings"].get("url", "")).netloc or None}
         for row in rows
@@ -341,9 +340,8 @@ async def _owner(database: Any, gateway: StoredGateway) -> str:
 
 def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) -> None:
     from shortener.gateways.presenter import gateway_fields
-    from shortener.model import utcnow
 
-    fields = gateway_fields(settings, gateway, utcnow())
+    fields = gateway_fields(settings, gateway, current_time())
     print_result(fields, as_json, lambda: print_nested_fields(fields))
 
 
@@ -393,7 +391,6 @@ async def test_gateway(gateway: int, application: int | None, phone: str, sender
     from shortener.gateways.testing import TEST_TEXT, send_test_message
     from shortener.ids import IdGenerator
     from shortener.messages.phone_numbers import PhoneNumberError
-    from shortener.model import utcnow
 
     async def ignore(gateway_id: int, report: GatewayReport) -> bool:
         return True
@@ -403,10 +400,10 @@ async def test_gateway(gateway: int, application: int | None, phone: str, sender
         timeout = found.timeout or settings.gateway_timeout
         guard = Guard(settings.allow_private_targets)
         async with (
-            open_sender(guard, settings, utcnow) as public,
-            open_sender(Guard(allow_private=True), settings, utcnow, uses_proxy=False) as private,
+            open_sender(guard, settings, current_time) as public,
+            open_sender(Guard(allow_private=True), settings, current_time, uses_proxy=False) as private,
         ):
-            context = GatewayContext(public, private, ignore, utcnow, public_guard=guard)
+            context = GatewayContext(public, private, ignore, current_time, public_guard=guard)
             try:
                 result = await send_test_message(
                     database,

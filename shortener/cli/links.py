@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
@@ -59,14 +60,13 @@ async def list_command(application: int | None, limit: int, as_json: bool, **fil
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.cli.stats import find_application
     from shortener.clicks.link_details import serialize_link
-    from shortener.model import utcnow
     from shortener.reporting.links import LinkClicks, LinkFilter, list_links
 
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
         owner = await find_application(database, application)
-        chosen, base_url = LinkFilter(owner, utcnow(), **filters), base_url_of(load_settings(), directory)
+        chosen, base_url = LinkFilter(owner, current_time(), **filters), base_url_of(load_settings(), directory)
         rows: list[dict[str, Any]] = []
         after = None
         while len(rows) < limit:
@@ -151,11 +151,10 @@ async def update_links(
 
 async def _has_links(application: int, campaign: str | None, destination: str | None, label: str | None) -> bool:
     """Return whether an application has links that a command would change. Raise ApiError NOT_FOUND if it does not exist."""
-    from shortener.model import utcnow
     from shortener.reporting.links import LinkFilter, list_links
 
-    chosen = LinkFilter(application, utcnow(), campaign=campaign, url=destination, label=label)
     async with open_store(application) as database:
+        chosen = LinkFilter(application, current_time(), campaign=campaign, url=destination, label=label)
         return bool((await database.read(list_links, chosen, 1)).rows)
 
 
@@ -297,7 +296,6 @@ async def _print_link(database: Any, code: str, as_json: bool, application: int 
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.clicks.link_changes import read_history
     from shortener.clicks.link_details import find_link, serialize_link
-    from shortener.model import utcnow
     from shortener.reporting.links import LinkClicks, count_clicks
 
     def read(connection: Any) -> Any:
@@ -308,7 +306,7 @@ async def _print_link(database: Any, code: str, as_json: bool, application: int 
     directory = Directory(database)
     await directory.refresh()
     base_url = base_url_of(load_settings(), directory)
-    fields = serialize_link(link, directory, base_url, utcnow(), clicks.get(link.id, LinkClicks()))
+    fields = serialize_link(link, directory, base_url, current_time(), clicks.get(link.id, LinkClicks()))
     fields = {"application_id": link.application_id} | fields | {"history": history}
     print_result(fields, as_json, lambda: print_fields(fields | {"history": _history_lines(history)}))
 
@@ -339,7 +337,7 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
     """
     from shortener.accounts import audited_accounts
     from shortener.accounts.directory import Directory
-    from shortener.model import ALL_APPLICATIONS, utcnow
+    from shortener.model import ALL_APPLICATIONS
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store(application) as database:
@@ -351,7 +349,7 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
             whose = await describe_application(database, owner)
         what = f"Links to {host} of {whose} respond with 410 until it is unblocked."
         audit = command_line_audit(database)
-        blocked = await confirm_write(database, what, yes, audited_accounts.block_host, audit, owner, host, utcnow())
+        blocked = await confirm_write(database, what, yes, audited_accounts.block_host, audit, owner, host, current_time())
     fields = {"host": blocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{blocked} is blocked"))
 
@@ -368,12 +366,12 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 async def unblock_host(host: str, application: int | None, as_json: bool) -> None:
     """Unblock a host: links to it redirect again, unless another block of the host remains. `hosts list` shows all blocks."""
     from shortener.accounts import audited_accounts
-    from shortener.model import ALL_APPLICATIONS, utcnow
+    from shortener.model import ALL_APPLICATIONS
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:
         audit = command_line_audit(database)
-        unblocked = await database.write(audited_accounts.unblock_host, audit, owner, host, utcnow())
+        unblocked = await database.write(audited_accounts.unblock_host, audit, owner, host, current_time())
     fields = {"host": unblocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{unblocked} is no longer blocked"))
 

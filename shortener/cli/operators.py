@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -89,12 +90,11 @@ async def reset(name: str, yes: bool, as_json: bool) -> None:
 
 async def _invite(database: Any, create: Any, as_json: bool, action: str) -> None:
     """Call `create`, which returns an invitation, add a row to the audit log in the same transaction, and print the invitation."""
-    from shortener.model import utcnow
     from shortener.portal.invitation_url import link
     from shortener.storage.types import to_iso
 
     settings = load_settings()
-    now = utcnow()
+    now = current_time()
     audit = command_line_audit(database)
 
     def write(connection: Any) -> Any:
@@ -201,11 +201,10 @@ async def grant(name: str, role: str, application: int | None, remove: bool, yes
 @async_command
 async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
     """Disable an operator and end all sessions at once. --enable reverses this."""
-    from shortener.model import utcnow
     from shortener.portal import operators as module
 
     def write(connection: Any) -> dict[str, Any]:
-        operator = module.disable(connection, name, utcnow(), is_disabled=not enable)
+        operator = module.disable(connection, name, current_time(), is_disabled=not enable)
         return {"operator": operator.name, "disabled": not enable}
 
     what = "" if enable else f"The operator {name} is signed out and can no longer sign in, for all applications."
@@ -216,13 +215,12 @@ async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
 
 async def _write_audited(database: Any, change: Any, action: str, what: str, yes: bool) -> dict[str, Any]:
     """Confirm a change that `what` describes, write it, and add a row to the audit log in the same transaction."""
-    from shortener.model import utcnow
 
     audit = command_line_audit(database)
 
     def write(connection: Any) -> dict[str, Any]:
         fields: dict[str, Any] = change(connection)
-        audit.add(connection, utcnow(), action, fields["operator"], after=fields)
+        audit.add(connection, current_time(), action, fields["operator"], after=fields)
         return fields
 
     return dict(await confirm_write(database, what, yes, write))

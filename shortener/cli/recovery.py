@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -62,7 +63,6 @@ async def backup(file: Path, as_json: bool) -> None:
     The backup is one file that only you can read (mode 0600): a SQLite database with the secret inside. Before the file gets its
     name, the command reads the file again and checks every page. An existing FILE is not replaced.
     """
-    from shortener.model import utcnow
     from shortener.secret import open_secret
     from shortener.storage.backup import backup as write_backup
 
@@ -71,7 +71,7 @@ async def backup(file: Path, as_json: bool) -> None:
     async with open_store():
         secret = open_secret(settings.secret, settings.data_dir)
     with interruptible():
-        info = write_backup(database, file, secret, utcnow(), _print_progress)
+        info = write_backup(database, file, secret, current_time(), _print_progress)
     fields = dataclasses.asdict(info)
 
     def print_text() -> None:
@@ -99,7 +99,6 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
     after the new database is complete and all its pages are checked. If the command fails or is interrupted before that, the
     existing files do not change.
     """
-    from shortener.model import utcnow
     from shortener.secret import Secret, secret_file
     from shortener.storage.backup import BackupError, inspect
     from shortener.storage.backup import restore as restore_backup
@@ -115,7 +114,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
     with hold_ownership(database):
         if is_replacing:
             confirm(f"{database.absolute()} and its secret are renamed and replaced by {file}.", yes, is_required=True)
-        replaced_at = utcnow() if is_replacing else None
+        replaced_at = current_time() if is_replacing else None
         secret = Secret(text) if text else None
         try:
             with interruptible():
@@ -142,12 +141,11 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
 async def _record_restore(settings: Settings, info: Any) -> None:
     """Add a row to the audit log of the restored database, unless the database is of a version without an audit log."""
-    from shortener.model import utcnow
     from shortener.storage.open import open_database
 
     def add(connection: Any) -> None:
         if audit.can_add(connection):
-            audit.add(connection, utcnow(), "backup_restored", after={"schema": info.schema})
+            audit.add(connection, current_time(), "backup_restored", after={"schema": info.schema})
 
     database = await open_database(settings.store_url, owner=True, is_command=True)
     try:
@@ -230,13 +228,12 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
 
 async def _adopt(database: Any, new: Secret) -> list[LostValue]:
     """Make `new` the secret of the database, and add a row to the audit log. Return the removed values."""
-    from shortener.model import utcnow
     from shortener.storage import secret_change
 
     def adopt(connection: Any, audit: Any) -> list[LostValue]:
         removed = secret_change.adopt(connection, new)
         after = {"removed": [f"{value.owner} {value.id}: {value.value}" for value in removed]}
-        audit.add(connection, utcnow(), "secret_adopted", after=after)
+        audit.add(connection, current_time(), "secret_adopted", after=after)
         return removed
 
     return [value for value in await database.write(adopt, command_line_audit(database)) if not _is_simulator(value)]

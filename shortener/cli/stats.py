@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, period_options
 
@@ -79,7 +80,6 @@ async def stats(
 ) -> None:
     """Show the numbers of messages, clicks and conversions of a period."""
     from shortener.messages.balances import read_balance
-    from shortener.model import utcnow
     from shortener.portal.formats import percent
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
@@ -87,8 +87,8 @@ async def stats(
     from shortener.web.statistics import statistics_period
     from shortener.web.statistics_fields import action_figures, figures
 
-    begin, end = statistics_period(since, until, zone, utcnow())
     async with open_store() as database:
+        begin, end = statistics_period(since, until, zone, current_time())
         owner = await find_application(database, application)
         scope = StatisticsFilter(owner, begin, end, campaign, source, Basis[basis.upper()])
         groups, complete = await database.read(_report(by, zone), scope)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -233,12 +234,11 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
 async def list_trackers(application: int | None, as_json: bool) -> None:
     """List trackers of one application, or of all, with the state of their circuit breakers."""
     from shortener.delivery.tracker_presenter import tracker_fields
-    from shortener.model import utcnow
     from shortener.storage.types import to_ms
 
     async with open_trackers(application) as (_, stored, settings):
         found = await stored.all(application)
-    now = to_ms(utcnow())
+    now = to_ms(current_time())
     rows = [
         {
             "application_id": tracker.application_id,
@@ -259,13 +259,12 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
     """Show one tracker and its health: circuit breaker, last success and failure, pending and dead deliveries."""
     from shortener.delivery.deliveries import Deliveries
     from shortener.delivery.tracker_presenter import health_fields, tracker_fields
-    from shortener.model import utcnow
 
     async with open_trackers() as (database, stored, settings):
         found = await stored.get(tracker, application)
-        backlog = await Deliveries(database).backlog(found.id, utcnow())
+        backlog = await Deliveries(database).backlog(found.id, current_time())
     fields = tracker_fields(settings, found)
-    health = health_fields(found, backlog, utcnow())
+    health = health_fields(found, backlog, current_time())
     print_result(fields | {"health": health}, as_json, lambda: print_nested_fields(fields | health))
 
 
@@ -376,11 +375,10 @@ def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> N
 async def remove_tracker(tracker: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Delete a tracker. Its pending deliveries become dead."""
     from shortener.delivery.deliveries import Deliveries
-    from shortener.model import utcnow
 
     async with open_trackers() as (database, stored, _settings):
         found = await stored.get(tracker, application)
-        pending = (await Deliveries(database).backlog(found.id, utcnow())).pending
+        pending = (await Deliveries(database).backlog(found.id, current_time())).pending
         owner = await describe_application(database, found.application_id)
         lost = counted(pending, "pending delivery becomes", "pending deliveries become")
         confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {lost} dead.", yes)
@@ -404,16 +402,17 @@ async def test_tracker(tracker: int, application: int | None, event: str | None,
     from shortener.delivery.sample_delivery import send_test
     from shortener.delivery.tracker_presenter import sample_delivery_fields
     from shortener.ids import IdGenerator
-    from shortener.model import utcnow
 
     async with (
         open_trackers() as (database, stored, settings),
-        open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
+        open_sender(Guard(settings.allow_private_targets), settings, current_time) as sender,
     ):
         await stored.get(tracker, application)  # raises NOT_FOUND if the tracker belongs to another application
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
         audit = command_line_audit(database)
-        sample = await send_test(database, audit, stored, sender, ids, utcnow, tracker, allow_http=allow_http, event_name=event)
+        sample = await send_test(
+            database, audit, stored, sender, ids, current_time, tracker, allow_http=allow_http, event_name=event
+        )
 
     def print_text() -> None:
         result = "accepted" if sample.delivered else f"NOT accepted: {sample.error}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     async_command,
     command_line_audit,
@@ -67,17 +68,16 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
     Older versions did not store counts by time of sending, by destination and by label; --repair creates them.
     """
-    from shortener.model import utcnow
     from shortener.reporting import count_check
     from shortener.storage.types import to_iso
 
     settings = load_settings()
-    now = utcnow()
     retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
-    begin = since or count_check.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
-    end = until or now + timedelta(minutes=1)
     repaired = _Repaired()
     async with open_store() as database:
+        now = current_time()
+        begin = since or count_check.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
+        end = until or now + timedelta(minutes=1)
         damage = await _find_damage(database)
         if repair:
             repaired = await _repair(database, begin, end, now)
@@ -125,14 +125,13 @@ async def _repair(database: Any, begin: datetime, end: datetime, now: datetime) 
     """Correct the stored counts of the period. Each transaction adds an audit row."""
     from shortener.conversions.first_conversions import FirstConversions
     from shortener.ids import IdGenerator
-    from shortener.model import utcnow
     from shortener.reporting.first_conversion_check import find_counted_without_row
     from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
 
     _progress("Counting converted messages")
     add_audit_row = partial(_add_audit_row, command_line_audit(database), begin, end, now)
     try:
-        job = FirstConversions(database, IdGenerator(database.node), utcnow)
+        job = FirstConversions(database, IdGenerator(database.node), current_time)
         without_row = await database.read(find_counted_without_row, begin, end)
         converted = await job.count_all(add_audit_row, without_row)
         return _Repaired(await repair_rollups(database, begin, end, add_audit_row), converted)

@@ -115,10 +115,14 @@ async def test_the_default_period_of_the_list_of_hits_is_the_period_of_the_api(
 ) -> None:
     credentials = service.first_credentials
     assert credentials is not None
+
+    async def open_clock(database: object) -> Clock:
+        return clock
+
+    monkeypatch.setattr("shortener.storage.clock.open_clock", open_clock)
     async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
         for days, number in ((29, 4), (30, 3), (31, 1), (32, 0)):
             clock.now = DAY + timedelta(days=days, hours=-1)
-            monkeypatch.setattr("shortener.model.utcnow", lambda: clock.now)
             expected = await _api_ids(client, "/api/v1/clicks", "clicks", "click_id")
             assert len(expected) == number
             printed = await asyncio.to_thread(installation.json, "clicks", "list")

@@ -156,7 +156,7 @@ def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_st
     assert shell.json("stats")["converted_messages"] == 0
     assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
     later = utcnow() + timedelta(minutes=3)  # the repair skips conversions that are less than two minutes old
-    monkeypatch.setattr("shortener.model.utcnow", lambda: later)
+    monkeypatch.setattr("shortener.storage.clock.utcnow", lambda: later)
     assert "1 message with conversions was not recorded as converted before" in shell("verify", "--repair").stdout
     repaired = shell.json("verify", "--repair")
     assert (repaired["newly_converted"], repaired["drift"]) == (0, [])
@@ -167,7 +167,7 @@ def test_verify_reports_a_lost_row_of_a_converted_message_and_repair_stores_it_w
     shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = utcnow() + timedelta(minutes=3)
-    monkeypatch.setattr("shortener.model.utcnow", lambda: later)
+    monkeypatch.setattr("shortener.storage.clock.utcnow", lambda: later)
     assert shell.json("verify", "--repair")["missing_first_conversions"] == 0
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
         stored = database.execute("SELECT * FROM first_conversions").fetchall()
