@@ -168,7 +168,7 @@ def _convert(value: Any, kind: type) -> Any:
 async def _drifts(service: Service, now: Clock) -> list[Any]:
     begin, end = NOON.replace(year=2026, month=1), now.forward(minutes=1)
     found: list[Any] = list(await service.database.read(count_check.verify, begin, end))
-    return [*found, *await service.database.read(verify_rollups, begin, end), *await find_orphans(service.database)]
+    return [*found, *await service.database.read(verify_rollups, begin, end)]
 
 
 async def _deliveries_of_conversions(service: Service) -> int:
@@ -213,7 +213,6 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
             await service.jobs.table["first_conversions"].step()
             caught_up = (await pipeline.get("/api/v1/sms/stats")).json()
             assert (caught_up["complete"], caught_up["converted_messages"]) == (True, had.converted)
-            assert "\n".join(map(str, await _drifts(service, clock))) == ""
             before = (await pipeline.get("/api/v1/sms/stats")).json()["clicked_messages"]
             answer = await phone.get(f"/{had.code}")
             assert (answer.status_code, answer.headers.get("Location")) == (302, had.destination)
@@ -225,7 +224,8 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
             message = (await pipeline.post("/api/v1/rewrite", json=new)).json()["messages"][0]
             code = message["links"][0]["code"]
             assert (await phone.get(f"/{code}")).status_code == 302
-        assert "\n".join(map(str, await _drifts(service, clock))) == ""
+        # These checks take most of the time of this test. They also find what the upgrade and the steps above left behind.
+        assert "\n".join(map(str, [*await _drifts(service, clock), *await find_orphans(service.database)])) == ""
         trackers = await service.trackers.all()
         assert {(one.conversion_actions, one.conversion_dispositions) for one in trackers} <= {(None, None)}
         await service.fanout.flush()
