@@ -363,7 +363,9 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
 def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Throttle, opened: AsyncExitStack) -> GatewayParts:
     settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
     store = GatewayStore(database, foundation.secret, foundation.directory, settings, clock)
-    reports = GatewayReports(database, messages.delivery_reports, clock, wait=settings.report_wait)
+    reports = GatewayReports(
+        database, messages.delivery_reports, clock, timeout=settings.gateway_timeout, wait=settings.report_wait
+    )
     replies = Replies(database, messages.conversions, clock)
 
     async def record_reply(gateway_id: int, phone: str, text: str) -> None:

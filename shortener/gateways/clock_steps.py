@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
 
@@ -19,7 +20,7 @@ from shortener.delivery.clock_steps import TOLERANCE_MS, repaired_health, repair
 from shortener.delivery.dispatch_queries import health_columns, pace_columns
 from shortener.delivery.outcomes import next_delay
 from shortener.gateways.expiry import PAUSE_MS
-from shortener.gateways.queries import IS_PENDING, MAX_LEASE_MS, GatewayState, update_gateway
+from shortener.gateways.queries import IS_PENDING, MAX_LEASE_MS, LockedGateway, lock_health, update_gateway
 from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.types import from_ms
 
@@ -28,20 +29,32 @@ _FIRST_ATTEMPTS: ColumnElement[int] = literal_column("0")
 _RETRIES: ColumnElement[int] = literal_column("1")
 
 
-def repair(connection: Connection, states: Sequence[GatewayState], now: int, schedule: Sequence[float], rng: random.Random) -> int:
-    """Repair all times of these locked gateways and their messages that are too far in the future, as a part of the caller's
-    transaction. `schedule` is the schedule of gateways without their own. Return the number of changed rows."""
-    schedules = {row.id: row.schedule for row in connection.execute(select(gateways.c.id, gateways.c.schedule))}
-    return sum(
-        _repair_gateway(connection, state, now)
-        + _repair_first_attempts(connection, state.id, now)
-        + _repair_leases(connection, state.id, now)
-        + _repair_retries(connection, state.id, now, schedules[state.id] or schedule, rng)
-        for state in states
+class RepairResult(NamedTuple):
+    """The number of rows that a repair changed. `is_complete` is false if another process has locked a gateway, so that the repair
+    has left it out."""
+
+    rows: int
+    is_complete: bool
+
+
+def repair(connection: Connection, now: int, schedule: Sequence[float], rng: random.Random) -> RepairResult:
+    """Repair all times of gateways and their messages that are too far in the future, as a part of the caller's transaction.
+    `schedule` is the schedule of gateways without their own. A gateway that another process has locked is left out, because waiting
+    for it could cause a deadlock."""
+    g = gateways.c
+    schedules = {row.id: row.schedule for row in connection.execute(select(g.id, g.schedule))}
+    locked = lock_health(connection, schedules, waits=False)
+    rows = sum(
+        _repair_gateway(connection, gateway_id, state, now)
+        + _repair_first_attempts(connection, gateway_id, now)
+        + _repair_leases(connection, gateway_id, now)
+        + _repair_retries(connection, gateway_id, now, schedules[gateway_id] or schedule, rng)
+        for gateway_id, state in locked.items()
     )
+    return RepairResult(rows, len(locked) == len(schedules))
 
 
-def _repair_gateway(connection: Connection, state: GatewayState, now: int) -> int:
+def _repair_gateway(connection: Connection, gateway_id: int, state: LockedGateway, now: int) -> int:
     health, pace = state.health, state.pace
     times = (health.open_until, health.opened_at, health.recovering_at, pace.lowered_at, pace.paced_until)
     if not any(at is not None and at > now + TOLERANCE_MS for at in times):
@@ -49,7 +62,7 @@ def _repair_gateway(connection: Connection, state: GatewayState, now: int) -> in
     health, pace = repaired_health(health, now), repaired_pace(pace, now)
     if (health, pace) == (state.health, state.pace):
         return 0
-    update_gateway(connection, state.id, health_columns(health) | pace_columns(pace))
+    update_gateway(connection, gateway_id, health_columns(health) | pace_columns(pace))
     return 1
 
 

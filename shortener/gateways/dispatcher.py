@@ -94,7 +94,7 @@ class _Cycle:
     `written` contains the new status of each ended attempt whose outcome was written, by the id of its message. `given_up` are the
     rows that were written for messages without an attempt. `unwritable` are the ids of messages that cannot be given up. `opened`
     are the ids of the gateways whose circuit breaker opened. `has_expired` is true if the cycle found all messages that are too
-    old. `has_repaired` is true if the cycle examined the times of all gateways, and `repaired` is the number of changed rows."""
+    old. `has_repaired` is true if the cycle repaired the times of all gateways, and `repaired` is the number of changed rows."""
 
     now: int
     written: dict[int, int] = field(default_factory=dict)
@@ -364,8 +364,7 @@ class GatewayDispatcher:
         if limit > 0:
             states = lock_states(connection, now, only)
             if only is None and (self._latest is None or now < self._latest - TOLERANCE_MS):
-                cycle.has_repaired = True
-                cycle.repaired = repair(connection, states, now, self._settings.gateway_schedule, self._rng)
+                cycle.repaired, cycle.has_repaired = repair(connection, now, self._settings.gateway_schedule, self._rng)
                 states = lock_states(connection, now) if cycle.repaired else states
             states = [one for one in states if paused.get(one.queue.name, 0) <= now]
             self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))

@@ -11,22 +11,28 @@ before. After that time the report is acknowledged and counts as unknown. Otherw
 repeat the reports about the messages of that system without end. A report that the gateway does not repeat counts as unknown after
 FORGET_SECONDS.
 
+A step of the clock changes none of these times: a remembered report waits for a time that passes, and at most for the longest lease
+of its gateway. If the lease of an attempt has ended without an outcome, the process has died, or the clock moved ahead. Then the
+gateway must repeat a report for LATE_RESPONSE_SECONDS, as after an attempt that ended in doubt.
+
 About MAX_REPORTS reports are remembered. If more arrive, they are acknowledged at once.
 """
 # Tested by tests/gateways/test_early_reports.py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 
+from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import first_id_at
 from shortener.model import Clock, mutable_record
 from shortener.storage.database import Database
-from shortener.storage.schema import send_attempts, sends
+from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.types import to_ms
 
 MAX_REPORTS = 10_000
@@ -40,20 +46,31 @@ class MessageNotKnownYet(Exception):
 
 @mutable_record
 class _EarlyReport:
-    """The first arrival of reports with the same gateway and id. The gateway must repeat them until the time `until`."""
+    """The first arrival of reports with the same gateway and id. The gateway must repeat them until the time `until`. Both times
+    are seconds of a clock that nobody sets."""
 
-    arrived_at: datetime
-    until: datetime
+    arrived_at: float
+    until: float
     is_counted: bool = False
 
 
 class EarlyReports:
     """The reports of this process whose message is not known yet. `count_unknown` is called with the id of the gateway for each
-    report that the gateway did not repeat."""
+    report that the gateway did not repeat. `default_timeout` is the time limit in seconds of an attempt of a gateway that has none.
+    `monotonic` returns seconds of a clock that nobody sets."""
 
-    def __init__(self, database: Database, clock: Clock, count_unknown: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        count_unknown: Callable[[int], None],
+        default_timeout: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._default_timeout = default_timeout
+        self._monotonic = monotonic
         self._count_unknown = count_unknown
         self._reports: dict[tuple[int, str], _EarlyReport] = {}  # by the result of `_key`, the oldest report first
 
@@ -63,10 +80,11 @@ class EarlyReports:
         self.forget_old()
         keys = {key for report in reports if (key := _key(gateway_id, report)) is not None}
         new = [key for key in keys if key not in self._reports]
-        now = self._clock()
+        now = self._monotonic()
         if new and len(self._reports) < MAX_REPORTS:
-            until = await self._database.read(find_end, gateway_id, now)
-            if until is not None:
+            wait = await self._database.read(find_wait, gateway_id, self._clock(), self._default_timeout)
+            if wait is not None:
+                until = now + wait.total_seconds()
                 self._reports |= {key: _EarlyReport(now, until) for key in new if key not in self._reports}
         return any(now < self._reports[key].until for key in keys if key in self._reports)
 
@@ -83,7 +101,7 @@ class EarlyReports:
 
     def forget_old(self) -> None:
         """Forget the reports that arrived first more than FORGET_SECONDS ago. Count those that the gateway did not repeat."""
-        oldest = self._clock() - timedelta(seconds=FORGET_SECONDS)
+        oldest = self._monotonic() - FORGET_SECONDS
         while self._reports:
             key, first = next(iter(self._reports.items()))
             if first.arrived_at > oldest:
@@ -101,15 +119,16 @@ def _key(gateway_id: int, report: GatewayReport) -> tuple[int, str] | None:
     return gateway_id, report.gateway_message_id
 
 
-def find_end(connection: Connection, gateway_id: int, now: datetime) -> datetime | None:
-    """Return the time until which the gateway may assign ids to messages whose attempts have begun; None if there is no such
-    attempt."""
-    s, a = sends.c, send_attempts.c
+def find_wait(connection: Connection, gateway_id: int, now: datetime, default_timeout: float) -> timedelta | None:
+    """Return how long the gateway may assign ids to messages whose attempts have begun; None if there is no such attempt.
+    `default_timeout` is the time limit in seconds of an attempt of a gateway that has none."""
+    s, a, g = sends.c, send_attempts.c, gateways.c
+    late = timedelta(seconds=LATE_RESPONSE_SECONDS)
     lease: datetime | None = connection.scalar(
         select(func.max(s.lease_until)).where(s.gateway_id == gateway_id, s.lease_until.is_not(None))
     )
-    ends = [lease] if lease is not None and lease > now else []
-    late = timedelta(seconds=LATE_RESPONSE_SECONDS)
+    if lease is not None and lease <= now:
+        return late
     in_doubt = (
         select(a.id)
         .join_from(send_attempts, sends, s.id == a.send_id)
@@ -121,6 +140,9 @@ def find_end(connection: Connection, gateway_id: int, now: datetime) -> datetime
         )
         .limit(1)
     )
-    if connection.execute(in_doubt).first() is not None:
-        ends.append(now + late)
-    return max(ends, default=None)
+    waits = [late] if connection.execute(in_doubt).first() is not None else []
+    if lease is not None:
+        # After the clock was set back, a lease ends too far in the future.
+        timeout: float = connection.scalar(select(g.timeout).where(g.id == gateway_id)) or default_timeout
+        waits.append(min(lease - now, timedelta(seconds=timeout, milliseconds=LEASE_MARGIN_MS)))
+    return max(waits, default=None)

@@ -157,13 +157,14 @@ class LockedGateway(NamedTuple):
     pace: TrackerPace
 
 
-def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, LockedGateway]:
-    """Lock gateways, in the order of their ids, and return the revision, the health and the rate of each gateway, by gateway id."""
+def lock_health(connection: Connection, ids: Collection[int], *, waits: bool = True) -> dict[int, LockedGateway]:
+    """Lock gateways, in the order of their ids, and return the revision, the health and the rate of each gateway, by gateway id. If
+    `waits` is false, leave out the gateways that another transaction has locked."""
     if not ids:
         return {}
     g = gateways.c
     columns = (g[name] for name in ("id", "revision", *HEALTH_COLUMNS, *PACE_COLUMNS))
-    statement = select(*columns).where(g.id.in_(list(ids))).order_by(g.id).with_for_update()
+    statement = select(*columns).where(g.id.in_(list(ids))).order_by(g.id).with_for_update(skip_locked=not waits)
     return {
         row.id: LockedGateway(row.revision, TrackerHealth.from_row(row), TrackerPace.from_row(row))
         for row in connection.execute(statement)

@@ -73,14 +73,14 @@ class ReportCall:
 class GatewayReports:
     """A recorder of delivery reports from gateways."""
 
-    def __init__(self, database: Database, reports: DeliveryReports, clock: Clock, *, wait: float = 0) -> None:
+    def __init__(self, database: Database, reports: DeliveryReports, clock: Clock, *, timeout: float, wait: float = 0) -> None:
         self._database = database
         self._reports = reports
         self._clock = clock
         self._wait = wait
         self._waiting = 0
         self.unrecorded = UnrecordedReports(clock)
-        self._early = EarlyReports(database, clock, self._count_unknown)
+        self._early = EarlyReports(database, clock, self._count_unknown, timeout)
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of reports that were not recorded."""

@@ -13,6 +13,7 @@ from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.health import MAX_FAILURES
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.databases import someone_at
 from tests.factory import rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_send, stored_sends
 from tests.gateways.sending import HELD, SENT, kill, other_process, start_attempts
@@ -125,3 +126,41 @@ async def test_no_stored_time_of_a_message_is_changed_while_the_clock_runs_norma
     await other_process(service).flush()
     assert await stored_send(service) == before
     assert before.next_at - clock() > timedelta(seconds=7190)
+
+
+async def test_the_repair_comes_back_to_a_gateway_that_another_process_has_locked(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite runs one transaction after the other")
+    receiver.default_reply = 500
+    gateway = await make_gateway(receiver.url(), schedule=[60.0])
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    clock.now -= STEP
+    receiver.default_reply = ACCEPTED
+    async with someone_at(service, "SELECT 1 FROM gateways WHERE id = $1 FOR UPDATE", gateway.id):
+        await service.gateway_dispatcher.step()
+    for _ in range(2):
+        await service.gateway_dispatcher.flush()
+        clock.forward(seconds=67)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_the_breaker_of_a_gateway_without_messages_is_repaired_too(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url())
+    change = update(schema.gateways).where(schema.gateways.c.id == gateway.id)
+    values = {"failures_in_row": MAX_FAILURES, "open_until": clock() + timedelta(minutes=1), "opened_at": clock()}
+    await service.database.write(lambda connection: connection.execute(change.values(values)).rowcount)
+    await service.gateway_dispatcher.step()
+    clock.now -= STEP
+    await service.gateway_dispatcher.step()
+    await send_messages()
+    for _ in range(40):
+        await service.gateway_dispatcher.flush()
+        clock.forward(seconds=10)
+    assert (await stored_send(service)).status == SENT

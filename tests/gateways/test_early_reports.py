@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -26,6 +28,24 @@ TIMEOUT = 20
 LEASE = TIMEOUT + 10
 FIELDS = {"status": "status", "id": "id"}
 EARLY = GatewayReport("DELIVRD", gateway_message_id="gw-1")
+
+
+@pytest.fixture(autouse=True)
+def passed(service: Service, clock: Clock) -> Clock:
+    """The time that passes while reports wait. It follows the clock of the service, except in tests with the fixture `step`."""
+    service.gateway_reports._early._monotonic = lambda: clock().timestamp()
+    return Clock()
+
+
+@pytest.fixture
+def step(service: Service, clock: Clock, passed: Clock) -> Callable[[timedelta], None]:
+    """A function that sets the clock of the service. Only `passed` moves the time that passes."""
+    service.gateway_reports._early._monotonic = lambda: passed().timestamp()
+
+    def move(by: timedelta) -> None:
+        clock.now += by
+
+    return move
 
 
 @pytest.fixture
@@ -170,3 +190,35 @@ async def test_reports_are_acknowledged_at_once_if_too_many_wait(
     with pytest.raises(MessageNotKnownYet):
         await service.gateway_reports.receive(gateway.id, EARLY)
     assert not await service.gateway_reports.receive(gateway.id, replace(EARLY, gateway_message_id="gw-2"))
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+async def test_a_step_of_the_clock_does_not_change_how_long_a_report_waits(
+    service: Service, passed: Clock, step: Callable[[timedelta], None], gateway: StoredGateway, hours: int
+) -> None:
+    with pytest.raises(MessageNotKnownYet):
+        await service.gateway_reports.receive(gateway.id, EARLY)
+    step(timedelta(hours=hours))
+    passed.forward(seconds=LEASE - 1)
+    with pytest.raises(MessageNotKnownYet):
+        await service.gateway_reports.receive(gateway.id, EARLY)
+    passed.forward(seconds=1)
+    assert not await service.gateway_reports.receive(gateway.id, EARLY)
+
+
+async def test_a_report_waits_no_longer_than_a_lease_after_the_clock_was_set_back(
+    service: Service, passed: Clock, step: Callable[[timedelta], None], gateway: StoredGateway
+) -> None:
+    step(timedelta(hours=-5))
+    with pytest.raises(MessageNotKnownYet):
+        await service.gateway_reports.receive(gateway.id, EARLY)
+    passed.forward(seconds=LEASE)
+    assert not await service.gateway_reports.receive(gateway.id, EARLY)
+
+
+async def test_a_report_about_an_attempt_in_flight_is_not_lost_after_the_clock_moved_ahead(
+    service: Service, step: Callable[[timedelta], None], gateway: StoredGateway
+) -> None:
+    step(timedelta(hours=5))
+    with pytest.raises(MessageNotKnownYet):
+        await service.gateway_reports.receive(gateway.id, EARLY)

@@ -133,7 +133,7 @@ async def test_a_gateway_report_that_arrives_before_the_send_response_is_applied
     gateway = await make_gateway(receiver.url())
     await send_messages()
     # A busy machine may need more than the service's 0.1 s to send the message and to store the response.
-    patient = GatewayReports(service.database, service.delivery_reports, clock, wait=4)
+    patient = GatewayReports(service.database, service.delivery_reports, clock, timeout=20, wait=4)
     early = asyncio.ensure_future(patient.record(gateway.id, GatewayReport("DELIVRD", gateway_message_id="gw-1")))
     await asyncio.sleep(0.02)  # the report begins to wait for its message
     await service.gateway_dispatcher.flush()
@@ -349,7 +349,7 @@ async def test_all_unknown_reports_of_one_call_wait_together(
         pauses.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    recorder = GatewayReports(service.database, service.delivery_reports, clock, wait=1)
+    recorder = GatewayReports(service.database, service.delivery_reports, clock, timeout=20, wait=1)
     known = GatewayReport("DELIVRD", message_id=message)
     unknown = [GatewayReport("DELIVRD", gateway_message_id=f"unknown-{number}") for number in range(20)]
     await recorder.receive_all(await gateway_id(service), ReportCall([*unknown, known], {}), {})
