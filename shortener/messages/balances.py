@@ -4,6 +4,9 @@ The transaction that stores messages deducts their cost. The transaction that re
 cost. Each transaction first locks the rows of the balances that it changes, in the order of the application ids, so concurrent
 requests never spend an amount twice. Amounts are exact decimals. An application without a row in `balances` is not prepaid: its
 messages are never rejected because of their cost.
+
+A refund belongs to the balance from which the cost was deducted. If a balance is removed, or replaced by one in another currency,
+the messages that were not sent yet are no longer refunded: their former balance does not exist any more.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, literal_column, select, update
 
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -102,6 +105,8 @@ def change_balance(
     if new is None or not -MAX_AMOUNT < new < MAX_AMOUNT:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("amount", f"must be below {MAX_AMOUNT:f}")])
     code = _check_currency(currency) if currency else before.currency if before else DEFAULT_CURRENCY
+    if before is not None and code != before.currency:
+        _end_refunds(connection, application_id)
     row = {"application_id": application_id, "amount": new, "currency": code, "updated_at": now}
     statement = upsert(connection, schema.balances).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["application_id"], set_=row))
@@ -113,7 +118,21 @@ def change_balance(
 def remove_balance(connection: Connection, application_id: int) -> bool:
     """Remove the balance of an application. The application is then no longer prepaid. Return whether it was prepaid before."""
     table = schema.balances
-    return connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
+    # The rows of messages are locked before the balance, as when a message ends.
+    _end_refunds(connection, application_id)
+    removed = connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
+    if removed:
+        _end_refunds(connection, application_id)  # of messages that were queued until the balance was locked
+    return removed
+
+
+def _end_refunds(connection: Connection, application_id: int) -> None:
+    """Let no message that waits for a gateway be refunded, because the balance from which its cost was deducted ends."""
+    c = schema.sends.c
+    is_unfinished = c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
+    was_deducted = c.deducted.is_distinct_from(False)
+    statement = update(schema.sends).where(is_unfinished, c.application_id == application_id, was_deducted)
+    connection.execute(statement.values(deducted=False))
 
 
 def _check_currency(currency: str) -> str:

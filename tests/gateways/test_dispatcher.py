@@ -13,7 +13,7 @@ from sqlalchemy import update
 from shortener.container import Service
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import encode
-from shortener.messages.balances import change_balance, read_balance
+from shortener.messages.balances import change_balance, read_balance, remove_balance
 from shortener.messages.prices import set_price
 from shortener.model import State, Topic
 from shortener.retention.erasure import erase_message
@@ -86,6 +86,29 @@ async def test_a_failed_message_that_was_queued_before_the_application_was_prepa
     await service.gateway_dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [FAILED, FAILED]
     assert await service.database.read(read_balance, 1) == (Decimal(10), "USD")
+
+
+@pytest.mark.parametrize("replacement", ["removed", "another currency", "another amount"])
+async def test_a_failed_message_is_refunded_only_to_the_balance_from_which_its_cost_was_deducted(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, replacement: str
+) -> None:
+    async def set_balance(amount: int, currency: str = "USD") -> None:
+        await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(amount), currency=currency)
+
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    receiver.default_reply = Reply(400)
+    await make_gateway(receiver.url())
+    await set_balance(10)
+    await send_messages()
+    if replacement == "removed":
+        await service.database.write(remove_balance, 1)
+    await set_balance(5, "EUR" if replacement == "another currency" else "USD")
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    assert [send.refunded for send in await stored_sends(service)] == [True, True]
+    balance = await service.database.read(read_balance, 1)
+    assert balance is not None
+    assert balance.amount == (Decimal("5.25") if replacement == "another amount" else Decimal(5)), "the second message is refunded"
 
 
 async def test_a_message_is_sent_again_after_a_temporary_failure_on_schedule_and_with_the_same_reference(
