@@ -22,6 +22,7 @@ from shortener.model import DeliveryStatus, record
 from shortener.portal.csv_download import csv_download
 from shortener.portal.listing import FilterField, Listing, chips, choice, exported_query, slots_of
 from shortener.portal.operators import Role
+from shortener.portal.outcome_texts import TOPIC_LABELS
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.trackers import STATES
 from shortener.portal.waiting import Wait, wait_of
@@ -164,7 +165,7 @@ async def delivery(visit: Visit) -> Response:
     trackers = await _trackers(visit)
     return visit.render(
         "delivery.html",
-        title=f"Delivery of {found.topic.api_name}",
+        title=f"Delivery: {TOPIC_LABELS[found.topic]}",
         delivery=found,
         delivery_id=visit.path["id"],
         tracker_name=_names(trackers).get(found.tracker_id),

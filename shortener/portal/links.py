@@ -15,7 +15,17 @@ from shortener.clicks.link_changes import read_history
 from shortener.clicks.link_details import find_link, serialize_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.csv_download import csv_download
-from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, exported_query, slots_of
+from shortener.portal.listing import (
+    FilterField,
+    ListedRow,
+    Listing,
+    campaign_of,
+    chips,
+    choice,
+    exported_query,
+    slots_of,
+    suggested_campaigns,
+)
 from shortener.portal.open_link import open_url
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
@@ -48,7 +58,9 @@ async def links(visit: Visit) -> Response:
     cursors = Cursors(visit.service.secret, "portal links")
     following = None if page.next is None else f"{cursors.encode(page.next.message)}-{page.next.position}"
     rows = [ListedRow(visit.application_id, row, fields) for row, fields in zip(page.rows, _serialize(visit, page), strict=True)]
-    listing = Listing(rows, following, visit.get("cursor") is None, FIELDS, chips(visit, FIELDS), visit.query)
+    listing = Listing(
+        rows, following, visit.get("cursor") is None, FIELDS, chips(visit, FIELDS), visit.query, await suggested_campaigns(visit)
+    )
     return visit.render("links.html", title="Links", listing=listing, states=STATES)
 
 

@@ -24,8 +24,10 @@ from shortener.portal.formats import visible
 from shortener.portal.page import Visit
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, stream_csv
+from shortener.reporting.statistics import find_newest_campaigns
 from shortener.web.paging import Cursors
 
+SUGGESTED_CAMPAIGNS = 50  # The maximum number of campaigns that the filter by campaign suggests.
 ROWS = 50  # The number of rows on one page of a list.
 # The maximum number of reads of the database for one page of a list. A list reads again if no row of the last read matches the
 # filters.
@@ -99,7 +101,8 @@ class Chip:
 
 @record
 class Listing:
-    """The values that the template of a list shows. `next` is the cursor of the next page."""
+    """The values that the template of a list shows. `next` is the cursor of the next page. `campaigns` are the names that the
+    filter by campaign suggests."""
 
     rows: Sequence[ListedRow]
     next: str | None
@@ -107,6 +110,7 @@ class Listing:
     fields: Sequence[FilterField]
     chips: Sequence[Chip]
     values: Mapping[str, str] = field(default_factory=dict)
+    campaigns: Sequence[str] = ()
 
 
 @record
@@ -154,8 +158,22 @@ async def show_list(visit: Visit, template: str, source: ListSource, fields: Seq
         if page.rows or page.next is None:
             break
         page = await _read(visit, source, ROWS, page.next)
-    listing = Listing(page.rows, cursors.encode(page.next), cursor is None, fields, chips(visit, fields), visit.query)
+    listing = Listing(
+        page.rows,
+        cursors.encode(page.next),
+        cursor is None,
+        fields,
+        chips(visit, fields),
+        visit.query,
+        await suggested_campaigns(visit),
+    )
     return visit.render(template, listing=listing, **context)
+
+
+async def suggested_campaigns(visit: Visit) -> list[str]:
+    """Return the names of the newest campaigns of the applications that the page shows."""
+    applications = [application.id for application in visit.applications]
+    return await visit.service.database.read(find_newest_campaigns, applications, SUGGESTED_CAMPAIGNS)
 
 
 async def download(visit: Visit, source: ListSource) -> Response:

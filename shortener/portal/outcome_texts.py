@@ -8,6 +8,20 @@ If a code is missing here, the pages show the code with spaces instead of unders
 
 from __future__ import annotations
 
+from shortener.model import Topic
+
+#: The label of one event, by its topic.
+TOPIC_LABELS = {
+    Topic.STATE: "Message state",
+    Topic.CLICK: "Click",
+    Topic.LATE_CLICK: "Late click",
+    Topic.CONVERSION: "Conversion",
+    Topic.DELIVERY: "Delivery report",
+    Topic.CLICK_RETRACTED: "Click retracted",
+    Topic.TEST: "Test",
+    Topic.OPERATIONS: "Operations",
+}
+
 #: The outcome of a delivery that is not a success, by its code. `{status}` is the HTTP status of the response.
 DELIVERY_OUTCOMES = {
     # The codes of attempts that got a response (`outcomes.OUTCOME_TABLE`).

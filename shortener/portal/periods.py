@@ -61,9 +61,8 @@ class PeriodChoice:
 
     @property
     def is_whole_days(self) -> bool:
-        """Whether the period starts and ends at midnight in its time zone."""
-        ends = (self.since.astimezone(self.zone), self.until.astimezone(self.zone))
-        return all((end.hour, end.minute) == (0, 0) for end in ends)
+        """Whether the period starts and ends with a day in its time zone."""
+        return all(_starts_day(end, self.zone) for end in (self.since, self.until))
 
     @property
     def previous(self) -> tuple[datetime, datetime]:
@@ -186,9 +185,17 @@ def _days_of(choice: PeriodChoice) -> int | None:
 
 
 def _shift(at: datetime, days: int, zone: tzinfo) -> datetime:
-    """Return the same time of day, `days` days later, in a time zone."""
+    """Return the same time of day, `days` days later, in a time zone. The start of a day becomes the start of a day, which is 01:00
+    in some time zones when daylight saving time begins."""
     local = at.astimezone(zone)
+    if at == start_of(local.date(), zone):
+        return start_of(local.date() + timedelta(days=days), zone)
     return (local.replace(tzinfo=None) + timedelta(days=days)).replace(tzinfo=zone).astimezone(UTC)
+
+
+def _starts_day(at: datetime, zone: tzinfo) -> bool:
+    """Return whether a day starts in the minute of `at` in a time zone."""
+    return at.replace(second=0, microsecond=0) == start_of(at.astimezone(zone).date(), zone)
 
 
 def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:

@@ -26,7 +26,7 @@ from shortener.portal.form_filling import fill_form
 from shortener.portal.form_versions import FIELD as VERSION
 from shortener.portal.icons import ICONS
 from shortener.portal.operators import THEMES, Role
-from shortener.portal.outcome_texts import delivery_outcome, send_outcome
+from shortener.portal.outcome_texts import TOPIC_LABELS, delivery_outcome, send_outcome
 from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
 from shortener.portal.periods import CUSTOM, PERIODS
 from shortener.portal.repeats import FIELD as FORM_ID
@@ -143,6 +143,7 @@ def environment() -> Environment:
         version=__version__,
         country_name=formats.country_name,
         delivery_outcome=delivery_outcome,
+        topic_labels=TOPIC_LABELS,
         send_outcome=send_outcome,
         search_path=SEARCH_PATH,
         icons=ICONS,

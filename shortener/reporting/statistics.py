@@ -47,6 +47,7 @@ from shortener.storage.values_table import values_table
 
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
 MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older release, not yet rolled up, that one report adds up.
+_NEWEST_COHORTS = 10_000  # The suggestions of campaigns come from this number of the newest cohorts.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 
@@ -213,6 +214,16 @@ def list_campaigns(connection: Connection, application_id: int, limit: int, belo
     if below is not None:
         statement = statement.having(number < below)
     return [(row[0], row[1]) for row in connection.execute(statement.order_by(number.desc()).limit(limit))]
+
+
+def find_newest_campaigns(connection: Connection, applications: Collection[int], limit: int) -> list[str]:
+    """Return the names of the newest campaigns of these applications, newest first. Only the _NEWEST_COHORTS newest cohorts of the
+    installation are examined, so that the query is always fast."""
+    c = cohorts.c
+    oldest = select(func.coalesce(func.max(c.id), 0) - _NEWEST_COHORTS).scalar_subquery()
+    latest = func.max(c.id)
+    statement = select(c.campaign).where(c.id > oldest, c.application_id.in_(list(applications)), c.campaign != "")
+    return list(connection.scalars(statement.group_by(c.campaign).order_by(latest.desc()).limit(limit)))
 
 
 class CampaignPage(NamedTuple):

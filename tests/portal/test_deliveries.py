@@ -9,9 +9,10 @@ from datetime import timedelta
 from shortener.container import Service
 from shortener.delivery.dispatch_queries import update_tracker
 from shortener.delivery.trackers import NewTracker, TrackerChanges
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, Topic
 from shortener.portal.admin_system import CHECKS
 from shortener.portal.operators import Role
+from shortener.portal.outcome_texts import TOPIC_LABELS
 from tests.conftest import Clock
 from tests.delivery.dispatching import fill
 from tests.factory import AUDIT
@@ -175,3 +176,18 @@ async def test_the_page_of_a_tracker_leads_to_each_delivery_and_to_the_replay_of
     links = re.findall(r'href="(/portal/1/deliveries/dlv_\w+)"', page)
     assert len(links) == 2
     assert (await browser.get(links[0])).status_code == 200
+
+
+async def test_the_lists_of_deliveries_describe_events_in_words(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
+) -> None:
+    assert TOPIC_LABELS.keys() == set(Topic) - {Topic.SUSPECTED}, "every topic that is delivered has a label"
+    new = NewTracker(url=receiver.url(), events=("state",), format="json")
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
+    browser = await sign_in()
+    await click(service, await new_browser(), (await send(service, browser))["links"][0]["code"])
+    await service.recorder.flush()
+    await service.fanout.flush()
+    for path in (f"deliveries?{EVER}", f"trackers/{tracker}"):
+        page = (await browser.get(f"/portal/1/{path}")).text
+        assert '<td data-label="Event" class="keep">Message state</td>' in page, path

@@ -176,3 +176,11 @@ async def test_the_portal_says_that_the_outcome_is_unknown_if_the_commit_of_a_ch
     page = await browser.post("/portal/1/keys", data={"action": "create", "name": "Shop", "permissions": ["sms.send"]})
     assert page.status_code == 503
     assert "It is not known whether this was stored" in page.text
+
+
+async def test_the_table_of_keys_describes_permissions_in_words(service: Service, sign_in: SignIn) -> None:
+    await service.database.write(create_key, 1, "reader", ["sms.read", "links.write"], NOON)
+    page = (await (await sign_in()).get("/portal/1/keys")).text
+    table = page[: page.index("Create an API key")]
+    assert "Change and switch off links; Read messages, clicks, conversions and statistics" in table
+    assert '<span class="sub code">links.write, sms.read</span>' in table

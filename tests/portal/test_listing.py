@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import Connection, insert
 
 from shortener import portal
 from shortener.accounts.credentials import Credentials
@@ -30,6 +31,9 @@ from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
 from shortener.reporting.figures import Figures
+from shortener.reporting.statistics import find_newest_campaigns
+from shortener.storage.database import Database
+from shortener.storage.schema import cohorts
 from tests.conftest import NOON, Clock, client_of
 from tests.one_service import on_one_service
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, log, send
@@ -572,3 +576,31 @@ async def test_a_comparison_of_campaigns_shows_their_rates_first_and_the_best_ra
     (row,) = re.findall(r'<th scope="row">Click rate.*?</tr>', table)
     first, second = re.findall(r'<td class="num">(.*?)</td>', row)
     assert ("<strong>" in first, "<strong>" in second) == (False, True)
+
+
+async def test_the_filter_by_campaign_suggests_the_newest_campaigns(demo: DemoPortal) -> None:
+    for path in ("messages", "clicks", "conversions", "links"):
+        page = (await demo.browser.get(f"/portal/1/{path}")).text
+        (suggested,) = re.findall(r'<datalist id="campaigns">(.*?)</datalist>', page)
+        names = re.findall(r'<option value="([^"]+)">', suggested)
+        assert 1 < len(names) <= listing.SUGGESTED_CAMPAIGNS, path
+        assert re.search(r'<input name="campaign"[^>]* list="campaigns">', page)
+
+
+async def test_only_the_newest_campaigns_of_the_shown_applications_are_suggested(database: Database) -> None:
+    def write(connection: Connection) -> None:
+        rows = [
+            {
+                "application_id": 1 + number % 2,
+                "campaign": f"c{number // 4}" if number else "",
+                "source": "api",
+                "country": str(number),
+            }
+            for number in range(40)
+        ]
+        connection.execute(insert(cohorts), rows)
+
+    await database.write(write)
+    assert await database.read(find_newest_campaigns, [1], 3) == ["c9", "c8", "c7"]
+    assert await database.read(find_newest_campaigns, [2, 3], 50) == [f"c{number}" for number in range(9, -1, -1)]
+    assert await database.read(find_newest_campaigns, [3], 50) == []

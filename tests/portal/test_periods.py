@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -85,3 +86,34 @@ def test_the_months_before_a_portal_period_are_complete_months() -> None:
     chosen = choose(period="month")
     assert [at.astimezone(chosen.zone).day for at in chosen.earlier] == [1, 1]
     assert chosen.earlier[0] == datetime(2026, 9, 30, 22, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [
+        ("Africa/Cairo", "2026-04-24"),  # The day begins at 01:00.
+        ("Asia/Beirut", "2026-03-29"),
+        ("America/Sao_Paulo", "2017-10-15"),
+        ("America/Sao_Paulo", "2018-02-17"),  # The day has 25 hours, and its last hour occurs twice.
+        ("America/Havana", "2026-11-01"),  # 00:00 occurs twice.
+        ("Europe/Berlin", "2026-10-25"),
+        ("America/New_York", "2026-03-08"),
+        ("Australia/Lord_Howe", "2026-10-04"),
+    ],
+)
+def test_a_day_on_which_the_clocks_change_is_a_whole_day(zone: str, day: str) -> None:
+    chosen = choose(zone=zone, since=day, until=day)
+    assert chosen.is_whole_days
+    local = date.fromisoformat(day)
+    assert chosen.label == f"{local:%-d %b %Y}"
+    later = chosen.later(NOW + timedelta(days=999))
+    assert later is not None
+    for (since, until), number in ((chosen.previous, -1), (later, 1)):
+        other = str(local + timedelta(days=number))
+        expected = choose(zone=zone, since=other, until=other)
+        assert (since, until) == (expected.since, expected.until)
+    now = datetime(local.year, local.month, local.day, 12, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    for name, days in (("today", 1), ("7d", 7)):
+        relative = choose(now, zone, period=name)
+        first = str(local - timedelta(days=2 * days - 1))
+        assert relative.previous[0] == choose(zone=zone, since=first, until=first).since, name

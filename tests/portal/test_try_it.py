@@ -167,3 +167,11 @@ async def test_only_roles_that_may_create_a_message_can_choose_to_send_it(sign_i
     for name, role in (("Vera", Role.VIEWER), ("Max", Role.MANAGER)):
         page = (await (await sign_in(name, role, 1)).get("/portal/1/try")).text
         assert ("Also send it through the gateway" in page) == ("Create the message" in page) == (role is Role.MANAGER)
+
+
+async def test_the_preview_while_typing_removes_the_error_of_an_earlier_request(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    assert '<div id="try-error"><div class="note bad"' in (await browser.post("/portal/1/try", data={"body": "", "to": "555"})).text
+    preview = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123"}, headers={"HX-Request": "true"})
+    assert '<div id="try-error" hx-swap-oob="true"></div>' in preview.text
+    assert 'id="preview"' in preview.text

@@ -37,6 +37,14 @@ addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
+// The reason why a value was rejected disappears when the value is changed.
+document.addEventListener("input", ({ target }) => {
+  if (target.getAttribute("aria-invalid") !== "true") return;
+  target.removeAttribute("aria-invalid");
+  const reason = document.getElementById(`w-${target.name}`);
+  if (reason) reason.hidden = true;
+});
+
 // Browsers have no clipboard on plain http, except on this machine.
 async function copy(text) {
   if (navigator.clipboard) { await navigator.clipboard.writeText(text); return; }
