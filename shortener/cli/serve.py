@@ -115,6 +115,7 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
     import uvicorn
 
     from shortener.server.application import HttpApplication
+    from shortener.server.graceful_close import accept_waiting, announce_close
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,6 +135,15 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
             # with 0.
             with handle_stop_signals(service, self.handle_exit):
                 yield
+
+        async def on_tick(self, counter: int) -> bool:
+            if service.is_stopping:
+                announce_close(self)
+            return await super().on_tick(counter)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await accept_waiting(self, sockets or [])
+            await super().shutdown(sockets)
 
     return Server(uvicorn_config(HttpApplication(service), service.settings))
 
