@@ -8,6 +8,7 @@ import asyncio
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
+from shortener.cli.secret_input import has_password, secret_options
 from shortener.plurals import counted
 
 
@@ -69,17 +70,19 @@ async def _wait_for_database(url: str, seconds: float) -> None:
 
 
 @click.command()
-@click.option(
-    "--from",
+@secret_options(
+    "from",
     "source",
+    "URL of the database to copy: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it during the copy",
     required=True,
-    help="Database to copy: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it during the copy.",
+    is_secret=has_password,
 )
-@click.option(
-    "--to",
+@secret_options(
+    "to",
     "target",
+    "URL of the target database, which must be empty or contain an interrupted copy",
     required=True,
-    help="URL of the target database, which must be empty or contain an interrupted copy.",
+    is_secret=has_password,
 )
 @json_option
 @async_command

@@ -30,6 +30,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
+from shortener.cli.secret_input import secret_options
 from shortener.model import EVENT_NAMES
 from shortener.plurals import counted
 
@@ -203,8 +204,10 @@ def trackers() -> None:
 @click.argument("application", type=ID)
 @click.argument("url")
 @_tracker_options
-@click.option(
-    "--secret", help="Signing secret of the requests, best 24 bytes or more. Default: a secret is generated and printed once."
+@secret_options(
+    "secret",
+    "secret",
+    "Signing secret of the requests, best 24 bytes or more. Default: a secret is generated and printed once",
 )
 @click.option("--unsigned", is_flag=True, help="Do not sign requests.")
 @json_option
@@ -272,9 +275,10 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
 @click.argument("tracker", type=ID)
 @click.option("--url", help="New URL of the tracker.")
 @_tracker_options
-@click.option(
-    "--secret",
-    help="New signing secret, best 24 bytes or more. During --overlap requests are also signed with the replaced secret.",
+@secret_options(
+    "secret",
+    "secret",
+    "New signing secret, best 24 bytes or more. During --overlap requests are also signed with the replaced secret",
 )
 @click.option("--rotate-secret", is_flag=True, help="Generate a new signing secret and print it once.")
 @click.option(
