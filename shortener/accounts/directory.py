@@ -94,8 +94,6 @@ class Application:
     def domain(self) -> Domain | None:
         """The domain of new links: the default domain if it is enabled, and otherwise the first enabled domain. It is None if no
         domain is enabled."""
-        if not self.domains:
-            return None
         enabled = [domain for domain in self.domains if not domain.disabled]
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
 
@@ -145,9 +143,8 @@ class _Snapshot:
     keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
     # The application id and the end of the validity of each tracker token, by hash of the token.
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
-    postback_keys: dict[str, tuple[int, int, datetime | None]] = field(
-        default_factory=dict
-    )  # The key id, the application id and the end of the validity of each postback key, by hash of the key.
+    #: The key id, the application id and the end of the validity of each postback key, by hash of the key.
+    postback_keys: dict[str, tuple[int, int, datetime | None]] = field(default_factory=dict)
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
     gateways: dict[int, GatewayEntry] = field(default_factory=dict)
     report_keys: dict[str, int] = field(default_factory=dict)  # The id of each gateway, by hash of its report key.
@@ -208,6 +205,11 @@ class Directory:
         except StoreUnavailable:
             return False
         return True
+
+    @property
+    def version(self) -> str:
+        """The version of the accounts in memory: another random text after each change of an account."""
+        return self._snapshot.version
 
     def application(self, application_id: int) -> Application | None:
         """Return the application with this id."""

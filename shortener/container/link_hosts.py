@@ -22,6 +22,10 @@ class InstallationHosts:
         self.base_url = base_url_of(settings, directory)
         self.shared_host, self.shared_path = host_of(settings.base_url), settings.base_path
 
+    @property
+    def version(self) -> str:
+        return self._directory.version
+
     def is_own(self, url: str) -> bool:
         return self._directory.is_own(url) or self._own_hosts.contains(url)
 

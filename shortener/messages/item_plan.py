@@ -1,11 +1,11 @@
 """This module validates the parts of a message that are the same for all its recipients: body, links, expiry, domain, gateway and
-callback. `plan_item` returns every problem and raises nothing for an invalid message. It is a pure function; the caller passes the
-time, the limits and the hosts.
+callback. `plan_item` returns every problem and raises nothing for an invalid message. The caller passes the time, the limits and
+the hosts. `PlanCache` keeps the plans of the latest messages, because most messages of a campaign have the same text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -33,6 +33,8 @@ NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send th
 SIMULATED = "the request names the simulator, which sends nothing and reports the message as delivered"
 #: The longest lifetime of links that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)
+MAX_CACHED_PLANS = 256  # the maximum number of plans that a PlanCache keeps
+MAX_CACHED_CHARACTERS = 1600  # plans of longer texts are not kept
 
 
 @record
@@ -66,7 +68,6 @@ class ItemPlan:
 
     track: TrackMode = "directives"
     links: tuple[PlannedLink, ...] = ()
-    expires_at: int = 0  # the time at which the links expire, in milliseconds since 1970
     fallback_location: str | None = None  # the fallback URL as the value of a Location header
     domain_id: int = 0  # the domain of the short links; 0 is the domain of BASE_URL
     base_url: str = ""  # scheme, host and port of the short links
@@ -109,18 +110,86 @@ def _is_simulated_by_request(application: Application, gateway: GatewayEntry | N
     return gateway is not None and gateway.kind == SIMULATOR and selected is not None and selected.kind != SIMULATOR
 
 
+class PlanCache:
+    """The plans of the latest messages without problems, for further messages with the same content.
+
+    The key of a plan contains everything on which the plan depends, and the campaign, so that all messages with one plan have the
+    same link sets. The cache belongs to one installation, whose limits do not change while the process runs."""
+
+    def __init__(self, hosts: LinkHosts) -> None:
+        self._hosts = hosts
+        self._plans: dict[Hashable, tuple[Application, ItemPlan]] = {}
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def key(self, application: Application, item: RewriteItem) -> Hashable:
+        """Return the key of the plan of a message. Call this before the plan is made, because the hosts may change meanwhile."""
+        return (
+            self._hosts.version,
+            application.id,
+            item.body,
+            item.track,
+            item.from_address,
+            item.sender_id_alias,
+            item.campaign,
+            item.domain,
+            item.gateway,
+            item.fallback_url,
+            item.callback_url,
+        )
+
+    def find(self, application: Application, key: Hashable) -> ItemPlan | None:
+        """Return the plan with this key, or None. A plan for an earlier version of the application does not count."""
+        known, plan = self._plans.get(key, (None, None))
+        return plan if known is application else None
+
+    def add(self, application: Application, item: RewriteItem, key: Hashable, plan: ItemPlan) -> None:
+        """Keep a plan, unless it has problems or a long text."""
+        if plan.problems or len(item.body) > MAX_CACHED_CHARACTERS:
+            return
+        if len(self._plans) >= MAX_CACHED_PLANS:
+            self._plans.clear()
+        self._plans[key] = application, plan
+
+
 def plan_item(
-    application: Application, item: RewriteItem, index: int, now: datetime, limits: RewriteLimits, hosts: LinkHosts
-) -> ItemPlan:
-    """Check the parts of a message that are the same for all recipients: body, links, expiry, domain, sender and callback."""
+    application: Application,
+    item: RewriteItem,
+    index: int,
+    now: datetime,
+    limits: RewriteLimits,
+    hosts: LinkHosts,
+    cache: PlanCache | None = None,
+) -> tuple[ItemPlan, int]:
+    """Check the parts of a message that are the same for all recipients: body, links, expiry, domain, sender and callback. Return
+    the plan, and the time at which its links expire, in milliseconds since 1970 (0 if the plan has problems)."""
     problems: list[Problem] = []
 
     def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
         problems.append(Problem(index, code, Detail(item.field_path(name, None), reason, position)))
 
+    expires_at = _plan_expiry(application, item, now, limits, reject)
+    key = None if cache is None else cache.key(application, item)
+    plan = None if cache is None or problems else cache.find(application, key)
+    if plan is None:
+        plan = _plan_content(application, item, limits, hosts, problems, reject)
+        if cache is not None:
+            cache.add(application, item, key, plan)
+    return plan, 0 if problems else to_ms(expires_at)
+
+
+def _plan_content(
+    application: Application,
+    item: RewriteItem,
+    limits: RewriteLimits,
+    hosts: LinkHosts,
+    problems: list[Problem],
+    reject: Callable[..., None],
+) -> ItemPlan:
+    """Return the plan of a message whose expiry has been checked. `reject` adds a problem to `problems`."""
     settings = application.settings
     track = item.track or settings.track
-    expires_at = _plan_expiry(application, item, now, limits, reject)
     # The detection of URLs takes most of the time of planning a long text, so it runs only once.
     detection = None if track == "directives" else detect_urls(item.body)
     links, has_links = _plan_links(application, item, track, detection, hosts, reject)
@@ -161,7 +230,6 @@ def plan_item(
     return ItemPlan(
         track,
         links=links,
-        expires_at=to_ms(expires_at),
         fallback_location=fallback_location,
         domain_id=domain.id if domain else 0,
         base_url=base_url,

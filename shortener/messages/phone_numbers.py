@@ -57,13 +57,15 @@ def parse_number(to: str) -> PhoneNumber:
 
     Spaces, hyphens, brackets, invisible characters and a leading `00` are removed. Digits without `+` are accepted, with a warning,
     if they are a valid international number. Raise PhoneNumberError otherwise."""
-    number = to if _E164.fullmatch(to) else _normalise(to)
+    number = to
     warnings: tuple[str, ...] = ()
-    if _DIGITS.fullmatch(number) and _is_valid(f"+{number}"):
-        number = f"+{number}"
-        warnings = (f"to {to!r} has no +; it was read as {number}",)
-    if _E164.fullmatch(number) is None:
-        raise PhoneNumberError(f"{to[:32]!r} is not an E.164 number: + and 7 to 15 digits, as in +14155550100")
+    if _E164.fullmatch(to) is None:
+        number = _normalise(to)
+        if _DIGITS.fullmatch(number) and _is_valid(f"+{number}"):
+            number = f"+{number}"
+            warnings = (f"to {to!r} has no +; it was read as {number}",)
+        if _E164.fullmatch(number) is None:
+            raise PhoneNumberError(f"{to[:32]!r} is not an E.164 number: + and 7 to 15 digits, as in +14155550100")
     calling_code, country = _country(number)
     if calling_code and not _is_possible_length(calling_code, len(number) - 1):
         warnings += (f"to {number} has a length that no number of its country has; carriers may reject it",)

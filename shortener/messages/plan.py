@@ -2,7 +2,7 @@
 
 `plan_request` checks a request completely and returns every problem; it raises nothing for an invalid message. `RewriteWriter`
 decides later whether a problem rejects the request: a repeated request or message gets its first response even if it would be
-invalid today. All functions are pure; the caller passes the time, the limits and the hosts.
+invalid today. The caller passes the time, the limits and the hosts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 from shortener.accounts.directory import Application
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
-from shortener.messages.item_plan import ItemPlan, Problem, plan_item
+from shortener.messages.item_plan import ItemPlan, PlanCache, Problem, plan_item
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.sender_rules import country_problem
@@ -42,6 +42,7 @@ class PlannedMessage:
     # message_id.
     content_hash: str
     plan: ItemPlan
+    expires_at: int = 0  # the time at which the links expire, in milliseconds since 1970
     problem: Problem | None = None  # a problem that rejects only this recipient, and only if the message is new
     earlier_hash: str | None = None  # the hash that earlier releases stored for the same content; None if it is `content_hash`
 
@@ -127,8 +128,9 @@ def plan_request(
     now: datetime,
     limits: RewriteLimits,
     hosts: LinkHosts,
+    cache: PlanCache | None = None,
 ) -> PlannedRequest:
-    """Check a rewrite request, and return its plan with all problems.
+    """Check a rewrite request, and return its plan with all problems. `cache` contains the plans of earlier messages.
 
     `content` is the content that a repeat with the same Idempotency-Key must have. `earlier_content` is the same content in the
     form that the previous release stored."""
@@ -146,16 +148,24 @@ def plan_request(
     messages: list[PlannedMessage] = []
     problems: list[Problem] = []
     used_ids: dict[str, str] = {}  # the hash of the content of each message, by message_id
-    plans = [plan_item(application, item, index, now, limits, hosts) for index, item in enumerate(items)]
+    plans: list[ItemPlan] = []
     for index, item in enumerate(items):
-        messages += _identify(application, item, index, plans[index], used_ids, problems)
+        plan, expires_at = plan_item(application, item, index, now, limits, hosts, cache)
+        plans.append(plan)
+        messages += _identify(application, item, index, plan, expires_at, used_ids, problems)
     return PlannedRequest(
         application, items, plans, tuple(messages), tuple(problems), idempotency_key, content_hash, earlier_hash, to_ms(now), error
     )
 
 
 def _identify(
-    application: Application, item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: dict[str, str], problems: list[Problem]
+    application: Application,
+    item: RewriteItem,
+    item_index: int,
+    plan: ItemPlan,
+    expires_at: int,
+    used_ids: dict[str, str],
+    problems: list[Problem],
 ) -> list[PlannedMessage]:
     """Return a planned message for each valid recipient. Add a problem for each invalid recipient and message_id."""
 
@@ -208,6 +218,7 @@ def _identify(
             request_id=request_id,
             content_hash=hashes.get(index, ""),
             plan=plan,
+            expires_at=expires_at,
             problem=refused.get(index),
             earlier_hash=earlier_hashes.get(index),
         )

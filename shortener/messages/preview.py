@@ -35,7 +35,7 @@ def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> 
 def _preview(message: PlannedMessage, sample_code: Callable[[], str]) -> dict[str, Any]:
     plan = message.plan
     links = [
-        StoredLink(sample_code(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path)
+        StoredLink(sample_code(), link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path)
         for link in plan.links
     ]
     # A preview sends nothing, so its response has no fields about sending. The name of the gateway is still checked.

@@ -68,6 +68,11 @@ class LinkHosts(TargetHosts, Protocol):
         """Return why no callback may be sent to a host (without port); None if the host is permitted. Make no DNS look-up."""
         ...
 
+    @property
+    def version(self) -> str:
+        """A text that changes when the own hosts or the blocked hosts change."""
+        ...
+
     def base_url(self, domain_id: int) -> str:
         """Return scheme, host and port of the short links on a domain. The domain id 0 means BASE_URL."""
         ...

@@ -29,7 +29,7 @@ from shortener.accounts.directory import Application
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
-from shortener.messages.item_plan import Problem
+from shortener.messages.item_plan import PlanCache, Problem
 from shortener.messages.near_directives import count_signs
 from shortener.messages.plan import PlannedRequest, plan_request
 from shortener.messages.preview import preview_request
@@ -83,6 +83,7 @@ class Rewriter:
         self._clock = clock
         self._hosts = hosts
         self._limits = limits
+        self._plans = PlanCache(hosts)
         self._totals = totals
         self._cache = cache
         self.tracer = tracer
@@ -128,6 +129,7 @@ class Rewriter:
             now=self._clock(),
             limits=self._limits,
             hosts=self._hosts,
+            cache=self._plans,
         )
         if not _is_large(items):
             return await self._store(application, _check_new(plan()), started)
@@ -199,6 +201,7 @@ class Rewriter:
             now=self._clock(),
             limits=self._limits,
             hosts=self._hosts,
+            cache=self._plans,
         )
         if not _is_large(items):
             return plan()

@@ -27,7 +27,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.messages import queries
 from shortener.messages.codes import Codes
-from shortener.messages.item_plan import ItemPlan, PlannedLink, Problem
+from shortener.messages.item_plan import PlannedLink, Problem
 from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
@@ -86,8 +86,8 @@ class RewriteWriter:
         """Store the requests. Return a response or an ApiError for each request, and the new rows."""
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
-        # The keys of these dicts are the `id()` of Python objects. This is possible because the recipients of a message share its
-        # plan object, and because no request object is deleted before the transaction ends.
+        # The keys of these dicts are the `id()` of Python objects. This is possible because messages that share a plan object have
+        # the same application, campaign and links, and because no request object is deleted before the transaction ends.
         cohort_keys = {id(message): _cohort_key(request, message, processes) for request, message in creatable}
         cohorts = self._cohorts.get_ids(connection, set(cohort_keys.values()))
         first_of_plan = {id(message.plan): (request, message) for request, message in creatable}
@@ -180,7 +180,7 @@ class _Batch:
 
     def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
         plan = message.plan
-        rewritten = render_new(message, [self._rows.mint(link, plan) for link in plan.links], plan.base_url)
+        rewritten = render_new(message, [self._rows.mint(link, message) for link in plan.links], plan.base_url)
         cost = self._sends.cost_of(request, message, rewritten.segments)
         return rewritten if cost is None else replace(rewritten, cost=cost)
 
@@ -249,10 +249,11 @@ class _Rows:
         """The number of messages that were added."""
         return len(self._messages)
 
-    def mint(self, link: PlannedLink, plan: ItemPlan) -> StoredLink:
+    def mint(self, link: PlannedLink, message: PlannedMessage) -> StoredLink:
         """Return a new link with a new random code."""
+        plan = message.plan
         return StoredLink(
-            self._codes.mint(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path
+            self._codes.mint(), link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path
         )
 
     def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:

@@ -34,6 +34,7 @@ class Hosts:
     base_urls: Mapping[int, str] = field(default_factory=dict)
     shared_host: str = "go.example"
     shared_path: str = ""
+    version: str = "1"
 
     def is_own(self, url: str) -> bool:
         return url.startswith(self.own)

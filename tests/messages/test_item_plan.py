@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from shortener.accounts.directory import Domain
 from shortener.messages import item_plan, spans, url_detection
-from shortener.messages.item_plan import MAX_LIFETIME, MAX_LINKS
+from shortener.messages.item_plan import MAX_CACHED_CHARACTERS, MAX_LIFETIME, MAX_LINKS, PlanCache
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage.types import from_ms
 from tests.conftest import NOON
-from tests.messages.rewriting import LIMITS, Hosts, application, item, only, reason, rejection
+from tests.messages.rewriting import LIMITS, LINK, Hosts, application, item, only, reason, rejection
 
 
 def test_a_trackurl_directive_or_an_application_setting_causes_an_event_for_every_click_on_a_link() -> None:
@@ -20,7 +21,7 @@ def test_a_trackurl_directive_or_an_application_setting_causes_an_event_for_ever
 
 def test_the_lifetime_of_a_link_is_set_by_the_request_then_the_application_then_the_installation() -> None:
     def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
-        return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
+        return from_ms(only(planned_item, application=application(**settings)).expires_at)
 
     day = timedelta(days=1)
     assert expires_at(item()) == NOON + LIMITS.link_ttl
@@ -34,7 +35,7 @@ def test_a_link_without_a_requested_lifetime_expires_at_a_whole_second() -> None
     now = NOON + timedelta(milliseconds=771)
     every: tuple[dict[str, Any], ...] = ({}, {"link_ttl_days": 2})
     for settings in every:
-        assert from_ms(only(item(), application=application(**settings), now=now).plan.expires_at).microsecond == 0
+        assert from_ms(only(item(), application=application(**settings), now=now).expires_at).microsecond == 0
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
@@ -140,3 +141,64 @@ def test_a_message_with_more_than_thirty_links_is_rejected_with_the_position_of_
     urls = [f"https://x.example/{number:02}" for number in range(MAX_LINKS + 1)]
     (detail,) = rejection(item(" ".join(urls), track="all_urls")).details
     assert detail.position == len(" ".join(urls[:MAX_LINKS])) + 1
+
+
+# These tests check the cache of plans. A plan that is used again must be the plan that the message would get without the cache.
+
+
+def test_messages_with_the_same_content_share_a_rewrite_plan_but_not_their_expiry() -> None:
+    hosts = Hosts()
+    cache = PlanCache(hosts)
+    first = only(item(), hosts=hosts, cache=cache)
+    second = only(item(to="+14085550101", expires_in=60), hosts=hosts, cache=cache)
+    assert second.plan is first.plan
+    assert from_ms(first.expires_at) == NOON + LIMITS.link_ttl
+    assert from_ms(second.expires_at) == NOON + timedelta(seconds=60)
+    assert reason(item(expires_at=NOON), hosts=hosts, cache=cache) == ("expires_at", "must be in the future")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"body": f"{LINK}!"},
+        {"track": "all_urls"},
+        {"from_address": "ACME"},
+        {"sender_id_alias": "ACME"},
+        {"campaign": "spring"},
+        {"domain": "go.brand.example"},
+        {"gateway": ""},
+        {"fallback_url": "https://x.example/over"},
+        {"callback_url": "https://x.example/clicked"},
+    ],
+)
+def test_messages_with_different_content_have_different_rewrite_plans(other: dict[str, Any]) -> None:
+    brand = Domain(7, 1, "go.brand.example", "https://go.brand.example", None, False)
+    hosts = Hosts()
+    cache, app = PlanCache(hosts), application(domains=(brand,), allow_shared_host=True)
+    first = only(item(), application=app, hosts=hosts, cache=cache)
+    second = only(item(**other), application=app, hosts=hosts, cache=cache)
+    assert second.plan is not first.plan
+    assert second.plan == only(item(**other), application=app, hosts=hosts).plan
+
+
+def test_a_rewrite_plan_is_not_used_again_after_a_change_of_the_application_or_of_the_blocked_hosts() -> None:
+    hosts = Hosts()
+    cache = PlanCache(hosts)
+    assert not only(item(), application=application(), hosts=hosts, cache=cache).plan.links[0].every_click
+    assert only(item(), application=application(click_events="every"), hosts=hosts, cache=cache).plan.links[0].every_click
+    hosts.blocked, hosts.version = {"x.example"}, "2"
+    assert reason(item(), hosts=hosts, cache=cache)[1].endswith("leads to a blocked host")
+
+
+def test_the_cache_of_rewrite_plans_is_bounded_and_contains_no_problems_and_no_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_plan, "MAX_CACHED_PLANS", 3)
+    hosts = Hosts()
+    cache = PlanCache(hosts)
+    sizes = []
+    for number in range(8):
+        only(item(f"{LINK} {number}"), hosts=hosts, cache=cache)
+        sizes.append(len(cache))
+    assert sizes == [1, 2, 3, 1, 2, 3, 1, 2]
+    rejection(item('#track("nothing")'), hosts=hosts, cache=cache)
+    only(item("x" * (MAX_CACHED_CHARACTERS + 1)), hosts=hosts, cache=cache)
+    assert len(cache) == 2

@@ -16,7 +16,7 @@ def test_the_rewrite_plan_of_a_message_contains_its_link_and_generated_ids() -> 
     assert (link.span.start, link.destination.url, link.every_click) == (4, "https://x.example/", False)
     assert (message.number.e164, message.number.country) == (TO, "US")
     assert (len(message.message_id), len(message.request_id), message.has_own_id, message.content_hash) == (22, 22, False, "")
-    assert from_ms(message.plan.expires_at) == NOON + LIMITS.link_ttl
+    assert from_ms(message.expires_at) == NOON + LIMITS.link_ttl
 
 
 def test_all_recipients_of_one_message_share_the_rewrite_plan_and_the_request_id() -> None:
