@@ -68,6 +68,7 @@ FACTS = (
     "seconds_since_delivered",
     "user_agent",
     "click_country",
+    "created_at",
     "sent_at",
     "delivered_at",
     "clicked_at",

@@ -339,6 +339,7 @@ def _message_facts(source: Sources) -> dict[str, Any]:
         "country": source.country or None,
         "metadata": source.metadata and orjson.loads(source.metadata),
         "process_key": source.process_key,
+        "created_at": _iso(source.created_at),
         "sent_at": _iso(source.sent_at),
         "delivered_at": _iso(source.delivered_at),
         "clicked_at": _iso(at if source.hit_id is not None else source.clicked_at),

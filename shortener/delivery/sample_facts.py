@@ -83,6 +83,7 @@ def _message_facts(now: int) -> dict[str, Any]:
         "short_url": "https://go.brand.example/8kVnq2LmRd",
         "url": "https://example.com/",
         "label": "test",
+        "created_at": iso_with_ms(now - 45_000),
         "sent_at": iso_with_ms(now - 44_000),
         "delivered_at": iso_with_ms(now - 42_000),
         "process_key": "test",

@@ -63,8 +63,9 @@ def xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str,
     body: dict[str, Any] = {
         # Xoxzo has no status for an opened link. The field `accessed` contains that information.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
-        "sender": get("sender_id_alias") or get("from_address") or get("sender_id_id") or "",
-        "sent_time": _seconds_text(get("sent_at")),
+        # As in the status: the sender of the request, and the time when the message was rewritten if it was not reported as sent.
+        "sender": get("from_address") or get("sender_id_alias") or get("sender_id_id") or "",
+        "sent_time": _seconds_text(get("sent_at") or get("created_at")),
         "cost": exact_number(get("mt_price")),
         "msgid": get("message_id"),
         "recipient": get("to_address"),

@@ -136,7 +136,7 @@ class MessageStatusReader:
         return {
             "msgid": message.message_id,
             "status": (State.DELIVERED if state > State.DELIVERED else state).name,
-            "sender": message.from_address,
+            "sender": message.from_address or message.sender_id_alias or message.sender_id_id,
             "recipient": shown_number(message.to_address, reveal=reveal),
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),

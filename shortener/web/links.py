@@ -20,14 +20,15 @@ from shortener.clicks.link_changes import (
 )
 from shortener.clicks.link_details import DisabledBy, find_link, serialize_link
 from shortener.errors import ApiError, ErrorCode
-from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
+from shortener.reporting.csv_lists import SerializedPage, stream_csv
+from shortener.reporting.links import HEADER, LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text, UrlText
 from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import Source
-from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor, SingleRowCsvQuery
 from shortener.web.period import Period
 
 _TAG = "Links"
@@ -187,6 +188,17 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
     return _link(call, await call.service.database.read(_read_link, call.path["code"], call.application_id))
 
 
+async def show_csv(call: Call[SingleRowCsvQuery, None]) -> Response:
+    """Return one link of the application as CSV, with the columns of the list."""
+    stored = await call.service.database.read(_read_link, call.path["code"], call.application_id)
+    page: SerializedPage[None] = SerializedPage([_link(call, stored)["link"]], None)
+
+    async def read(after: None) -> SerializedPage[None]:
+        return page
+
+    return await csv_response(call, "link", stream_csv(read, lambda fields: fields, HEADER, bom=call.query.bom))
+
+
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     """Change one link of the application."""
     service, code = call.service, call.path["code"]
@@ -255,7 +267,7 @@ def _read_link(connection: Connection, code: str, application_id: int) -> _Store
     return row, count_clicks(connection, [(row.id, row.message)]), read_history(connection, row.id)
 
 
-def _link(call: Call[None, Any], stored: _StoredLink) -> dict[str, Any]:
+def _link(call: Call[Any, Any], stored: _StoredLink) -> dict[str, Any]:
     service, (row, clicks, history) = call.service, stored
     base_url = base_url_of(service.settings, service.directory)
     fields = serialize_link(row, service.directory, base_url, service.clock(), clicks.get(row.id, LinkClicks()))
@@ -290,6 +302,18 @@ ENDPOINTS = [
         query=LinksCsvQuery,
         media_type="text/csv",
         description="Exports all links that match the filters as CSV in UTF-8. The links of the newest message come first.",
+    ),
+    Endpoint(
+        "GET",
+        "/api/v1/links/{code}.csv",
+        show_csv,
+        "Export a link as CSV",
+        _TAG,
+        permission="sms.read",
+        query=SingleRowCsvQuery,
+        media_type="text/csv",
+        errors=(ErrorCode.NOT_FOUND,),
+        description="One row with the columns of `/api/v1/links.csv`.",
     ),
     Endpoint(
         "GET",

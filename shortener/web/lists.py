@@ -13,7 +13,7 @@ from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
 from shortener.model import EVENT_NAMES, DeliveryStatus, EventName, Topic, Verdict
-from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
+from shortener.reporting.csv_lists import PAGE_ROWS, SerializedPage, stream_csv
 from shortener.reporting.event_list import (
     EVENT_CSV_COLUMNS,
     EventFilter,
@@ -29,7 +29,7 @@ from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.large_responses import convert_in_pieces
-from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
+from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor, SingleRowCsvQuery
 from shortener.web.period import Period
 from shortener.web.statistics import StatisticsQuery, statistics_filter
 
@@ -276,6 +276,19 @@ async def event(call: Call[None, None]) -> dict[str, Any]:
     }
 
 
+async def event_csv(call: Call[SingleRowCsvQuery, None]) -> Response:
+    """Return one event of the application as CSV, with the columns of the list."""
+    found = await call.service.database.read(find_event, call.application_id, call.path["event_id"])
+    if found is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "The application has no event with this id.")
+    page: SerializedPage[None] = SerializedPage([_event(call, found[0])], None)
+
+    async def read(after: None) -> SerializedPage[None]:
+        return page
+
+    return await csv_response(call, "event", stream_csv(read, lambda fields: fields, EVENT_CSV_COLUMNS, bom=call.query.bom))
+
+
 def _event(call: Call[Any, None], listed: ListedEvent) -> dict[str, Any]:
     return serialize_event(listed, call.service.click_ids.encode)
 
@@ -330,6 +343,18 @@ ENDPOINTS: Sequence[Endpoint] = [
     _list_endpoint("/api/v1/clicks.csv", clicks_csv, "Export hits as CSV", ClicksCsvQuery, None, _ADDS_UP),
     _list_endpoint("/api/v1/events", events, "List events", EventsQuery, EventsResponse, _EVENTS),
     _list_endpoint("/api/v1/events.csv", events_csv, "Export events as CSV", EventsCsvQuery, None, _EVENTS),
+    Endpoint(
+        "GET",
+        "/api/v1/events/{event_id}.csv",
+        event_csv,
+        "Export an event as CSV",
+        _TAG,
+        permission="sms.read",
+        query=SingleRowCsvQuery,
+        media_type="text/csv",
+        errors=(ErrorCode.NOT_FOUND,),
+        description="One row with the columns of `/api/v1/events.csv`.",
+    ),
     Endpoint(
         "GET",
         "/api/v1/events/{event_id}",

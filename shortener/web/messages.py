@@ -109,7 +109,10 @@ class MessageFields(ResponseModel):
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
     fragments_count: int | None = Field(description="Number of SMS segments that the carrier billed.")
-    mt_price: str | None = Field(description="Price of the message as a decimal string, for example 0.0095.")
+    mt_price: str | None = Field(
+        description="Price of the message as a decimal string, for example 0.0095: the price in the request or in a delivery "
+        "report, else the cost of the send. A refund does not change it; the `cost` of the statistics does not contain refunds."
+    )
 
 
 class LinkTracking(ResponseModel):

@@ -23,6 +23,8 @@ _NAMES: Mapping[tuple[str, str], str] = {
     ("GET", "/api/v1/sms/stats"): "get_statistics",
     ("GET", "/api/v1/sms/stats/daily"): "get_statistics_by_day",
     ("GET", "/api/v1/balance"): "get_balance",
+    ("GET", "/api/v1/links/{code}.csv"): "export_link",
+    ("GET", "/api/v1/events/{event_id}.csv"): "export_event",
     ("POST", "/api/v1/opt-outs"): "add_opt_out",
     ("DELETE", "/api/v1/opt-outs/{number}"): "remove_opt_out",
     ("GET", "/api/v1/gateways/reports/{report_key}"): "receive_gateway_report_without_reference_by_get",

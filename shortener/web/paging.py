@@ -14,6 +14,7 @@ from pydantic import Field
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds
 from shortener.secret import Secret
+from shortener.web.endpoint import RequestModel
 
 #: The type of the field `next_cursor` in responses.
 NextCursor = Annotated[str | None, Field(description="Cursor of the next page; null on the last page.")]
@@ -24,6 +25,12 @@ ByteOrderMark = Annotated[
     bool,
     Field(description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."),
 ]
+
+
+class SingleRowCsvQuery(RequestModel):
+    """The options of a CSV."""
+
+    bom: ByteOrderMark = False
 
 
 class Cursors:

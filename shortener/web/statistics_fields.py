@@ -54,7 +54,8 @@ class FigureFields(ResponseModel):
     )
     conversions: int = Field(description="Number of conversions. A message can have several.")
     cost: str = Field(
-        description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance "
+        description="Cost of the messages that were sent through gateways, without refunds of messages that certainly were not "
+        "sent. It is not the sum of `mt_price`, which a refund does not change. A decimal string in the currency of the balance "
         "(`GET /api/v1/balance`), or of the operator's prices if the application has no balance."
     )
     value: dict[str, str] = Field(

@@ -78,6 +78,7 @@ async def test_a_first_click_event_contains_data_about_the_click_and_its_message
         "country": "US",
         "metadata": {"a": 1},
         "process_key": None,
+        "created_at": "2026-11-20T12:00:00.000Z",
         "sent_at": "2026-11-20T12:00:01.000Z",
         "delivered_at": "2026-11-20T12:00:03.000Z",
         "clicked_at": "2026-11-20T12:00:45.250Z",

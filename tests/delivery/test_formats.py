@@ -206,7 +206,7 @@ def test_a_json_body_can_contain_every_event_field_under_its_default_name_and_it
 def test_the_xoxzo_body_of_a_click_equals_the_documented_status_response() -> None:
     assert body("xoxzo", CLICK | {"topic": "click"}) == {
         "status": "DELIVERED",
-        "sender": "Gladiator",
+        "sender": "18775550100",
         "sent_time": "2026-11-20 11:59:16",
         "cost": Decimal("0.0095"),
         "msgid": "uFAbXDeSXGMzgK5Qoxw5g2",
@@ -231,6 +231,13 @@ def test_the_xoxzo_body_of_a_click_equals_the_documented_status_response() -> No
             "verdict_reason": None,
         },
     }
+
+
+def test_the_sender_and_the_time_in_the_xoxzo_body_are_those_of_the_status_response() -> None:
+    facts = CLICK | {"topic": "delivery", "created_at": "2026-11-20T11:59:15.000Z", "sent_at": None}
+    assert body("xoxzo", facts)["sent_time"] == "2026-11-20 11:59:15"
+    assert body("xoxzo", facts | {"from_address": ""})["sender"] == "Gladiator"
+    assert body("xoxzo", facts | {"from_address": "", "sender_id_alias": ""})["sender"] == "EjihJOXWJE24O"
 
 
 def test_the_field_accessed_is_false_in_the_xoxzo_body_of_an_event_without_click() -> None:

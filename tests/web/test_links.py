@@ -419,6 +419,11 @@ async def test_lists_of_links_message_statuses_and_csv_contain_the_clicks_of_eac
     assert ",'=two," in lines[2]
     assert lines[2].split(",")[-2] == "3"
     assert (await client.get("/api/v1/links.csv", params={"bom": "true"})).content == b"\xef\xbb\xbf" + csv.content
+    header, *lines = csv.text.splitlines()
+    for line in lines:
+        code = dict(zip(header.split(","), line.split(","), strict=False))["code"]
+        assert (await client.get(f"/api/v1/links/{code}.csv")).text.splitlines() == [header, line]
+    assert (await client.get("/api/v1/links/unknown.csv")).status_code == 404
 
 
 async def test_a_changed_destination_may_have_a_scheme_of_the_application(client: httpx.AsyncClient, clock: Clock) -> None:

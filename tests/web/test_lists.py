@@ -183,7 +183,11 @@ async def test_events_are_listed_and_shown(history: httpx.AsyncClient) -> None:
     events = await all_rows(history, "/api/v1/events", "events")
     kinds = [event["event"] for event in events]
     assert {"state", "click", "late_click", "conversion", "delivery"} == set(kinds)
-    assert len(await csv_rows(history, "/api/v1/events.csv")) == len(events)
+    listed = await csv_rows(history, "/api/v1/events.csv")
+    assert len(listed) == len(events)
+    for row in listed:
+        assert await csv_rows(history, f"/api/v1/events/{row['event_id']}.csv") == [row]
+    assert (await history.get("/api/v1/events/evt_unknown.csv")).status_code == 404
     clickthru = [event for event in events if event["new_state"] == "CLICKTHRU"]
     assert len(clickthru) == 3
     for event in events:
@@ -275,6 +279,7 @@ async def test_each_csv_list_pauses_while_many_hits_arrive(
 
     monkeypatch.setattr(service.throttle, "slow_down", slow_down)
     paths = [path for path in (await client.get("/openapi.json")).json()["paths"] if path.endswith((".csv", "/export"))]
+    paths = [path for path in paths if "{" not in path]  # the CSV of one row has no further page
     assert len(paths) >= 6
     for path in paths:
         assert (await client.get(path)).status_code == 200

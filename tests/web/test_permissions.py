@@ -66,6 +66,7 @@ PERMISSION_OF: Mapping[str, str] = {
             GET /api/v1/clicks.csv
             GET /api/v1/events
             GET /api/v1/events.csv
+            GET /api/v1/events/{event_id}.csv
             GET /api/v1/events/{event_id}
             GET /api/v1/conversions
             GET /api/v1/conversions.csv
@@ -73,6 +74,7 @@ PERMISSION_OF: Mapping[str, str] = {
             GET /api/v1/conversions/refused.csv
             GET /api/v1/links
             GET /api/v1/links.csv
+            GET /api/v1/links/{code}.csv
             GET /api/v1/links/{code}
             GET /api/v1/links/updates
             GET /api/v1/links/updates/{update_id}
