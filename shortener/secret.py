@@ -17,11 +17,7 @@ import hashlib
 import hmac
 import os
 import secrets
-import select
 import stat
-import subprocess
-import sys
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,15 +29,6 @@ from shortener.signatures import SIGNING_PREFIX
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
-
-
-#: The code of the child process of `Secret.encrypt_in_child`. It reads the key, and then encrypts the text of each line.
-_ENCRYPT = (
-    "import sys; from cryptography.fernet import Fernet; lines = sys.stdin.buffer; fernet = Fernet(lines.readline());\n"
-    "for line in lines: sys.stdout.buffer.write(fernet.encrypt(line[:-1]) + b'\\n'); sys.stdout.flush()"
-)
-#: The longest time to wait until the child process has imported the library and encrypted a text.
-_CHILD_SECONDS = 10.0
 
 
 class SecretError(Exception):
@@ -63,18 +50,13 @@ class Secret:
         if is_weak_secret(value):
             raise SecretError(f"the secret is empty or too weak: it must be at least {MIN_SECRET_LENGTH} random characters")
         self._value = value.encode()
-        self._child: subprocess.Popen[bytes] | None = None  # the child process that encrypts now
 
     @cached_property
     def _fernet(self) -> Fernet:
         # cryptography is imported here: it takes 6 MB, and a process without trackers and gateways encrypts and decrypts nothing.
         from cryptography.fernet import Fernet
 
-        return Fernet(self._encryption_key)
-
-    @property
-    def _encryption_key(self) -> bytes:
-        return base64.urlsafe_b64encode(self.key("encryption"))
+        return Fernet(base64.urlsafe_b64encode(self.key("encryption")))
 
     def key(self, purpose: str) -> bytes:
         """Return the 32-byte key of this installation for one purpose."""
@@ -101,50 +83,7 @@ class Secret:
 
     def encrypt(self, text: str) -> str:
         """Return the text, encrypted with a key that is derived from this secret."""
-        if self._child is not None and (encrypted := self._encrypt_in(self._child, text)):
-            return encrypted
         return self._fernet.encrypt(text.encode()).decode()
-
-    @contextlib.contextmanager
-    def encrypt_in_child(self) -> Iterator[None]:
-        """Let a child process encrypt until the end of the `with` block. The first start encrypts a few texts, and this process
-        would keep the memory of the library (8 MB) until its end. If the library is already imported, or if no child process can
-        run, this process encrypts as usual. Only one thread may encrypt in the block."""
-        if "cryptography.fernet" in sys.modules:
-            yield
-            return
-        try:
-            # The arguments of a process are visible to other users, so the key is not an argument.
-            child = subprocess.Popen(  # noqa: S603 - all arguments are constants
-                [sys.executable, "-P", "-c", _ENCRYPT],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        except OSError:
-            yield
-            return
-        with child:  # closes its stdin, so the process ends
-            _write_line(child, self._encryption_key)
-            self._child = child
-            try:
-                yield
-            finally:
-                self._child = None
-
-    def _encrypt_in(self, child: subprocess.Popen[bytes], text: str) -> str | None:
-        """Return the text, encrypted by the child process. Return None and end the process if it cannot encrypt the text."""
-        assert child.stdout is not None
-        if "\n" not in text and _write_line(child, text.encode()) and select.select([child.stdout], [], [], _CHILD_SECONDS)[0]:
-            token = child.stdout.readline().removesuffix(b"\n")
-            # A token ends with its HMAC. If sys.executable is not Python, the line is no token, and the text would be lost.
-            with contextlib.suppress(ValueError):
-                content = base64.urlsafe_b64decode(token)
-                if hmac.compare_digest(content[-32:], hmac.digest(self.key("encryption")[:16], content[:-32], hashlib.sha256)):
-                    return token.decode()
-        child.kill()
-        return None
 
     def decrypt(self, token: str) -> str:
         """Return the text that `encrypt` encrypted. Raise SecretError if another secret encrypted it."""
@@ -161,15 +100,6 @@ class Secret:
             return token is not None and self.decrypt(token) == text
         except SecretError:
             return False
-
-
-def _write_line(child: subprocess.Popen[bytes], line: bytes) -> bool:
-    assert child.stdin is not None
-    try:
-        child.stdin.write(line + b"\n")
-    except OSError:  # the process has ended
-        return False
-    return True
 
 
 def new_signing_secret() -> str:

@@ -1,5 +1,4 @@
 import stat
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,27 +32,6 @@ def test_the_secret_has_a_separate_key_for_each_purpose_and_decrypts_values_that
     assert secret.decrypt(secret.encrypt("whsec_x")) == "whsec_x"
     with pytest.raises(SecretError, match="another SECRET"):
         Secret("vutsrqponmlkjihgfedcba9876543210").decrypt(secret.encrypt("x"))
-
-
-def test_a_child_process_encrypts_texts_so_that_this_process_does_not_import_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = Secret("0123456789abcdefghijklmnopqrstuv")
-    monkeypatch.delitem(sys.modules, "cryptography.fernet", raising=False)
-    with secret.encrypt_in_child():
-        encrypted = [secret.encrypt(text) for text in ("whsec_x", "", "ä" * 5000)]
-        assert "cryptography.fernet" not in sys.modules
-        tokens = [*encrypted, secret.encrypt("two\nlines")]  # not for the child process, which reads lines
-    assert "cryptography.fernet" in sys.modules
-    assert [secret.decrypt(token) for token in tokens] == ["whsec_x", "", "ä" * 5000, "two\nlines"]
-
-
-@pytest.mark.parametrize("program", ["/no/such/program", "/bin/false", "/bin/echo"])
-def test_if_no_child_process_can_encrypt_this_process_encrypts(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    secret = Secret("0123456789abcdefghijklmnopqrstuv")
-    monkeypatch.delitem(sys.modules, "cryptography.fernet", raising=False)
-    monkeypatch.setattr(sys, "executable", program)
-    with secret.encrypt_in_child():
-        tokens = [secret.encrypt("one"), secret.encrypt("two")]
-    assert [secret.decrypt(token) for token in tokens] == ["one", "two"]
 
 
 def test_a_secret_file_that_others_can_write_is_rejected(tmp_path: Path) -> None:

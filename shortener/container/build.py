@@ -7,7 +7,7 @@ receives only what it depends on. If a step fails, everything that was opened be
 from __future__ import annotations
 
 import random
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, suppress
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -125,12 +125,10 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if clock is None:
             clock = await open_clock(database)
         guard = ClockGuard(ms_clock(clock), uptime, stored.get(PURGE_CLOCK))
-        is_first_start = may_create and not has_applications
-        with secret.encrypt_in_child() if is_first_start else nullcontext():
-            first_credentials = None
-            if is_first_start:
-                first_credentials = await _ensure_default_application(database, clock, secret, settings)
-            service = await _build_service(settings, clock, guard, secret, database, first_credentials, opened, owner=owner)
+        first_credentials = None
+        if may_create and not has_applications:
+            first_credentials = await _ensure_default_application(database, clock, secret, settings)
+        service = await _build_service(settings, clock, guard, secret, database, first_credentials, opened, owner=owner)
         service.largest_batch = largest_batch
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service

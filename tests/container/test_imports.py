@@ -17,7 +17,6 @@ UNUSED = (
     "argon2",
     "asyncpg",
     "crawleruseragents",
-    "cryptography",  # a child process of the first start encrypts
     "difflib",
     "email.parser",  # http.client imports it
     "html",
