@@ -7,7 +7,7 @@ import pytest
 
 from shortener.accounts.directory import Domain
 from shortener.messages import item_plan, spans, url_detection
-from shortener.messages.item_plan import MAX_CACHED_CHARACTERS, MAX_LIFETIME, MAX_LINKS, PlanCache
+from shortener.messages.item_plan import MAX_CACHED_CHARACTERS, MAX_LIFETIME, MAX_LINKS, REMEMBERED_TEXTS, ItemPlan, PlanCache
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage.types import from_ms
 from tests.conftest import NOON
@@ -149,6 +149,7 @@ def test_a_message_with_more_than_thirty_links_is_rejected_with_the_position_of_
 def test_messages_with_the_same_content_share_a_rewrite_plan_but_not_their_expiry() -> None:
     hosts = Hosts()
     cache = PlanCache(hosts)
+    only(item(), hosts=hosts, cache=cache)  # the plan of a text that occurs only once is not kept
     first = only(item(), hosts=hosts, cache=cache)
     second = only(item(to="+14085550101", expires_in=60), hosts=hosts, cache=cache)
     assert second.plan is first.plan
@@ -175,30 +176,83 @@ def test_messages_with_different_content_have_different_rewrite_plans(other: dic
     brand = Domain(7, 1, "go.brand.example", "https://go.brand.example", None, False)
     hosts = Hosts()
     cache, app = PlanCache(hosts), application(domains=(brand,), allow_shared_host=True)
-    first = only(item(), application=app, hosts=hosts, cache=cache)
-    second = only(item(**other), application=app, hosts=hosts, cache=cache)
-    assert second.plan is not first.plan
-    assert second.plan == only(item(**other), application=app, hosts=hosts).plan
+    plans = [only(item(**fields), application=app, hosts=hosts, cache=cache).plan for fields in ({}, {}, {}, other, other, other)]
+    assert plans[2] is plans[1]
+    assert plans[5] is plans[4]
+    assert plans[4] is not plans[2]
+    assert plans[4] == only(item(**other), application=app, hosts=hosts).plan
 
 
 def test_a_rewrite_plan_is_not_used_again_after_a_change_of_the_application_or_of_the_blocked_hosts() -> None:
     hosts = Hosts()
-    cache = PlanCache(hosts)
-    assert not only(item(), application=application(), hosts=hosts, cache=cache).plan.links[0].every_click
+    cache, app = PlanCache(hosts), application()
+    plans = [only(item(), application=app, hosts=hosts, cache=cache).plan for _ in range(3)]
+    assert plans[2] is plans[1]
+    assert not plans[2].links[0].every_click
     assert only(item(), application=application(click_events="every"), hosts=hosts, cache=cache).plan.links[0].every_click
     hosts.blocked, hosts.version = {"x.example"}, "2"
     assert reason(item(), hosts=hosts, cache=cache)[1].endswith("leads to a blocked host")
 
 
-def test_the_cache_of_rewrite_plans_is_bounded_and_contains_no_problems_and_no_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_plan, "MAX_CACHED_PLANS", 3)
+def test_the_cache_of_rewrite_plans_contains_no_problems_and_no_long_texts() -> None:
     hosts = Hosts()
     cache = PlanCache(hosts)
-    sizes = []
-    for number in range(8):
-        only(item(f"{LINK} {number}"), hosts=hosts, cache=cache)
-        sizes.append(len(cache))
-    assert sizes == [1, 2, 3, 1, 2, 3, 1, 2]
-    rejection(item('#track("nothing")'), hosts=hosts, cache=cache)
-    only(item("x" * (MAX_CACHED_CHARACTERS + 1)), hosts=hosts, cache=cache)
-    assert len(cache) == 2
+    for _ in range(3):
+        rejection(item('#track("nothing")'), hosts=hosts, cache=cache)
+        only(item("x" * (MAX_CACHED_CHARACTERS + 1)), hosts=hosts, cache=cache)
+    assert len(cache) == 0
+
+
+def test_texts_that_all_differ_are_not_kept_and_do_not_displace_the_rewrite_plan_of_a_campaign() -> None:
+    hosts = Hosts()
+    cache, app = PlanCache(hosts), application()
+
+    def plan(body: str) -> ItemPlan:
+        return only(item(body), application=app, hosts=hosts, cache=cache).plan
+
+    plan(LINK)
+    campaign = plan(LINK)
+    for number in range(3 * REMEMBERED_TEXTS):
+        plan(f"Your code is {number:06}.")
+        if number % 100 == 0:
+            assert plan(LINK) is campaign
+    assert len(cache) == 1
+    assert plan(LINK) is campaign
+    for number in range(REMEMBERED_TEXTS - 1):
+        plan(f"Your next code is {number:06}.")
+    assert plan(LINK) is campaign
+
+
+def test_the_cache_of_rewrite_plans_is_bounded_and_drops_the_plan_that_was_not_used_for_the_longest_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(item_plan, "MAX_CACHED_PLANS", 3)
+    hosts = Hosts()
+    cache, app = PlanCache(hosts), application()
+
+    def plan(body: str) -> ItemPlan:
+        return only(item(body), application=app, hosts=hosts, cache=cache).plan
+
+    plans = {body: [plan(body) for _ in range(2)][1] for body in ("a", "b", "c")}
+    assert plan("a") is plans["a"]
+    for body in ("d", "d"):
+        plan(body)
+    assert len(cache) == 3
+    assert plan("a") is plans["a"]
+    assert plan("c") is plans["c"]
+    assert plan("b") is not plans["b"]
+    assert len(cache) == 3
+
+
+def test_a_rewrite_plan_is_kept_only_if_its_text_occurs_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_plan, "REMEMBERED_TEXTS", 4)
+    hosts = Hosts()
+    cache = PlanCache(hosts)
+    for text in ("a", *"123", "a"):
+        only(item(text), hosts=hosts, cache=cache)
+    assert len(cache) == 1
+    for text in ("b", *"456789xyz", "b"):
+        only(item(text), hosts=hosts, cache=cache)
+    assert len(cache) == 1
+    assert len(cache._latest) <= 4
+    assert len(cache._earlier) <= 4
