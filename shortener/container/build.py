@@ -341,8 +341,19 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
     test_sender = open_sender(guard, settings, clock, MAX_TESTS)
     opened.push_async_callback(test_sender.close)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
-    ahead = foundation.clock_guard.ahead
-    dispatcher = Dispatcher(database, trackers, sender, callback_sender, ids, clock, settings, rng, throttle, ahead)
+    dispatcher = Dispatcher(
+        database,
+        trackers,
+        sender,
+        callback_sender,
+        ids,
+        clock,
+        settings,
+        rng,
+        throttle,
+        foundation.clock_guard.ahead,
+        foundation.clock_guard.leases_wait,
+    )
     notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
     fanout = Fanout(
         database,
@@ -391,6 +402,7 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
         throttle,
         foundation.sends_wake_up,
         foundation.clock_guard.ahead,
+        foundation.clock_guard.leases_wait,
     )
     links = GatewayLinks(store, foundation.directory, connections)
     return GatewayParts(store, connections, reports, replies, dispatcher, links, (public, private))

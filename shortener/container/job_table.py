@@ -73,7 +73,7 @@ def build_jobs(
         )
     )
     if isinstance(clock, SharedClock):
-        jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, clock.step))
+        jobs.add(Job("clock", CLOCK_INTERVAL_SECONDS, lambda: _measure_clock(foundation, clock)))
     if foundation.node_lease is not None:
         jobs.add(Job("node", RENEW_SECONDS, foundation.node_lease.step))
     repeats = ErasureRepeats(database, foundation.cache)
@@ -129,6 +129,12 @@ def build_jobs(
 
 async def _refresh(directory: Directory) -> int:
     await directory.refresh()
+    return 0
+
+
+async def _measure_clock(foundation: Foundation, clock: SharedClock) -> int:
+    await clock.step()
+    await foundation.clock_guard.store_new_step(foundation.database)
     return 0
 
 

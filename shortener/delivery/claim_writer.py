@@ -70,9 +70,11 @@ class ClaimWriter:
         rng: random.Random,
         ids: IdGenerator,
         clock_ahead: Callable[[], timedelta] = timedelta,
+        leases_wait: Callable[[], bool] = bool,
     ) -> None:
         self._trackers = trackers
         self._clock_ahead = clock_ahead
+        self._leases_wait = leases_wait
         self._ids = ids
         self._settings = settings
         self._rng = rng
@@ -138,7 +140,7 @@ class ClaimWriter:
         if walk.resumes_at is not None:
             result.wake_not_later_than(walk.resumes_at)
 
-        claimed = dispatch_queries.claim(connection, requests, now)
+        claimed = dispatch_queries.claim(connection, requests, now, takes_lost=not self._leases_wait())
         counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
         # If fewer deliveries were claimed than requested, the queue has no further due deliveries.
         has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
@@ -191,6 +193,8 @@ class ClaimWriter:
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
+            if self._leases_wait():  # an attempt that seems to have ended may be in flight
+                return None
             result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None
         if not state.enabled:

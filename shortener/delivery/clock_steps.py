@@ -6,7 +6,8 @@ stored time is wrong if it was stored at a time that is now in the future, or if
 possible delay. `repair` may not find a wrong time if the planned delay of the retry is hours. Such a retry waits too long, but at
 most by the time by which the clock was set back.
 
-If the clock is set forward, retries are due earlier and leases end earlier. No stored time needs repair.
+If the clock is set forward, retries are due earlier, and no stored time needs repair. Leases seem to end earlier, so for some
+minutes none counts as ended (storage/clock_guard.py).
 
 Times are milliseconds since 1970-01-01 UTC.
 """

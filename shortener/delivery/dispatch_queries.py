@@ -141,6 +141,11 @@ _CLAIM_POSTGRESQL = (
     f"UPDATE deliveries SET {START_ATTEMPT}, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
     "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
 )
+# The statements that claim no delivery whose lease seems to have ended.
+_PICK_IDLE, _CLAIM_IDLE_POSTGRESQL = (
+    statement.replace("ORDER BY next_at", "AND deliveries.lease_until IS NULL ORDER BY next_at")
+    for statement in (_PICK, _CLAIM_POSTGRESQL)
+)
 _CLAIMED_COLUMNS = (
     "d.id, d.event_id, d.topic, d.tracker_id, d.callback_url, d.lane, d.attempt, d.base_attempt, d.created_at, d.lease_until, "
     "d.restarted_at, d.held_since, e.message_id, e.facts"
@@ -153,9 +158,9 @@ _CLAIMED = {
 }
 
 
-def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
+def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, *, takes_lost: bool = True) -> list[ClaimedDelivery]:
     """Claim due deliveries, increment the attempt number of each, and return them. Deliveries of one queue that became due at the
-    same time are in the order of their events.
+    same time are in the order of their events. If `takes_lost` is false, no delivery is claimed whose lease has ended.
 
     The claims are valid after the caller has committed the transaction."""
     if not requests:
@@ -163,14 +168,15 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
     if connection.dialect.name == "sqlite":
         leases: list[tuple[int, int]] = []
         for queue, part, limit, lease_until in requests:
-            picked = orjson.loads(raw_sql.value(connection, _PICK, queue, part, now, limit))
+            picked = orjson.loads(raw_sql.value(connection, _PICK if takes_lost else _PICK_IDLE, queue, part, now, limit))
             leases += [(row, lease_until) for row in picked]
         ids = [row for row, _ in leases]
         if ids:
             raw_sql.execute(connection, _CLAIM_SQLITE, _dumps(leases))
     else:
         columns = tuple(list(column) for column in zip(*requests, strict=True))
-        ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
+        statement = _CLAIM_POSTGRESQL if takes_lost else _CLAIM_IDLE_POSTGRESQL
+        ids = [row[0] for row in connection.exec_driver_sql(statement, (*columns, now))]
     return [ClaimedDelivery._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
 
 

@@ -22,7 +22,8 @@ Guarantees
 - If an outcome cannot be recorded although the database is available, it is dropped, so that it does not block other outcomes. Its
   delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If it moves far ahead,
-  no delivery becomes dead because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py).
+  no delivery becomes dead because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py), and no lease of an
+  attempt in flight ends (`leases_wait`, whether leases count as not ended).
 - `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
   in time, and gives their claims back.
 """
@@ -113,12 +114,13 @@ class Dispatcher:
         rng: random.Random,
         throttle: Throttle,
         clock_ahead: Callable[[], timedelta] = timedelta,
+        leases_wait: Callable[[], bool] = bool,
     ) -> None:
         self._database = database
         self._clock = clock
         self._throttle = throttle
         self._runner = AttemptRunner(sender, callback_sender, ids, clock, rng, allow_http=settings.allow_http_targets)
-        self._claims = ClaimWriter(trackers, settings, rng, ids, clock_ahead)
+        self._claims = ClaimWriter(trackers, settings, rng, ids, clock_ahead, leases_wait)
         self._outcomes = OutcomeWriter(ids)
         self._processes = DeliveryProcesses(rng, settings.delivery_processes or None)
         self._lease_ms = round(settings.delivery_timeout * 1000) + LEASE_MARGIN_MS

@@ -91,8 +91,11 @@ class SendClaimWriter:
         usage: SlotUsage,
         limit: int,
         now: int,
+        *,
+        leases_wait: bool = False,
     ) -> SendClaimResult:
-        """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction."""
+        """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction. If `leases_wait` is true, claim
+        no message that has a lease."""
         result = SendClaimResult()
         by_queue: dict[str, GatewayState] = {}
         candidates: list[Candidate] = []
@@ -116,7 +119,7 @@ class SendClaimWriter:
         # gateways.
         self._rng.shuffle(candidates)
         requests = plan_claims(candidates, usage, limit, now=now, recovery_rate=recovery_rate, rng=self._rng)
-        holding = {state.id for state in by_queue.values() if state.holds_doubtful}
+        holding = {state.id for state in by_queue.values() if state.holds_doubtful or leases_wait}
         claimed = queries.claim(connection, requests, now, holding)
         counts = Counter(queries.queue_name(one.gateway_id) for one in claimed)
         probes = {

@@ -17,7 +17,8 @@ Guarantees
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If it moves far
-  ahead, no message fails because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py).
+  ahead, no message fails because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py), and no lease of an
+  attempt in flight ends (`leases_wait`, whether leases count as not ended).
 - `stop` starts no attempts, waits for those in flight and records them.
 """
 
@@ -124,12 +125,14 @@ class GatewayDispatcher:
         throttle: Throttle,
         wake_up: WakeUp | None = None,
         clock_ahead: Callable[[], timedelta] = timedelta,
+        leases_wait: Callable[[], bool] = bool,
     ) -> None:
         self._database = database
         self.writer = SendWriter(ids, reports)
         self._runner = SendRunner(connections, ids, clock, rng)
         self._clock = clock
         self._clock_ahead = clock_ahead
+        self._leases_wait = leases_wait
         self._settings = settings
         self._rng = rng
         self._throttle = throttle
@@ -344,6 +347,7 @@ class GatewayDispatcher:
         # The time is read here and not in `step`, because this transaction may have waited for other transactions.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
+        waits = self._leases_wait()  # After `now` was read: a step between the two must not be missed.
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
         outcomes = [one for one in ended if not one.may_be_unclaimed]
@@ -356,19 +360,20 @@ class GatewayDispatcher:
             usage.release(one.attempt.queue, one.attempt.application_id)
             if one.is_local_failure:
                 paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
-        if limit > 0 and only is None and self._is_expiry_due(now):
+        if limit > 0 and only is None and not waits and self._is_expiry_due(now):
             validity = timedelta(hours=self._settings.gateway_validity_hours)
             too_old = expire(connection, now, validity, self._skipped(now), self._clock_ahead())
             self._give_up(connection, cycle, too_old)
             cycle.has_expired = len(too_old) < MAX_ROWS
         if limit > 0:
-            states = lock_states(connection, now, only)
+            states = lock_states(connection, now, only, leases_wait=waits)
             if only is None and (self._latest is None or now < self._latest - TOLERANCE_MS):
                 cycle.repaired, cycle.has_repaired = repair(connection, now, self._settings.gateway_schedule, self._rng)
-                states = lock_states(connection, now) if cycle.repaired else states
+                states = lock_states(connection, now, leases_wait=waits) if cycle.repaired else states
             states = [one for one in states if paused.get(one.queue.name, 0) <= now]
-            self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))
-            cycle.claims = self._claims.write(connection, states, usage, limit, now)
+            if not waits:
+                self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))
+            cycle.claims = self._claims.write(connection, states, usage, limit, now, leases_wait=waits)
             self._give_up(connection, cycle, cycle.claims.changes)
         last.append(cycle)
         return cycle

@@ -110,9 +110,9 @@ def find_waiting(connection: Connection) -> list[int]:
     )
 
 
-def lock_states(connection: Connection, now: int, only: int | None = None) -> list[GatewayState]:
+def lock_states(connection: Connection, now: int, only: int | None = None, *, leases_wait: bool = False) -> list[GatewayState]:
     """Lock all gateways that no other process has locked, or only one gateway. Return the locked gateways that have pending
-    messages."""
+    messages. If `leases_wait` is true, no lease has ended, so every leased message is in flight."""
     g = gateways.c
     # If one statement locked the rows and read the states, PostgreSQL would compute its subqueries before it has the locks. The
     # states would then not include claims that another process has committed in the meantime. Therefore locking is a separate
@@ -120,7 +120,7 @@ def lock_states(connection: Connection, now: int, only: int | None = None) -> li
     lock = select(g.id).order_by(g.id).with_for_update(skip_locked=True)
     locked = list(connection.scalars(lock if only is None else lock.where(g.id == only)))
     found = []
-    for row in connection.execute(_STATES.where(g.id.in_(locked)), {"now": from_ms(now)}) if locked else ():
+    for row in connection.execute(_STATES.where(g.id.in_(locked)), {"now": from_ms(0 if leases_wait else now)}) if locked else ():
         if row.first_due is None and row.retry_due is None:
             continue
         times = [None if at is None else to_ms(at) for at in (row.first_due, row.retry_due)]

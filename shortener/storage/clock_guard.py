@@ -12,10 +12,14 @@ clock is still ahead after WAIT_AFTER_STEP, it is right: the machine was stopped
 purge` confirms the clock before that, because a person has decided to run it; at a terminal, the command asks for confirmation.
 The first run of an installation trusts its clock. New data gets the time of the clock also during the wait.
 
+A step of seconds is enough to end the leases of attempts in flight, and a message would be sent again. Therefore no lease counts as
+ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits.
+
 Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
-the process is restarted. The processes of an installation share the stored value. Their clocks differ a little, and the times of
-runs may be stored in another order than the runs began. Therefore a reading that is only a little before the time at which the
-step was found does not end the wait.
+the process is restarted. With PostgreSQL, a process also stores a step when it finds it, because a process that starts on another
+host cannot find it. The processes of an installation share the stored value. Their clocks differ a little, and the times of runs
+may be stored in another order than the runs began. Therefore a reading that is only a little before the time at which the step was
+found does not end the wait.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from sqlalchemy import Connection
 from shortener.model import record
 from shortener.plurals import counted
 from shortener.storage import installation
+from shortener.storage.database import Database
 from shortener.storage.types import from_ms, to_iso, to_ms
 
 log = structlog.get_logger(__name__)
@@ -47,9 +52,15 @@ MAX_KNOWN_STEP = timedelta(hours=1)
 #: installation does not run for so long.
 MAX_UNKNOWN_STEP = timedelta(days=730)
 WAIT_AFTER_STEP = timedelta(hours=24)
+#: A smaller step ends no lease of a running attempt, because a lease ends later than its attempt (delivery/claims.py).
+MAX_LEASE_STEP = timedelta(seconds=5)
+#: For this time after a step, no lease counts as ended. It is longer than the longest lease (130 s) plus the time after which all
+#: processes have noticed the step (storage/clock.py), because a process writes leases with its own clock until then.
+LEASE_WAIT = timedelta(minutes=3)
 _MILLISECOND = timedelta(milliseconds=1)
 _MAX_KNOWN_MS, _MAX_UNKNOWN_MS = MAX_KNOWN_STEP // _MILLISECOND, MAX_UNKNOWN_STEP // _MILLISECOND
-_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND
+_WAIT_MS, _LEASE_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND, LEASE_WAIT // _MILLISECOND
+_MAX_LEASE_STEP_MS = MAX_LEASE_STEP // _MILLISECOND
 
 
 class Uptime(NamedTuple):
@@ -121,11 +132,17 @@ class ClockGuard:
         self._clock_ms = clock_ms
         self._uptime = uptime
         self._latest = None if stored is None else _parse(stored)
+        self._stored_step = self._latest.found_at if self._latest is not None else 0
+        self._moved_at: Uptime | None = None  # the uptime at the latest step of more than MAX_LEASE_STEP
 
     def check(self) -> ClockReading:
         """Read the clock. Log a step that is found."""
-        before = self._latest
-        reading = self._latest = _advance(before, self._clock_ms(), self._uptime())
+        before, uptime = self._latest, self._uptime()
+        reading = self._latest = _advance(before, self._clock_ms(), uptime)
+        if before is not None and _is_known(before, uptime):
+            passed_ms = uptime.passed_ms - before.passed_ms
+            if reading.at - before.at - passed_ms > _MAX_LEASE_STEP_MS:
+                self._moved_at = uptime
         if reading.found_at and (before is None or not before.found_at):
             _log_step(reading)
         return reading
@@ -140,6 +157,21 @@ class ClockGuard:
         """Return the size of the present step of the clock; zero if there is none. What expires after a time must not expire before
         this time and the size of the step have passed."""
         return timedelta(milliseconds=self.check().ahead)
+
+    def leases_wait(self) -> bool:
+        """Return whether no lease counts as ended at present, because the clock moved ahead by more than MAX_LEASE_STEP within
+        LEASE_WAIT. A lease that was stored before seems to have ended, although its attempt may be in flight."""
+        reading = self.check()
+        if self._moved_at is not None and 0 <= reading.passed_ms - self._moved_at.passed_ms < _LEASE_WAIT_MS:
+            return True
+        return bool(reading.found_at) and 0 <= reading.at - reading.found_at < _LEASE_WAIT_MS
+
+    async def store_new_step(self, database: Database) -> None:
+        """Store a step as soon as it is found, so that a process that starts on another host knows it. Raise StoreUnavailable."""
+        found_at = self.check().found_at
+        if found_at and found_at != self._stored_step:
+            await database.write_later(note_run, from_ms(found_at), self)
+            self._stored_step = found_at
 
     def store(self, connection: Connection, stored: ClockReading | None) -> ClockReading:
         """Combine the reading with the stored one, store it and return it. End the wait if somebody confirmed the clock."""
@@ -178,7 +210,7 @@ def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReadi
     trusted = ClockReading(at, 0, 0, *uptime)
     if before is None:
         return trusted
-    is_known = bool(uptime.boot) and uptime.boot == before.boot and uptime.passed_ms >= before.passed_ms
+    is_known = _is_known(before, uptime)
     limit = _MAX_KNOWN_MS if is_known else _MAX_UNKNOWN_MS
     expected = before.at - before.ahead
     if is_known:
@@ -191,6 +223,11 @@ def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReadi
     if not before.found_at or ahead - before.ahead > limit or at < before.found_at - _MAX_KNOWN_MS:
         return ClockReading(at, at, ahead, *uptime)
     return ClockReading(at, before.found_at, ahead, *uptime) if at - before.found_at < _WAIT_MS else trusted
+
+
+def _is_known(before: ClockReading, uptime: Uptime) -> bool:
+    """Return whether the time that has passed since the reading `before` is known."""
+    return bool(uptime.boot) and uptime.boot == before.boot and uptime.passed_ms >= before.passed_ms
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -10,20 +11,24 @@ import pytest
 from shortener.container import Service
 from shortener.model import HitFlag
 from shortener.storage import schema
-from shortener.storage.clock_guard import WAIT_AFTER_STEP
+from shortener.storage.clock_guard import LEASE_WAIT, WAIT_AFTER_STEP
 from tests.clicks.helpers import create_codes, make_hit
 from tests.conftest import Clock
 from tests.delivery.conftest import MakeTracker, Story, changes, make_tracker, story
-from tests.delivery.dispatching import DEAD, deliver, delivery
+from tests.delivery.dispatching import DEAD, DELIVERED, cancel_attempts, deliver, delivery, other_dispatcher
+from tests.delivery.dispatching import start_attempts as start_deliveries
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, make_gateway, send_messages, stored_send
-from tests.gateways.sending import PENDING, SENT
+from tests.gateways.sending import HELD, PENDING, SENT, kill, other_process, start_attempts
 from tests.machine import Machine
 from tests.receiver import Receiver, Reply
 
 __all__ = ["make_gateway", "make_tracker", "send_messages", "story"]  # fixtures
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+ACCEPTED = Reply(200, b'{"id":"gw-1"}')
+STEPS = timedelta(minutes=5), 30 * HOUR
 
 Ahead = Callable[[timedelta], None]
 
@@ -111,3 +116,142 @@ async def test_the_purge_of_the_service_deletes_nothing_because_the_clock_moved_
     assert await job.step() == 0
     machine.run(WAIT_AFTER_STEP)
     assert await job.step() > 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("on_doubt", ["resend", "hold"])
+async def test_a_message_that_is_being_sent_when_the_clock_moves_ahead_is_sent_once(
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    ahead: Ahead,
+    step: timedelta,
+    on_doubt: str,
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
+    await make_gateway(receiver.url(), on_doubt=on_doubt)
+    await send_messages()
+    await start_attempts(service.gateway_dispatcher, receiver, 1)
+    ahead(step)
+    for _ in range(2):
+        await service.gateway_dispatcher.step()
+    response.set()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, send.attempt, len(receiver.requests)) == (SENT, False, 1, 1)
+
+
+async def test_a_message_that_another_process_is_sending_when_the_clock_moves_ahead_is_sent_once(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, ahead: Ahead, machine: Machine
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
+    await make_gateway(receiver.url(), concurrency=1, timeout=60.0)
+    await send_messages()
+    other = other_process(service)
+    other._clock_ahead, other._leases_wait = service.clock_guard.ahead, service.clock_guard.leases_wait
+    await start_attempts(other, receiver, 1)
+    await send_messages()
+    ahead(30 * HOUR)
+    machine.run(timedelta(seconds=50))
+    assert await service.gateway_dispatcher.step() == 0, "the concurrency of the gateway is used"
+    response.set()
+    await other.flush()
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize(("on_doubt", "status"), [("resend", SENT), ("hold", HELD)])
+async def test_the_lease_of_a_killed_process_ends_minutes_after_the_clock_moved_ahead(
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    ahead: Ahead,
+    machine: Machine,
+    on_doubt: str,
+    status: int,
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), on_doubt=on_doubt)
+    await send_messages()
+    killed = other_process(service)
+    await start_attempts(killed, receiver, 1)
+    kill(killed)
+    receiver.default_reply = ACCEPTED
+    ahead(30 * HOUR)
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == PENDING
+    machine.run(LEASE_WAIT)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful) == (status, True)
+
+
+async def test_a_retry_does_not_wait_because_the_clock_moved_ahead(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, ahead: Ahead
+) -> None:
+    receiver.default_reply = 500
+    await make_gateway(receiver.url(), schedule=[60.0])
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    receiver.default_reply = ACCEPTED
+    ahead(timedelta(minutes=5))
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_a_lease_does_not_end_if_the_clock_moves_ahead_and_partly_back(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, ahead: Ahead
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
+    await make_gateway(receiver.url())
+    await send_messages()
+    await start_attempts(service.gateway_dispatcher, receiver, 1)
+    for step in (30 * HOUR, -10 * HOUR):
+        ahead(step)
+        await service.gateway_dispatcher.step()
+    response.set()
+    await service.gateway_dispatcher.flush()
+    assert ((await stored_send(service)).status, len(receiver.requests)) == (SENT, 1)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_delivery_that_is_being_sent_when_the_clock_moves_ahead_is_sent_once(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, ahead: Ahead, step: timedelta
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, after=response)
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    await start_deliveries(service.dispatcher, receiver, 1)
+    ahead(step)
+    for _ in range(2):
+        await service.dispatcher.step()
+    response.set()
+    await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt, len(receiver.requests)) == (DELIVERED, 1, 1)
+
+
+async def test_the_lease_of_a_delivery_of_a_killed_process_ends_minutes_after_the_clock_moved_ahead(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, ahead: Ahead, machine: Machine
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    killed = other_dispatcher(service)
+    await start_deliveries(killed, receiver, 1)
+    cancel_attempts(killed)
+    receiver.default_reply = 200
+    ahead(30 * HOUR)
+    await service.dispatcher.flush()
+    assert (await delivery(service)).status == PENDING
+    machine.run(LEASE_WAIT)
+    await service.dispatcher.flush()
+    assert (await delivery(service)).status == DELIVERED

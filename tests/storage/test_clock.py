@@ -13,7 +13,8 @@ from shortener.container import open_service
 from shortener.errors import StoreUnavailable
 from shortener.model import utcnow
 from shortener.settings import Settings
-from shortener.storage.clock import MAX_IGNORED_OFFSET, SharedClock, ms_clock
+from shortener.storage.clock import MAX_IGNORED_OFFSET, SharedClock, _read_clock, ms_clock
+from shortener.storage.clock_guard import find_step
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
@@ -89,6 +90,21 @@ async def test_the_last_clock_correction_stays_in_use_while_the_database_is_down
         await clock.step()
     finally:
         await database.close()
+
+
+async def test_a_step_of_the_database_clock_is_stored_when_a_process_notices_it(
+    database: Database, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url))
+    try:
+        service.clock_guard.check()
+        ahead_ms = 30 * 3_600_000
+        monkeypatch.setattr("shortener.storage.clock._read_clock", lambda connection: _read_clock(connection) + ahead_ms)
+        await service.jobs.table["clock"].step()
+        assert await database.read(find_step, service.clock()) is not None
+        assert service.clock_guard.leases_wait()
+    finally:
+        await service.close(grace=1)
 
 
 async def test_a_service_on_sqlite_uses_the_clock_of_its_machine(store_url: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shortener.storage.clock_guard import (
+    LEASE_WAIT,
     MAX_UNKNOWN_STEP,
     PURGE_CLOCK,
     WAIT_AFTER_STEP,
@@ -203,6 +204,74 @@ async def test_all_processes_wait_if_one_has_found_a_step(database: Database, ma
     assert await database.write(note_run, machine.clock(), other) is not None
     assert other.ahead() == 30 * DAY
     assert guard.ahead() == 30 * DAY
+
+
+async def test_a_process_that_starts_on_another_host_soon_after_a_step_waits_too(
+    database: Database, machine: Machine, guard: ClockGuard
+) -> None:
+    await database.write(note_run, machine.clock(), guard)
+    machine.clock.now += 30 * DAY
+    await guard.store_new_step(database)
+    machine.run(timedelta(seconds=5))
+    other = ClockGuard(lambda: to_ms(machine.clock()), lambda: Uptime("other", 5), await stored(database))
+    assert other.ahead() == 30 * DAY
+    assert other.leases_wait()
+    for one in (other, guard):
+        assert await database.write(note_run, machine.clock(), one) is not None
+
+
+async def test_a_step_is_stored_once(database: Database, machine: Machine, guard: ClockGuard) -> None:
+    await guard.store_new_step(database)
+    assert await stored(database) is None
+    machine.clock.now += 30 * DAY
+    await guard.store_new_step(database)
+    first = await stored(database)
+    machine.run(HOUR)
+    await guard.store_new_step(database)
+    assert await stored(database) == first
+    machine.clock.now += 2 * HOUR
+    await guard.store_new_step(database)
+    assert await stored(database) != first
+
+
+async def test_the_confirmation_of_a_clock_is_not_overwritten(database: Database, machine: Machine, guard: ClockGuard) -> None:
+    machine.clock.now += 30 * DAY
+    assert guard.ahead() == 30 * DAY
+    machine.run(timedelta(seconds=5))
+    await database.write(note_run, machine.clock(), trusted=True)
+    await guard.store_new_step(database)
+    assert guard.ahead() == timedelta()
+
+
+@pytest.mark.parametrize("step", [timedelta(seconds=6), 30 * HOUR])
+def test_no_lease_ends_for_minutes_after_a_step(machine: Machine, guard: ClockGuard, step: timedelta) -> None:
+    assert not guard.leases_wait()
+    machine.clock.now += step
+    machine.run(timedelta(seconds=1))
+    assert guard.leases_wait()
+    machine.clock.now -= step / 2
+    assert guard.leases_wait()
+    machine.run(LEASE_WAIT - timedelta(seconds=1))
+    assert guard.leases_wait()
+    machine.run(timedelta(seconds=1))
+    assert not guard.leases_wait()
+
+
+def test_leases_end_normally_after_a_step_of_seconds_or_a_step_back(machine: Machine, guard: ClockGuard) -> None:
+    for step in (timedelta(seconds=4), -30 * HOUR):
+        machine.clock.now += step
+        assert not guard.leases_wait()
+        machine.run(HOUR)
+        assert not guard.leases_wait()
+
+
+async def test_a_process_that_was_restarted_after_a_step_of_minutes_ends_no_lease(
+    database: Database, machine: Machine, guard: ClockGuard
+) -> None:
+    await database.write(note_run, machine.clock(), guard)
+    machine.run(HOUR)
+    machine.clock.now += timedelta(minutes=5)
+    assert machine.guard(await stored(database)).leases_wait()
 
 
 async def stored(database: Database) -> str | None:
