@@ -255,3 +255,36 @@ async def test_the_lease_of_a_delivery_of_a_killed_process_ends_minutes_after_th
     machine.run(LEASE_WAIT)
     await service.dispatcher.flush()
     assert (await delivery(service)).status == DELIVERED
+
+
+async def test_a_message_of_a_removed_gateway_that_is_being_sent_when_the_clock_moves_ahead_does_not_fail(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, ahead: Ahead
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
+    gateway = await make_gateway(receiver.url())
+    await send_messages()
+    await start_attempts(service.gateway_dispatcher, receiver, 1)
+    await service.gateways.remove(AUDIT, gateway.id)
+    ahead(timedelta(minutes=5))
+    await service.gateway_dispatcher.step()
+    response.set()
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_a_delivery_of_a_deleted_tracker_that_is_being_sent_when_the_clock_moves_ahead_is_not_dead(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, ahead: Ahead
+) -> None:
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, after=response)
+    tracker = await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    await start_deliveries(service.dispatcher, receiver, 1)
+    await service.trackers.delete(AUDIT, tracker)
+    ahead(timedelta(minutes=5))
+    await service.dispatcher.step()
+    response.set()
+    await service.dispatcher.flush()
+    assert (await delivery(service)).status == DELIVERED
