@@ -150,6 +150,11 @@ def plan_request(
     used_ids: dict[str, str] = {}  # the hash of the content of each message, by message_id
     plans: list[ItemPlan] = []
     for index, item in enumerate(items):
+        if item.invalid:
+            problems += [Problem(index, ErrorCode.INVALID_REQUEST, detail, recipient) for recipient, detail in item.invalid]
+            if any(recipient is None for recipient, _ in item.invalid):
+                plans.append(ItemPlan())
+                continue
         plan, expires_at = plan_item(application, item, index, now, limits, hosts, cache)
         plans.append(plan)
         messages += _identify(application, item, index, plan, expires_at, used_ids, problems)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from shortener.accounts.link_targets import TargetHosts
-from shortener.errors import ErrorCode
+from shortener.errors import Detail, ErrorCode
 from shortener.messages.spans import TrackMode
 from shortener.model import record
 
@@ -20,7 +20,10 @@ class RewriteItem:
 
     `message_ids` contains one id for each recipient, or None for an id that the service generates. If `skip_invalid` is true, a
     recipient that is not valid is left out, and the request is not rejected. `field_path(field, recipient)` returns the path of a
-    field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
+    field in the caller's request, for errors; `recipient` is the index of a recipient, or None.
+
+    `invalid` contains fields that the caller has found to be invalid (INVALID_REQUEST), each with the index of its recipient, or
+    with None for a field that concerns all recipients. An item with such a field is not checked further."""
 
     to: tuple[str, ...]
     body: str
@@ -45,6 +48,7 @@ class RewriteItem:
     skip_invalid: bool = False
     skipped_codes: frozenset[ErrorCode] = frozenset()  # problems that leave a recipient out even if `skip_invalid` is false
     gateway: str | None = None  # None: do not send. "": the gateway of the application. Otherwise: the name of a gateway.
+    invalid: tuple[tuple[int | None, Detail], ...] = ()
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
     def skips(self, code: ErrorCode) -> bool:

@@ -62,7 +62,7 @@ class DeletedResponse(ResponseModel):
 
 
 Query = TypeVar("Query", bound=BaseModel | None)
-Body = TypeVar("Body", bound=BaseModel | None)
+Body = TypeVar("Body")
 
 
 #: A function that returns the body of an error response with additional fields. Its arguments are the error code and the body.
@@ -110,8 +110,10 @@ class Endpoint:
     the OpenAPI document. A GET endpoint also handles HEAD requests, unless `has_head` is false.
 
     `errors` lists the codes that the handler raises, in addition to those that every endpoint may raise. If the body is invalid,
-    `complete_error` adds the errors that the handler would have found, so that one error does not hide another. `translate_error`
-    replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error.
+    `complete_error` adds the errors that the handler would have found, so that one error does not hide another. Before this,
+    `keep_valid` may return a part of the request, which the handler then gets in place of the body; None: the request is rejected.
+    `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a vendor to the body
+    of an error.
 
     `is_report` is true if the body contains reports; their repetition changes nothing, because the service recognises it.
     `can_rotate` is true if the request can create a new secret or key; its repetition then creates another one. `stores_nothing` is
@@ -135,6 +137,7 @@ class Endpoint:
     translate_error: Callable[[ApiError], ApiError] | None = None
     error_shape: ErrorShape | None = None
     complete_error: Callable[[Service, Principal | None, InvalidInput], Awaitable[ApiError]] | None = None
+    keep_valid: Callable[[InvalidInput], Awaitable[Any]] | None = None
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
     status: int = 200
@@ -249,9 +252,11 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
             try:
                 body = await _read_body(endpoint, service, request) if endpoint.body else None
             except InvalidInput as error:
-                if endpoint.complete_error is None:
-                    raise
-                raise await endpoint.complete_error(service, principal, error) from None
+                body = None if endpoint.keep_valid is None else await endpoint.keep_valid(error)
+                if body is None:
+                    if endpoint.complete_error is None:
+                        raise
+                    raise await endpoint.complete_error(service, principal, error) from None
         call = Call(service, request, request.path_params, query, body, principal)
         key = idempotency_key(request) if endpoint.stores_response else None
         if key is None:

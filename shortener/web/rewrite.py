@@ -13,10 +13,12 @@ from pydantic import Discriminator, RootModel, Tag
 
 from shortener.accounts.directory import Principal
 from shortener.errors import ApiError, ErrorCode
-from shortener.web import rewrite_errors, rewrite_shapes
+from shortener.messages.rewrite_item import RewriteItem
+from shortener.web import rewrite_errors, rewrite_shapes, skipped_messages
 from shortener.web.endpoint import Call, Endpoint
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import RewriteBatch, RewriteMessage, RewriteResponse
+from shortener.web.skipped_messages import PartlyValidRequest
 from shortener.web.validation import InvalidInput
 from shortener.web.vendors import infobip, xoxzo
 from shortener.web.vendors.infobip import InfobipRequest, InfobipResponse
@@ -73,32 +75,42 @@ class AnyRewriteResponse(RootModel[RewriteResponse | InfobipResponse]):
     """One entry per recipient, in the order of the request. A request in Infobip's form gets a response in Infobip's form."""
 
 
-async def rewrite(call: Call[None, RewriteRequest]) -> Mapping[str, Any]:
+async def rewrite(call: Call[None, RewriteRequest | PartlyValidRequest]) -> Mapping[str, Any]:
     """Rewrite one message or a batch, in any of the four forms."""
+    if isinstance(call.body, PartlyValidRequest):
+        return {"status": True, "messages": await rewrite_items(call, call.body.items, content=call.body.content)}
     match call.body.root:
         case InfobipRequest() as request:
             return await infobip.rewrite(call, request)
-        case RewriteBatch(messages=messages, on_invalid=on_invalid):
-            items = [
-                rewrite_shapes.rewrite_item(message, f"messages.{index}", on_invalid) for index, message in enumerate(messages)
-            ]
         case XoxzoRequest() as message:
             items = [xoxzo.rewrite_item(message)]
-        case message:
-            items = [rewrite_shapes.rewrite_item(message)]
+        case body:
+            items = _items(body)
     return {"status": True, "messages": await rewrite_items(call, items)}
 
 
-async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
+async def preview(call: Call[None, PreviewRequest | PartlyValidRequest]) -> Mapping[str, Any]:
     """Return what a rewrite would return, with sample codes, and store nothing."""
-    body = call.body.root
-    messages, on_invalid = (body.messages, body.on_invalid) if isinstance(body, RewriteBatch) else ([body], "fail")
-    paths = [f"messages.{index}" for index in range(len(messages))] if isinstance(body, RewriteBatch) else [""]
-    items = [rewrite_shapes.rewrite_item(message, path, on_invalid) for message, path in zip(messages, paths, strict=True)]
+    items = call.body.items if isinstance(call.body, PartlyValidRequest) else _items(call.body.root)
     planned = sum(len(item.body) * len(item.to) for item in items)
     if planned > MAX_PREVIEWED:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"A preview may have at most {MAX_PREVIEWED} characters of text in total.")
     return {"status": True, "messages": await call.service.rewriter.preview(call.principal.application, items)}
+
+
+def _items(body: RewriteMessage | RewriteBatch) -> list[RewriteItem]:
+    if isinstance(body, RewriteMessage):
+        return [rewrite_shapes.rewrite_item(body)]
+    messages = enumerate(body.messages)
+    return [rewrite_shapes.rewrite_item(message, f"messages.{index}", body.on_invalid) for index, message in messages]
+
+
+async def keep_valid(error: InvalidInput) -> PartlyValidRequest | None:
+    """Return a request without its invalid messages if `on_invalid` permits to leave them out; None if it must be rejected."""
+    form = _form_of(error.data)
+    if form not in ("single", "batch") or not isinstance(error.data, dict):
+        return None
+    return await skipped_messages.keep_valid(error.data, is_batch=form == "batch")
 
 
 async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
@@ -131,6 +143,7 @@ ENDPOINTS = [
         permission="sms.send",
         body=RewriteRequest,
         complete_error=complete_error,
+        keep_valid=keep_valid,
         response=AnyRewriteResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
@@ -146,6 +159,7 @@ ENDPOINTS = [
         permission="sms.send",
         body=PreviewRequest,
         complete_error=complete_preview_error,
+        keep_valid=keep_valid,
         response=RewriteResponse,
         errors=(
             ErrorCode.INVALID_TRACK_DIRECTIVE,

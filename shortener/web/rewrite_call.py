@@ -33,13 +33,17 @@ REWRITE_ERRORS = (
 )
 
 
-async def rewrite_items(call: Call[None, Any], items: Sequence[RewriteItem]) -> list[dict[str, Any]]:
+async def rewrite_items(
+    call: Call[None, Any], items: Sequence[RewriteItem], *, content: bytes | None = None
+) -> list[dict[str, Any]]:
     """Rewrite the messages in `items` for the caller's application. Return one entry per recipient, in order: the fields of the
-    rewritten message, or the error of a recipient that was left out."""
+    rewritten message, or the error of a recipient that was left out.
+
+    A repeat of an Idempotency-Key must have the same `content`. The default is the content of `call.body`."""
     key = idempotency_key(call.request)
-    content = earlier_content = b""
-    if key is not None:
+    earlier_content = content or b""
+    if key is not None and content is None:
         content, earlier_content = sent_content(call.body), content_of_0_2(call.body)
     return await call.service.rewriter.rewrite(
-        call.principal.application, items, idempotency_key=key, content=content, earlier_content=earlier_content
+        call.principal.application, items, idempotency_key=key, content=content or b"", earlier_content=earlier_content
     )

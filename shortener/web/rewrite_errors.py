@@ -150,9 +150,13 @@ def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
     index: int | None = 0
     if is_batch:
         index = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else None
-        parts = parts[2:]
-    is_recipient = len(parts) == 2 and parts[0] in _LISTS and parts[1].isdecimal()
-    return replace(detail, index=index, recipient=int(parts[1]) if is_recipient else None, code=error.code)
+    return replace(detail, index=index, recipient=recipient_of(_path_in_message(detail.field, is_batch)), code=error.code)
+
+
+def recipient_of(path: str) -> int | None:
+    """Return the index of the recipient that the path of a field inside a message concerns: 2 for `to.2`; None for `to`."""
+    parts = path.split(".")
+    return int(parts[1]) if len(parts) == 2 and parts[0] in _LISTS and parts[1].isdecimal() else None
 
 
 def _path_in_message(path: str, is_batch: bool) -> str:

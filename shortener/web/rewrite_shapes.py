@@ -35,6 +35,15 @@ MessageId = Annotated[
 ]
 
 
+def as_message_id(value: Any) -> str | None:
+    """Return a value of a request as a message id; None if it is not a valid id."""
+    text = number_as_text(value)
+    try:
+        return _check_id(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
 def _without_null(value: Any) -> Any:
     return ["" if entry is None else entry for entry in value] if isinstance(value, list) and None in value else value
 
@@ -43,11 +52,11 @@ def _without_null(value: Any) -> Any:
 #: `on_invalid` applies to it.
 Recipients = Annotated[str | list[str], BeforeValidator(_without_null)]
 
-#: What happens to a recipient that is not valid.
+#: What happens to a message or a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
-    "fail: the whole request is rejected. skip: the messages to valid recipients are stored, and the response contains an error "
-    "in place of each other recipient."
+    "fail: the whole request is rejected. skip: the valid messages to valid recipients are stored, and the response contains an "
+    "error in place of each other recipient. This includes messages with a missing field, an unknown field or a wrong type."
 )
 
 
@@ -186,7 +195,7 @@ class RewriteMessage(MessageOptions):
 
 
 class RewriteBatch(OptionalFields):
-    """A batch of messages. All messages are stored, or none. If `on_invalid` is skip, all messages to valid recipients are
+    """A batch of messages. All messages are stored, or none. If `on_invalid` is skip, all valid messages to valid recipients are
     stored."""
 
     on_invalid: OnInvalid = Field("fail", description=_ON_INVALID)
@@ -225,7 +234,10 @@ class SentMessageFields(RewrittenMessageFields):
 class RefusedRecipientFields(ResponseModel):
     """A recipient that was left out, because its data is not valid or messages to it are not permitted. Nothing was stored."""
 
-    to: str = Field(description="Phone number of the skipped recipient, as written in the request.")
+    to: str = Field(
+        description="Phone number of the skipped recipient, as written in the request; empty if it is not a text. A message whose "
+        "`to` is missing or has a wrong type has one entry."
+    )
     message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")
     error_code: str
     field: str = Field(description="Path of the invalid field in the request.")

@@ -1,7 +1,5 @@
 """The errors of the rewrite endpoint, and the option `on_invalid`."""
 
-import asyncio
-import time
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +14,7 @@ from tests.one_service import on_one_service
 from tests.web.calls import TO
 from tests.web.calls import count_messages_and_links as stored
 from tests.web.calls import request_rewrite as rewrite
+from tests.web.turns import WRONG_TYPES, rewrite_in_short_steps
 
 
 @on_one_service
@@ -368,15 +367,9 @@ async def test_a_recipient_that_is_null_is_left_out_like_another_invalid_recipie
     assert _codes(answer) == [("to.1", "INVALID_RECIPIENT")]
 
 
-WRONG_TYPES: dict[str, Any] = {"to": [1] * 50, "message_id": [None] * 5, "opt_out": [1] * 10, "metadata": {"a": []}}
-WRONG_TYPES |= {name: [] for name in ("from", "message_request_id", "campaign", "domain", "mt_price")}
-WRONG_TYPES |= {"body": 5} | dict.fromkeys(("on_invalid", "track", "source", "expires_in"), "x")
 INVALID_VALUES: dict[str, Any] = {"to": "x", "body": "#track(", "expires_in": 5, "expires_at": "2020-01-01T00:00:00Z"}
 INVALID_VALUES |= {"domain": "no.example", "fallback_url": "ftp://x", "lt_callbackurl": "javascript:x"}
 INVALID_RECIPIENTS = {"to": ["+1"] * 90, "message_id": [f"m{number}" for number in range(90)], "body": ""}
-#: The longest processor time of one step of the event loop, in seconds. Clicks wait for the end of a step. If all of the work were
-#: done in the event loop, the slowest of these requests would need more than a second.
-MAX_STEP_SECONDS = 0.1
 
 
 @pytest.mark.parametrize(
@@ -392,19 +385,5 @@ MAX_STEP_SECONDS = 0.1
 async def test_a_batch_in_which_each_message_has_many_errors_does_not_block_the_event_loop(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]], total: int
 ) -> None:
-    content = orjson.dumps({"messages": messages})
-    longest = 0.0
-    run = asyncio.Handle._run
-
-    def measure(handle: asyncio.Handle) -> None:
-        nonlocal longest
-        began = time.thread_time()
-        run(handle)
-        longest = max(longest, time.thread_time() - began)
-
-    monkeypatch.setattr(asyncio.Handle, "_run", measure)
-    request = client.post("/api/v1/rewrite", content=content, headers={"Content-Type": "application/json"})
-    answer = await asyncio.create_task(request)  # the first step of a new task is measured, too
-    monkeypatch.undo()
+    answer = await rewrite_in_short_steps(client, monkeypatch, orjson.dumps({"messages": messages}))
     assert (answer.status_code, len(answer.json()["details"]), answer.json()["details_total"]) == (400, 1000, total)
-    assert longest < MAX_STEP_SECONDS
