@@ -25,7 +25,6 @@ from shortener.cli.common import async_command, json_option, load_settings
 from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
     STOP_SECONDS,
-    add_stop_handlers,
     end_process,
     handle_stop_signals,
     parent_stop_seconds,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from shortener.accounts.credentials import Credentials
+    from shortener.cli.worker_server import WorkerServer
     from shortener.container import Service
     from shortener.server.application import HttpApplication
     from shortener.settings import Settings
@@ -112,12 +112,10 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
 
 
 def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Server:
-    import uvicorn
-
     from shortener.server.application import HttpApplication
-    from shortener.server.graceful_close import accept_waiting, announce_close
+    from shortener.server.graceful_close import GracefulServer
 
-    class Server(uvicorn.Server):
+    class Server(GracefulServer):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             from shortener import logs
 
@@ -136,14 +134,8 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
             with handle_stop_signals(service, self.handle_exit):
                 yield
 
-        async def on_tick(self, counter: int) -> bool:
-            if service.is_stopping:
-                announce_close(self)
-            return await super().on_tick(counter)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            await accept_waiting(self, sockets or [])
-            await super().shutdown(sockets)
+        def is_stopping(self) -> bool:
+            return service.is_stopping
 
     return Server(uvicorn_config(HttpApplication(service), service.settings))
 
@@ -250,7 +242,11 @@ def _serve_many(settings: Settings, listener: socket.socket) -> None:
 
 
 class Worker:
-    """The ASGI application of one of several workers. It opens its service at the first call, when its event loop runs."""
+    """The ASGI application of one of several workers. It opens its service at the first call, when its event loop runs.
+
+    `server` is the server that runs the application; it sets this attribute before the first call."""
+
+    server: WorkerServer
 
     def __init__(self) -> None:
         import_without_extras()
@@ -272,8 +268,7 @@ class Worker:
 
             service = await open_service(self._settings)
             app = HttpApplication(service)
-        close_listener: Any = signal.getsignal(signal.SIGTERM)  # uvicorn's own signal handler stops the worker
-        add_stop_handlers(service, close_listener)
+        self.server.handle_signals(service)
         service.supervisor.start("parent_watch", _stop_without_parent)
         return app
 

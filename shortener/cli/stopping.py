@@ -54,7 +54,7 @@ def add_stop_handlers(service: Service, close_listener: CloseListener) -> list[s
     None. It must end the server when the requests in flight have ended."""
     loop, signals = asyncio.get_running_loop(), stop_signals()
     for number in signals:
-        loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
+        loop.add_signal_handler(number, handle_stop_signal, service, number, close_listener)
     return signals
 
 
@@ -69,7 +69,7 @@ def handle_stop_signals(service: Service, close_listener: CloseListener) -> Iter
             asyncio.get_running_loop().remove_signal_handler(number)
 
 
-def _handle_stop_signal(service: Service, number: int, close_listener: CloseListener) -> None:
+def handle_stop_signal(service: Service, number: int, close_listener: CloseListener) -> None:
     """Begin the stop, and call `close_listener` after SHUTDOWN_DELAY, when load balancers have seen the 503 of /readyz.
 
     SIGINT and a second signal skip the delay.

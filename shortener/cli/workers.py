@@ -7,7 +7,7 @@ STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
   START_SECONDS: it needs some seconds of processor time, and on a busy machine this takes longer.
 - A worker that cannot start, for example because the database is down, is started again after a pause. If no worker has ever served
   and a worker ends with STARTUP_FAILURE, however, the supervisor stops and `failed` is True.
-- A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the
+- A reload replaces one worker after the other. A worker gets SIGHUP when its successor serves. If a successor cannot start, the
   reload ends, and the workers that are not replaced keep running.
 - A stop sends SIGTERM to all workers, and kills the workers that still run after `stop_seconds`.
 """
@@ -63,9 +63,9 @@ class UvicornWorker:
     """A worker process that runs uvicorn. One thread of the process responds to the supervisor."""
 
     def __init__(self, config: Any, sockets: Sequence[socket]) -> None:
-        from uvicorn.supervisors.multiprocess import Process
+        from shortener.cli.worker_server import UvicornProcess
 
-        self._uvicorn = Process(config, list(sockets))
+        self._uvicorn = UvicornProcess(config, list(sockets))
         self._uvicorn.start()
 
     @property
@@ -155,7 +155,7 @@ class Supervisor:
         for slot in self._slots:
             for running in (slot.worker, slot.successor):
                 if running is not None:
-                    self._end(running)
+                    self._end(running, signal.SIGTERM)
             slot.worker = slot.successor = None
 
     def step(self) -> None:
@@ -211,7 +211,7 @@ class Supervisor:
             self._end_reload(successor.process.pid, code)
         elif successor.is_ready:
             if slot.worker is not None:
-                self._end(slot.worker)
+                self._end(slot.worker, signal.SIGHUP)  # the worker leaves waiting connections to the others
             slot.worker, slot.successor, slot.is_outdated = successor, None, False
 
     def _continue_reload(self, now: float) -> None:
@@ -260,9 +260,9 @@ class Supervisor:
             worker.responded_at = worker.started_at = now
         return None
 
-    def _end(self, worker: _Worker) -> None:
+    def _end(self, worker: _Worker, number: int) -> None:
         worker.kill_at = self.clock() + self.stop_seconds
-        worker.process.send_signal(signal.SIGTERM)
+        worker.process.send_signal(number)
         self._stopping.append(worker)
 
     def _has_stopped(self, worker: _Worker, now: float) -> bool:
@@ -289,8 +289,9 @@ def run(supervisor: Supervisor, listener: socket) -> None:
                 if number == signal.SIGHUP:
                     supervisor.reload()
                 else:
+                    # Close the socket first: after the last worker has closed it, nothing accepts a connection that waits.
+                    listener.close()
                     supervisor.stop()
-                    listener.close()  # clients that connect after this time would get no response
             supervisor.step()
             time.sleep(STEP_SECONDS)
     finally:

@@ -2,27 +2,63 @@
 
 When the process begins to stop, it asks its clients to close their connections (`announce_close`). Otherwise a client could send a
 request on an idle connection at the moment at which the server closes it. When the server stops listening, it first accepts the
-connections that wait in the queue of the listening socket, and gives the requests on the way up to LAST_REQUEST_SECONDS to arrive
-(`accept_waiting`). Otherwise the operating system would reset these connections. A connection that arrives between the last accept
-and the close of the socket, within microseconds, is still reset.
+connections that wait in the queue of the listening socket (`accept_waiting`), and gives the requests on the way up to
+LAST_REQUEST_SECONDS to arrive (`wait_for_requests`). Otherwise the operating system would reset these connections.
+
+If other processes listen on the same socket and continue to do so, the server leaves the queue to them (`leave_queue`). If all of
+them stop, each process accepts what waits, so that the last one leaves an empty queue.
+
+The operating system still resets a connection that arrives between the last accept and the close of the socket, within
+microseconds, and a connection whose handshake is incomplete at that moment.
 """
 # Tested by tests/server/test_graceful_close.py
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import uvicorn
+import uvicorn
 
 LAST_REQUEST_SECONDS = 0.5
 _STEP_SECONDS = 0.1
 _CLOSE = (b"connection", b"close")
+#: Errors of `accept` that concern only one connection, for example because its client has closed it. Others may wait behind it.
+_ERRORS_OF_ONE_CONNECTION = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server with a stop that loses no request.
+
+    `listeners_left` is True if other processes continue to listen on the sockets of this server (see `leave_queue`)."""
+
+    listeners_left = False
+
+    def is_stopping(self) -> bool:
+        """Return whether the stop has begun, so that responses ask clients to close their connections."""
+        return self.should_exit
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.is_stopping():
+            announce_close(self)
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """End the server. A second SIGINT has no effect: uvicorn would drop the requests in flight and skip the end of the service.
+        The time of a stop is limited anyway (cli/stopping.py)."""
+        self._captured_signals.append(sig)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        announce_close(self)
+        if not self.listeners_left:
+            await accept_waiting(self, sockets or [])
+        await wait_for_requests(self)
+        await super().shutdown(sockets)
 
 
 def announce_close(server: uvicorn.Server) -> None:
@@ -33,21 +69,21 @@ def announce_close(server: uvicorn.Server) -> None:
         state.default_headers = [*state.default_headers, _CLOSE]
 
 
+def leave_queue(server: GracefulServer, listeners: Sequence[socket.socket]) -> None:
+    """Stop listening at once, because other processes accept the connections that wait on these sockets."""
+    server.listeners_left = True
+    _close(server, listeners)
+
+
 async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:
-    """Stop listening on the sockets of `server`, accept the connections that wait there, and wait up to LAST_REQUEST_SECONDS
-    for their requests."""
-    announce_close(server)
+    """Stop listening on the sockets of `server`, and accept the connections that wait there."""
     copies = [socket.socket(fileno=os.dup(one.fileno())) for one in listeners]
-    for one in server.servers:
-        one.close()  # the event loop accepts no more; the copies keep the queues
-    for listener in listeners:
-        listener.close()
+    _close(server, listeners)  # the event loop accepts no more; the copies keep the queues
     waiting: list[socket.socket] = []
     for copy in copies:
-        copy.setblocking(False)
-        with copy, suppress(OSError):  # BlockingIOError: no connection waits
-            while True:
-                waiting.append(copy.accept()[0])
+        with copy:
+            copy.setblocking(False)
+            waiting += _accept_all(copy)
     loop, config = asyncio.get_running_loop(), server.config
 
     def new_protocol() -> asyncio.Protocol:
@@ -60,7 +96,33 @@ async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.sock
         connection.setblocking(False)
         with suppress(OSError):  # the client has closed the connection
             await loop.connect_accepted_socket(new_protocol, connection)
+
+
+async def wait_for_requests(server: uvicorn.Server) -> None:
+    """Wait up to LAST_REQUEST_SECONDS for the requests on the way, at least two steps."""
     for step in range(round(LAST_REQUEST_SECONDS / _STEP_SECONDS)):
         await asyncio.sleep(_STEP_SECONDS)
-        if step and all(getattr(one, "cycle", None) is not None for one in server.server_state.connections):
-            return  # every open connection has sent a request
+        if step and not any(_expects_request(one) for one in server.server_state.connections):
+            return
+
+
+def _expects_request(connection: object) -> bool:
+    """Return whether no request has arrived on the connection, or only a part of the head of the next one."""
+    return getattr(connection, "cycle", None) is None or getattr(connection, "incomplete_head", None) is not None
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    waiting = []
+    while True:
+        try:
+            waiting.append(listener.accept()[0])
+        except OSError as error:
+            if error.errno not in _ERRORS_OF_ONE_CONNECTION:
+                return waiting  # BlockingIOError: no connection waits; or the process cannot open another file
+
+
+def _close(server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:
+    for one in server.servers:
+        one.close()
+    for listener in listeners:
+        listener.close()

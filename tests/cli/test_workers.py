@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -15,13 +17,14 @@ from shortener.cli.workers import (
     STARTUP_FAILURE,
     STEP_SECONDS,
     Supervisor,
+    run,
 )
 
 STOP_SECONDS = 9.0
 
 
 class FakeWorker:
-    """A fake worker process that a test controls. It stops at SIGTERM unless it is frozen."""
+    """A fake worker process that a test controls. It stops at a signal unless it is frozen."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -29,6 +32,7 @@ class FakeWorker:
         self.serves = False
         self.is_frozen = False
         self._is_asked = False
+        self.signals: list[int] = []
 
     def ask(self) -> None:
         self._is_asked = True
@@ -40,6 +44,7 @@ class FakeWorker:
         return self.serves
 
     def send_signal(self, number: int) -> None:
+        self.signals.append(number)
         if self.exit_code is None and (number == signal.SIGKILL or not self.is_frozen):
             self.exit_code = -signal.SIGKILL if number == signal.SIGKILL else 0
 
@@ -147,6 +152,7 @@ def test_a_reload_replaces_the_workers_one_by_one_and_each_worker_serves_until_i
     workers.started[3].serves = True
     workers.run(60)
     assert workers.running == [2, 3]
+    assert [worker.signals for worker in workers.started] == [[signal.SIGHUP], [signal.SIGHUP], [], []]
 
 
 def test_a_reload_is_aborted_and_the_old_workers_continue_if_a_new_worker_cannot_start(workers: Workers) -> None:
@@ -183,7 +189,23 @@ def test_a_stop_during_a_reload_stops_old_and_new_workers_at_once(workers: Worke
     workers.run(0.2)
     assert workers.supervisor.is_done
     assert workers.running == []
-    assert len(workers.started) == 3
+    assert [worker.signals for worker in workers.started] == [[signal.SIGTERM]] * 3
+
+
+def test_the_parent_process_closes_the_listening_socket_before_the_workers_can_close_theirs() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    open_at_signal = []
+
+    class Worker(FakeWorker):
+        def ask(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def send_signal(self, number: int) -> None:
+            open_at_signal.append(listener.fileno() >= 0)
+            super().send_signal(number)
+
+    run(Supervisor(lambda: Worker(0), 1, STOP_SECONDS), listener)
+    assert open_at_signal == [False]
 
 
 def test_a_stop_kills_a_worker_that_does_not_end_within_the_stop_timeout(workers: Workers) -> None:

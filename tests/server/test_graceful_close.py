@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from typing import Any
 
 import pytest
 import uvicorn
 
-from shortener.server.graceful_close import accept_waiting, announce_close
+from shortener.cli.serve import uvicorn_config
+from shortener.server.graceful_close import GracefulServer, accept_waiting, announce_close, leave_queue
+from shortener.settings import Settings
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -19,27 +22,22 @@ async def respond(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-class Server(uvicorn.Server):
-    """A server that stops as `shortener serve` does."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await accept_waiting(self, sockets or [])
-        await super().shutdown(sockets)
-
-
 @pytest.fixture
 def listener() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-@pytest.fixture
-async def server(listener: socket.socket) -> uvicorn.Server:
-    config = uvicorn.Config(respond, lifespan="off", log_config=None, http="httptools")
+async def started(config: uvicorn.Config, listener: socket.socket) -> GracefulServer:
     config.load()
-    server = Server(config)
+    server = GracefulServer(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup([listener])
     return server
+
+
+@pytest.fixture
+async def server(listener: socket.socket) -> GracefulServer:
+    return await started(uvicorn.Config(respond, lifespan="off", log_config=None, http="httptools"), listener)
 
 
 async def read_response(client: socket.socket) -> bytes:
@@ -52,7 +50,7 @@ async def read_response(client: socket.socket) -> bytes:
 
 
 async def test_a_connection_that_waits_in_the_queue_of_a_server_that_stops_gets_its_response(
-    server: uvicorn.Server, listener: socket.socket
+    server: GracefulServer, listener: socket.socket
 ) -> None:
     clients = [socket.create_connection(listener.getsockname()) for _ in range(5)]
     for client in clients:
@@ -66,7 +64,7 @@ async def test_a_connection_that_waits_in_the_queue_of_a_server_that_stops_gets_
 
 
 async def test_a_request_that_arrives_on_an_idle_connection_when_the_server_stops_gets_its_response(
-    server: uvicorn.Server, listener: socket.socket
+    server: GracefulServer, listener: socket.socket
 ) -> None:
     client = socket.create_connection(listener.getsockname())
     client.sendall(REQUEST)
@@ -79,7 +77,7 @@ async def test_a_request_that_arrives_on_an_idle_connection_when_the_server_stop
 
 
 async def test_responses_ask_clients_to_close_their_connection_after_the_stop_has_begun(
-    server: uvicorn.Server, listener: socket.socket
+    server: GracefulServer, listener: socket.socket
 ) -> None:
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     for is_announced in (False, True):
@@ -91,4 +89,75 @@ async def test_responses_ask_clients_to_close_their_connection_after_the_stop_ha
         assert response.count(b"connection: close") == is_announced
         await server.on_tick(10)
     writer.close()
+    await server.shutdown([listener])
+
+
+async def test_a_server_leaves_the_queue_to_the_processes_that_continue(server: GracefulServer, listener: socket.socket) -> None:
+    kept = socket.create_connection(listener.getsockname())
+    kept.sendall(REQUEST)
+    kept.setblocking(False)
+    assert b" 200 " in await asyncio.get_running_loop().sock_recv(kept, 65536)
+    other = listener.dup()  # another process inherits the socket like this
+    leave_queue(server, [listener])
+    client = socket.create_connection(other.getsockname())
+    client.sendall(REQUEST)
+    kept.sendall(REQUEST)
+    await server.shutdown([listener])
+    assert (await read_response(kept)).startswith(b"HTTP/1.1 200 ")
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    other.setblocking(True)
+    connection, _ = other.accept()  # the connection still waits
+    for one in (connection, client, kept, other):
+        one.close()
+
+
+async def test_a_request_whose_head_arrives_in_parts_during_the_stop_gets_its_response(listener: socket.socket) -> None:
+    class Application:
+        app = None  # the application that responds to redirects
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await respond(scope, receive, send)
+
+    config = uvicorn_config(Application(), Settings())
+    config.lifespan = "off"
+    server = await started(config, listener)
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(REQUEST)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(REQUEST[:20])
+    stop = asyncio.create_task(server.shutdown([listener]))
+    await asyncio.sleep(0.35)  # longer than the shortest wait for requests
+    writer.write(REQUEST[20:])
+    assert b" 200 " in await reader.read()
+    writer.close()
+    await stop
+
+
+async def test_a_connection_that_its_client_has_closed_does_not_hide_the_connections_behind_it(
+    server: GracefulServer, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = socket.create_connection(listener.getsockname())
+    client.sendall(REQUEST)
+    accept, errors = socket.socket.accept, [ConnectionAbortedError(103, "aborted")]
+
+    def accept_after_error(self: socket.socket) -> Any:
+        if errors:
+            raise errors.pop()
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_after_error)
+    await accept_waiting(server, [listener])
+    assert not errors
+    await server.shutdown([])
+    assert (await read_response(client)).startswith(b"HTTP/1.1 200 ")
+    client.close()
+
+
+async def test_a_second_sigint_does_not_drop_the_requests_in_flight(server: GracefulServer, listener: socket.socket) -> None:
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit
+    assert not server.force_exit
     await server.shutdown([listener])
