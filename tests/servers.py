@@ -291,8 +291,8 @@ class Proxy:
         writer.close()
 
 
-def self_signed(folder: Path, host: str) -> Path:
-    """Write a key and a self-signed certificate for the IP address `host`. Return the file."""
+def self_signed(folder: Path, host: str, *, valid_days: int = 1) -> Path:
+    """Write a key and a self-signed certificate for the IP address `host`. Return the file. With `valid_days=-1` it has expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
@@ -302,8 +302,8 @@ def self_signed(folder: Path, host: str) -> Path:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + timedelta(days=valid_days))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
