@@ -148,9 +148,11 @@ def load_settings(**overrides: Any) -> Settings:
         return settings_sources.load(**overrides)
     except SettingsError as error:
         text = f"unusable settings:\n{error}\n({HELP_PAGE})"
-    with suppress(SettingsError):
-        settings_sources.load()
-        raise WrongValue(text)
+    # The files are read again only if an option may be the cause. A settings file may be a pipe, which can be read only once.
+    if any(value is not None for value in overrides.values()):
+        with suppress(SettingsError):
+            settings_sources.load()
+            raise WrongValue(text)
     raise click.ClickException(text)
 
 
