@@ -19,13 +19,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection
 
-from shortener.conversions import first_conversions, queries, status_words
+from shortener.conversions import first_conversions, queries, rows, status_words
 from shortener.conversions.first_conversions import ConvertedMessage
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredRevision
@@ -188,8 +186,8 @@ class Conversions:
         first_conversions.count_converted(connection, changes.delta, [_converted(states[key].target) for key in firsts])
         if changes.updated:
             in_order = [changes.updated[conversion] for conversion in sorted(changes.updated)]
-            queries.insert_revisions(connection, [row for state in in_order for row in self._revision_rows(state)])
-            queries.update_conversions(connection, [_update_row(state) for state in in_order])
+            queries.insert_revisions(connection, [row for state in in_order for row in rows.new_revisions(state, self._ids)])
+            queries.update_conversions(connection, [rows.updated(state) for state in in_order])
         events.append(connection, changes.events, count_deltas.rows(self._ids(), changes.delta))
         return results, len(changes.events)
 
@@ -206,7 +204,7 @@ class Conversions:
         index in `items` of the report that creates it."""
         states: dict[ConversionKey, ConversionState] = {}
         firsts: dict[ConversionKey, int] = {}
-        rows: dict[ConversionKey, tuple[Any, ...]] = {}
+        new_rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is not None and isinstance(target, ConversionTarget) and key not in states:
                 first = first_revision(item.report, target, now)
@@ -214,9 +212,9 @@ class Conversions:
                 states[key] = ConversionState(self._ids(), target, target.hit_id, item.report.at, counted, first)
                 item.tried_ids.append(states[key].id)
                 firsts[key] = index
-                rows[key] = _row(states[key], item, key)
+                new_rows[key] = rows.new(states[key], item.application_id, item.report, key)
         # The rows are sorted, so that two processes that insert the same keys cannot deadlock.
-        if queries.insert_new_conversions(connection, [rows[key] for key in sorted(rows)]) < len(rows):
+        if queries.insert_new_conversions(connection, [new_rows[key] for key in sorted(new_rows)]) < len(new_rows):
             # Stored conversions are read only if the insert skipped a row.
             self._load_existing(connection, states, firsts)
         return states, firsts
@@ -277,24 +275,6 @@ class Conversions:
             states[key] = existing_state(found, states[key].target, earlier.get(found.id, []))
             del firsts[key]
 
-    def _revision_rows(self, state: ConversionState) -> list[tuple[Any, ...]]:
-        return [
-            (
-                self._ids(),
-                state.id,
-                one.revision,
-                one.status,
-                one.disposition,
-                _money(one.value),
-                one.currency,
-                to_ms(one.at),
-                to_ms(one.received_at),
-                _json(one.metadata),
-                _json(one.warnings),
-            )
-            for one in state.earlier[state.stored_revisions :]
-        ]
-
     def _event(self, state: ConversionState, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
         """Return the event for the latest revision of a conversion.
 
@@ -312,10 +292,10 @@ class Conversions:
             data={
                 "revision": latest.revision,
                 "previous_status": before and before.status,
-                "previous_value": None if before is None else _money(before.value),
+                "previous_value": None if before is None else rows.money_text(before.value),
                 "conversion_status": latest.status,
                 "disposition": latest.disposition,
-                "value": _money(latest.value),
+                "value": rows.money_text(latest.value),
                 "currency": latest.currency,
             },
         )
@@ -356,56 +336,6 @@ def _keys_of(
     stored = queries.find_keys(connection, sorted(differing))
     renamed = {key: one for key, one in zip(folded, exact, strict=True) if one in stored}
     return [renamed.get(key, key) for key in folded]
-
-
-def _row(state: ConversionState, item: _Submission, key: ConversionKey) -> tuple[Any, ...]:
-    report, latest = item.report, state.latest
-    _, action, transaction_id = key
-    return (
-        state.id,
-        item.application_id,
-        state.target.row_id,
-        state.hit_id,
-        action,
-        transaction_id,
-        latest.status,
-        latest.disposition,
-        _money(latest.value),
-        latest.currency,
-        to_ms(latest.at),
-        to_ms(latest.received_at),
-        _json(latest.metadata),
-        None if report.action == action else report.action,
-        None if report.transaction_id == transaction_id else report.transaction_id,
-        _json(latest.warnings),
-        state.counted_as,
-    )
-
-
-def _update_row(state: ConversionState) -> tuple[object, ...]:
-    latest = state.latest
-    return (
-        state.id,
-        state.hit_id,
-        latest.status,
-        latest.disposition,
-        _money(latest.value),
-        latest.currency,
-        _json(latest.metadata),
-        _json(latest.warnings),
-        latest.revision,
-        to_ms(latest.received_at),
-        to_ms(latest.at),
-        state.counted_as,
-    )
-
-
-def _money(value: Decimal | None) -> str | None:
-    return None if value is None else format(value, "f")
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
 
 
 def _find_targets(connection: Connection, items: Sequence[_Submission]) -> list[ConversionTarget | ApiError]:
