@@ -260,17 +260,21 @@ def _aliases(statement: str) -> set[str]:
     }
 
 
-def scans_of_postgresql(node: dict[str, Any], outer_table: str = "") -> Iterator[str]:
-    """Yield the nodes of a PostgreSQL plan that read a complete table or index, as planned with the settings in `explain`."""
+def scans_of_postgresql(node: dict[str, Any], outer_table: str = "", *, is_limited: bool = False) -> Iterator[str]:
+    """Yield the nodes of a PostgreSQL plan that read a complete table or index, as planned with the settings in `explain`.
+
+    `is_limited` is true if the node ends after one row, such as the scan of an index for `max(id)`."""
     kind = node["Node Type"]
     table = node.get("Relation Name", outer_table)  # a bitmap node belongs to the table of its parent node
     if table in GROWING_TABLES:
         if kind == "Seq Scan":
             yield f"Seq Scan on {table} {node.get('Filter', '')}"
+        elif is_limited and kind in ("Index Scan", "Index Only Scan") and "Filter" not in node:
+            return
         elif kind in ("Index Scan", "Index Only Scan", "Bitmap Index Scan") and "Index Cond" not in node:
             yield f"{kind} of {node['Index Name']} without a condition {node.get('Filter', '')}"
     for inner in node.get("Plans", ()):
-        yield from scans_of_postgresql(inner, table)
+        yield from scans_of_postgresql(inner, table, is_limited=kind == "Limit" and node["Plan Rows"] == 1)
 
 
 def explain(connection: Connection, found: Recorded) -> list[str]:

@@ -292,7 +292,7 @@ def test_every_field_of_an_event_is_classified_as_personal_or_not_personal() -> 
         has_attachment campaign source country click_country click_id code short_url verdict verdict_reason first_for_message
         first_for_link click_number seconds_since_sent seconds_since_delivered sent_at delivered_at clicked_at conversion_id action
         conversion_status disposition value currency transaction_id revision previous_status previous_value process_key
-        tracker_id delivery_id delivery_event count reason key_kind key_id expires_at
+        tracker_id delivery_id delivery_event count reason key_kind key_id expires_at created_at
     """
     assert set(FACTS) == PERSONAL_FIELDS | set(harmless.split())
 
