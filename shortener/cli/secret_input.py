@@ -55,7 +55,7 @@ def secret_options(
             if required and not secrets:
                 raise click.UsageError(f"Missing option '{option}' or '{file_option}'.")
             if len(secrets) > 1 and not multiple:
-                raise click.UsageError(f"use {option} or {file_option} only once")
+                raise click.UsageError(f"use only one of {option} and {file_option}, and only once")
             values[parameter] = tuple(secrets) if multiple else next(iter(secrets), None)
             return command(*args, **values)
 

@@ -87,7 +87,7 @@ async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.sock
     loop, config = asyncio.get_running_loop(), server.config
 
     def new_protocol() -> asyncio.Protocol:
-        protocol: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+        protocol: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # uvicorn declares a plain asyncio.Protocol
             config=config, server_state=server.server_state, app_state=server.lifespan.state
         )
         return protocol

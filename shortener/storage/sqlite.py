@@ -228,7 +228,8 @@ class SqliteDatabase:
         try:
             begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
         except DBAPIError as error:
-            self._is_locked = is_busy(error) and not self._lock_wait
+            # After another error, the flag keeps its value, so that the next BEGIN that succeeds restores the busy_timeout.
+            self._is_locked = self._is_locked or (is_busy(error) and not self._lock_wait)
             raise
         if self._is_locked:
             self._is_locked = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
@@ -131,6 +132,29 @@ async def test_all_transactions_that_wait_while_another_process_has_the_write_lo
             with pytest.raises(StoreUnavailable):
                 await database.write(read_busy_timeout)
             other.execute("COMMIT")
+        await database.write(lambda connection: None)
+        assert await database.write(read_busy_timeout) == 400
+    finally:
+        await database.close()
+
+
+async def test_another_error_while_the_database_is_locked_does_not_shorten_later_waits(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 400)
+    database = sqlite.SqliteDatabase(file, owner=True)
+    calls = itertools.count()
+
+    def fail_second(begin: Callable[[], object], wait: float) -> None:
+        if next(calls) == 1:
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError("disk I/O error"))
+        begin_write(begin, wait)
+
+    monkeypatch.setattr(sqlite, "begin_write", fail_second)
+    try:
+        with write_locked(file):
+            errors = await asyncio.gather(*(database.write(read_busy_timeout) for _ in range(2)), return_exceptions=True)
+        assert {type(error) for error in errors} == {StoreUnavailable}
         await database.write(lambda connection: None)
         assert await database.write(read_busy_timeout) == 400
     finally:
