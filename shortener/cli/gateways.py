@@ -29,6 +29,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
+from shortener.cli.secret_input import named_value_options
 from shortener.plurals import counted
 
 if TYPE_CHECKING:
@@ -60,16 +61,6 @@ async def ensure_simulator(database: Any) -> None:
     """Create the simulator of the installation if a server of an earlier version has not created it."""
     store, _ = _store(database)
     await database.write(store.ensure_simulator)
-
-
-def _parse_pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for value in values:
-        name, sign, text = value.partition("=")
-        if not sign:
-            raise click.BadParameter(f"{value!r} is not NAME=VALUE")
-        pairs[name.strip()] = text
-    return pairs
 
 
 def _parse_schedule(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
@@ -110,33 +101,20 @@ _LIMIT_OPTIONS = (
         metavar="SECONDS,...",
         help="Seconds between attempts, separated by commas. Default: GATEWAY_SCHEDULE.",
     ),
-    click.option(
-        "--set",
+    named_value_options(
+        "set",
         "pairs",
-        multiple=True,
-        callback=_parse_pairs,
-        metavar="NAME=VALUE",
-        help="Setting of this kind of gateway, for example success_statuses=200. Objects and lists are JSON. A dot names "
-        "one member of an object: headers.X-Team=sms. Can be repeated.",
+        "Setting of this kind of gateway, for example success_statuses=200. Objects and lists are JSON. A dot names one member of "
+        "an object: headers.X-Team=sms",
     ),
-    click.option(
-        "--variable",
-        "variables",
-        multiple=True,
-        callback=_parse_pairs,
-        metavar="NAME=VALUE",
-        help="Variable of an HTTP gateway, for example password=... The other variables keep their values. Can be repeated.",
+    named_value_options(
+        "variable", "variables", "Variable of an HTTP gateway, for example password. The other variables keep their values"
     ),
-    click.option(
-        "--option",
+    named_value_options(
+        "option",
         "options",
-        multiple=True,
-        callback=_parse_pairs,
-        metavar="NAME=VALUE",
-        help=(
-            "Option of the preset, for example url=... or password=... If the gateway exists, its settings are built again from "
-            "this option and its stored options. Can be repeated."
-        ),
+        "Option of the preset, for example url or password. If the gateway exists, its settings are built again from this option "
+        "and its stored options",
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
@@ -293,8 +271,8 @@ async def update_gateway(
     """Change a gateway. Properties without an option keep their values.
 
     \b
-    Change the password:  shortener gateways update 2 --variable password=NEW
-    of an SMPP gateway:   shortener gateways update 2 --set password=NEW
+    Change the password:  shortener gateways update 2 --variable password=-
+    of an SMPP gateway:   shortener gateways update 2 --set password=-
     Change the address:   shortener gateways update 2 --option url=http://10.0.0.6:13013/cgi-bin/sendsms
     """
     from shortener.gateways.store import waiting_messages

@@ -305,9 +305,9 @@ def _print_lost(lost: list[LostValue]) -> None:
 def _remedy(value: LostValue) -> str:
     """Return a line with the command that replaces a lost value."""
     commands = {
-        "trackers": f"shortener trackers update {value.id} --secret - --header ... --enable",
+        "trackers": f"shortener trackers update {value.id} --secret - --header 'NAME: -' --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",
-        "gateways": f"shortener gateways update {value.id} --option ..., or remove and add the gateway",
+        "gateways": f"shortener gateways update {value.id} --option NAME=-, or remove and add the gateway",
         "operators": f"shortener operators reset {value.name}",
     }
     command = commands.get(value.owner, "set it again")

@@ -1,14 +1,17 @@
-"""Options whose value is a secret, such as a signing secret or a URL with a password.
+"""Options whose value is a secret, such as a signing secret or a URL with a password, and options of named values of which some
+are secrets, such as `--variable password=VALUE`.
 
 Other users of the machine can read the arguments of a process, and a shell stores them in its history. Each option NAME therefore
 has two further forms: `NAME -` reads the secret from the standard input, or asks for it on a terminal without showing it, and
-`NAME-file FILE` reads it from a file. A secret as an argument still works, and causes a warning on stderr.
+`NAME-file FILE` reads it from a file. For named values, the forms are `--variable password=-` and `--variable-file password=FILE`.
+A secret as an argument still works, and causes a warning on stderr.
 """
 # Tested by tests/cli/test_secret_input.py
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +25,11 @@ from shortener.cli.common import is_terminal
 #: The value of an option that stands for the standard input.
 STANDARD_INPUT = "-"
 
+# Names of values that are secrets, such as password, auth_token, Authorization and X-Api-Key.
+_SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|auth|cred|cookie|signature|^pin$|^variables$", re.IGNORECASE)
+# Texts that are no secrets whatever their name is: the value of a switch, and a text with a placeholder, such as `App {api_key}`.
+_NO_SECRET = re.compile(r"|true|false|[^{}\[\]]*\{\w+\}[^{}\[\]]*")
+
 
 def has_password(url: str) -> bool:
     """Return whether a URL contains a password."""
@@ -29,6 +37,11 @@ def has_password(url: str) -> bool:
         return urlsplit(url).password is not None
     except ValueError:
         return False
+
+
+def is_named_secret(name: str, text: str) -> bool:
+    """Return whether a value is a secret, according to its name."""
+    return bool(_SECRET_NAME.search(name)) and not _NO_SECRET.fullmatch(text)
 
 
 def secret_options(
@@ -69,26 +82,89 @@ def secret_options(
     return decorate
 
 
+def named_value_options(
+    name: str, parameter: str, text: str, *, sign: str = "="
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options `--NAME` and `--NAME-file`, which can be repeated, to a command. The command gets
+    their values as `parameter`: a dict of texts by name. `sign` separates the name of a value and its text.
+
+    `text` is the help text, without the final full stop."""
+    option, file_option = f"--{name}", f"--{name}-file"
+    space = "" if sign == "=" else " "
+    form, file_form = f"NAME{sign}{space}VALUE", f"NAME{sign}{space}FILE"
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_values(*args: Any, **values: Any) -> Any:
+            given = _split(option, values.pop(f"{parameter}_texts"), sign, form)
+            files = _split(file_option, values.pop(f"{parameter}_files"), sign, file_form)
+            if both := sorted({key for key, _ in given} & {key for key, _ in files}):
+                raise click.UsageError(f"{both[0]}: use only one of {option} and {file_option}")
+            secret = next((key for key, value in given if value != STANDARD_INPUT and is_named_secret(key, value)), None)
+            if secret is not None:
+                _warn(
+                    option,
+                    f"{option} {_quoted(f'{secret}{sign}{space}-')}",
+                    f"{file_option} {_quoted(f'{secret}{sign}{space}FILE')}",
+                )
+            found = {key: _read(option, value, key) if value == STANDARD_INPUT else value for key, value in given}
+            values[parameter] = found | {key: _read(file_option, file, key) for key, file in files}
+            return command(*args, **values)
+
+        help_text = f"{text}. The value `-` is read from the standard input, or asked for on a terminal. Can be repeated."
+        add_file = click.option(
+            file_option,
+            f"{parameter}_files",
+            multiple=True,
+            metavar=_quoted(file_form),
+            help=f"Read the value of {option} from a file. Can be repeated.",
+        )
+        add_text = click.option(option, f"{parameter}_texts", multiple=True, metavar=_quoted(form), help=help_text)
+        return add_text(add_file(with_values))
+
+    return decorate
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if " " in text else text
+
+
+def _split(option: str, given: Sequence[str], sign: str, form: str) -> list[tuple[str, str]]:
+    """Return the name and the text of each value. White space around both is removed if `sign` is a colon, as in HTTP headers."""
+    pairs = []
+    for value in given:
+        name, found, text = value.partition(sign)
+        if not found:
+            # The text may be a secret whose name is missing, so the error does not contain it.
+            raise click.BadParameter(f"must be {_quoted(form)}", param_hint=option)
+        pairs.append((name.strip(), text if sign == "=" else text.strip()))
+    return pairs
+
+
+def _warn(option: str, *remedies: str) -> None:
+    click.echo(
+        f"Warning: other users of this machine can see the secret in {option}, and the shell stores it in its history. Use "
+        f"{' or '.join(f'`{remedy}`' for remedy in remedies)}.",
+        err=True,
+    )
+
+
 def _from_arguments(option: str, given: Sequence[str], is_secret: Callable[[str], bool]) -> list[str]:
     if any(text != STANDARD_INPUT and is_secret(text) for text in given):
-        click.echo(
-            f"Warning: other users of this machine can see the secret in {option}, and the shell stores it in its history. Use "
-            f"`{option} -` or `{option}-file FILE`.",
-            err=True,
-        )
+        _warn(option, f"{option} -", f"{option}-file FILE")
     return [_read(option, text) if text == STANDARD_INPUT else text for text in given]
 
 
-def _read(option: str, file: str) -> str:
+def _read(option: str, file: str, label: str = "") -> str:
     """Return the secret in a file, without white space around it. From the standard input, read one line. On a terminal, ask for
-    the secret without showing it."""
+    the secret without showing it, with the name of the option or `label`."""
     if file != STANDARD_INPUT:
         try:
             secret = Path(file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise click.BadParameter(str(error), param_hint=option) from None
     elif is_terminal():
-        secret = click.prompt(option.lstrip("-").removesuffix("-file").capitalize(), hide_input=True, err=True).strip()
+        secret = click.prompt(label or option.lstrip("-").removesuffix("-file").capitalize(), hide_input=True, err=True).strip()
     else:
         secret = sys.stdin.readline().strip()
     if not secret:

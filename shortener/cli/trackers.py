@@ -30,7 +30,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
-from shortener.cli.secret_input import secret_options
+from shortener.cli.secret_input import named_value_options, secret_options
 from shortener.model import EVENT_NAMES
 from shortener.plurals import counted
 
@@ -62,16 +62,6 @@ def _validate(model: type[M], data: dict[str, Any]) -> M:
     from shortener.web.validation import validate
 
     return validate(model, data)
-
-
-def _parse_headers(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
-    headers = {}
-    for value in values:
-        name, colon, text = value.partition(":")
-        if not colon:
-            raise click.BadParameter(f"{value!r} is not 'NAME: VALUE'")
-        headers[name.strip()] = text.strip()
-    return headers or None
 
 
 def _parse_schedule(context: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
@@ -115,14 +105,7 @@ _TRACKER_OPTIONS = (
         help="Format of the request body. Default: scg (Syniverse).",
     ),
     click.option("--field", "fields", multiple=True, help="Field of the request body in the format json. Can be repeated."),
-    click.option(
-        "--header",
-        "headers",
-        multiple=True,
-        callback=_parse_headers,
-        metavar="'NAME: VALUE'",
-        help="Static header that each request contains. Can be repeated.",
-    ),
+    named_value_options("header", "headers", "Static header that each request contains", sign=":"),
     click.option(
         "--client-certificate",
         type=click.File("r"),
@@ -192,7 +175,7 @@ def _request_fields(options: dict[str, Any]) -> dict[str, Any]:
     }
     if options["success"] is not None or options["body_contains"] is not None:
         fields["success"] = {"statuses": options["success"], "body_contains": options["body_contains"]}
-    return {name: value for name, value in fields.items() if value not in (None, [])}
+    return {name: value for name, value in fields.items() if value not in (None, [], {})}
 
 
 @click.group()

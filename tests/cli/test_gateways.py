@@ -76,6 +76,11 @@ def test_the_command_gateways_update_changes_one_variable_or_one_option_of_the_p
     for option, value in (("--variable", "password="), ("--set", "variables.password={"), ("--option", "password=new")):
         assert shell.json("gateways", "update", number, option, f"{value}er")["settings"] == before
         assert stored_variables(shell, number) == {"username": "user", "password": f"{value.partition('=')[2]}er"}
+    for option, name in (("--variable", "password"), ("--set", "variables.password"), ("--option", "password")):
+        (shell.folder / "password").write_text(f"{option}\n")
+        changed = shell("gateways", "update", number, f"{option}-file", f"{name}={shell.folder}/password")
+        assert changed.stderr == ""
+        assert stored_variables(shell, number)["password"] == option
     refused = shell("gateways", "update", number, "--set", "password=new", code=2)
     assert "--variable password=VALUE" in refused.stderr
     moved = shell.json("gateways", "update", number, "--option", "url=http://127.0.0.1:14000/sendsms")["settings"]

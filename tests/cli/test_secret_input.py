@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from shortener.cli import cli, secret_input
-from shortener.cli.secret_input import has_password, secret_options
+from shortener.cli.secret_input import has_password, is_named_secret, named_value_options, secret_options
 from tests.cli.shell import InProcessShell, create_installation
 
 
@@ -20,8 +20,15 @@ def show(secret: tuple[str, ...], target: str | None) -> None:
     click.echo(f"{secret} {target}")
 
 
-def run(*words: str, stdin: str = "", code: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(show, list(words), input=stdin)
+@click.command()
+@named_value_options("variable", "variables", "The variables")
+@named_value_options("header", "headers", "The headers", sign=":")
+def show_named(variables: dict[str, str], headers: dict[str, str]) -> None:
+    click.echo(f"{variables} {headers}")
+
+
+def run(*words: str, stdin: str = "", code: int = 0, command: click.Command = show) -> tuple[str, str]:
+    result = CliRunner().invoke(command, list(words), input=stdin)
     assert result.exit_code == code, result.output
     return result.stdout.strip(), result.stderr
 
@@ -66,6 +73,70 @@ def test_a_missing_secret_is_wrong_usage(words: tuple[str, ...], error: str) -> 
     assert error in run(*words, stdin="\n" if words[0] == "--secret" else "b\n", code=2)[1]
 
 
+def test_a_named_value_is_read_from_the_standard_input_or_from_a_file_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("of a file\n")
+    words = ("--variable", "user=me", "--variable", "password=-", "--header", "Authorization: -")
+    files = ("--variable-file", f"api_key={tmp_path}/key", "--header-file", f"X-Api-Key: {tmp_path}/key")
+    stdout, stderr = run(*words, *files, stdin="first\nsecond\n", command=show_named)
+    # The options of the command are evaluated in the order of its decorators, and each reads one line.
+    assert stdout == (
+        "{'user': 'me', 'password': 'first', 'api_key': 'of a file'} {'Authorization': 'second', 'X-Api-Key': 'of a file'}"
+    )
+    assert stderr == ""
+
+
+def test_a_named_secret_as_an_argument_causes_a_warning_with_its_name_and_without_its_value() -> None:
+    stdout, stderr = run("--header", "X-Team: sms", "--header", "X-Api-Key: hunter22", command=show_named)
+    assert stdout == "{} {'X-Team': 'sms', 'X-Api-Key': 'hunter22'}"
+    assert "`--header 'X-Api-Key: -'` or `--header-file 'X-Api-Key: FILE'`" in stderr
+    assert "hunter22" not in stderr
+    assert run("--header", "X-Team: sms", "--variable", "user=me", command=show_named)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_secret"),
+    [
+        ("password", "hunter22", True),
+        ("auth_token", "x", True),
+        ("variables.api_key", "x", True),
+        ("variables", '{"key": "hunter22"}', True),
+        ("Authorization", "Bearer hunter22", True),
+        ("Cookie", "a=b", True),
+        ("headers.Authorization", "App {api_key}", False),
+        ("basic_auth", "true", False),
+        ("password", "", False),
+        ("username", "me", False),
+        ("success_statuses", "200", False),
+        ("id_path", "$.id", False),
+    ],
+)
+def test_the_name_of_a_value_says_whether_it_is_a_secret(name: str, text: str, is_secret: bool) -> None:
+    assert is_named_secret(name, text) is is_secret
+
+
+def test_a_terminal_is_asked_for_a_named_value_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret_input, "is_terminal", lambda: True)
+    stdout, stderr = run("--variable", "password=-", stdin="hunter22\n", command=show_named)
+    assert stdout == "{'password': 'hunter22'} {}"
+    assert stderr.startswith("password: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--variable", "hunter22"), "Invalid value for --variable: must be NAME=VALUE"),
+        (("--header-file", "hunter22"), "Invalid value for --header-file: must be 'NAME: FILE'"),
+        (("--variable", "key=a", "--variable-file", "key=-"), "key: use only one of --variable and --variable-file"),
+        (("--variable-file", "key=/none"), "No such file"),
+        (("--variable", "key=-"), "must not be empty"),
+    ],
+)
+def test_a_named_value_without_a_value_is_wrong_usage(words: tuple[str, ...], error: str) -> None:
+    stderr = run(*words, stdin="\n", code=2, command=show_named)[1]
+    assert error in stderr
+    assert "hunter22" not in stderr
+
+
 def test_a_tracker_and_a_copy_read_their_secrets_from_files(tmp_path: Path, sqlite_template: Path) -> None:
     create_installation(tmp_path / "data", sqlite_template)
     shell = InProcessShell(tmp_path / "data")
@@ -74,7 +145,9 @@ def test_a_tracker_and_a_copy_read_their_secrets_from_files(tmp_path: Path, sqli
     words = ("trackers", "add", "1", "https://tracker.example/", "--event", "click", "--secret-file", str(tmp_path / "secret"))
     added = shell(*words, "--json")
     assert "Warning: other users" not in added.stderr
-    assert shell.json("trackers", "update", "1", "--secret-file", str(tmp_path / "secret"), "--yes")["tracker_id"] == 1
+    header = ("--header-file", f"Authorization: {tmp_path}/secret")
+    updated = shell.json("trackers", "update", "1", "--secret-file", str(tmp_path / "secret"), *header, "--yes")
+    assert updated["headers_set"] is True
     (tmp_path / "url").write_text(f"sqlite:///{tmp_path}/copy.db\n")
     shell("copy", "--from", f"sqlite:///{tmp_path}/data/shortener.db", "--to-file", str(tmp_path / "url"))
     assert (tmp_path / "copy.db").exists()
@@ -89,6 +162,7 @@ def test_every_option_for_a_secret_has_a_form_that_reads_a_file() -> None:
             return [found for command in commands if command is not None for found in options(command)]
         return [{name for parameter in group.params for name in parameter.opts}]
 
-    with_secret = [names for names in options(cli) if "--secret" in names]
-    assert len(with_secret) == 3
-    assert all("--secret-file" in names for names in with_secret)
+    for option, commands in (("--secret", 3), ("--header", 2), ("--variable", 2), ("--option", 2)):
+        with_secret = [names for names in options(cli) if option in names]
+        assert len(with_secret) == commands
+        assert all(f"{option}-file" in names for names in with_secret)
