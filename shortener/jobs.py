@@ -95,10 +95,19 @@ class WakeUp:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def notify(self) -> None:
         """Set the wake-up event, so that the job that waits for it runs."""
         self._event.set()
+
+    def notify_after(self, seconds: float | None) -> None:
+        """Set the wake-up event after this number of seconds. The new timer replaces the previous one. None only removes it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.notify)
 
     async def wait(self, seconds: float) -> None:
         """Wait until the wake-up event is set, at most for this number of seconds, and then clear the event."""

@@ -125,6 +125,22 @@ async def test_a_wake_up_event_that_is_set_before_a_job_waits_for_it_is_not_lost
     await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)
 
 
+async def test_a_wake_up_event_is_set_after_a_time() -> None:
+    wake_up = WakeUp()
+    wake_up.notify_after(NEVER)
+    wake_up.notify_after(0.0)
+    await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)
+
+
+async def test_a_new_timer_of_a_wake_up_event_replaces_the_timer_before_it() -> None:
+    wake_up, passed = WakeUp(), asyncio.Event()
+    wake_up.notify_after(0.0)
+    wake_up.notify_after(None)
+    asyncio.get_running_loop().call_later(0.0, passed.set)
+    await passed.wait()
+    assert not wake_up._event.is_set()
+
+
 async def test_the_jobs_stop_also_if_a_wake_up_event_is_set_at_the_same_time() -> None:
     jobs, work = Jobs(), Work()
     job = jobs.add(Job("dispatcher", NEVER, work.step))

@@ -79,6 +79,10 @@ class AttemptInFlight:
     is_paced: bool = False
     rate: float | None = None
 
+    @property
+    def queue(self) -> str:
+        return self.claim.queue
+
 
 @record
 class FinishedAttempt:

@@ -1,9 +1,9 @@
 """The dispatcher sends due deliveries to their receivers and records the outcomes.
 
 It works in dispatch cycles. In each cycle, one transaction records the finished attempts (outcome_writer.py) and claims as many
-deliveries as there are free slots (claim_writer.py). After the commit, the attempts start (attempt.py). A claim is therefore
-durable before its request is sent. A slot is the right to have one attempt in flight. The slot becomes free when the outcome of the
-attempt is durable.
+deliveries as there are free slots (claim_writer.py). After the commit, the attempts start (attempt.py, attempt_pool.py). A claim is
+therefore durable before its request is sent. A slot is the right to have one attempt in flight. The slot becomes free when the
+outcome of the attempt is durable.
 
 Guarantees
 - A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
@@ -44,8 +44,9 @@ from sqlalchemy import Connection
 
 from shortener.clicks.throttle import Throttle
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, AttemptInFlight, AttemptRunner, FinishedAttempt
+from shortener.delivery.attempt_pool import MAX_STARTS, AttemptPool, QueuePauses
 from shortener.delivery.claim_writer import ClaimResult, ClaimWriter
-from shortener.delivery.claims import LEASE_MARGIN_MS, SlotUsage
+from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.clock_steps import repair
 from shortener.delivery.message_order import MessageOrder
 from shortener.delivery.outcome_writer import OutcomeResult, OutcomeWriter
@@ -67,9 +68,6 @@ log = structlog.get_logger(__name__)
 
 #: One dispatch cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 512
-#: While many hits arrive, one dispatch cycle starts at most this many attempts. In every cycle, the dispatcher lets other tasks run
-#: each time it has started this many attempts.
-MAX_STARTS = 8
 #: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer, because the next cycle
 #: starts before that time anyway.
 MAX_TIMER_SECONDS = 60.0
@@ -126,13 +124,10 @@ class Dispatcher:
         self._lease_ms = round(settings.delivery_timeout * 1000) + LEASE_MARGIN_MS
         self.wake_up = WakeUp()
         self.totals = DispatcherTotals()
-        self._usage = SlotUsage(settings.delivery_slots)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.attempts = AttemptPool[FinishedAttempt](settings.delivery_slots)
+        self.pauses = QueuePauses(LOCAL_FAILURE_PAUSE_MS)
         self._order = MessageOrder()
-        self._finished: list[FinishedAttempt] = []
-        self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
         self._responsive: dict[str, None] = {}  # names of callback queues whose host responded to the last attempt
-        self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
         self._stopping = False
 
@@ -198,7 +193,7 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """The number of slots in use: attempts in flight, and ended attempts whose outcome is not yet in the database."""
-        return self._usage.busy
+        return self.attempts.usage.busy
 
     async def step(self) -> int:
         """Run one dispatch cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
@@ -207,14 +202,14 @@ class Dispatcher:
         cycle gives back the deliveries that this cycle has claimed."""
         loop = asyncio.get_running_loop()
         async with self._cycle_lock:
-            finished = self._finished[:MAX_OUTCOMES]
+            finished = self.attempts.ended[:MAX_OUTCOMES]
             if self._stopping and not finished:
                 return 0
             started, throttled = loop.time(), self._throttle.is_busy
             # If the cycle cannot record all outcomes, it claims nothing. It could claim deliveries whose lease has ended and whose
             # outcome is not recorded yet, and they would be sent again.
-            has_others = len(finished) < len(self._finished)
-            limit = 0 if self._stopping or has_others else self._usage.free + len(finished)
+            has_others = len(finished) < len(self.attempts.ended)
+            limit = 0 if self._stopping or has_others else self.attempts.usage.free + len(finished)
             if throttled:
                 limit = min(limit, MAX_STARTS)
             try:
@@ -232,7 +227,7 @@ class Dispatcher:
         return len(finished) + len(claims.attempts) + claims.expired + claims.more
 
     async def _run_cycle(self, finished: Sequence[FinishedAttempt], limit: int) -> ClaimResult:
-        """Record the attempts `finished`, which are the oldest attempts in `self._finished`. Then claim up to `limit` deliveries
+        """Record the attempts `finished`, which are the oldest ended attempts. Then claim up to `limit` deliveries
         and start their attempts."""
         last: list[ClaimResult] = []
         try:
@@ -241,10 +236,9 @@ class Dispatcher:
             # It is unknown whether the claims are stored. The next cycle gives them back, so that the deliveries do not wait until
             # their leases end.
             for attempt in last[-1].attempts if last else ():
-                self._usage.take(attempt.claim.queue, attempt.application_id)
-                self._finished.append(self._runner.give_back(attempt, "interrupted", may_be_unclaimed=True))
+                self.attempts.end_unstarted(self._runner.give_back(attempt, "interrupted", may_be_unclaimed=True))
             raise
-        self._remove(finished)
+        self.attempts.remove(finished)
         # An exception in these steps must not prevent the start of the claimed attempts, and must not cause the outcomes to be
         # recorded again.
         with after_commit():
@@ -255,15 +249,17 @@ class Dispatcher:
             self._claims.committed(claims)
             self._wake_at(claims.wake_at)
             self.totals.dead += claims.expired
-        for number, attempt in enumerate(claims.attempts, 1):
-            self._usage.take(attempt.claim.queue, attempt.application_id)
-            task = asyncio.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
-            self._order.add(attempt.claim, task)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if number % MAX_STARTS == 0:
-                await asyncio.sleep(0)  # let the event loop respond to hits before the next attempts start
+        await self.attempts.start(claims.attempts, self._create_task)
         return claims
+
+    def _create_task(self, attempt: AttemptInFlight) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
+        self._order.add(attempt.claim, task)
+        return task
+
+    async def _run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None) -> None:
+        self.attempts.end(await self._runner.run(attempt, earlier))
+        self.wake_up.notify()
 
     async def _record_one_by_one(self, finished: Sequence[FinishedAttempt]) -> None:
         """Record each outcome in a transaction of its own, after the transaction that contained all of them failed.
@@ -287,19 +283,11 @@ class Dispatcher:
         except StoreUnavailable:
             raise
         except Exception:
-            self._remove([finished])
-
-    def _remove(self, finished: Sequence[FinishedAttempt]) -> None:
-        """Remove the oldest attempts, whose outcomes are stored or are dropped, and release their slots."""
-        del self._finished[: len(finished)]
-        for one in finished:
-            self._usage.release(one.attempt.claim.queue, one.attempt.application_id)
+            self.attempts.remove([finished])
 
     async def flush(self) -> None:
         """Run dispatch cycles until every due delivery was attempted and its outcome is recorded."""
-        while await self.step() or self._tasks or self._finished:
-            if self._tasks and not self._finished:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await self.attempts.flush(self.step)
 
     async def stop(self, grace: float, attempts_grace: float | None = None) -> None:
         """Stop the dispatcher within `grace` seconds: start no attempts, and record the attempts in flight.
@@ -307,30 +295,18 @@ class Dispatcher:
         Attempts that do not end within `attempts_grace` seconds (default: 80 % of `grace`) are cancelled, and their claims are
         given back."""
         self._stopping = self._runner.is_stopping = True
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = asyncio.get_running_loop().time()
         cancel_at = began + (grace * 0.8 if attempts_grace is None else attempts_grace)
         try:
             async with asyncio.timeout_at(began + grace):
                 async with self._cycle_lock:
                     pass  # wait for a running cycle, which may start attempts
-                if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=cancel_at - loop.time())
-                for task in self._tasks:
-                    task.cancel()
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
-                while self._finished:
-                    try:
-                        await self.step()
-                    except StoreUnavailable:
-                        await asyncio.sleep(0.1)  # the database may become available again before `grace` ends
+                await self.attempts.drain(self.step, cancel_at)
         except TimeoutError:
             # The deliveries whose outcomes were not recorded are attempted again when their leases end.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
 
-        if self._timer is not None:
-            self._timer.cancel()
+        self.wake_up.notify_after(None)
         if self._processes.may_have_row:
             with suppress(StoreUnavailable, TimeoutError):
                 async with asyncio.timeout_at(began + grace):
@@ -338,13 +314,9 @@ class Dispatcher:
 
     def _wake_at(self, at: int | None) -> None:
         """Set a timer that starts a dispatch cycle at this time (milliseconds since 1970). None removes the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if at is not None and not self._stopping:
-            seconds = max(at - to_ms(self._clock()), 0) / 1000
-            if seconds < MAX_TIMER_SECONDS:  # longer times need no timer, because cycles run more often than that
-                self._timer = asyncio.get_running_loop().call_later(seconds, self.wake_up.notify)
+        seconds = None if at is None or self._stopping else max(at - to_ms(self._clock()), 0) / 1000
+        # Longer times need no timer, because cycles run more often than that.
+        self.wake_up.notify_after(seconds if seconds is not None and seconds < MAX_TIMER_SECONDS else None)
 
     def _committed(self, heartbeat: Heartbeat) -> None:
         """Use the result of a heartbeat after its transaction was committed."""
@@ -352,10 +324,6 @@ class Dispatcher:
         if heartbeat.clock_was_set_back:
             self.totals.clock_steps += 1
             log.warning("clock_was_set_back", repaired="retries, leases, breakers and rates")
-
-    async def _run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None) -> None:
-        self._finished.append(await self._runner.run(attempt, earlier))
-        self.wake_up.notify()
 
     def _write_cycle(
         self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int, last: list[ClaimResult]
@@ -368,13 +336,7 @@ class Dispatcher:
         if heartbeat is not None and heartbeat.clock_was_set_back:
             repair(connection, now, self._lease_ms)
         outcomes = self._outcomes.write(connection, finished, now) if finished else OutcomeResult()
-        usage = self._usage.copy()
-        # Ignore pauses that are longer than planned: they were stored before the clock was set back.
-        paused = {queue: until for queue, until in self._paused.items() if until <= now + LOCAL_FAILURE_PAUSE_MS}
-        for one in finished:
-            usage.release(one.attempt.claim.queue, one.attempt.application_id)
-            if one.is_local_failure:
-                paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
+        usage, paused = self.attempts.usage_without(finished), self.pauses.with_failures(finished, now)
         share = self._processes.share if heartbeat is None else heartbeat.share
         claims = self._claims.write(connection, usage, limit, paused, now, share, self._responsive)
         last.append(claims)
@@ -387,10 +349,8 @@ class Dispatcher:
         totals.dispatch_cycles += 1
         self._outcomes.committed(outcomes, now)
         for one in finished:
-            if one.is_local_failure:
-                self._paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
             self._note_response(one)
-        self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_FAILURE_PAUSE_MS}
+        self.pauses.update(finished, now)
         for one in outcomes.recorded:
             self._count(one)
         totals.leases_lost += outcomes.leases_lost

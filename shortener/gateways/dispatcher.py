@@ -1,8 +1,9 @@
 """The dispatcher hands queued messages on to gateways and records the outcomes.
 
-It works like the dispatcher of deliveries (delivery/dispatcher.py) and shares its rules: the plan of claims and slots (claims.py),
-the circuit breaker (health.py), the rate (pace.py) and the schedule (outcomes.py). In each cycle, one transaction records the ended
-attempts and claims due messages. After the commit the attempts start, so a claim is durable before its message is handed on.
+It works like the dispatcher of deliveries (delivery/dispatcher.py). Both use the same plan of claims and slots (claims.py),
+attempts in flight (attempt_pool.py), circuit breaker (health.py), rate (pace.py) and schedule (outcomes.py). In each cycle, one
+transaction records the ended attempts and claims due messages. After the commit the attempts start, so a claim is durable before
+its message is handed on.
 
 Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
@@ -36,7 +37,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from shortener.clicks.throttle import Throttle
-from shortener.delivery.claims import SlotUsage
+from shortener.delivery.attempt_pool import MAX_STARTS, AttemptPool, QueuePauses
 from shortener.delivery.clock_steps import TOLERANCE_MS
 from shortener.delivery.dispatch_queries import find_stored
 from shortener.errors import CommitUncertain, StoreUnavailable
@@ -62,8 +63,6 @@ log = structlog.get_logger(__name__)
 
 #: One cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 256
-#: One cycle starts at most this many attempts while many hits arrive.
-MAX_STARTS = 8
 #: Once in this time, the dispatcher looks for messages that are too old to be sent.
 EXPIRY_INTERVAL_MS = 30_000
 #: After a failure of this host, the dispatcher hands no messages on to the gateway for this time.
@@ -139,14 +138,11 @@ class GatewayDispatcher:
         self.wake_up = wake_up or WakeUp()
         self.totals = SendTotals()
         self._claims = SendClaimWriter(store, settings, rng)
-        self._usage = SlotUsage(settings.gateway_slots)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ended: list[EndedSend] = []
-        self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
+        self.attempts = AttemptPool[EndedSend](settings.gateway_slots)
+        self.pauses = QueuePauses(LOCAL_PAUSE_MS)
         self._unwritable: dict[int, int] = {}  # row id of a message that could not be given up -> time of the next try
         self._expired_at = 0
         self._latest: int | None = None  # the time of the latest cycle; None until a cycle has examined the times of all gateways
-        self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
         self._stopping = False
 
@@ -162,7 +158,7 @@ class GatewayDispatcher:
         metrics.gauge(
             "shortener_gateway_attempts_in_flight",
             "Attempts to hand a message on that are running, or whose outcome is not yet in the database.",
-            lambda: self._usage.busy,
+            lambda: self.attempts.usage.busy,
         )
         metrics.counter("shortener_gateway_sent", "Messages that gateways accepted.", lambda: totals.sent)
         metrics.counter("shortener_gateway_failed", "Messages that could not be sent.", lambda: totals.failed)
@@ -189,13 +185,13 @@ class GatewayDispatcher:
         Raise StoreUnavailable if the database is unavailable. In this case nothing has changed. After CommitUncertain, the next
         cycle gives back the messages that this cycle has claimed."""
         async with self._cycle_lock:
-            ended = self._ended[:MAX_OUTCOMES]
+            ended = self.attempts.ended[:MAX_OUTCOMES]
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
             # If the cycle cannot record all outcomes, it claims nothing. It could claim messages whose lease has ended and whose
             # outcome is not recorded yet, and they would be handed on again.
-            limit = 0 if len(ended) < len(self._ended) else self._max_claims(ended, throttled)
+            limit = 0 if len(ended) < len(self.attempts.ended) else self._max_claims(ended, throttled)
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
@@ -213,11 +209,11 @@ class GatewayDispatcher:
         """Return how many messages the cycle that records the attempts `ended` may claim."""
         if self._stopping:
             return 0
-        free = self._usage.free + len(ended)
+        free = self.attempts.usage.free + len(ended)
         return min(free, MAX_STARTS) if throttled else free
 
     async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
-        """Record the attempts `ended`, which are the oldest attempts in `self._ended`. Then claim up to `limit` messages, of all
+        """Record the attempts `ended`, which are the oldest ended attempts. Then claim up to `limit` messages, of all
         gateways or of the gateway `only`, and start their attempts. Return the number of changes and the number of started
         attempts."""
         last: list[_Cycle] = []
@@ -226,28 +222,31 @@ class GatewayDispatcher:
         except CommitUncertain:
             self._give_back(last[-1].claims.attempts if last else ())
             raise
-        self._remove(ended)
+        self.attempts.remove(ended)
         # An exception in these steps must not prevent the start of the claimed attempts, and must not cause the outcomes to be
         # recorded again.
         with after_commit():
             self._account(cycle, ended)
-        loop = asyncio.get_running_loop()
-        for number, attempt in enumerate(cycle.claims.attempts, 1):
-            self._usage.take(attempt.queue, attempt.application_id)
-            task = loop.create_task(self._run(attempt))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if number % MAX_STARTS == 0:
-                await asyncio.sleep(0)  # let the event loop respond to hits before the next attempts start
+        await self.attempts.start(cycle.claims.attempts, self._create_task)
         attempts = len(cycle.claims.attempts)
         return len(ended) + attempts + len(cycle.given_up) + cycle.claims.postponed, attempts
+
+    def _create_task(self, attempt: SendInFlight) -> asyncio.Task[None]:
+        return asyncio.create_task(self._run(attempt))
+
+    async def _run(self, attempt: SendInFlight) -> None:
+        try:
+            self.attempts.end(await self._runner.run(attempt))
+        except Exception:  # the message is doubtful when its lease ends, as if the process had died
+            log.exception("send_attempt_failed", send=encode(attempt.claim.id))
+            self.attempts.release(attempt)
+        self.wake_up.notify()
 
     def _give_back(self, attempts: Sequence[SendInFlight]) -> None:
         """Give claims back in the next cycle, because it is unknown whether they are stored. Their messages were not handed on, so
         they must not become doubtful when their leases end."""
         for attempt in attempts:
-            self._usage.take(attempt.queue, attempt.application_id)
-            self._ended.append(self._runner.give_back(attempt, None, may_be_unclaimed=True))
+            self.attempts.end_unstarted(self._runner.give_back(attempt, None, may_be_unclaimed=True))
 
     async def _run_in_parts(self, ended: Sequence[EndedSend], limit: int, throttled: bool) -> tuple[int, int]:
         """Repeat a failed cycle in parts. Each outcome, and the claims of each gateway, get their own transaction.
@@ -272,7 +271,7 @@ class GatewayDispatcher:
                 raise
             except Exception:
                 log.exception("gateway_not_usable", gateway=gateway_id)
-                self._paused[queue_name(gateway_id)] = to_ms(self._clock()) + LOCAL_PAUSE_MS
+                self.pauses.pause(queue_name(gateway_id), to_ms(self._clock()))
                 continue
             done, started = done + counts[0], started + counts[1]
         return done, started
@@ -285,57 +284,29 @@ class GatewayDispatcher:
         except StoreUnavailable:
             raise
         except Exception:
-            self._remove([ended])
-
-    def _remove(self, ended: Sequence[EndedSend]) -> None:
-        """Remove the oldest ended attempts, whose outcomes are stored or are dropped, and release their slots."""
-        del self._ended[: len(ended)]
-        for one in ended:
-            self._usage.release(one.attempt.queue, one.attempt.application_id)
+            self.attempts.remove([ended])
 
     async def flush(self) -> None:
         """Run cycles until every due message was attempted and its outcome is recorded."""
-        while await self.step() or self._tasks or self._ended:
-            if self._tasks and not self._ended:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await self.attempts.flush(self.step)
 
     async def stop(self, grace: float) -> None:
         """Stop within `grace` seconds: start no attempts, and record those in flight. The message of an attempt that lasts longer
         becomes doubtful."""
         self._stopping = True
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        if self._timer is not None:
-            self._timer.cancel()
+        began = asyncio.get_running_loop().time()
+        self.wake_up.notify_after(None)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(began + grace):
                 async with self._cycle_lock:
                     pass  # wait for a running cycle, which may start attempts
-                if self._tasks:
-                    await asyncio.wait(self._tasks, timeout=began + grace * 0.8 - loop.time())
-                for task in self._tasks:
-                    task.cancel()
-                if self._tasks:
-                    await asyncio.wait(self._tasks)
-                while self._ended:
-                    try:
-                        await self.step()
-                    except Exception:
-                        await asyncio.sleep(0.1)  # the database may become available again before `grace` ends
-        if self._ended or self._tasks:
-            log.error("outcomes_lost_at_shutdown", messages=self._usage.busy)
+                await self.attempts.drain(self.step, began + grace * 0.8)
+        if self.attempts.ended or self.attempts.tasks:
+            log.error("outcomes_lost_at_shutdown", messages=self.attempts.usage.busy)
 
     async def _is_due(self, now: int) -> bool:
         """Return whether a message is pending, or whether it is time to look for messages that are too old."""
         return self._is_expiry_due(now) or await self._database.read(_has_pending)
-
-    async def _run(self, attempt: SendInFlight) -> None:
-        try:
-            self._ended.append(await self._runner.run(attempt))
-        except Exception:  # the message is doubtful when its lease ends, as if the process had died
-            log.exception("send_attempt_failed", send=encode(attempt.claim.id))
-            self._usage.release(attempt.queue, attempt.application_id)
-        self.wake_up.notify()
 
     def _write_cycle(
         self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None, last: list[_Cycle]
@@ -355,11 +326,7 @@ class GatewayDispatcher:
         recorded = [one for one in outcomes if one.change.row.id in cycle.written]
         recorded += self._write_returns(connection, cycle, [one for one in ended if one.may_be_unclaimed])
         cycle.opened = write_health(connection, recorded, locked)
-        usage, paused = self._usage.copy(), dict(self._paused)
-        for one in ended:
-            usage.release(one.attempt.queue, one.attempt.application_id)
-            if one.is_local_failure:
-                paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
+        usage, paused = self.attempts.usage_without(ended), self.pauses.with_failures(ended, now)
         if limit > 0 and only is None and not waits and self._is_expiry_due(now):
             validity = timedelta(hours=self._settings.gateway_validity_hours)
             too_old = expire(connection, now, validity, self._skipped(now), self._clock_ahead())
@@ -421,8 +388,6 @@ class GatewayDispatcher:
         self._wake_at(cycle.claims.wake_at, now)
         totals = self.totals
         for one in ended:
-            if one.is_local_failure:
-                self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
                 if one.result is None:  # no attempt was made, so no outcome was lost
                     continue
@@ -435,7 +400,7 @@ class GatewayDispatcher:
             self._count(one.change.row._replace(status=cycle.written[one.change.row.id]))
         for row in cycle.given_up:
             self._count(row)
-        self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_PAUSE_MS}
+        self.pauses.update(ended, now)
         totals.breakers_opened += len(cycle.opened)
         for gateway in cycle.opened:
             log.warning("gateway_breaker_opened", gateway=gateway)
@@ -454,11 +419,7 @@ class GatewayDispatcher:
 
     def _wake_at(self, at: int | None, now: int) -> None:
         """Set a timer that starts a cycle at this time (milliseconds since 1970). None removes the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if at is not None and not self._stopping:
-            self._timer = asyncio.get_running_loop().call_later(min(max(at - now, 0) / 1000, 60.0), self.wake_up.notify)
+        self.wake_up.notify_after(None if at is None or self._stopping else min(max(at - now, 0) / 1000, 60.0))
 
 
 def _has_pending(connection: Connection) -> bool:

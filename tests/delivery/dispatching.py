@@ -86,7 +86,7 @@ def other_dispatcher(service: Service, database: Database | None = None, sender:
 async def run_attempts(dispatcher: Dispatcher) -> None:
     """Run a dispatch cycle and wait until its attempts have ended. Their outcomes are not recorded yet."""
     await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await asyncio.wait(dispatcher.attempts.tasks)
 
 
 async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> None:
@@ -97,7 +97,7 @@ async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: i
 
 def cancel_attempts(dispatcher: Dispatcher) -> None:
     """Cancel all running attempts without recording their outcomes, to simulate a killed process."""
-    for task in dispatcher._tasks:
+    for task in dispatcher.attempts.tasks:
         task.cancel()
 
 

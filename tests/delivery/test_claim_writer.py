@@ -106,12 +106,12 @@ async def test_callbacks_to_a_host_use_one_slot_until_the_host_has_responded(
     await service.fanout.flush()
     while await service.dispatcher.step():
         pass
-    assert service.dispatcher._usage.by_queue == {"c1/127.0.0.1": 1}
+    assert service.dispatcher.attempts.usage.by_queue == {"c1/127.0.0.1": 1}
     cancel_attempts(service.dispatcher)
     service.dispatcher._responsive["c1/127.0.0.1"] = None
     while await service.dispatcher.step():
         pass
-    assert service.dispatcher._usage.by_queue == {"c1/127.0.0.1": 4}
+    assert service.dispatcher.attempts.usage.by_queue == {"c1/127.0.0.1": 4}
     cancel_attempts(service.dispatcher)
 
 

@@ -12,6 +12,7 @@ from shortener.delivery.clock_steps import repaired_health, repaired_pace
 from shortener.delivery.health import MAX_FAILURES, MIN_PAUSE_MS, TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import Clock
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import (
@@ -94,7 +95,7 @@ async def test_a_running_delivery_attempt_is_recorded_although_the_clock_was_set
     clock.now -= STEP
     await service.dispatcher.step()
     cancel_attempts(service.dispatcher)
-    await asyncio.wait(service.dispatcher._tasks)
+    await asyncio.wait(service.dispatcher.attempts.tasks)
     receiver.default_reply = 200
     await service.dispatcher.flush()
     row = await delivery(service)
@@ -135,7 +136,7 @@ async def test_a_delivery_queue_paused_by_a_local_failure_continues_after_the_cl
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make_tracker(receiver.url())
-    service.dispatcher._paused[f"t{tracker}"] = int(clock().timestamp() * 1000) + 15_000
+    service.dispatcher.pauses.pause(f"t{tracker}", to_ms(clock()))
     clock.now -= STEP
     await story.first_click()
     await deliver(service)

@@ -14,7 +14,8 @@ from shortener.container import Service
 from shortener.delivery import dispatch_queries
 from shortener.delivery import dispatcher as dispatcher_module
 from shortener.delivery.attempt import AttemptInFlight, AttemptRunner, FinishedAttempt
-from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
+from shortener.delivery.attempt_pool import MAX_STARTS
+from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import CommitUncertain, StoreUnavailable

@@ -57,7 +57,7 @@ async def test_a_410_response_is_ignored_if_another_process_has_claimed_the_deli
     receiver.replies = [410, 200]
     slow = service.dispatcher
     await slow.step()
-    await asyncio.wait(slow._tasks)
+    await asyncio.wait(slow.attempts.tasks)
     clock.forward(minutes=1)
     await other_dispatcher(service).flush()
     before = await delivery(service)
@@ -137,7 +137,7 @@ async def test_a_response_of_the_old_url_neither_disables_nor_slows_nor_pauses_a
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
-    await asyncio.wait(service.dispatcher._tasks)
+    await asyncio.wait(service.dispatcher.attempts.tasks)
     await service.trackers.update(AUDIT, tracker, changes(url=receiver.url("/new")))
     await service.dispatcher.flush()
     row = await tracker_row(service, tracker)
@@ -155,7 +155,7 @@ async def test_another_probe_is_sent_at_once_if_the_tracker_was_changed_during_t
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
-    await asyncio.wait(service.dispatcher._tasks)
+    await asyncio.wait(service.dispatcher.attempts.tasks)
     await service.trackers.update(AUDIT, tracker, changes(name="renamed"))
     await service.dispatcher.flush()
     assert (await service.trackers.get(tracker)).health.breaker(now_ms(clock)) == "half_open"
@@ -273,7 +273,7 @@ async def test_the_outcomes_of_many_delivery_attempts_are_recorded_in_one_transa
     database = CountingDatabase(service.database)
     dispatcher = other_dispatcher(service, database)
     assert await dispatcher.step() == 64
-    await asyncio.wait(dispatcher._tasks)
+    await asyncio.wait(dispatcher.attempts.tasks)
     database.transactions = 0
     assert await dispatcher.step() == 64
     assert database.transactions == 1

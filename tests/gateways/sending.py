@@ -64,5 +64,5 @@ async def start_attempts(dispatcher: GatewayDispatcher, receiver: Receiver, requ
 
 def kill(dispatcher: GatewayDispatcher) -> None:
     """Cancel the running attempts of a dispatcher without recording them, as if its process was killed."""
-    for task in dispatcher._tasks:
+    for task in dispatcher.attempts.tasks:
         task.cancel()

@@ -91,7 +91,7 @@ async def test_a_gateway_with_one_attempt_at_a_time_has_recovered_when_its_backl
     for _ in range(3):
         clock.forward(seconds=0.01)
         await dispatcher.step()
-        await asyncio.wait(dispatcher._tasks)
+        await asyncio.wait(dispatcher.attempts.tasks)
         breakers.append((await service.gateways.get(gateway.id)).health.breaker(0))
     assert (len(receiver.requests), breakers) == (3, ["recovering", "recovering", "closed"])
     await dispatcher.flush()
@@ -107,8 +107,8 @@ async def test_each_of_many_gateways_gets_attempts_while_many_hits_arrive(
     dispatcher._throttle = BusyThrottle()
     for _ in range(10):  # far fewer cycles than the first eight gateways have messages
         await dispatcher.step()
-        if dispatcher._tasks:
-            await asyncio.wait(dispatcher._tasks)
+        if dispatcher.attempts.tasks:
+            await asyncio.wait(dispatcher.attempts.tasks)
     attempted = {send.gateway_id for send in await stored_sends(service) if send.attempt}
     assert gateway.id in attempted
     assert len(attempted) == 12

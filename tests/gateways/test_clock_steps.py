@@ -11,7 +11,9 @@ from sqlalchemy import update
 from shortener.container import Service
 from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.health import MAX_FAILURES
+from shortener.gateways.queries import queue_name
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import Clock
 from tests.databases import someone_at
 from tests.factory import rows
@@ -49,6 +51,18 @@ async def test_a_first_attempt_is_made_although_the_clock_was_set_back_after_the
     await make_gateway(receiver.url())
     await send_messages()
     clock.now -= STEP
+    await service.gateway_dispatcher.flush()
+    assert (await stored_send(service)).status == SENT
+
+
+async def test_a_gateway_paused_by_a_local_failure_continues_after_the_clock_was_set_back(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url())
+    service.gateway_dispatcher.pauses.pause(queue_name(gateway.id), to_ms(clock()))
+    clock.now -= STEP
+    await send_messages()
     await service.gateway_dispatcher.flush()
     assert (await stored_send(service)).status == SENT
 

@@ -236,8 +236,8 @@ async def test_a_late_outcome_of_a_process_that_lost_its_lease_is_ignored(
     await start_attempts(first, receiver, 1)
     clock.forward(seconds=12)
     await second.flush()
-    if first._tasks:  # the first attempt may have ended already
-        await asyncio.wait(first._tasks)
+    if first.attempts.tasks:  # the first attempt may have ended already
+        await asyncio.wait(first.attempts.tasks)
     await first.flush()
     assert first.totals.leases_lost == 1
     send = await stored_send(service)
@@ -278,7 +278,7 @@ async def test_two_processes_send_each_message_to_the_gateway_once(
         await send_messages(10)
     processes = [other_process(service) for _ in range(3)]
     for process in processes:
-        process._usage.total = 32  # so that one process cannot claim all messages
+        process.attempts.usage.total = 32  # so that one process cannot claim all messages
         assert await process.step() > 0
     await asyncio.gather(*(process.flush() for process in processes))
     assert all(process.totals.sent > 0 for process in processes)

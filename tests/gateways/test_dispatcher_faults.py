@@ -77,7 +77,7 @@ async def test_an_outcome_that_cannot_be_stored_does_not_stop_other_outcomes(
     dispatcher = other_process(service)
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [SENT, SENT if requests == 3 else PENDING, SENT]
-    assert dispatcher._usage.busy == 0
+    assert dispatcher.attempts.usage.busy == 0
     clock.forward(seconds=16)
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [SENT] * 3
@@ -101,7 +101,7 @@ async def test_a_fault_after_the_response_leaves_no_slot_in_use_and_makes_the_me
     with monkeypatch.context() as patch:
         patch.setattr(dispatcher._runner, "_decide", None)
         await dispatcher.flush()
-    assert (dispatcher._usage.busy, len(receiver.requests)) == (0, 1)
+    assert (dispatcher.attempts.usage.busy, len(receiver.requests)) == (0, 1)
     clock.forward(seconds=16)
     await dispatcher.flush()
     (send,) = await stored_sends(service)
@@ -157,7 +157,7 @@ async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_bef
     await send_messages(3)
     dispatcher = other_process(service)
     await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await asyncio.wait(dispatcher.attempts.tasks)
     clock.forward(minutes=1)  # the leases end during the outage
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [SENT] * 3
@@ -217,7 +217,7 @@ async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_
     with capture_logs() as logs:
         await dispatcher.flush()
     assert [(send.status, send.attempt) for send in await stored_sends(service)] == [(SENT, 1)] * 3
-    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
+    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher.attempts.usage.busy) == (3, 0, 0)
     assert {line["event"] for line in logs if line["log_level"] == "error"} == {"after_commit_failed"}
 
 
@@ -234,7 +234,7 @@ async def test_messages_are_handed_on_once_and_are_not_doubtful_if_the_commit_of
     with capture_logs() as logs:
         await dispatcher.flush()
     assert [(send.status, send.attempt, send.doubtful) for send in await stored_sends(service)] == [(SENT, 1, False)] * 3
-    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
+    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher.attempts.usage.busy) == (3, 0, 0)
     assert logs == []
 
 
@@ -253,7 +253,7 @@ async def test_an_interrupted_claim_is_not_given_back_after_another_process_has_
     leased = (await stored_sends(service))[0]
     await first.step()
     assert await stored_sends(service) == [leased]
-    assert first._usage.busy == 0
+    assert first.attempts.usage.busy == 0
     await second.flush()
     assert [(send.status, send.doubtful) for send in await stored_sends(service)] == [(HELD, True)]
     assert len(receiver.requests) == 1
@@ -267,7 +267,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_message_i
     await send_messages()
     dispatcher = other_process(service, CutCommits(service.database, ["committed", "stored"]))
     await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await asyncio.wait(dispatcher.attempts.tasks)
     clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the message
     with pytest.raises(CommitUncertain):
         await dispatcher.step()
@@ -276,7 +276,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_message_i
     assert [(send.status, send.attempt) for send in await stored_sends(service)] == [(SENT, 2)]
     assert sorted(attempt.attempt for attempt in await rows(service.database, schema.send_attempts)) == [1, 2]
     assert [line["event"] for line in logs if line["log_level"] == "error"] == []
-    assert (len(receiver.requests), dispatcher._usage.busy) == (2, 0)
+    assert (len(receiver.requests), dispatcher.attempts.usage.busy) == (2, 0)
 
 
 async def test_a_message_that_was_sent_again_because_an_idle_connection_ended_is_doubtful(

@@ -431,7 +431,7 @@ async def test_the_concurrent_test_events_of_an_application_are_limited_and_use_
     await service.dispatcher.step()
     await receiver.wait_for(MAX_TESTS_PER_APPLICATION + 2)
     assert receiver.requests[-1].target == "/well" or receiver.requests[-2].target == "/well"
-    for one in [*tests, *service.dispatcher._tasks]:
+    for one in [*tests, *service.dispatcher.attempts.tasks]:
         one.cancel()
     await asyncio.gather(*tests, return_exceptions=True)
     assert not service.test_slots._running, "a test ends with its request"
