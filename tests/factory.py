@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, FromClause, Row, select
 
 from shortener.accounts.audit import SERVER_START, Actor, AuditWriter
-from shortener.ids import IdGenerator, encode
+from shortener.ids import IdGenerator, encode, ms_of
 from shortener.outbox.count_deltas import Cohorts, CountDelta
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -18,7 +17,7 @@ from tests.rows import Rows
 
 #: A writer of audit rows for tests that change something and do not examine the audit log. The purge never deletes these rows,
 #: because their ids are so large that they seem to be from the future.
-AUDIT = AuditWriter(Actor(name="test"), itertools.count(2**62).__next__)
+AUDIT = AuditWriter(Actor(name="test"), IdGenerator(0, lambda: ms_of(2**62)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ after the action. It contains no passwords, tokens, keys or codes, and phone num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, inspect
 
+from shortener.ids import IdGenerator
 from shortener.logs import mask_numbers, mask_recipient
 from shortener.model import ALL_APPLICATIONS, record
 from shortener.storage.schema import audit_log
@@ -63,10 +64,10 @@ def key_actor(key_id: int) -> str:
 
 @record
 class AuditWriter:
-    """Adds rows to the audit log for one actor. `new_id` generates the id of each row."""
+    """Adds rows to the audit log for one actor. `ids` generates the id of each row."""
 
     actor: Actor
-    new_id: Callable[[], int]
+    ids: IdGenerator
 
     def can_add(self, connection: Connection) -> bool:
         """Return whether the database has an audit log. A restored database of an old version may have none."""
@@ -93,7 +94,7 @@ class AuditWriter:
         masked = mask_numbers(subject) if recipient is None else mask_recipient(subject, recipient)
         connection.execute(
             insert(audit_log).values(
-                id=self.new_id(),
+                id=self.ids(),
                 at=now,
                 operator_id=self.actor.operator_id,
                 operator=self.actor.logged_name,

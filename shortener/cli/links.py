@@ -208,13 +208,13 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
         if link.url and requested.get("enabled") is False:
             owner = await describe_application(database, link.application_id)
             confirm(f"Link {code} of {owner} responds with 410, and hits on it are not clicks, until it is enabled again.", yes)
-        new_id, now = IdGenerator(database.node), (await open_clock(database))()
+        ids, now = IdGenerator(database.node), (await open_clock(database))()
 
         def write(connection: Any) -> None:
             row = find_changeable(connection, code)
             if not row.url:
                 raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
-            write_changes(connection, [row], changes, actor=command_line_actor(), now=now, new_id=new_id)
+            write_changes(connection, [row], changes, actor=command_line_actor(), now=now, ids=ids)
 
         is_cache_updated = await cache.invalidate([code])
         await database.write(write)
@@ -261,7 +261,7 @@ async def _change_links(
         changes = await _parse_changes(database, application, requested)
         # The id of the update limits it to the messages that exist now, so it must have the time of the servers.
         clock = await open_clock(database)
-        new_id = IdGenerator(database.node, ms_clock(clock))
+        ids = IdGenerator(database.node, ms_clock(clock))
         update_id = await database.write(
             lambda connection: create_update(
                 connection,
@@ -269,11 +269,11 @@ async def _change_links(
                 LinkSelection(campaign, destination, label),
                 changes,
                 actor=command_line_actor(),
-                new_id=new_id,
+                ids=ids,
                 clock=clock,
             )
         )
-        updates = LinkUpdates(database, cache, new_id, clock)
+        updates = LinkUpdates(database, cache, ids, clock)
         public_id = LINK_UPDATE_IDS.encode(update_id)
         try:
             while True:

@@ -12,7 +12,7 @@ The functions with the parameter `connection` are parts of one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_warnings
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
+from shortener.ids import IdGenerator
 from shortener.model import LinkFlag
 from shortener.redirect_locations import fill_placeholders, message_values
 from shortener.redis.link_cache import CachedLink, LinkCache
@@ -133,7 +134,7 @@ def write_changes(
     *,
     actor: Actor,
     now: datetime,
-    new_id: Callable[[], int],
+    ids: IdGenerator,
     update_id: int | None = None,
 ) -> int:
     """Change links and add the changes to their history. Return the number of links whose values have changed.
@@ -152,7 +153,7 @@ def write_changes(
         updates.append({"link": row.id, **values})
         history.append(
             {
-                "id": new_id(),
+                "id": ids(),
                 "link_id": row.id,
                 "application_id": row.application_id,
                 "at": now,
@@ -174,7 +175,7 @@ def write_changes(
         for entry in history:
             code, application_id = codes[entry["link_id"]], entry["application_id"]
             before, after = ({name: audited_value(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
-            audit = AuditWriter(actor, new_id)
+            audit = AuditWriter(actor, ids)
             audit.add(connection, now, "link_changed", code, application_id=application_id, before=before, after=after)
     return len(updates)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -32,7 +32,7 @@ from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
 from shortener.accounts.link_targets import spellings_of
 from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.ids import LINK_UPDATE_IDS
+from shortener.ids import LINK_UPDATE_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.model import Clock, record
 from shortener.redis.link_cache import LinkCache
@@ -88,15 +88,15 @@ def create_update(
     changes: Mapping[str, Any],
     *,
     actor: Actor,
-    new_id: Callable[[], int],
+    ids: IdGenerator,
     clock: Clock,
 ) -> int:
     """Create a link update, add it to the audit log, and return its id. `changes` is the result of `link_changes.parse_changes`."""
-    update_id = new_id()
+    update_id = ids()
     selected = {f"selected_{name}": value for name, value in asdict(selection).items() if value is not None}
     _record(
         connection,
-        AuditWriter(actor, new_id),
+        AuditWriter(actor, ids),
         clock,
         "links_changed",
         update_id,
@@ -148,7 +148,7 @@ def _record(
 
 
 def stop_update(
-    connection: Connection, encoded_id: str, application_id: int, clock: Clock, *, actor: Actor, new_id: Callable[[], int]
+    connection: Connection, encoded_id: str, application_id: int, clock: Clock, *, actor: Actor, ids: IdGenerator
 ) -> AnyRow:
     """Stop a link update, add this to the audit log, and return the update. An update that has ended does not change.
 
@@ -160,7 +160,7 @@ def stop_update(
         .values(state=STOPPED, finished_at=clock(), lease_until=None)
     )
     if stopped.rowcount:
-        _record(connection, AuditWriter(actor, new_id), clock, "links_update_stopped", row.id, application_id)
+        _record(connection, AuditWriter(actor, ids), clock, "links_update_stopped", row.id, application_id)
     return find_update(connection, encoded_id, application_id)
 
 
@@ -184,10 +184,10 @@ class LinkUpdates:
     """A job that applies link updates in batches. The background job calls `step`; `perform` applies the next batches of one given
     update."""
 
-    def __init__(self, database: Database, cache: LinkCache, new_id: Callable[[], int], clock: Clock) -> None:
+    def __init__(self, database: Database, cache: LinkCache, ids: IdGenerator, clock: Clock) -> None:
         self._database = database
         self._cache = cache
-        self._new_id = new_id
+        self._ids = ids
         self._clock = clock
         self._owner = secrets.token_hex(8)
         self._latest_application = 0  # the application whose update the latest step performed
@@ -290,7 +290,7 @@ class LinkUpdates:
             .returning(c.application_id)
         ).first()
         if stopped is not None:
-            audit, after = AuditWriter(BACKGROUND_JOB, self._new_id), {"reason": "failed"}
+            audit, after = AuditWriter(BACKGROUND_JOB, self._ids), {"reason": "failed"}
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
     def _change(self, connection: Connection, row: AnyRow, batch: _MessageBatch, link_ids: list[int]) -> None:
@@ -299,7 +299,7 @@ class LinkUpdates:
         if not self._advance(connection, row, batch, len(rows)):
             return
         changed = write_changes(
-            connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), new_id=self._new_id, update_id=row.id
+            connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), ids=self._ids, update_id=row.id
         )
         if changed:
             c = link_updates.c

@@ -28,7 +28,7 @@ from shortener.accounts.audit import BACKGROUND_JOB, AuditWriter
 from shortener.delivery.deliveries import DeliveryFilter, count_dead, replay_batch
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.ids import REPLAY_IDS
+from shortener.ids import REPLAY_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.model import Clock, DeliveryStatus, record
 from shortener.plurals import counted
@@ -161,7 +161,7 @@ def _create_replay(connection: Connection, audit: AuditWriter, values: dict[str,
         raise ApiError(ErrorCode.CONFLICT, f"Nothing would be sent, because {reason.text}. Enable it first.")
     if not values["total"]:
         raise ApiError(ErrorCode.CONFLICT, "No delivery of this tracker and this period is dead.")
-    row = connection.execute(insert(replays).values(id=audit.new_id(), **values).returning(replays)).one()
+    row = connection.execute(insert(replays).values(id=audit.ids(), **values).returning(replays)).one()
     replay = _replay_from_row(row)
     limits = {"since": since, "until": until}
     after = {"total": replay.total} | {name: at.isoformat() for name, at in limits.items() if at is not None}
@@ -249,10 +249,10 @@ class Replays:
     """The job that performs the replays. It calls `on_deliveries` after each run that replayed deliveries."""
 
     def __init__(
-        self, database: Database, new_id: Callable[[], int], clock: Clock, on_deliveries: Callable[[], None] = lambda: None
+        self, database: Database, ids: IdGenerator, clock: Clock, on_deliveries: Callable[[], None] = lambda: None
     ) -> None:
         self._database = database
-        self._audit = AuditWriter(BACKGROUND_JOB, new_id)
+        self._audit = AuditWriter(BACKGROUND_JOB, ids)
         self._clock = clock
         self._on_deliveries = on_deliveries
         self.wake_up = WakeUp()

@@ -33,7 +33,7 @@ def change_balance(
     """Set a balance, or add to it, as `balances.change_balance` does."""
     balances.lock_application(connection, application_id)
     old = balances.lock_balances(connection, [application_id]).get(application_id)
-    ids, actor = audit.new_id, audit.actor.name
+    ids, actor = audit.ids, audit.actor.name
     new = balances.change_balance(connection, ids, application_id, now, actor, amount=amount, added=added, currency=currency)
     before, after = _balance_fields(old), _balance_fields(new)
     audit.add_differences(connection, now, "balance_changed", "balance", before, after, application_id=application_id)

@@ -11,7 +11,7 @@ the messages that were not sent yet are no longer refunded: their former balance
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, insert, literal_column, select, update
 
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import IdGenerator
 from shortener.storage import schema
 from shortener.storage.database import upsert
 
@@ -86,7 +87,7 @@ def read_balance(connection: Connection, application_id: int) -> Balance | None:
 
 def change_balance(
     connection: Connection,
-    ids: Callable[[], int],
+    ids: IdGenerator,
     application_id: int,
     now: datetime,
     actor: str,

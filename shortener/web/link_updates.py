@@ -90,7 +90,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     actor, owner = call.audit.actor, call.application_id
 
     def write(connection: Connection) -> Row[Any]:
-        update_id = create_update(connection, owner, selection, changes, actor=actor, new_id=service.ids, clock=service.clock)
+        update_id = create_update(connection, owner, selection, changes, actor=actor, ids=service.ids, clock=service.clock)
         return find_update(connection, LINK_UPDATE_IDS.encode(update_id), owner)
 
     created = await service.database.write(write)
@@ -119,7 +119,7 @@ async def stop(call: Call[None, None]) -> dict[str, Any]:
     return _update(
         await service.database.write(
             lambda connection: stop_update(
-                connection, call.path["update_id"], call.application_id, service.clock, actor=actor, new_id=service.ids
+                connection, call.path["update_id"], call.application_id, service.clock, actor=actor, ids=service.ids
             )
         )
     )

@@ -209,7 +209,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         row = find_changeable(connection, code, call.application_id)
         if not row.url:
             raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
-        write_changes(connection, [row], changes, actor=call.audit.actor, now=service.clock(), new_id=service.ids)
+        write_changes(connection, [row], changes, actor=call.audit.actor, now=service.clock(), ids=service.ids)
         return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -12,11 +11,12 @@ from shortener.accounts.audit import COMMAND_LINE, Actor, AuditWriter
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
+from shortener.ids import IdGenerator
 from shortener.model import ALL_APPLICATIONS
 from tests.conftest import NOON
 from tests.factory import audited_rows
 
-KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+KEY = AuditWriter(Actor(name="key 5"), IdGenerator(1))
 
 
 async def logged(service: Service) -> list[tuple[str, str, Any, Any]]:
@@ -96,6 +96,6 @@ async def test_two_ways_to_write_an_ipv6_address_are_one_domain_and_one_blocked_
 
 async def test_the_audit_log_names_the_user_of_the_operating_system_and_the_history_of_links_does_not(service: Service) -> None:
     actor = Actor(name=COMMAND_LINE.name, os_user="alice")
-    await service.database.write(AuditWriter(actor, KEY.new_id).add, NOON, "purge_started")
+    await service.database.write(AuditWriter(actor, KEY.ids).add, NOON, "purge_started")
     assert [row.operator for row in await audited_rows(service.database)] == ["command line (alice)"]
     assert actor.name == "command line"

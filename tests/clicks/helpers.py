@@ -165,7 +165,7 @@ async def change_link(service: Service, code: str, requested: dict[str, Any]) ->
 
     def write(connection: Connection) -> None:
         rows = [find_changeable(connection, code)]
-        write_changes(connection, rows, changes, actor=Actor(name="test"), now=service.clock(), new_id=service.ids)
+        write_changes(connection, rows, changes, actor=Actor(name="test"), now=service.clock(), ids=service.ids)
 
     await service.cache.invalidate([code])
     await service.database.write(write)

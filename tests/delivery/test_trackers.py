@@ -1,7 +1,6 @@
 """These tests create and change trackers and check their limits and the encryption of their secrets, on both databases."""
 
 import asyncio
-import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from shortener.delivery.pace import TrackerPace
 from shortener.delivery.tracker_presenter import effective_limits
 from shortener.delivery.trackers import NewTracker, Trackers
 from shortener.errors import ApiError, ErrorCode
+from shortener.ids import IdGenerator
 from shortener.model import Topic
 from shortener.signatures import parse_secret
 from shortener.storage import schema
@@ -30,7 +30,7 @@ from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import AUDIT, audited_rows, rows
 from tests.one_service import on_one_service
 
-KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+KEY = AuditWriter(Actor(name="key 5"), IdGenerator(1))
 URL = "https://tracker.example/hook?phone={phone}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +14,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields
 from shortener.gateways.store import gateway_name, select_gateway
+from shortener.ids import IdGenerator
 from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from shortener.storage.types import to_ms
@@ -115,7 +115,7 @@ async def test_the_simulator_exists_once_and_cannot_be_removed(make_service: Mak
 
 
 async def test_the_audit_log_names_the_changed_settings_of_a_gateway_without_their_values(service: Service) -> None:
-    key = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+    key = AuditWriter(Actor(name="key 5"), IdGenerator(1))
     created = await service.gateways.create(key, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
     gateway = created.config.id
     change: GatewayChanges = {"timeout": 3, "settings": {"method": "POST"}}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from decimal import Decimal
 
 import pytest
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
+from shortener.ids import IdGenerator
 from shortener.messages import audited_billing as billing
 from shortener.messages.balances import read_balance
 from tests.conftest import NOON
 from tests.factory import audited_rows
 
-KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+KEY = AuditWriter(Actor(name="key 5"), IdGenerator(1))
 PHONE = "+14085550100"
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 from datetime import timedelta
 from typing import Any
@@ -12,6 +11,7 @@ from shortener.accounts.audit import COMMAND_LINE, Actor, AuditWriter
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.event_fields import FACTS
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.ids import IdGenerator
 from shortener.model import DeliveryStatus, SendStatus
 from shortener.retention import erasure as erasing
 from shortener.retention.erasure import (
@@ -180,24 +180,25 @@ async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exact
     await database.write(build)
     await database.write(lambda connection: [add_personal_message(Rows(connection), f"more {number}") for number in range(2)])
     monkeypatch.setattr(erasing, "MAX_MESSAGES_PER_BATCH", 1)
-    transactions = 0
 
-    def new_id() -> int:
-        nonlocal transactions
-        transactions += 1
-        if transactions == 3:
-            raise OSError("the process dies in the third transaction")
-        return transactions
+    class ThirdTransactionFails(IdGenerator):
+        transactions = 0
+
+        def __call__(self) -> int:
+            self.transactions += 1
+            if self.transactions == 3:
+                raise OSError("the process dies in the third transaction")
+            return super().__call__()
 
     with pytest.raises(StoreUnavailable, match="dies"):
-        await erase(database, 1, PHONE, NOON, AuditWriter(Actor(name="Mia"), new_id))
+        await erase(database, 1, PHONE, NOON, AuditWriter(Actor(name="Mia"), ThirdTransactionFails(1)))
     rows = await database.read(rows_of, schema.audit_log)
     erased = [message for message in await database.read(rows_of, schema.messages) if not message.to_address]
     assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
         ("Mia", "data_erased", 1, "messages to a number", 1)
     ] * len(erased)
     assert len(erased) == 2
-    audit = AuditWriter(COMMAND_LINE, itertools.count(10).__next__)
+    audit = AuditWriter(COMMAND_LINE, IdGenerator(1))
     assert (await erase(database, None, PHONE, NOON, audit)).messages == 2
     await erase(database, None, PHONE, NOON, audit)
     assert [row.operator for row in (await database.read(rows_of, schema.audit_log))[2:]] == ["command line"] * 2
