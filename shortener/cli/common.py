@@ -274,7 +274,7 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     try:
         await use_clock_of(database)
         if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
-            click.echo(f"Warning: {missing_base_url(stored, settings)}", err=True)
+            print_warnings([missing_base_url(stored, settings)])
         if application:
             await database.read(require_application, application)
         version = await database.read(read_version)
@@ -362,9 +362,9 @@ def _to_json(value: Any) -> Any:
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
-    """Print each warning to stderr, also with --json."""
+    """Print each warning to stderr, also with --json. It begins with `Warning:`, as an error begins with `Error:`."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

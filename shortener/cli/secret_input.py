@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from shortener.cli.common import is_terminal
+from shortener.cli.common import is_terminal, print_warnings
 
 #: The value of an option that stands for the standard input.
 STANDARD_INPUT = "-"
@@ -142,10 +142,9 @@ def _split(option: str, given: Sequence[str], sign: str, form: str) -> list[tupl
 
 
 def _warn(option: str, *remedies: str) -> None:
-    click.echo(
-        f"Warning: other users of this machine can see the secret in {option}, and the shell stores it in its history. Use "
-        f"{' or '.join(f'`{remedy}`' for remedy in remedies)}.",
-        err=True,
+    remedy = " or ".join(f"`{remedy}`" for remedy in remedies)
+    print_warnings(
+        [f"other users of this machine can see the secret in {option}, and the shell stores it in its history. Use {remedy}."]
     )
 
 

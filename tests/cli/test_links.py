@@ -162,7 +162,7 @@ def test_commands_that_set_a_fallback_url_print_warnings_about_its_macros_to_std
         ("domains", "update", "go.brand.example", *fallback),
         ("applications", "update", number, "--set", f"fallback_url={fallback[1]}"),
     ):
-        assert "warning: fallback_url " in shell(*command).stderr, command
+        assert "Warning: fallback_url " in shell(*command).stderr, command
     assert shell("domains", "update", "go.brand.example", "--fallback-url", "https://shop.example/").stderr == ""
 
 

@@ -132,7 +132,7 @@ async def test_commands_set_change_show_and_remove_the_filter_of_a_tracker_for_c
     assert (empty.exit_code, "conversion_actions" in empty.stderr) == (2, True)
     useless = await invoke("trackers", "add", "1", receiver.url(), "--event", "click", "--action", "sale", "--json")
     assert (useless.exit_code, orjson.loads(useless.stdout)["conversion_actions"]) == (0, ["sale"])
-    assert "warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
+    assert "Warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
 
 
 async def test_the_command_trackers_update_removes_every_property_that_the_api_can_remove(
