@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 
+from shortener.clicks.cache_entries import cache_entries
 from shortener.clicks.queries import LinkRow
-from shortener.redis.link_cache import CachedLink, LinkCache
+from shortener.redis.link_cache import LinkCache
 
 MAX_WAITING = 4000  # maximum number of links that wait for a check
 MAX_LINKS_PER_CHECK = 1000
@@ -43,20 +44,6 @@ class CacheRestorer:
                 codes = list(self._waiting)[:MAX_LINKS_PER_CHECK]
                 links = {code: self._waiting.pop(code) for code in codes}
                 missing = [links[code] for code in await self._cache.find_missing(codes)]
-                await self._cache.put([_cached(link) for link in missing if link.disabled_at is None and link.url])
+                await self._cache.put(list(cache_entries(missing).values()))
         finally:
             self._is_running = False
-
-
-def _cached(link: LinkRow) -> CachedLink:
-    return CachedLink(
-        code=link.code,
-        link_id=link.link_id,
-        message=link.message,
-        application_id=link.application_id,
-        domain_id=link.domain_id,
-        flags=link.flags,
-        url=link.location or link.url,
-        fallback_url=link.fallback_url,
-        expires_at=link.expires_at,
-    )

@@ -12,7 +12,10 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Privacy = Literal["full", "short", "none"]
@@ -27,6 +30,13 @@ _MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an IP address with z
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # the first bytes of an IPv4 address in IPv6-mapped form
 _SHORT_BYTES = {4: 3, 16: 6}  # number of bytes that the privacy setting "short" keeps, by the number of all bytes
 _CLIENT_BYTES = {4: 4, 16: 8}  # number of bytes that identify a client: the IPv4 address, or the /64 network of IPv6
+
+
+def client_of(request: HTTPConnection, trusted_proxies: Sequence[Network]) -> str:
+    """Return the IP address of the client that sent a request to the API or the portal. See `client_address`. A redirect reads the
+    same header in the loop over its headers, because that takes less time (`redirect.read_client_info`)."""
+    forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
+    return client_address(request.client.host if request.client else None, forwarded, trusted_proxies)
 
 
 def client_address(peer: str | None, x_forwarded_for: str, trusted_proxies: Sequence[Network]) -> str:

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_warnings
+from shortener.clicks.cache_entries import read_cache_entries
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.model import LinkFlag
@@ -277,7 +278,7 @@ async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[st
     After storing, the rows are read again. If another process has changed a link meanwhile, its latest values are stored."""
     stored: dict[str, CachedLink | None] = {}
     for _ in range(MAX_REFRESHES):
-        current = await database.read(_read_cached, codes)
+        current = await database.read(read_cache_entries, codes)
         changed = [code for code in codes if stored.get(code, _NOTHING) != current.get(code)]
         if not changed:
             return
@@ -297,23 +298,3 @@ async def refresh_cache_after_commit(database: Database, cache: LinkCache, codes
 
 
 _NOTHING = object()
-
-
-def _read_cached(connection: Connection, codes: Sequence[str]) -> dict[str, CachedLink]:
-    c = links.c
-    columns = (c.code, c.id, c.message_id, c.application_id, c.domain_id, c.flags, c.url, c.location, c.fallback_url, c.expires_at)
-    rows = connection.execute(select(*columns).where(c.code.in_(codes), c.disabled_at.is_(None), c.url != "")).all()
-    return {
-        row.code: CachedLink(
-            code=row.code,
-            link_id=row.id,
-            message=row.message_id,
-            application_id=row.application_id,
-            domain_id=row.domain_id,
-            flags=row.flags,
-            url=row.location or row.url,
-            fallback_url=row.fallback_url,
-            expires_at=to_ms(row.expires_at),
-        )
-        for row in rows
-    }

@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from shortener.clicks.client_address import client_address, shorten_address
+from shortener.clicks.client_address import client_of, shorten_address
 from shortener.clicks.user_agents import parse_device
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
 from shortener.ids import parse_counted_id
@@ -214,9 +214,7 @@ class Portal(PortalParts):
 
     def network_of(self, request: Request) -> str:
         """Return the IP network of the client (/24 or /48), for sessions, sign-in delays and the audit log."""
-        forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
-        peer = request.client.host if request.client else None
-        return shorten_address(client_address(peer, forwarded, self.service.settings.trusted_proxies), "short")
+        return shorten_address(client_of(request, self.service.settings.trusted_proxies), "short")
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}

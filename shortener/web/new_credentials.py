@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
 
-from shortener.clicks.client_address import client_address, hash_client
+from shortener.clicks.client_address import client_of, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ async def find_new_credential(service: Service, request: Request, find: Callable
 
     If the result is None, count a wrong credential. Raise ApiError RATE_LIMITED if the client sent too many
     (REJECTED_CREDENTIAL_LIMIT), or StoreUnavailable if the accounts cannot be read."""
-    forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
-    peer = request.client.host if request.client else None
-    client = hash_client(client_address(peer, forwarded, service.settings.trusted_proxies), service.client_key)
+    client = hash_client(client_of(request, service.settings.trusted_proxies), service.client_key)
     limiter = service.rate_limits.rejected_credentials
     wait = limiter.seconds_to_wait(client)
     if not wait:

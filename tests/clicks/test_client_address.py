@@ -7,8 +7,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from shortener.clicks.client_address import client_address, hash_client, shorten_address
+from shortener.clicks.client_address import (
+    address_ranges,
+    address_text,
+    client_address,
+    client_of,
+    find_client,
+    hash_client,
+    shorten_address,
+)
+from shortener.clicks.redirect import read_client_info
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 
@@ -141,3 +151,30 @@ def test_the_privacy_setting_full_stores_the_whole_address_and_none_stores_no_ad
 def test_shortening_a_client_address_twice_returns_the_same_result_as_shortening_it_once(address: object) -> None:
     short = shorten_address(str(address), "short")
     assert shorten_address(short, "short") == short
+
+
+@pytest.mark.parametrize(
+    ("values", "client"),
+    [
+        ([], "10.0.0.1"),
+        (["203.0.113.7"], "203.0.113.7"),
+        (["1.2.3.4, 203.0.113.7", "10.9.9.9"], "203.0.113.7"),
+        (["203.0.113.7", "unknown"], "10.0.0.1"),
+        (["203.0.113.7", ""], "10.0.0.1"),
+        (["", "203.0.113.7"], "203.0.113.7"),
+    ],
+)
+def test_the_api_the_portal_and_a_redirect_read_several_headers_as_one_list(values: list[str], client: str) -> None:
+    headers = [(b"x-forwarded-for", value.encode()) for value in values]
+    request = Request({"type": "http", "client": ("10.0.0.1", 4711), "headers": headers})
+    assert client_of(request, PROXIES) == client
+    found = find_client("10.0.0.1", read_client_info("GET", headers).forwarded, address_ranges(PROXIES))
+    assert found is not None
+    assert address_text(found) == client
+
+
+def test_a_request_over_a_local_socket_has_no_peer() -> None:
+    headers = [(b"x-forwarded-for", b"203.0.113.7")]
+    request = Request({"type": "http", "client": None, "headers": headers})
+    assert client_of(request, PROXIES) == "203.0.113.7"
+    assert client_of(request, ()) == ""
