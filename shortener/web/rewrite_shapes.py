@@ -52,6 +52,19 @@ def _without_null(value: Any) -> Any:
 #: `on_invalid` applies to it.
 Recipients = Annotated[str | list[str], BeforeValidator(_without_null)]
 
+#: Fields that several formats contain.
+MessageSender = Annotated[Sender, Field(description="Sender of the message. Events of the message contain it.")]
+MessageCampaign = Annotated[
+    CampaignName,
+    Field(description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+]
+ConversionProcessName = Annotated[
+    Text, Field(max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
+]
+IsSent = Annotated[
+    bool, Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+]
+
 #: What happens to a message or a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
@@ -108,7 +121,7 @@ class Tracking(OptionalFields):
     """The `tracking` object of Infobip. It assigns the message to a conversion process."""
 
     track: Literal["SMS", "URL"] = "SMS"
-    type: Text = Field("", max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
+    type: ConversionProcessName = ""
 
 
 class MessageOptions(OptionalFields):
@@ -141,10 +154,7 @@ class MessageOptions(OptionalFields):
         "sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, do not send.",
     )
     tracking: Tracking | None = None
-    campaign: CampaignName = Field(
-        "",
-        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
-    )
+    campaign: MessageCampaign = ""
     source: Literal["api", "campaign"] = Field(
         "api", description="Traffic source of the message. Statistics and lists can be filtered by it."
     )
@@ -186,7 +196,7 @@ class RewriteMessage(MessageOptions):
         max_length=MAX_BODY_LENGTH,
         description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
     )
-    from_: Sender = Field("", alias="from", description="Sender of the message. Events of the message contain it.")
+    from_: MessageSender = Field("", alias="from")
     message_id: MessageId | list[MessageId] | None = Field(
         None,
         description="Id of the message, unique in the application; a list if `to` is a list. Default: the service generates an id.",
@@ -227,7 +237,7 @@ class RewrittenMessageFields(ResponseModel):
 class SentMessageFields(RewrittenMessageFields):
     """The rewritten message of one recipient in a request to send it."""
 
-    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+    sent: IsSent
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
 
 

@@ -29,7 +29,7 @@ from shortener.web.fields import Text, Time
 from shortener.web.messages import may_reveal
 from shortener.web.paging import Cursors
 from shortener.web.vendors.error_shapes import infobip_error
-from shortener.web.vendors.infobip import PENDING, InfobipStatus
+from shortener.web.vendors.infobip_fields import PENDING, InfobipStatus
 from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. They are the same as in the API of Infobip.

@@ -14,7 +14,7 @@ from shortener.messages.segments import characters_left
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH
 from shortener.web.vendors.error_shapes import infobip_error
-from shortener.web.vendors.infobip import UNCHANGED_TEXT
+from shortener.web.vendors.infobip_fields import UNCHANGED_TEXT
 from shortener.web.vendors.vendor_model import VendorModel, field_warnings
 
 #: A preview needs a recipient only because some rules depend on the country. No message to this number is stored.

@@ -13,12 +13,12 @@ from pydantic.config import JsonDict
 from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint
-from shortener.web.fields import Sender
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH
+from shortener.web.rewrite_shapes import MessageSender
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
-from shortener.web.vendors.infobip import REJECTED_CODES, SENDS, InfobipResponse, response_fields, with_plus
+from shortener.web.vendors.infobip import InfobipResponse, response_fields
+from shortener.web.vendors.infobip_fields import REJECTED_CODES, SENDS, MessageText, with_plus
 from shortener.web.vendors.vendor_model import VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {"from": "InfoSMS", "to": "41793026731", "text": 'Your PIN is 1a2B3c, see #track("https://shop.example/pin")'}
@@ -29,14 +29,11 @@ class InfobipSingleRequest(VendorModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
-    from_: Sender = Field("", alias="from", description="Sender of the message. Events of the message contain it.")
+    from_: MessageSender = Field("", alias="from")
     to: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="International phone number with or without a plus, or a list of numbers, for example 41793026731."
     )
-    text: str = Field(
-        max_length=MAX_BODY_LENGTH,
-        description='Text of the message. #track("url") and #trackurl("url","label") become short links.',
-    )
+    text: MessageText
 
 
 class InfobipMultiRequest(VendorModel):

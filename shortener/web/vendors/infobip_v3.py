@@ -6,7 +6,7 @@ It sends like versions 1 and 2 (infobip.py). The response contains the fields of
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
@@ -15,12 +15,17 @@ from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import CampaignName, RequestId, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RewrittenLinkFields
+from shortener.web.rewrite_shapes import (
+    ConversionProcessName,
+    IsSent,
+    MessageCampaign,
+    MessageSender,
+    RewrittenLinkFields,
+)
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
-from shortener.web.vendors.infobip import (
+from shortener.web.vendors.infobip_fields import (
     AT_ONCE,
     GATEWAY_RATE,
     GATEWAY_VALIDITY,
@@ -30,17 +35,22 @@ from shortener.web.vendors.infobip import (
     SENDS,
     UNCHANGED_TEXT,
     WITHOUT_FLASH,
+    BulkId,
     CallbackData,
+    Destinations,
+    FieldPath,
     IgnoredField,
-    InfobipDestination,
     InfobipStatus,
     InfobipUrlOptions,
+    MessageText,
+    RewrittenText,
+    TextEncoding,
     accepted_fields,
     bulk_id_of,
     rejected_fields,
     with_plus,
 )
-from shortener.web.vendors.vendor_model import VendorModel, field_warnings
+from shortener.web.vendors.vendor_model import RequestWarnings, VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {
     "messages": [
@@ -60,10 +70,7 @@ _EXAMPLE: JsonDict = {
 class InfobipContent(VendorModel):
     """The content of a message."""
 
-    text: str = Field(
-        max_length=MAX_BODY_LENGTH,
-        description='Text of the message. #track("url") and #trackurl("url","label") become short links.',
-    )
+    text: MessageText
     transliteration: UNCHANGED_TEXT = None
     language: UNCHANGED_TEXT = None
 
@@ -74,11 +81,7 @@ class InfobipMessageOptions(VendorModel):
     platform: IgnoredField = None
     validity_period: GATEWAY_VALIDITY = Field(None, alias="validityPeriod")
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
-    campaign_reference_id: CampaignName = Field(
-        "",
-        alias="campaignReferenceId",
-        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
-    )
+    campaign_reference_id: MessageCampaign = Field("", alias="campaignReferenceId")
     regional: NO_REGIONAL = None
     flash: WITHOUT_FLASH = None
 
@@ -88,18 +91,14 @@ class InfobipWebhooks(VendorModel):
 
     delivery: NO_REPORT_URL = None
     content_type: IgnoredField = Field(None, alias="contentType")
-    callback_data: CallbackData | None = Field(
-        None,
-        alias="callbackData",
-        description="Data of the caller, at most 4 KiB. Events in the format `infobip` contain it as callbackData.",
-    )
+    callback_data: CallbackData = Field(None, alias="callbackData")
 
 
 class InfobipMessage(VendorModel):
     """One message for one or more recipients."""
 
-    sender: Sender = Field("", description="Sender of the message. Events of the message contain it.")
-    destinations: list[Annotated[InfobipDestination, WrapValidator(limit_errors)]] = Field(min_length=1)
+    sender: MessageSender = ""
+    destinations: Destinations
     content: InfobipContent
     options: InfobipMessageOptions | None = None
     webhooks: InfobipWebhooks | None = None
@@ -108,11 +107,7 @@ class InfobipMessage(VendorModel):
 class InfobipScheduling(VendorModel):
     """The id of the request, and the time of sending."""
 
-    bulk_id: RequestId = Field(
-        "",
-        alias="bulkId",
-        description="Id of the request. Events contain it as message_request_id. Default: the service generates an id.",
-    )
+    bulk_id: BulkId = Field("", alias="bulkId")
     send_at: AT_ONCE = Field(None, alias="sendAt")
     sending_speed_limit: GATEWAY_RATE = Field(None, alias="sendingSpeedLimit")
 
@@ -123,9 +118,7 @@ class InfobipConversionTracking(VendorModel):
     use_conversion_tracking: bool = Field(
         False, alias="useConversionTracking", description="true: the messages start a conversion process."
     )
-    conversion_tracking_name: Text = Field(
-        "", alias="conversionTrackingName", max_length=100, description="Name of the conversion process, for example One_Time_Pin."
-    )
+    conversion_tracking_name: ConversionProcessName = Field("", alias="conversionTrackingName")
 
 
 class InfobipRequestOptions(VendorModel):
@@ -159,13 +152,11 @@ class InfobipV3MessageFields(ResponseModel):
     status: InfobipStatus
     destination: str = Field(description="Phone number of the recipient without a plus.")
     details: InfobipMessageDetails
-    text: str | None = Field(
-        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: recipient rejected."
-    )
+    text: RewrittenText
     links: list[RewrittenLinkFields]
-    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: recipient rejected.")
+    encoding: TextEncoding
     warnings: list[str]
-    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+    sent: IsSent
 
 
 class InfobipV3Response(ResponseModel):
@@ -173,21 +164,7 @@ class InfobipV3Response(ResponseModel):
 
     bulkId: str
     messages: list[InfobipV3MessageFields]
-    warnings: list[str] = Field(description="Warnings about fields of the request that have no effect.")
-
-
-class _V3FieldPath:
-    """A function that returns the path of a field in a request of version 3, for errors. `path` is the path of the message."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __call__(self, name: str, recipient: int | None) -> str:
-        if recipient is not None:
-            return f"{self._path}.destinations.{recipient}.{'messageId' if name == 'message_id' else name}"
-        if name == "domain":
-            return "options.tracking.customDomain"
-        return f"{self._path}.{ {'body': 'content.text', 'from': 'sender'}.get(name, name) }"
+    warnings: RequestWarnings
 
 
 async def send(call: Call[None, InfobipV3Request]) -> dict[str, Any]:
@@ -227,7 +204,7 @@ def _item(request: InfobipV3Request, message: InfobipMessage, path: str, bulk_id
         to=tuple(with_plus(destination.to) for destination in message.destinations),
         body=message.content.text,
         message_ids=tuple(destination.message_id for destination in message.destinations),
-        field_path=_V3FieldPath(path),
+        field_path=FieldPath(path, "options.tracking.customDomain", {"body": "content.text", "from": "sender"}),
         track=track,
         from_address=message.sender,
         request_id=bulk_id,

@@ -16,10 +16,10 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import CampaignName, Metadata, RequestId, Sender, Text
+from shortener.web.fields import Metadata, RequestId, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, SentMessageFields
-from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageCampaign, RefusedRecipientFields, SentMessageFields
+from shortener.web.vendors.vendor_model import RequestWarnings, Unsupported, VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {
     "from": "channel:Bxn9SHBYhl89Kn",
@@ -54,10 +54,7 @@ class SyniverseMessageRequest(VendorModel):
         "", description="Id of the request in the caller's system. Events contain it as external_message_request_id."
     )
     external_message_request_id: RequestId = Field("", description="Another name of the field `external_id`.")
-    campaign_id: CampaignName = Field(
-        "",
-        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
-    )
+    campaign_id: MessageCampaign = ""
     metadata: Metadata | None = Field(
         None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
     )
@@ -100,7 +97,7 @@ class SyniverseResponse(ResponseModel):
         description="Whether the messages are queued for a gateway. false: the caller must send the rewritten texts."
     )
     messages: list[SentMessageFields | RefusedRecipientFields]
-    warnings: list[str] = Field(description="Warnings about fields of the request that have no effect.")
+    warnings: RequestWarnings
 
 
 async def send(call: Call[None, SyniverseMessageRequest]) -> dict[str, Any]:

@@ -9,14 +9,17 @@ that changes what a vendor does, and that this service does not support, is mark
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shortener.model import record
 
 MAX_WARNINGS = 20  # The maximum number of warnings about the fields of one model.
 _MAX_NAME_LENGTH = 64
+
+#: The field of a response with the warnings of `field_warnings` about the whole request.
+RequestWarnings = Annotated[list[str], Field(description="Warnings about fields of the request that have no effect.")]
 
 
 @record

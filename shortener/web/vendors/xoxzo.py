@@ -24,10 +24,18 @@ from shortener.reporting.messages import MessageFilter
 from shortener.reporting.status import list_first_links
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response
-from shortener.web.fields import CampaignName, Sender, Text
+from shortener.web.fields import CampaignName, Text
 from shortener.web.messages import LinkTracking, find_message, may_reveal
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
+from shortener.web.rewrite_shapes import (
+    MAX_BODY_LENGTH,
+    IsSent,
+    MessageId,
+    MessageOptions,
+    MessageSender,
+    RewrittenLinkFields,
+    with_options,
+)
 from shortener.web.vendors.error_shapes import xoxzo_error
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
@@ -52,7 +60,7 @@ class XoxzoRequest(MessageOptions):
         max_length=MAX_BODY_LENGTH,
         description="Text of the message. If `track_link` is true, the first URL or bare domain in the text becomes a short link.",
     )
-    sender: Sender = Field("", description="Sender of the message. Events of the message contain it.")
+    sender: MessageSender = ""
     message_id: MessageId | None = Field(
         None, description="Id of the message, returned as `msgid`. Default: the service generates an id."
     )
@@ -82,7 +90,7 @@ class XoxzoSentMessage(ResponseModel):
     message: str
     links: list[RewrittenLinkFields]
     warnings: list[str]
-    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+    sent: IsSent
 
 
 class XoxzoSendResponse(RootModel[XoxzoSentMessage | list[XoxzoSentMessage]]):
