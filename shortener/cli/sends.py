@@ -129,13 +129,15 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
 async def resend(message_id: str, application: int | None, as_json: bool) -> None:
     """Send a held message again. If the gateway has already accepted the message, the recipient may get it twice."""
     from shortener.gateways import decisions
-    from shortener.storage.clock import open_clock
+    from shortener.storage.clock import ms_clock, open_clock
+    from shortener.storage.clock_guard import read_guard
 
     async with open_store() as database:
         owner = await find_application(database, application)
         # A fast clock would take a running attempt for an attempt whose lease has ended.
-        now = (await open_clock(database))()
-        await database.write(decisions.resend, command_line_audit(database), owner, message_id, now)
+        clock = await open_clock(database)
+        guard = await database.read(read_guard, ms_clock(clock))
+        await database.write(decisions.resend, command_line_audit(database), owner, message_id, clock(), guard.leases_wait)
     fields = {"message_id": message_id, "send_status": "pending"}
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
 
@@ -159,9 +161,8 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
         what = f"Message {message_id} becomes FAILED and is not sent."
         writer = service.gateway_dispatcher.writer
         audit = command_line_audit(service.database)
-        row_id, _ = await confirm_write(
-            service.database, what, yes, decisions.discard, audit, writer, owner, message_id, service.clock()
-        )
+        args = audit, writer, owner, message_id, service.clock(), service.clock_guard.leases_wait
+        row_id, _ = await confirm_write(service.database, what, yes, decisions.discard, *args)
         found = await service.database.read(find_send, row_id)
     finally:
         await service.close(grace=2)

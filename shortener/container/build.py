@@ -124,7 +124,8 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         uptime = unknown_uptime if clock else read_uptime  # The uptime of the machine says nothing about the clock of a test.
         if clock is None:
             clock = await open_clock(database)
-        guard = ClockGuard(ms_clock(clock), uptime, stored.get(PURGE_CLOCK))
+        is_shared = isinstance(clock, SharedClock)
+        guard = ClockGuard(ms_clock(clock), uptime, stored.get(PURGE_CLOCK), follows_database=is_shared, is_command=not owner)
         first_credentials = None
         if may_create and not has_applications:
             first_credentials = await _ensure_default_application(database, clock, secret, settings)

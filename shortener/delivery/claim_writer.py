@@ -32,6 +32,7 @@ from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import mutable_record
 from shortener.settings import Settings
 from shortener.storage import schema
+from shortener.storage.clock_guard import LeasesWait
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ class ClaimWriter:
         rng: random.Random,
         ids: IdGenerator,
         clock_ahead: Callable[[], timedelta] = timedelta,
-        leases_wait: Callable[[], bool] = bool,
+        leases_wait: LeasesWait = lambda connection: False,
     ) -> None:
         self._trackers = trackers
         self._clock_ahead = clock_ahead
@@ -140,7 +141,7 @@ class ClaimWriter:
         if walk.resumes_at is not None:
             result.wake_not_later_than(walk.resumes_at)
 
-        claimed = dispatch_queries.claim(connection, requests, now, takes_lost=not self._leases_wait())
+        claimed = dispatch_queries.claim(connection, requests, now, takes_lost=not self._leases_wait(connection))
         counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
         # If fewer deliveries were claimed than requested, the queue has no further due deliveries.
         has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
@@ -193,7 +194,7 @@ class ClaimWriter:
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
-            if self._leases_wait():  # an attempt that seems to have ended may be in flight
+            if self._leases_wait(connection):  # an attempt that seems to have ended may be in flight
                 return None
             result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None

@@ -60,6 +60,7 @@ from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
 from shortener.model import Clock, DeliveryStatus, mutable_record
 from shortener.settings import Settings
+from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.database import Database, after_commit
 from shortener.storage.types import from_ms, to_iso, to_ms
 from shortener.tracing import Tracer
@@ -112,7 +113,7 @@ class Dispatcher:
         rng: random.Random,
         throttle: Throttle,
         clock_ahead: Callable[[], timedelta] = timedelta,
-        leases_wait: Callable[[], bool] = bool,
+        leases_wait: LeasesWait = lambda connection: False,
     ) -> None:
         self._database = database
         self._clock = clock

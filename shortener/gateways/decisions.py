@@ -1,6 +1,9 @@
 """This module applies an operator's decision about a message that is held or waits for a gateway. `resend` hands the message on
 again, although its recipient may then get it twice. `discard` gives the message up, so that it becomes FAILED. A message whose
 attempt is in flight cannot be changed. `give_up_erased` discards messages whose personal data is erased.
+
+The parameter `leases_wait` is `ClockGuard.leases_wait`: after a step of the clock, the lease of an attempt in flight seems to have
+ended.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
 from shortener.model import SendStatus
 from shortener.retention.erasure import ERASED, UNSENT, GiveUp
+from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
 
@@ -23,11 +27,13 @@ DISCARDED = "discarded"  # The `last_error` of a message that somebody decided n
 _IS_OPEN = sends.c.status.in_(UNSENT)
 
 
-def resend(connection: Connection, audit: AuditWriter, application_id: int, message_id: str, now: datetime) -> int:
+def resend(
+    connection: Connection, audit: AuditWriter, application_id: int, message_id: str, now: datetime, leases_wait: LeasesWait
+) -> int:
     """Hand a held or waiting message on again as soon as possible, and add the audit row. Return its row id.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if an attempt is in flight or the message is already sent or has failed."""
-    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
+    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id), leases_wait=leases_wait(connection))
     if not claims:
         raise _refusal(connection, application_id, message_id)
     values = {
@@ -46,13 +52,19 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
 
 
 def discard(
-    connection: Connection, audit: AuditWriter, writer: SendWriter, application_id: int, message_id: str, now: datetime
+    connection: Connection,
+    audit: AuditWriter,
+    writer: SendWriter,
+    application_id: int,
+    message_id: str,
+    now: datetime,
+    leases_wait: LeasesWait,
 ) -> tuple[int, int]:
     """Give up a held or waiting message, and add the audit row. The message becomes FAILED. If it is doubtful and its delivery
     report has arrived, it keeps the reported state.
 
     Return its row id and the number of new events, for `SendWriter.published`. Raise the same errors as `resend`."""
-    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
+    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id), leases_wait=leases_wait(connection))
     if not claims:
         raise _refusal(connection, application_id, message_id)
     reported = finish_reported(claims[0], to_ms(now))

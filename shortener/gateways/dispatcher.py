@@ -55,6 +55,7 @@ from shortener.messages.delivery_reports import DeliveryReports
 from shortener.metrics import Metrics
 from shortener.model import Clock, SendStatus, mutable_record
 from shortener.settings import Settings
+from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.database import Database, after_commit
 from shortener.storage.schema import sends
 from shortener.storage.types import to_ms
@@ -124,7 +125,7 @@ class GatewayDispatcher:
         throttle: Throttle,
         wake_up: WakeUp | None = None,
         clock_ahead: Callable[[], timedelta] = timedelta,
-        leases_wait: Callable[[], bool] = bool,
+        leases_wait: LeasesWait = lambda connection: False,
     ) -> None:
         self._database = database
         self.writer = SendWriter(ids, reports)
@@ -318,7 +319,7 @@ class GatewayDispatcher:
         # The time is read here and not in `step`, because this transaction may have waited for other transactions.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
-        waits = self._leases_wait()  # After `now` was read: a step between the two must not be missed.
+        waits = self._leases_wait(connection)  # After `now` was read: a step between the two must not be missed.
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
         outcomes = [one for one in ended if not one.may_be_unclaimed]

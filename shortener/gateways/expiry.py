@@ -91,12 +91,15 @@ def _not_in(ids: Collection[int]) -> list[ColumnElement[bool]]:
     return [sends.c.id.not_in(sorted(ids))] if ids else []
 
 
-def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool], waits: bool = False) -> list[ClaimedSend]:
+def find_sends(
+    connection: Connection, now: int, *conditions: ColumnElement[bool], waits: bool = False, leases_wait: bool = False
+) -> list[ClaimedSend]:
     """Lock and return up to MAX_ROWS messages that have no attempt in flight. If `waits` is true, wait for messages that another
-    transaction has locked; otherwise leave them out.
+    transaction has locked; otherwise leave them out. If `leases_wait` is true, every leased message is in flight.
 
     In the result, `lease_until` is 0 if no process has leased the message."""
-    idle = or_(sends.c.lease_until.is_(None), lease_has_ended(now))
+    has_no_lease = sends.c.lease_until.is_(None)
+    idle = has_no_lease if leases_wait else or_(has_no_lease, lease_has_ended(now))
     statement = (
         _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=not waits)
     )

@@ -142,7 +142,8 @@ def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
     """Return a function that queues a message again for its gateway. The function returns 0, because it creates no events."""
 
     def write(connection: Connection) -> int:
-        decisions.resend(connection, visit.audit_writer, visit.application_id, message_id, visit.now)
+        args = connection, visit.audit_writer, visit.application_id, message_id
+        decisions.resend(*args, visit.now, visit.service.clock_guard.leases_wait)
         return 0
 
     return write
@@ -153,7 +154,8 @@ def _discarder(visit: Visit, message_id: str) -> Callable[[Connection], int]:
     writer = visit.service.gateway_dispatcher.writer
 
     def write(connection: Connection) -> int:
-        return decisions.discard(connection, visit.audit_writer, writer, visit.application_id, message_id, visit.now)[1]
+        args = connection, visit.audit_writer, writer, visit.application_id, message_id
+        return decisions.discard(*args, visit.now, visit.service.clock_guard.leases_wait)[1]
 
     return write
 

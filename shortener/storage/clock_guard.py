@@ -13,7 +13,11 @@ purge` confirms the clock before that, because a person has decided to run it; a
 The first run of an installation trusts its clock. New data gets the time of the clock also during the wait.
 
 A step of seconds is enough to end the leases of attempts in flight, and a message would be sent again. Therefore no lease counts as
-ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits.
+ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits. With PostgreSQL, a
+process knows the clock of the database from its latest measurement, up to 10 seconds ago (storage/clock.py). Therefore it compares
+its time with the clock of the database in the transaction that examines leases, and the process that finds a step stores the time.
+A new process does not know whether the clock has moved shortly before, so for it no lease counts as ended for START_WAIT. If there
+was a step, a process whose attempts are in flight has found and stored it by then.
 
 Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
 the process is restarted. With PostgreSQL, a process also stores a step when it finds it, because a process that starts on another
@@ -34,18 +38,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, literal_column, select
 
 from shortener.model import record
 from shortener.plurals import counted
 from shortener.storage import installation
 from shortener.storage.database import Database
+from shortener.storage.schema import installation as installation_table
 from shortener.storage.types import from_ms, to_iso, to_ms
 
 log = structlog.get_logger(__name__)
 
 #: The name of the stored value: the fields of ClockReading, separated by spaces. Older versions stored only the first three.
 PURGE_CLOCK = "purge_clock"
+#: The name of the stored time (milliseconds) at which a process found the latest step that could end leases. Only with PostgreSQL.
+_MOVED_CLOCK = "moved_clock"
 #: While the time that has passed is known, a clock that is ahead by more than this has made a step.
 MAX_KNOWN_STEP = timedelta(hours=1)
 #: If it is unknown: a wrong clock is usually wrong by many years, such as the 1,024 weeks of GPS. It is very rare that an
@@ -57,10 +64,16 @@ MAX_LEASE_STEP = timedelta(seconds=5)
 #: For this time after a step, no lease counts as ended. It is longer than the longest lease (130 s) plus the time after which all
 #: processes have noticed the step (storage/clock.py), because a process writes leases with its own clock until then.
 LEASE_WAIT = timedelta(minutes=3)
+#: For this time after its start, a process with PostgreSQL treats no lease as ended. It is longer than the time between two
+#: measurements of the clock.
+START_WAIT = timedelta(seconds=12)
 _MILLISECOND = timedelta(milliseconds=1)
 _MAX_KNOWN_MS, _MAX_UNKNOWN_MS = MAX_KNOWN_STEP // _MILLISECOND, MAX_UNKNOWN_STEP // _MILLISECOND
 _WAIT_MS, _LEASE_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND, LEASE_WAIT // _MILLISECOND
-_MAX_LEASE_STEP_MS = MAX_LEASE_STEP // _MILLISECOND
+_MAX_LEASE_STEP_MS, _START_WAIT_MS = MAX_LEASE_STEP // _MILLISECOND, START_WAIT // _MILLISECOND
+#: A function that returns whether no lease counts as ended at present. Its argument is the connection of the transaction that
+#: examines leases.
+LeasesWait = Callable[[Connection], bool]
 
 
 class Uptime(NamedTuple):
@@ -124,16 +137,28 @@ def read_uptime() -> Uptime:
 
 class ClockGuard:
     """The guard of one process. `clock_ms` returns the time in milliseconds since 1970. `uptime` returns the uptime of the machine;
-    by default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found."""
+    by default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found.
+
+    `follows_database` is true if the clock follows the clock of a database that other processes also use. `is_command` is true in a
+    command, which does not wait for START_WAIT."""
 
     def __init__(
-        self, clock_ms: Callable[[], int], uptime: Callable[[], Uptime] = unknown_uptime, stored: str | None = None
+        self,
+        clock_ms: Callable[[], int],
+        uptime: Callable[[], Uptime] = unknown_uptime,
+        stored: str | None = None,
+        *,
+        follows_database: bool = False,
+        is_command: bool = False,
     ) -> None:
         self._clock_ms = clock_ms
         self._uptime = uptime
         self._latest = None if stored is None else _parse(stored)
         self._stored_step = self._latest.found_at if self._latest is not None else 0
         self._moved_at: Uptime | None = None  # the uptime at the latest step of more than MAX_LEASE_STEP
+        self._move_to_store: int | None = None  # the time of that step, if it is not stored yet
+        self._follows_database = follows_database
+        self._started = None if is_command else uptime()
 
     def check(self) -> ClockReading:
         """Read the clock. Log a step that is found."""
@@ -142,7 +167,7 @@ class ClockGuard:
         if before is not None and _is_known(before, uptime):
             passed_ms = uptime.passed_ms - before.passed_ms
             if reading.at - before.at - passed_ms > _MAX_LEASE_STEP_MS:
-                self._moved_at = uptime
+                self._moved_at, self._move_to_store = uptime, reading.at
         if reading.found_at and (before is None or not before.found_at):
             _log_step(reading)
         return reading
@@ -158,17 +183,40 @@ class ClockGuard:
         this time and the size of the step have passed."""
         return timedelta(milliseconds=self.check().ahead)
 
-    def leases_wait(self) -> bool:
+    def trusted_time(self, at: datetime) -> datetime:
+        """Do the same as `trusted_ms` for a datetime."""
+        return from_ms(self.trusted_ms(to_ms(at)))
+
+    def leases_wait(self, connection: Connection) -> bool:
         """Return whether no lease counts as ended at present, because the clock moved ahead by more than MAX_LEASE_STEP within
-        LEASE_WAIT. A lease that was stored before seems to have ended, although its attempt may be in flight."""
+        LEASE_WAIT. A lease that was stored before seems to have ended, although its attempt may be in flight.
+
+        With PostgreSQL, also return True if the time of this process differs from the clock of the database, or if this process
+        cannot know yet whether the clock has moved. Call this after the time was read with which leases are compared."""
         reading = self.check()
         if self._moved_at is not None and 0 <= reading.passed_ms - self._moved_at.passed_ms < _LEASE_WAIT_MS:
             return True
-        return bool(reading.found_at) and 0 <= reading.at - reading.found_at < _LEASE_WAIT_MS
+        if reading.found_at and 0 <= reading.at - reading.found_at < _LEASE_WAIT_MS:
+            return True
+        return self._follows_database and self._may_have_moved(connection, reading)
+
+    def _may_have_moved(self, connection: Connection, reading: ClockReading) -> bool:
+        """Return whether the clock of the database may have moved without the knowledge of this process."""
+        started = self._started
+        if started is not None and started.boot and reading.passed_ms - started.passed_ms < _START_WAIT_MS:
+            return True
+        database_ms, moved_at = connection.execute(_DATABASE_CLOCK).one()
+        if abs(reading.at - database_ms) > _MAX_LEASE_STEP_MS:
+            return True
+        return moved_at is not None and 0 <= database_ms - int(moved_at) < _LEASE_WAIT_MS
 
     async def store_new_step(self, database: Database) -> None:
         """Store a step as soon as it is found, so that a process that starts on another host knows it. Raise StoreUnavailable."""
         found_at = self.check().found_at
+        if (moved_at := self._move_to_store) is not None:
+            await database.write(installation.set_value, _MOVED_CLOCK, str(moved_at))
+            if self._move_to_store == moved_at:
+                self._move_to_store = None
         if found_at and found_at != self._stored_step:
             await database.write_later(note_run, from_ms(found_at), self)
             self._stored_step = found_at
@@ -200,9 +248,22 @@ def note_run(connection: Connection, now: datetime, guard: ClockGuard | None = N
     return (guard or ClockGuard(lambda: to_ms(now))).store(connection, _read(connection)).step
 
 
+def read_guard(connection: Connection, clock_ms: Callable[[], int]) -> ClockGuard:
+    """Return the guard of a command on an installation, which knows the latest stored reading."""
+    stored, is_shared = installation.get(connection, PURGE_CLOCK), connection.dialect.name == "postgresql"
+    return ClockGuard(clock_ms, read_uptime, stored, follows_database=is_shared, is_command=True)
+
+
 def find_step(connection: Connection, now: datetime, uptime: Uptime = UNKNOWN_UPTIME) -> ClockStep | None:
     """Return the step after which the purge waits at present, or None."""
     return _advance(_read(connection), to_ms(now), uptime).step
+
+
+#: The clock of the database in milliseconds since 1970, and the stored time of the latest step. PostgreSQL only.
+_DATABASE_CLOCK = select(
+    literal_column("(extract(epoch FROM clock_timestamp()) * 1000)::bigint"),
+    select(installation_table.c.value).where(installation_table.c.name == _MOVED_CLOCK).scalar_subquery(),
+)
 
 
 def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReading:

@@ -78,7 +78,8 @@ async def resend(call: Call[None, None]) -> Mapping[str, Any]:
     message_id = call.path["message_id"]
 
     def write(connection: Connection) -> Mapping[str, Any]:
-        return _decided(connection, decisions.resend(connection, call.audit, call.application_id, message_id, service.clock()))
+        args = connection, call.audit, call.application_id, message_id
+        return _decided(connection, decisions.resend(*args, service.clock(), service.clock_guard.leases_wait))
 
     decided = await service.database.write(write)
     service.gateway_dispatcher.wake_up.notify()
@@ -90,7 +91,8 @@ async def discard(call: Call[None, None]) -> Mapping[str, Any]:
     service, writer, message_id = call.service, call.service.gateway_dispatcher.writer, call.path["message_id"]
 
     def write(connection: Connection) -> tuple[Mapping[str, Any], int]:
-        row_id, events = decisions.discard(connection, call.audit, writer, call.application_id, message_id, service.clock())
+        args = connection, call.audit, writer, call.application_id, message_id
+        row_id, events = decisions.discard(*args, service.clock(), service.clock_guard.leases_wait)
         return _decided(connection, row_id), events
 
     decided, events = await service.database.write(write)

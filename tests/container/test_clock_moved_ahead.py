@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from shortener.container import Service
@@ -271,6 +272,30 @@ async def test_a_message_of_a_removed_gateway_that_is_being_sent_when_the_clock_
     response.set()
     await service.gateway_dispatcher.flush()
     assert (await stored_send(service)).status == SENT
+
+
+@pytest.mark.parametrize("decision", ["resend", "discard"])
+async def test_no_decision_changes_a_message_that_is_being_sent_when_the_clock_moves_ahead(
+    service: Service,
+    client: httpx.AsyncClient,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    ahead: Ahead,
+    decision: str,
+) -> None:
+    """Otherwise the recipient gets it twice, or a message that was sent is listed as failed."""
+    response = asyncio.Event()
+    receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
+    await make_gateway(receiver.url())
+    [message] = await send_messages()
+    await start_attempts(service.gateway_dispatcher, receiver, 1)
+    ahead(timedelta(minutes=5))
+    assert (await client.post(f"/api/v1/sends/{message['message_id']}/{decision}")).status_code == 409
+    response.set()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, len(receiver.requests)) == (SENT, False, 1)
 
 
 async def test_a_delivery_of_a_deleted_tracker_that_is_being_sent_when_the_clock_moves_ahead_is_not_dead(

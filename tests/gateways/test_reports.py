@@ -213,7 +213,7 @@ async def test_a_doubtful_message_with_a_delivery_report_does_not_become_failed_
         await service.gateways.remove(AUDIT, gateway.id)
     else:
         writer = service.gateway_dispatcher.writer
-        await service.database.write(discard, AUDIT, writer, 1, message["message_id"], clock())
+        await service.database.write(discard, AUDIT, writer, 1, message["message_id"], clock(), service.clock_guard.leases_wait)
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
     assert (send.status, send.text) == (SENT, None)
@@ -296,7 +296,7 @@ async def test_a_message_that_is_sent_again_after_its_lease_has_ended_stays_doub
     await start_attempts(dispatcher, receiver, 1)
     kill(dispatcher)
     clock.forward(minutes=1)
-    await service.database.write(resend, AUDIT, 1, message["message_id"], clock())
+    await service.database.write(resend, AUDIT, 1, message["message_id"], clock(), service.clock_guard.leases_wait)
     send = await stored_send(service)
     assert (send.status, send.doubtful, send.lease_until) == (PENDING, True, None)
 

@@ -102,7 +102,21 @@ async def test_a_step_of_the_database_clock_is_stored_when_a_process_notices_it(
         monkeypatch.setattr("shortener.storage.clock._read_clock", lambda connection: _read_clock(connection) + ahead_ms)
         await service.jobs.table["clock"].step()
         assert await database.read(find_step, service.clock()) is not None
-        assert service.clock_guard.leases_wait()
+        assert await database.read(service.clock_guard.leases_wait)
+    finally:
+        await service.close(grace=1)
+
+
+async def test_a_process_ends_no_lease_until_it_follows_the_clock_of_the_database(
+    database: Database, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.storage.clock_guard._START_WAIT_MS", 0)
+    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url))
+    try:
+        assert not await database.read(service.clock_guard.leases_wait)
+        assert isinstance(service.clock, SharedClock)
+        service.clock.offset -= timedelta(minutes=5)
+        assert await database.read(service.clock_guard.leases_wait)
     finally:
         await service.close(grace=1)
 

@@ -7,16 +7,19 @@ from datetime import datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
+from shortener.model import utcnow
 from shortener.storage.clock_guard import (
     LEASE_WAIT,
     MAX_UNKNOWN_STEP,
     PURGE_CLOCK,
+    START_WAIT,
     WAIT_AFTER_STEP,
     ClockGuard,
     ClockStep,
     Uptime,
     find_step,
     note_run,
+    read_guard,
 )
 from shortener.storage.database import Database
 from shortener.storage.installation import get
@@ -215,7 +218,7 @@ async def test_a_process_that_starts_on_another_host_soon_after_a_step_waits_too
     machine.run(timedelta(seconds=5))
     other = ClockGuard(lambda: to_ms(machine.clock()), lambda: Uptime("other", 5), await stored(database))
     assert other.ahead() == 30 * DAY
-    assert other.leases_wait()
+    assert await database.read(other.leases_wait)
     for one in (other, guard):
         assert await database.write(note_run, machine.clock(), one) is not None
 
@@ -244,25 +247,29 @@ async def test_the_confirmation_of_a_clock_is_not_overwritten(database: Database
 
 
 @pytest.mark.parametrize("step", [timedelta(seconds=6), 30 * HOUR])
-def test_no_lease_ends_for_minutes_after_a_step(machine: Machine, guard: ClockGuard, step: timedelta) -> None:
-    assert not guard.leases_wait()
+async def test_no_lease_ends_for_minutes_after_a_step(
+    database: Database, machine: Machine, guard: ClockGuard, step: timedelta
+) -> None:
+    assert not await database.read(guard.leases_wait)
     machine.clock.now += step
     machine.run(timedelta(seconds=1))
-    assert guard.leases_wait()
+    assert await database.read(guard.leases_wait)
     machine.clock.now -= step / 2
-    assert guard.leases_wait()
+    assert await database.read(guard.leases_wait)
     machine.run(LEASE_WAIT - timedelta(seconds=1))
-    assert guard.leases_wait()
+    assert await database.read(guard.leases_wait)
     machine.run(timedelta(seconds=1))
-    assert not guard.leases_wait()
+    assert not await database.read(guard.leases_wait)
 
 
-def test_leases_end_normally_after_a_step_of_seconds_or_a_step_back(machine: Machine, guard: ClockGuard) -> None:
+async def test_leases_end_normally_after_a_step_of_seconds_or_a_step_back(
+    database: Database, machine: Machine, guard: ClockGuard
+) -> None:
     for step in (timedelta(seconds=4), -30 * HOUR):
         machine.clock.now += step
-        assert not guard.leases_wait()
+        assert not await database.read(guard.leases_wait)
         machine.run(HOUR)
-        assert not guard.leases_wait()
+        assert not await database.read(guard.leases_wait)
 
 
 async def test_a_process_that_was_restarted_after_a_step_of_minutes_ends_no_lease(
@@ -271,7 +278,64 @@ async def test_a_process_that_was_restarted_after_a_step_of_minutes_ends_no_leas
     await database.write(note_run, machine.clock(), guard)
     machine.run(HOUR)
     machine.clock.now += timedelta(minutes=5)
-    assert machine.guard(await stored(database)).leases_wait()
+    assert await database.read(machine.guard(await stored(database)).leases_wait)
+
+
+class SharedMachine(Machine):
+    """A machine of a process that shares a PostgreSQL database. `behind` is the time by which the clock of this process is behind
+    the clock of the database, which runs."""
+
+    behind = timedelta()
+
+    def guard(self, stored: str | None = None) -> ClockGuard:
+        return ClockGuard(lambda: to_ms(utcnow() - self.behind), self.uptime, stored, follows_database=True)
+
+
+@pytest.fixture
+def shared(database: Database, clock: Clock) -> SharedMachine:
+    if database.dialect == "sqlite":
+        pytest.skip("one process uses a SQLite database")
+    return SharedMachine(clock)
+
+
+@pytest.mark.parametrize("minutes", [-5, 5])
+async def test_no_lease_ends_until_a_process_follows_a_step_of_the_clock_of_the_database(
+    database: Database, shared: SharedMachine, minutes: int
+) -> None:
+    """If the clock was set back, the leases of processes that follow it seem to have ended."""
+    behind = timedelta(minutes=minutes)
+    guard = ClockGuard(lambda: to_ms(utcnow() - behind), follows_database=True)
+    assert await database.read(guard.leases_wait)
+    behind = timedelta()
+    assert not await database.read(guard.leases_wait)
+
+
+async def test_no_lease_ends_shortly_after_the_start_of_a_process(database: Database, shared: SharedMachine) -> None:
+    """The clock may have moved shortly before, and the other processes have not noticed it yet."""
+    guard = shared.guard()
+    assert await database.read(guard.leases_wait)
+    shared.passed += START_WAIT - timedelta(seconds=1)
+    assert await database.read(guard.leases_wait)
+    shared.passed += timedelta(seconds=1)
+    assert not await database.read(guard.leases_wait)
+    command = await database.read(read_guard, lambda: to_ms(utcnow()))
+    assert not await database.read(command.leases_wait), "a command waits for nothing"
+
+
+async def test_no_lease_ends_after_another_process_has_found_a_step_of_seconds(
+    database: Database, clock: Clock, shared: SharedMachine
+) -> None:
+    found, started_later = shared.guard(), SharedMachine(clock)
+    other, command = started_later.guard(), await database.read(read_guard, lambda: to_ms(utcnow()))
+    started_later.passed += START_WAIT
+    shared.behind = timedelta(seconds=30)
+    found.check()
+    await found.store_new_step(database)
+    assert not await database.read(other.leases_wait)
+    shared.behind = timedelta()
+    await found.store_new_step(database)
+    for one in (other, command):
+        assert await database.read(one.leases_wait)
 
 
 async def stored(database: Database) -> str | None:
