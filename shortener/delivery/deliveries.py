@@ -129,17 +129,8 @@ class Deliveries:
         return await self._database.read(_get, delivery_id, application_id)
 
     async def replay(self, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
-        """Make a dead or delivered delivery pending again, with all its attempts, and add the audit row.
-
-        Raise ApiError NOT_FOUND if the delivery does not exist, or CONFLICT if the delivery is pending or its tracker is
-        deleted."""
-
-        def write(connection: Connection) -> Delivery:
-            delivery = _replay(connection, delivery_id, application_id, now)
-            add_replay(connection, audit, now, delivery_id, delivery.application_id)
-            return delivery
-
-        return await self._database.write(write)
+        """Run `replay_one`."""
+        return await self._database.write(replay_one, audit, delivery_id, now, application_id)
 
     async def replay_listed(
         self, audit: AuditWriter, ids: Sequence[int], now: datetime, application_id: int
@@ -291,6 +282,14 @@ def _get(connection: Connection, delivery_id: int, application_id: int | None) -
 
 
 _ENDED = (DeliveryStatus.DELIVERED.value, DeliveryStatus.DEAD.value)
+
+
+def replay_one(connection: Connection, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None) -> Delivery:
+    """Make an ended delivery pending again, with all its attempts, and add the audit row. Raise ApiError NOT_FOUND if it does not
+    exist, or CONFLICT if it is pending or its tracker is deleted."""
+    delivery = _replay(connection, delivery_id, application_id, now)
+    add_replay(connection, audit, now, delivery_id, delivery.application_id)
+    return delivery
 
 
 def _replay(connection: Connection, delivery_id: int, application_id: int | None, now: datetime) -> Delivery:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.delivery.deliveries import Delivery, DeliveryFilter, DeliveryPage
+from shortener.delivery.deliveries import Delivery, DeliveryFilter, DeliveryPage, replay_one
 from shortener.delivery.replays import Replay, ReplayOutcomes, count_outcomes, find_replay, list_replays
 from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.delivery.trackers import Tracker
@@ -24,6 +25,7 @@ from shortener.portal.listing import FilterField, Listing, chips, choice, export
 from shortener.portal.operators import Role
 from shortener.portal.outcome_texts import TOPIC_LABELS
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.portal.trackers import STATES
 from shortener.portal.waiting import Wait, wait_of
 from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
@@ -176,9 +178,12 @@ async def delivery(visit: Visit) -> Response:
 
 
 async def replay(visit: Visit) -> Response:
-    """Replay one delivery, so that it is sent again."""
+    """Replay one delivery, so that it is sent again. If the form was sent before, it is not replayed again."""
     delivery_id = _id(visit)
-    await visit.service.deliveries.replay(visit.audit_writer, delivery_id, visit.now, visit.application_id)
+    with suppress(FormRepeated):
+        await visit.service.database.write(
+            perform_once, visit, replay_one, visit.audit_writer, delivery_id, visit.now, visit.application_id
+        )
     return visit.redirect(visit.link(f"deliveries/{visit.path['id']}"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -25,6 +26,7 @@ from shortener.portal.form_versions import FormChanged, check_version, version_o
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import FormRepeated, is_repeated, perform_once
 from shortener.urls import canonical_host
 
 MAX_URL_CHARACTERS = 2048
@@ -65,8 +67,12 @@ async def add(visit: Visit) -> Response:
     service, own_hosts = visit.service, OwnHosts.of(visit.service.settings)
     try:
         host = await service.database.write(
-            add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
+            perform_once, visit, add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
         )
+    except FormRepeated:
+        host = urlsplit(url).hostname or ""
+        if _find_host(visit, host) is None:  # The domain was removed meanwhile.
+            raise
     except ApiError as error:
         return _list_page(visit, 422, error)
     await service.directory.refresh_if_available()
@@ -116,33 +122,42 @@ def _values_of(domain: Any) -> dict[str, str]:
 
 def _find(visit: Visit) -> Domain:
     """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    host = canonical_host(str(visit.path["host"]))
-    found = next((one for one in visit.one_application.domains if canonical_host(one.host) == host), None)
+    found = _find_host(visit, str(visit.path["host"]))
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found
 
 
+def _find_host(visit: Visit, host: str) -> Domain | None:
+    wanted = canonical_host(host)
+    return next((one for one in visit.one_application.domains if canonical_host(one.host) == wanted), None)
+
+
 async def change(visit: Visit) -> Response:
     """Change or remove one domain. The form field `action` contains the name of the change."""
-    domain = _find(visit)
-    action = _ACTIONS.get(visit.form.get("action", ""))
+    name = visit.form.get("action", "")
+    action = _ACTIONS.get(name)
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
-    name = visit.form["action"]
+    removed = visit.link("domains", keep=False, removed=1)
+    if name == "remove" and await is_repeated(visit):
+        return visit.redirect(removed)
+    domain = _find(visit)
     if name in _EFFECTS and not is_confirmed(visit):
         icon = "trash-2" if name == "remove" else "ban"
         question = Question(f"{name.capitalize()} the domain {domain.host}?", _EFFECTS[name], name.capitalize(), icon)
         return ask(visit, question, visit.link(f"domains/{domain.host}", keep=False))
     try:
-        await visit.service.database.write(action, visit, domain)
+        await visit.service.database.write(perform_once, visit, action, visit, domain)
+    except FormRepeated:
+        pass
     except FormChanged as error:
         return _domain_page(visit, 409, error)
     except ApiError as error:
         return _domain_page(visit, 422, error)
     await visit.service.directory.refresh_if_available()
     if name == "remove":
-        return visit.redirect(visit.link("domains", keep=False, removed=1))
+        return visit.redirect(removed)
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=1))
 
 

@@ -30,6 +30,7 @@ from shortener.portal.outcome_texts import TOPIC_LABELS, delivery_outcome, send_
 from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
 from shortener.portal.periods import CUSTOM, PERIODS
 from shortener.portal.repeats import FIELD as FORM_ID
+from shortener.portal.repeats import new_form_id
 from shortener.portal.static_files import static_files
 from shortener.times import parse_iso
 
@@ -148,6 +149,7 @@ def environment() -> Environment:
         search_path=SEARCH_PATH,
         icons=ICONS,
         parse_iso=parse_iso,
+        new_form_id=new_form_id,
     )
     environment.filters.update(
         number=formats.number,

@@ -1,14 +1,16 @@
-"""This module handles forms that are sent twice. If the response to a form is a page, for example with a new secret, a browser
-sends the form again when the user reloads the page. Such a form contains a random `form_id`. If a form with the same id and the
-same values is sent again, it is rejected. A reload therefore creates no second key and does not replace a secret that was just
-shown. The ids are stored like Idempotency-Keys, for 24 hours. The page *Try it* is an exception. The id of its message is computed
-from the form (`form_hash`), so a repeat shows the first message again.
+"""This module handles forms that are sent twice: by a second click while the network is slow, with the back button, or, if the
+response to the form is a page, by reloading this page. Such a form contains a random `form_id`. If a form with the same id and the
+same values is sent again, its action is not performed again. A reload therefore creates no second key and does not replace a secret
+that was just shown. A page that shows no secret redirects the browser as after the first form. The ids are stored like
+Idempotency-Keys, for 24 hours. The page *Try it* is an exception. The id of its message is computed from the form (`form_hash`), so
+a repeat shows the first message again.
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
 stored, and the form can be sent again.
 """
-# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_admin_applications.py,
-# tests/portal/test_me.py, tests/portal/test_try_it.py and tests/portal/test_tracker_editor.py
+# Tested by tests/portal/test_keys.py, tests/portal/test_domains.py, tests/portal/test_deliveries.py,
+# tests/portal/test_admin_operators.py, tests/portal/test_admin_applications.py, tests/portal/test_me.py,
+# tests/portal/test_try_it.py and tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, store
+from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, find, store
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import ALL_APPLICATIONS
 from shortener.portal.page import Visit
@@ -29,6 +31,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FIELD = "form_id"
+
+
+class FormRepeated(ApiError):
+    """The error for a form that was handled before. A page that shows no secret can answer it like the first form."""
+
+    def __init__(self) -> None:
+        description = (
+            "This form was sent before, for example because the page was reloaded. Its action was performed then, and nothing was "
+            "done again. A secret is shown only once: if you do not have it, open the page again and create a new one."
+        )
+        super().__init__(ErrorCode.CONFLICT, description)
 
 
 def new_form_id() -> str:
@@ -41,18 +54,20 @@ def perform_once(
 ) -> T:
     """Run `action(connection, ...)` and store that the form of the visit was handled, in the transaction of the caller.
 
-    Raise ApiError CONFLICT if the same form was handled before. A form without an id is not checked."""
+    Raise FormRepeated if the same form was handled before. A form without an id is not checked."""
     request = _key(visit)
     if request is not None and claim(connection, request, "", visit.now) is not None:
-        description = (
-            "This form was sent before, for example because the page was reloaded. Its action was performed then, and nothing was "
-            "done again. A secret is shown only once: if you do not have it, open the page again and create a new one."
-        )
-        raise ApiError(ErrorCode.CONFLICT, description)
+        raise FormRepeated
     result = action(connection, *args, **kwargs)
     if request is not None:
         store(connection, request, FirstResponse(200, ""))
     return result
+
+
+async def is_repeated(visit: Visit) -> bool:
+    """Return whether the form of the visit was handled before."""
+    request = _key(visit)
+    return request is not None and await visit.service.database.read(find, request) is not None
 
 
 def form_hash(visit: Visit) -> str | None:

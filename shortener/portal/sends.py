@@ -20,7 +20,7 @@ from shortener.portal.listing import FilterField, ListedRow, ListSource, choice,
 from shortener.portal.locations import safe_next
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
-from shortener.portal.repeats import perform_once
+from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.reporting.sends import (
     SendFilter,
     SendListPage,
@@ -129,13 +129,17 @@ async def decide(visit: Visit) -> Response:
             raise decisions.already_finished(row.status)
         return ask(visit, _question(action, row), back)
     write: Callable[[Connection], int] = _resender(visit, message_id) if action == "resend" else _discarder(visit, message_id)
-    events = await visit.service.database.write(perform_once, visit, write)
+    done = visit.redirect(f"{back}{'&' if '?' in back else '?'}done={action}")
+    try:
+        events = await visit.service.database.write(perform_once, visit, write)
+    except FormRepeated:
+        return done
     dispatcher = visit.service.gateway_dispatcher
     if action == "resend":
         dispatcher.wake_up.notify()
     else:
         dispatcher.writer.published(events)
-    return visit.redirect(f"{back}{'&' if '?' in back else '?'}done={action}")
+    return done
 
 
 def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:

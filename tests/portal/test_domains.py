@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from shortener.container import Service
@@ -142,3 +144,51 @@ async def test_the_portal_rejects_the_name_of_base_url_as_a_domain(
     assert page.status_code == 422
     assert "on which the service itself responds" in page.text
     assert "domain_added" not in [row.action for row in await log(service)]
+
+
+async def test_the_form_of_a_domain_that_is_sent_twice_performs_its_action_once_and_leads_to_the_same_page(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = f"/portal/1/domains/{HOST}"
+
+    async def send_twice(url: str, form_of: str, **fields: str) -> str:
+        (form_id, *_) = re.findall(r'name="form_id" value="([^"]+)"', form_of)
+        responses = [await browser.post(url, data={**fields, "form_id": form_id}) for _ in range(2)]
+        assert [response.status_code for response in responses] == [303, 303], responses[1].text
+        locations = {response.headers["location"] for response in responses}
+        assert len(locations) == 1
+        return locations.pop()
+
+    async def text(path: str) -> str:
+        return (await browser.get(path)).text
+
+    assert await send_twice("/portal/1/domains", await text("/portal/1/domains"), domain=HOST) == f"{page}?added=1&check=1"
+    await send_twice(page, await text(page), action="save", path="/ACME")
+    asked = await browser.post(page, data={"action": "disable"})
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', asked.text)
+    disable = {"action": "disable", "confirmed": "yes", "form_id": form_id}
+    assert (await browser.post(page, data=disable)).status_code == 303
+    await send_twice(page, await text(page), action="enable")
+    # The back button leads to the page with the question. Its form was sent already, so the domain stays enabled.
+    assert (await browser.post(page, data=disable)).status_code == 303
+    domain = service.directory.domain(HOST)
+    assert domain is not None
+    assert not domain.disabled
+    question = (await browser.post(page, data={"action": "remove"})).text
+    assert await send_twice(page, question, action="remove", confirmed="yes") == "/portal/1/domains?removed=1"
+    changes = ["domain_added", "domain_changed", "domain_disabled", "domain_enabled", "domain_removed"]
+    assert [row.action for row in (await log(service))[1:]] == changes
+
+
+async def test_the_first_form_of_a_removed_domain_does_not_add_it_again(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"domain": HOST, "form_id": "one"}
+    assert (await browser.post("/portal/1/domains", data=form)).status_code == 303
+    await browser.post(f"/portal/1/domains/{HOST}", data={"action": "remove", "confirmed": "yes"})
+    repeated = await browser.post("/portal/1/domains", data=form)
+    assert repeated.status_code == 409
+    assert "This form was sent before" in repeated.text
+    removed = service.directory.domain(HOST)
+    assert removed is not None
+    assert removed.removed

@@ -245,6 +245,34 @@ def test_a_form_whose_request_was_stopped_can_be_sent_again(browser: Chromium, e
     assert len(sent) == 1
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_two_clicks_over_a_slow_network_add_a_domain_once_and_show_no_error(
+    browser: Chromium, empty_server: Server, scripts: bool
+) -> None:
+    """Without the script, the browser sends the form twice and shows the second response."""
+    state = accept_invitation(browser, empty_server, "Fay")
+    host = f"go.{str(scripts).lower()}.example"
+    sent: list[str] = []
+    with browser.page(state=state, scripts=scripts) as visit:
+        page = visit.page
+        visit.open(f"{empty_server.base}/portal/1/domains")
+        page.fill("[name=domain]", host)
+        page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+        network = page.context.new_cdp_session(page)
+        slow = {"offline": False, "latency": 1000, "downloadThroughput": 20_000, "uploadThroughput": 20_000}
+        network.send("Network.emulateNetworkConditions", slow)
+        box = page.locator("button:has-text('Add the domain')").bounding_box()
+        assert box is not None
+        with page.expect_request("**/portal/1/domains"):
+            page.mouse.click(box["x"] + 9, box["y"] + 9)
+        page.mouse.click(box["x"] + 9, box["y"] + 9)
+        page.wait_for_selector("text=The domain is added.")
+    assert len(sent) == (1 if scripts else 2)
+    with empty_server.api() as client:
+        (added,) = [one for one in client.get("/api/v1/domains").json()["domains"] if one["host"] == host]
+    assert added["enabled"]
+
+
 def _expire_sessions(server: Server) -> None:
     """Set the times of all sessions as if their last request had arrived a day ago."""
     day = 86_400_000
