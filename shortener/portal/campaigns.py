@@ -4,7 +4,7 @@ by the date on which the messages were sent."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,23 +13,23 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import record
-from shortener.portal.charts import Bar, days_per_bar, label_of_days
+from shortener.outbox.link_sets import OTHER
+from shortener.portal.campaign_chart import bars_of, read_clicks, shown_days
 from shortener.portal.clicks import click_times
 from shortener.portal.csv_download import csv_download
-from shortener.portal.formats import visible
+from shortener.portal.formats import shares, visible
 from shortener.portal.listing import campaign_query, exported_query
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.periods import local_days
 from shortener.reporting.csv_lists import format_lines
 from shortener.reporting.figures import Figures
 from shortener.reporting.rollups import Basis
-from shortener.reporting.statistics import StatisticsFilter, by_country, campaign_page, daily, totals
+from shortener.reporting.statistics import StatisticsFilter, by_country, by_destination, by_label, campaign_page, totals
 from shortener.storage.schema import cohorts
-from shortener.times import end_of, start_of
 from shortener.web.paging import Cursors
 
 NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page that shows the messages without a campaign.
 ROWS = 25
+MAX_LINKS = 20  # The maximum number of destinations and of labels that the page of a campaign shows.
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
 _COUNTED = (
     "messages",
@@ -139,8 +139,8 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 
 async def campaign(visit: Visit) -> Response:
-    """Show one campaign: its figures, its clicks over time, its steps beside those of all messages, the times from sending to
-    click, and the countries of its recipients.
+    """Show one campaign: its figures, its clicks over time, its destinations and labels, its steps beside those of all messages,
+    the times from sending to click, the countries of its recipients, and their devices and browsers.
 
     The chart counts each click at its own time, because by send date all clicks of most campaigns belong to one day. The name ""
     stands for the messages without a campaign."""
@@ -151,11 +151,14 @@ async def campaign(visit: Visit) -> Response:
         return (
             totals(connection, scope),
             totals(connection, _scope(visit)),
-            daily(connection, replace(scope, basis=Basis.EVENT), visit.period.zone),
+            read_clicks(connection, scope, visit.period),
             by_country(connection, scope),
+            # `merges_rest=False`: every row is the rows of one list, as on the overview.
+            by_destination(connection, scope, merges_rest=False),
+            by_label(connection, scope),
         )
 
-    whole, everything, days, countries = await visit.service.database.read(read)
+    whole, everything, clicks, countries, destinations, labels = await visit.service.database.read(read)
     figures = whole.groups.get(None, Figures())
     if not any(figures.counted.values()) and not await visit.service.database.read(_exists, visit.application_id, name):
         raise ApiError(ErrorCode.NOT_FOUND, "This application has no campaign with this name.")
@@ -167,12 +170,22 @@ async def campaign(visit: Visit) -> Response:
         filters=campaign_query(name),
         figures=figures,
         complete=whole.complete,
-        bars=_bars(visit, days.groups, name),
+        bars=bars_of(visit, clicks, name),
+        shown_days=shown_days(visit, clicks),
         steps=steps_of(figures, everything.groups.get(None, Figures())),
-        countries=sorted(countries.groups.items(), key=lambda group: (-group[1]["messages"], group[0])),
+        countries=_by_messages(countries.groups),
+        destinations=_by_messages(destinations.groups)[:MAX_LINKS],
+        labels=_by_messages({label: row for label, row in labels.groups.items() if label != OTHER})[:MAX_LINKS],
+        devices=shares(figures.devices),
+        browsers=shares(figures.browsers),
         click_times=click_times(figures),
         basis=_basis(visit),
     )
+
+
+def _by_messages(groups: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
+    """Return groups of figures, the group with the most messages first."""
+    return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicked_messages"], group[0]))
 
 
 @record
@@ -210,22 +223,6 @@ def steps_of(figures: Figures, everything: Figures) -> list[Step]:
 def _exists(connection: Connection, application_id: int, name: str) -> bool:
     known = select(cohorts.c.id).where(cohorts.c.application_id == application_id, cohorts.c.campaign == name).limit(1)
     return connection.scalar(known) is not None
-
-
-def _bars(visit: Visit, days: Any, name: str) -> list[Bar]:
-    period = visit.period
-    shown = local_days(period.since, period.until, period.zone)
-    size = days_per_bar(len(shown))
-    bars = []
-    for index in range(0, len(shown), size):
-        chunk = shown[index : index + size]
-        since, until = max(start_of(chunk[0], period.zone), period.since), min(end_of(chunk[-1], period.zone), period.until)
-        query = {**period.query(since, until), "basis": Basis.EVENT.name.lower(), "metric": "clicks", **campaign_query(name)}
-        value = sum(days.get(day, Figures())["clicks"] for day in chunk)
-        href = visit.link("clicks", keep=False, **query)
-        label, title = label_of_days(chunk)
-        bars.append(Bar(label, title, value, href, is_partial=until >= visit.now))
-    return bars
 
 
 PAGES = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 
 from markupsafe import Markup
 
@@ -59,6 +59,12 @@ def label_of_days(days: Sequence[date]) -> tuple[str, str]:
         return f"{first:%-d %b}", f"{first:%a %-d %b %Y}"
     label = f"{first:%-d %b}" if len(days) <= 7 else f"{first:%b %Y}"
     return label, f"{first:%-d %b} to {last:%-d %b %Y}" if first.year == last.year else f"{first:%-d %b %Y} to {last:%-d %b %Y}"
+
+
+def label_of_hour(begin: datetime, end: datetime) -> tuple[str, str]:
+    """Return the label and the title of a bar that covers an hour. The times are local times."""
+    label = f"{begin:%-d %b}" if begin.hour == 0 else f"{begin:%H:%M}"
+    return label, f"{begin:%a %-d %b, %H:%M} to {end:%H:%M}"
 
 
 def bar_chart(bars: Sequence[Bar], *, height: int = _HEIGHT) -> Markup:

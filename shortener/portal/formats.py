@@ -7,6 +7,7 @@ time zone of the page, and its `<time>` element has the UTC time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache
@@ -24,6 +25,30 @@ def number(value: int | float | Decimal | None) -> str:
         return DASH
     text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
     return text.replace("-", _MINUS)
+
+
+#: Currencies whose amounts are usually written without decimal places (ISO 4217).
+_WITHOUT_DECIMALS = frozenset(
+    {"BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"}
+)
+
+
+def money(amount: Decimal | str | None, currency: str | None) -> str:
+    """Return an amount of money with commas between thousands and with at least the usual decimal places of its currency, such as
+    1,589.50. It is never rounded. An amount without a currency has only the decimal places that it needs. None becomes a dash."""
+    if amount is None or amount == "":
+        return DASH
+    text = f"{Decimal(amount):,f}"
+    whole, _, decimals = text.partition(".")
+    decimals = decimals.rstrip("0")
+    if currency and currency not in _WITHOUT_DECIMALS:
+        decimals = decimals.ljust(2, "0")
+    return (f"{whole}.{decimals}" if decimals else whole).replace("-", _MINUS)
+
+
+def money_with_currency(amount: Decimal | str | None, currency: str | None) -> str:
+    """Return an amount of money and its currency, such as 1,589.50 EUR."""
+    return f"{money(amount, currency)} {currency or ''}".strip()
 
 
 def visible(text: str) -> str:
@@ -48,6 +73,11 @@ def percent(part: float | None, whole: float | None = 1) -> str:
     share = 100 * part / whole
     digits = 0 if share in (0, 100) else 2 if abs(share) < 1 else 1
     return f"{share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def shares(amounts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return the kinds of devices or browsers with their numbers of clicks. The kind with the most clicks is first."""
+    return sorted(((name, amount) for name, amount in amounts.items() if amount), key=lambda row: (-row[1], row[0]))
 
 
 def change(now: float | None, before: float | None) -> str:

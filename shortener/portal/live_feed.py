@@ -21,6 +21,7 @@ from shortener.clicks.hit_metrics import hit_metric
 from shortener.errors import StoreUnavailable
 from shortener.ids import DELIVERY_IDS, first_id_at
 from shortener.model import record
+from shortener.portal.formats import money_with_currency
 from shortener.storage.schema import attempts, cohorts, conversions, deliveries, hits, links, messages, trackers
 from shortener.storage.types import to_ms
 
@@ -198,7 +199,7 @@ def _read_conversions(connection: Connection, low: int, applications: Collection
 
 
 def _worth(row: Any) -> str:
-    value = "" if row.value is None else f"{row.value:f} {row.currency or ''}".strip()
+    value = "" if row.value is None else money_with_currency(row.value, row.currency)
     return ", ".join(part for part in (value, row.status) if part)
 
 

@@ -15,6 +15,7 @@ from shortener.logs import mask
 from shortener.model import SendStatus
 from shortener.plurals import counted
 from shortener.portal import sends
+from shortener.portal.formats import money_with_currency
 from shortener.portal.messages import STATES
 from shortener.portal.operators import Role
 from shortener.portal.outcome_texts import delivery_outcome, send_outcome
@@ -126,7 +127,7 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
             "user_agent": entry["user_agent"],
         }
     if what == "conversion":
-        value = "" if entry["value"] is None else f"{entry['value']} {entry['currency'] or ''}".strip()
+        value = "" if entry["value"] is None else money_with_currency(entry["value"], entry["currency"])
         change = "Conversion" if entry["revision"] == 1 else "Conversion changed"
         return {
             "at": at,

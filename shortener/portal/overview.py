@@ -20,6 +20,7 @@ from starlette.responses import Response
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.portal.attention import attention
 from shortener.portal.clicks import click_times
+from shortener.portal.formats import shares
 from shortener.portal.getting_started import first_steps
 from shortener.portal.listing import campaign_query
 from shortener.portal.overview_chart import DEFAULT_METRIC, METRICS, bars_of, buckets, href_of
@@ -61,8 +62,8 @@ async def overview(visit: Visit) -> Response:
         campaign_query=campaign_query,
         names={application.id: application.name for application in visit.applications},
         click_times=click_times(figures),
-        devices=_shares(figures.devices),
-        browsers=_shares(figures.browsers),
+        devices=shares(figures.devices),
+        browsers=shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
         # `merges_rest=False`: a report can merge several destinations into one group, but no list contains exactly the rows of such
         # a group. The panel could not link its figures to a list.
@@ -115,11 +116,6 @@ async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
         report = await visit.service.database.read(totals, scope)
         rows.append((application, report.groups[None]))
     return rows
-
-
-def _shares(amounts: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the kinds of devices or browsers with their numbers of clicks. The kind with the most clicks is first."""
-    return sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
 
 
 PAGES = [PortalPage("/portal/{app}/", overview, navigation=NavigationItem("Overview", "layout-dashboard", 10, key="o", phone=1))]

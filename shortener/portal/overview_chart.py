@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Any
 
 from shortener.model import record
-from shortener.portal.charts import Bar, days_per_bar, label_of_days
+from shortener.portal.charts import Bar, days_per_bar, label_of_days, label_of_hour
 from shortener.portal.page import Visit
-from shortener.portal.periods import local_days
+from shortener.portal.periods import local_days, local_hours
 from shortener.portal.scopes import report_of, scopes_of
 from shortener.reporting.figures import Figures
 from shortener.reporting.statistics import daily, hourly
@@ -76,23 +76,28 @@ def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figur
 
 
 async def _hours(visit: Visit) -> list[Bucket]:
+    """Return one bucket for each hour. The same part of the previous period is the hour with the same local time. An hour that
+    occurs twice, because the clocks are put back, has such a part only the first time."""
     period = visit.period
     now = (await report_of(visit, hourly, period.zone)).groups
     before = (await report_of(visit, hourly, period.zone, scopes=scopes_of(visit, *period.previous))).groups
-    distance = period.since - period.previous[0]
-    offset = (period.since.astimezone(period.zone).utcoffset() or timedelta()) % timedelta(hours=1)
-    at = (period.since + offset).replace(minute=0, second=0, microsecond=0) - offset
+    past_hours: dict[datetime, Figures] = {}
+    for begin, _ in local_hours(*period.previous, period.zone):
+        past_hours.setdefault(_local(begin, period.zone), Figures()).merge(before.get(begin, Figures()))
+    distance = _local(period.since, period.zone) - _local(period.previous[0], period.zone)
     found = []
-    while at < period.until:
-        after = at + timedelta(hours=1)
-        local = at.astimezone(period.zone)
-        title = f"{local:%a %-d %b, %H:%M} to {after.astimezone(period.zone):%H:%M}"
-        label = f"{local:%-d %b}" if local.hour == 0 else f"{local:%H:%M}"
-        past = before.get(at - distance, Figures()) if _is_known(visit, at - distance) else None
-        figures = now.get(at, Figures())
-        found.append(Bucket(max(at, period.since), min(after, period.until), label, title, figures, past, _is_known(visit, after)))
-        at = after
+    for begin, end in local_hours(period.since, period.until, period.zone):
+        label, title = label_of_hour(begin.astimezone(period.zone), end.astimezone(period.zone))
+        is_known = _is_known(visit, begin - (period.since - period.previous[0]))
+        past = past_hours.pop(_local(begin, period.zone) - distance, None) if is_known else None
+        figures = now.get(begin, Figures())
+        found.append(Bucket(max(begin, period.since), min(end, period.until), label, title, figures, past, _is_known(visit, end)))
     return found
+
+
+def _local(at: datetime, zone: tzinfo) -> datetime:
+    """Return a time as local time without an offset, at the start of its hour."""
+    return at.astimezone(zone).replace(tzinfo=None, minute=0, second=0, microsecond=0)
 
 
 def _is_known(visit: Visit, until: datetime) -> bool:

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import calendar
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from itertools import pairwise
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
+from shortener.reporting.counts import time_slots
+from shortener.reporting.local_time import SLOT_SECONDS, hour_starts
 from shortener.reporting.rollups import Basis
 from shortener.times import end_of, parse_iso, start_of, time_zone
 
 DEFAULT_PERIOD = "28d"
 MAX_DAYS = 3660  # The maximum length of a period.
+SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
 
 #: The names of the relative periods, and their labels.
 PERIODS = {
@@ -202,6 +206,16 @@ def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:
     """Return every day of a period in a time zone."""
     first, last = since.astimezone(zone).date(), (until - timedelta(microseconds=1)).astimezone(zone).date()
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+
+
+def local_hours(since: datetime, until: datetime, zone: tzinfo) -> list[tuple[datetime, datetime]]:
+    """Return the start and the end of every hour of a period in a time zone, in UTC. The first hour can begin before the period,
+    and the last one can end after it. If the UTC offset changes by half an hour, the hour in which it changes is shorter or
+    longer, or becomes two hours."""
+    within = time_slots(since, until)
+    start_of_hour = hour_starts(range(within.start, within.stop + SLOTS_PER_HOUR), zone)
+    starts = [start_of_hour(slot) for slot in range(within.start, within.stop + SLOTS_PER_HOUR)]
+    return [(begin, end) for begin, end in pairwise(sorted(set(starts))) if begin < until]
 
 
 def _next_minute(at: datetime) -> datetime:

@@ -153,6 +153,7 @@ def environment() -> Environment:
     )
     environment.filters.update(
         number=formats.number,
+        money=formats.money,
         short_number=formats.short_number,
         percent=formats.percent,
         points=formats.points,

@@ -55,6 +55,35 @@ def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]
         start = stop
 
 
+def constant_minutes(within: range, zone: tzinfo) -> list[tuple[range, int]]:
+    """Return ranges of time slots in which hours begin with the same minute in UTC, and the remainder of the UTC offset by an hour,
+    in seconds. There are several ranges only if the UTC offset changes by a part of an hour, as on Lord Howe Island."""
+    found: list[tuple[range, int]] = []
+    for part, offset in constant_offsets(within, zone):
+        if found and found[-1][1] == offset % 3600:
+            found[-1] = (range(found[-1][0].start, part.stop), offset % 3600)
+        else:
+            found.append((part, offset % 3600))
+    return found
+
+
+def hour_starts(within: range, zone: tzinfo) -> Callable[[int], datetime]:
+    """Return a function that returns the UTC time at which the local hour of a time slot begins. `within` are all time slots.
+
+    An hour begins with minute 0 in local time, and also where the UTC offset changes by a part of an hour. The first hour can begin
+    before the first time slot."""
+    parts = constant_minutes(within, zone)
+
+    def start_of_hour(slot: int) -> datetime:
+        part, minutes = next((one for one in reversed(parts) if slot >= one[0].start), parts[0])
+        seconds = (slot * SLOT_SECONDS + minutes) // 3600 * 3600 - minutes
+        if part is not parts[0][0]:
+            seconds = max(seconds, part.start * SLOT_SECONDS)
+        return from_ms(seconds * 1000)
+
+    return start_of_hour
+
+
 def _first_change(same: int, different: int, offset: int, zone: tzinfo) -> int:
     while different - same > 1:
         middle = (same + different) // 2

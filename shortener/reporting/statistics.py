@@ -14,7 +14,8 @@ and while a row of count deltas is unreadable or quarantined, because a report d
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
-from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from dataclasses import replace
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -22,11 +23,21 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case
 
 from shortener.conversions.first_conversions import read_progress
 from shortener.model import record
+from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import time_slots
 from shortener.reporting.delta_rows import count_quarantined, read_events
 from shortener.reporting.figures import Figures
-from shortener.reporting.local_time import FIRST_DAY, SLOT_SECONDS, constant_offsets, days, local, local_time
+from shortener.reporting.local_time import (
+    FIRST_DAY,
+    SLOT_SECONDS,
+    constant_minutes,
+    constant_offsets,
+    days,
+    hour_starts,
+    local,
+    local_time,
+)
 from shortener.reporting.queries import fetch_packed
 from shortener.reporting.rollup_data import EXACT, VALUE, PeriodSums
 from shortener.reporting.rollups import (
@@ -43,6 +54,7 @@ from shortener.reporting.rollups import (
     sum_periods,
 )
 from shortener.storage.schema import cohorts, count_groups, counts
+from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
@@ -182,19 +194,17 @@ def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> Stat
 def hourly(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[datetime]:
     """Return one group of figures for each hour of the period, in order, by the UTC time at which the hour begins.
 
-    Hours begin with minute 0 in the time zone `zone`, whose UTC offset may contain half an hour. Hours without counts are left
-    out."""
-    offset = (scope.since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
-    shifted = timezone(offset)
-    start = datetime(1970, 1, 1, tzinfo=shifted)
+    Hours begin with minute 0 in the time zone `zone`, whose UTC offset may contain half an hour. If the offset changes by half an
+    hour, an hour also begins at the change. Hours without counts are left out."""
+    start_of_hour = hour_starts(scope.within, zone)
     groups: dict[datetime, Figures] = {}
-    for number, sums in sorted(_sum_local_time(connection, scope, shifted, 3600, None).items()):
-        groups.setdefault((start + timedelta(hours=number)).astimezone(UTC), Figures()).add_sums(sums)
-
-    def hour_of(event: _Pending) -> tuple[datetime, ...]:
-        return (local(event.slot, shifted).replace(minute=0).astimezone(UTC),)
-
-    return _with_pending(connection, scope, groups, hour_of)
+    for part, minutes in constant_minutes(scope.within, zone):
+        within_part = replace(scope, since=from_ms(part.start * TIME_SLOT_MS), until=from_ms(part.stop * TIME_SLOT_MS))
+        shifted = timezone(timedelta(seconds=minutes))
+        for number, sums in sorted(_sum_local_time(connection, within_part, shifted, 3600, None).items()):
+            slot = max((number * 3600 - minutes) // SLOT_SECONDS, part.start)
+            groups.setdefault(start_of_hour(slot), Figures()).add_sums(sums)
+    return _with_pending(connection, scope, groups, lambda event: (start_of_hour(event.slot),))
 
 
 def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import pairwise
 from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
@@ -113,3 +114,21 @@ def test_the_title_of_a_bar_names_its_days_and_the_years_if_they_differ() -> Non
     assert label_of_days(days[:1]) == ("18 Dec", "Fri 18 Dec 2026")
     assert label_of_days(days[:7]) == ("18 Dec", "18 Dec to 24 Dec 2026")
     assert label_of_days(days) == ("Dec 2026", "18 Dec 2026 to 14 Jan 2027")
+
+
+def test_an_amount_has_the_decimal_places_of_its_currency_and_is_never_rounded() -> None:
+    for amount, currency, text in (
+        ("37.5", "EUR", "37.50"),
+        ("1589.05", "EUR", "1,589.05"),
+        ("25.0", "JPY", "25"),
+        ("25.0", "USD", "25.00"),
+        ("123456801.623456", "USD", "123,456,801.623456"),
+        ("1E+3", None, "1,000"),
+        ("12.50", None, "12.5"),
+        ("-3.10", "EUR", "\N{MINUS SIGN}3.10"),
+        (None, "EUR", "–"),
+    ):
+        assert formats.money(None if amount is None else Decimal(amount), currency) == text
+        assert formats.money(amount, currency) == text
+    assert formats.money_with_currency(Decimal("12.5"), None) == "12.5"
+    assert formats.money_with_currency("12.5", "EUR") == "12.50 EUR"

@@ -421,7 +421,7 @@ async def test_the_figures_of_the_page_of_messages_without_a_campaign_lead_to_th
 
 @on_one_service
 @pytest.mark.parametrize(("days", "bars"), [(100, 101), (130, 19), (900, 33), (3660, 131)])
-@pytest.mark.parametrize("page", ["1/", "all/", "1/campaigns/black-friday"])
+@pytest.mark.parametrize("page", ["1/", "all/", "1/campaigns/order-updates"])
 async def test_the_bars_of_a_period_of_any_length_add_up_to_the_clicks_and_lead_to_their_rows(
     demo: DemoPortal, page: str, days: int, bars: int
 ) -> None:
@@ -434,6 +434,49 @@ async def test_the_bars_of_a_period_of_any_length_add_up_to_the_clicks_and_lead_
     assert (table.count("<tr><th"), sum(value for value, _ in shown)) == (bars + 1, whole), "the head of the table is a row too"
     most = max(shown)
     assert len(await demo.rows(most[1])) == most[0] > 0
+
+
+@on_one_service
+@pytest.mark.parametrize(
+    "query", ["period=28d", "period=365d", "period=28d&tz=Australia/Lord_Howe", "since=2026-11-18&until=2026-11-19"]
+)
+async def test_the_chart_of_a_campaign_whose_clicks_belong_to_a_few_days_shows_the_hours_of_these_days(
+    demo: DemoPortal, query: str
+) -> None:
+    text = (await demo.browser.get(f"/portal/1/campaigns/black-friday?{query}&basis=event")).text
+    table = text.partition("Show as table")[2].partition("</table>")[0]
+    shown = [(int(value), html.unescape(href)) for _, value, href in FIGURE.findall(table)]
+    assert table.count(" to ") == len(shown) > 20, "each bar is an hour"
+    assert ("The rest of the period has no clicks." in text) == query.startswith("period")
+    clicks = [value for name, value, _ in await demo.figures(f"/portal/1/campaigns/black-friday?{query}&basis=event")]
+    assert sum(value for value, _ in shown) in clicks[:5], "the bars add up to the figure"
+    for value, href in shown:
+        if value:
+            assert len(await demo.rows(href)) == value
+
+
+@on_one_service
+@pytest.mark.parametrize("basis", ["sent", "event"])
+async def test_the_page_of_a_campaign_shows_which_of_its_links_countries_and_devices_are_clicked(
+    demo: DemoPortal, basis: str
+) -> None:
+    page = f"/portal/1/campaigns/black-friday?period=28d&basis={basis}"
+    text = (await demo.browser.get(page)).text
+    filters = {"since": (NOON - timedelta(days=27)).date(), "tz": "Europe/Berlin", "campaign": "black-friday", "basis": basis}
+    headers = {"X-API-Key": demo.credentials.api_key}
+    for parameter, listed in (("destination", "destinations"), ("label", "labels"), ("country", "countries")):
+        response = await demo.browser.get(f"/api/v1/sms/stats/by-{parameter}", params=filters, headers=headers)
+        expected = {row[parameter]: row["clicked_messages"] for row in response.json()[listed]}
+        found = [
+            (parse_qs(urlsplit(href).query)[parameter][0], value)
+            for name, value, href in await demo.figures(page)
+            if name == "clicked_messages" and f"{parameter}=" in href
+        ]
+        assert dict(found) == expected, parameter
+        assert len(found) == len(expected) > 1, parameter
+    assert "Labels of links" in text
+    for parameter in ("device", "browser"):
+        assert f"{parameter}=" in text
 
 
 @pytest.mark.parametrize("page", ["?period=24h", "?period=today", "campaigns/Spring?period=today", "campaigns/Spring?period=24h"])

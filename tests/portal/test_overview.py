@@ -145,8 +145,10 @@ async def test_the_overview_says_that_the_devices_of_new_clicks_are_not_counted_
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
 ) -> None:
     browser = await sign_in("Ada", Role.VIEWER, 1)
+    code = (await send(service, browser))["links"][0]["code"]
+    clock.forward(minutes=20)
     assert "No clicks in this period." in (await browser.get("/portal/1/")).text
-    await click(service, await new_browser(), (await send(service, browser))["links"][0]["code"])
+    await click(service, await new_browser(), code)
     await service.recorder.flush()
     clock.forward(minutes=20)
     page = (await browser.get("/portal/1/")).text
@@ -154,6 +156,24 @@ async def test_the_overview_says_that_the_devices_of_new_clicks_are_not_counted_
     for noun in ("devices", "browsers"):
         assert f"Not counted yet: the {noun} of new clicks are counted about two minutes later." in page
     assert "No clicks in this period." not in page
+
+
+async def test_an_overview_without_figures_has_no_empty_panels_and_says_what_to_do_next(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    page = (await browser.get("/portal/1/")).text
+    assert "Create a message" in page, "a new installation shows the first steps"
+    for panel in ("Funnel", "Clicks over time", "Destinations", "Browsers", "Nothing in this period"):
+        assert panel not in page
+    await send(service, browser, campaign="Spring")
+    clock.forward(minutes=20)
+    assert "Funnel" in (await browser.get("/portal/1/?campaign=Spring")).text
+    page = (await browser.get("/portal/1/?campaign=Autumn&period=7d")).text
+    assert "Funnel" not in page
+    assert "Nothing in this period" in page
+    assert '<a class="button" href="/portal/1/?period=7d">Remove all filters</a>' in page
+    assert "Look at the last 365 days" in page
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("outage"), None])

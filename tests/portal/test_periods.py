@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from shortener.errors import ApiError
-from shortener.portal.periods import PERIODS, PeriodChoice, parse_period
+from shortener.portal.periods import PERIODS, PeriodChoice, local_hours, parse_period
 from shortener.reporting.rollups import Basis
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -117,3 +118,15 @@ def test_a_day_on_which_the_clocks_change_is_a_whole_day(zone: str, day: str) ->
         relative = choose(now, zone, period=name)
         first = str(local - timedelta(days=2 * days - 1))
         assert relative.previous[0] == choose(zone=zone, since=first, until=first).since, name
+
+
+def test_the_hours_of_a_period_begin_with_minute_0_and_at_a_clock_change_of_half_an_hour() -> None:
+    zone = ZoneInfo("Australia/Lord_Howe")
+    for since, expected in (
+        ("2026-10-03T13:30", ["00:00", "01:00", "02:30", "03:00", "04:00"]),  # 02:00 becomes 02:30
+        ("2026-04-04T13:00", ["00:00", "01:00", "01:30", "02:00", "03:00"]),  # 02:00 becomes 01:30
+    ):
+        start = datetime.fromisoformat(since).replace(tzinfo=UTC)
+        hours = local_hours(start, start + timedelta(hours=4), zone)
+        assert [f"{begin.astimezone(zone):%H:%M}" for begin, _ in hours] == expected
+        assert all(end == begin for (_, end), (begin, _) in pairwise(hours))

@@ -29,6 +29,7 @@ from shortener.reporting.statistics import (
     by_label,
     campaign_page,
     daily,
+    hourly,
     totals,
 )
 from shortener.storage import schema
@@ -232,6 +233,40 @@ async def test_daily_statistics_count_each_time_slot_once_on_days_with_a_clock_c
     for _ in range(2):
         groups = (await sqlite.read(daily, scope, place)).groups
         assert {day: figures["clicks"] for day, figures in groups.items()} == expected
+        while await sqlite.write(fold):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("zone", "first", "minutes"),
+    [  # `minutes` are the local starts of hours that do not begin with minute 0, after the offset changed by half an hour.
+        ("Australia/Lord_Howe", datetime(2026, 10, 3, 13, 30, tzinfo=UTC), ["02:30"]),
+        ("Australia/Lord_Howe", datetime(2026, 4, 4, 13, 0, tzinfo=UTC), ["01:30"]),
+        ("Europe/Berlin", datetime(2026, 10, 24, 22, 0, tzinfo=UTC), []),
+        ("Asia/Kathmandu", datetime(2026, 10, 24, 18, 15, tzinfo=UTC), []),
+    ],
+)
+async def test_hourly_statistics_begin_with_minute_0_in_local_time_also_after_a_clock_change_of_half_an_hour(
+    sqlite: Database, zone: str, first: datetime, minutes: list[str]
+) -> None:
+    place = ZoneInfo(zone)
+
+    def put(connection: Connection) -> None:
+        connection.execute(insert(schema.cohorts).values(id=1, application_id=1, campaign="", source="api", country=""))
+        delta = CountDelta()
+        for slot in range(96):
+            delta.add(1, to_ms(first + slot * timedelta(minutes=15)), "clicks")
+        count_deltas.append(connection, 1, delta)
+
+    await sqlite.write(put)
+    scope = StatisticsFilter(1, first, first + DAY)
+    for _ in range(2):
+        groups = (await sqlite.read(hourly, scope, place)).groups
+        hours = [*groups, first + DAY]
+        lengths = {begin: (end - begin) // timedelta(minutes=15) for begin, end in pairwise(hours)}
+        assert {begin: figures["clicks"] for begin, figures in groups.items()} == lengths
+        odd = [f"{begin.astimezone(place):%H:%M}" for begin in groups if begin.astimezone(place).minute]
+        assert odd == minutes
         while await sqlite.write(fold):
             pass
 
