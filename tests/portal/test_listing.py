@@ -462,7 +462,12 @@ async def test_the_page_of_a_campaign_shows_which_of_its_links_countries_and_dev
 ) -> None:
     page = f"/portal/1/campaigns/black-friday?period=28d&basis={basis}"
     text = (await demo.browser.get(page)).text
-    filters = {"since": (NOON - timedelta(days=27)).date(), "tz": "Europe/Berlin", "campaign": "black-friday", "basis": basis}
+    filters = {
+        "since": (NOON - timedelta(days=27)).date().isoformat(),
+        "tz": "Europe/Berlin",
+        "campaign": "black-friday",
+        "basis": basis,
+    }
     headers = {"X-API-Key": demo.credentials.api_key}
     for parameter, listed in (("destination", "destinations"), ("label", "labels"), ("country", "countries")):
         response = await demo.browser.get(f"/api/v1/sms/stats/by-{parameter}", params=filters, headers=headers)
