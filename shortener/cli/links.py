@@ -16,7 +16,6 @@ from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
-    cell,
     command_line_actor,
     command_line_audit,
     confirm,
@@ -30,7 +29,6 @@ from shortener.cli.common import (
     print_result,
     print_table,
     print_warnings,
-    printable,
     yes_option,
 )
 from shortener.cli.parameters import END_TIME, ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand, period_options
@@ -63,12 +61,14 @@ async def list_command(application: int | None, limit: int, as_json: bool, **fil
     from shortener.cli.stats import find_application
     from shortener.clicks.link_details import serialize_link
     from shortener.reporting.links import LinkClicks, LinkFilter, list_links
+    from shortener.storage.clock_guard import read_trusted_time
 
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
         owner = await find_application(database, application)
-        chosen, base_url = LinkFilter(owner, current_time(), **filters), base_url_of(load_settings(), directory)
+        base_url = base_url_of(load_settings(), directory)
+        chosen = LinkFilter(owner, await database.read(read_trusted_time, current_time()), **filters)
         rows: list[dict[str, Any]] = []
         after = None
         while len(rows) < limit:
@@ -299,31 +299,28 @@ async def _print_link(database: Any, code: str, as_json: bool, application: int 
     from shortener.clicks.link_changes import read_history
     from shortener.clicks.link_details import find_link, serialize_link
     from shortener.reporting.links import LinkClicks, count_clicks
+    from shortener.storage.clock_guard import read_trusted_time
 
     def read(connection: Any) -> Any:
-        link = find_link(connection, code, application)
-        return link, count_clicks(connection, [(link.id, link.message)]), read_history(connection, link.id)
+        link, now = find_link(connection, code, application), read_trusted_time(connection, current_time())
+        return link, count_clicks(connection, [(link.id, link.message)]), read_history(connection, link.id), now
 
-    link, clicks, history = await database.read(read)
+    link, clicks, history, now = await database.read(read)
     directory = Directory(database)
     await directory.refresh()
     base_url = base_url_of(load_settings(), directory)
-    fields = serialize_link(link, directory, base_url, current_time(), clicks.get(link.id, LinkClicks()))
+    fields = serialize_link(link, directory, base_url, now, clicks.get(link.id, LinkClicks()))
     fields = {"application_id": link.application_id} | fields | {"history": history}
-
-    def print_text() -> None:
-        print_fields({name: value for name, value in fields.items() if name != "history"} | ({} if history else {"history": None}))
-        if history:
-            click.echo("history")
-            for entry in history:
-                click.echo(f"  {entry['at']}  {printable(entry['by'])}: {_describe_changes(entry['changes'])}")
-
-    print_result(fields, as_json, print_text)
+    print_result(fields, as_json, lambda: print_fields(fields | {"history": _history_lines(history)}))
 
 
-def _describe_changes(changes: dict[str, Any]) -> str:
-    """Return the changes of one entry of the history, such as `enabled true -> false`, as one line without control characters."""
-    return ", ".join(f"{name} {cell(one['from'])} -> {cell(one['to'])}" for name, one in changes.items())
+def _history_lines(history: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{entry['at']} {entry['by']}: "
+        + ", ".join(f"{name} {one['from']} -> {one['to']}" for name, one in entry["changes"].items())
+        for entry in history
+    ]
+    return "\n  ".join(["", *lines]) if lines else "-"
 
 
 @click.group()

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +22,6 @@ import orjson
 
 from shortener.cli.base_url import unreachable_links
 from shortener.cli.common import async_command, json_option, load_settings
-from shortener.cli.database_errors import name_database
 from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
     STOP_SECONDS,
@@ -102,8 +100,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         logs.hold()  # hold log lines in memory, so that the URL and the credentials are printed before the first log line
         try:
             limit = _raise_open_files_limit()
-            with name_database(settings):
-                service = await open_service(settings)
+            service = await open_service(settings)
             server = _new_server(service, as_json, limit)
         except BaseException:
             logs.release()
@@ -218,8 +215,7 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     logs.hold()
     limit = _raise_open_files_limit()  # the limit of open files is raised here, because the workers inherit it
     try:
-        with name_database(settings):
-            service = await open_service(settings)
+        service = await open_service(settings)
         await _print_start(service, as_json)
     finally:
         logs.release()
@@ -346,7 +342,7 @@ async def _print_start(service: Service, as_json: bool) -> None:
             f"A first rewrite:\n\n"
             f"  curl -s {origin}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n\n"""
-            f"Open the short link of the response in a browser to click it. `{_command_name()} clicks list` lists the clicks"
+            f"Open the short link of the response in a browser to click it. `shortener clicks list` lists the clicks"
             f"{'' if service.settings.logs_access else ', which the log does not contain (ACCESS_LOG=on adds them)'}.\n"
         )
     if invitation is not None:
@@ -356,14 +352,6 @@ async def _print_start(service: Service, as_json: bool) -> None:
         )
     texts.append(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
     _print("\n".join(texts), first)
-
-
-def _command_name() -> str:
-    """Return the command as the user can call it. `make run` calls it by its path, because its folder is not in PATH."""
-    import shutil
-
-    path = Path(sys.argv[0])
-    return str(path) if path.name == "shortener" and shutil.which("shortener") is None else "shortener"
 
 
 def _print(text: str, first: Credentials | None = None) -> None:
@@ -407,8 +395,7 @@ async def deliver(as_json: bool) -> None:
         logs.hold()
         limit = _raise_open_files_limit()
         try:
-            with name_database(settings):
-                service = await open_service(settings, may_create=False)
+            service = await open_service(settings, may_create=False)
         except BaseException:
             logs.release()
             raise

@@ -63,9 +63,7 @@ class Rewriter:
 
     def __init__(
         self,
-        *,
         database: Database,
-        cache: LinkCache,
         ids: IdGenerator,
         codes: Codes,
         cohorts: Cohorts,
@@ -73,6 +71,7 @@ class Rewriter:
         hosts: LinkHosts,
         limits: RewriteLimits,
         totals: RewriteTotals,
+        cache: LinkCache,
         tracer: Tracer | None,
         on_sends: Callable[[], None],
     ) -> None:

@@ -64,12 +64,17 @@ async def links(visit: Visit) -> Response:
     return visit.render("links.html", title="Links", listing=listing, states=STATES)
 
 
+def _trusted_now(visit: Visit) -> datetime:
+    """Return the time that decides whether a link is expired, as redirects do: without a step of the clock."""
+    return visit.service.clock_guard.trusted_time(visit.now)
+
+
 def _filter(visit: Visit) -> LinkFilter:
     since, until = slots_of(visit)
     state = choice(visit, _STATE)
     return LinkFilter(
         visit.application_id,
-        visit.now,
+        _trusted_now(visit),
         campaign=campaign_of(visit),
         url=visit.get("url"),
         label=visit.get("label"),
@@ -83,7 +88,8 @@ def _filter(visit: Visit) -> LinkFilter:
 def _serialize(visit: Visit, page: LinkPage) -> list[dict[str, Any]]:
     service = visit.service
     base_url = service.status_reader.base_url
-    return [serialize_link(row, service.directory, base_url, visit.now, page.clicks.get(row.id, LinkClicks())) for row in page.rows]
+    now = _trusted_now(visit)
+    return [serialize_link(row, service.directory, base_url, now, page.clicks.get(row.id, LinkClicks())) for row in page.rows]
 
 
 def _decode(visit: Visit) -> LinkPosition | None:
@@ -130,7 +136,7 @@ async def link(visit: Visit) -> Response:
     found = await service.database.read(_find, visit.application_id, visit.path["code"])
     row, clicks, hits, history = found
     networks = service.networks
-    fields = serialize_link(row, service.directory, service.status_reader.base_url, visit.now, clicks)
+    fields = serialize_link(row, service.directory, service.status_reader.base_url, _trusted_now(visit), clicks)
     shown = [serialize_hit(hit, service.click_ids.encode, networks) for hit in hits]
     without_click, address = open_url(visit, row.code), fields["short_url"]
     return visit.render(

@@ -254,6 +254,11 @@ def read_guard(connection: Connection, clock_ms: Callable[[], int]) -> ClockGuar
     return ClockGuard(clock_ms, read_uptime, stored, follows_database=is_shared, is_command=True)
 
 
+def read_trusted_time(connection: Connection, now: datetime) -> datetime:
+    """Return the time `now` of a command without a step of the clock, as `ClockGuard.trusted_time` does."""
+    return read_guard(connection, lambda: to_ms(now)).trusted_time(now)
+
+
 def find_step(connection: Connection, now: datetime, uptime: Uptime = UNKNOWN_UPTIME) -> ClockStep | None:
     """Return the step after which the purge waits at present, or None."""
     return _advance(_read(connection), to_ms(now), uptime).step

@@ -235,7 +235,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
     since, until = query.limits()
     return LinkFilter(
         call.application_id,
-        service.clock(),
+        service.clock_guard.trusted_time(service.clock()),
         campaign=query.campaign,
         url=query.url,
         label=query.label,
@@ -270,7 +270,8 @@ def _read_link(connection: Connection, code: str, application_id: int) -> _Store
 def _link(call: Call[Any, Any], stored: _StoredLink) -> dict[str, Any]:
     service, (row, clicks, history) = call.service, stored
     base_url = base_url_of(service.settings, service.directory)
-    fields = serialize_link(row, service.directory, base_url, service.clock(), clicks.get(row.id, LinkClicks()))
+    now = service.clock_guard.trusted_time(service.clock())
+    fields = serialize_link(row, service.directory, base_url, now, clicks.get(row.id, LinkClicks()))
     return {"status": True, "link": fields | {"history": history}}
 
 

@@ -95,6 +95,21 @@ async def test_no_delivery_becomes_dead_because_the_clock_moved_ahead(
     assert (await delivery(service)).status == DEAD
 
 
+async def test_lists_show_a_link_as_live_that_redirects_after_the_clock_moved_ahead(
+    service: Service, client: httpx.AsyncClient, ahead: Ahead, machine: Machine
+) -> None:
+    (code,) = await create_codes(service, expires_in=60)
+    for state, step in (("live", 30 * DAY), ("expired", timedelta())):
+        ahead(step)
+        listed = (await client.get("/api/v1/links")).json()["links"]
+        shown = (await client.get(f"/api/v1/links/{code}")).json()["link"]
+        assert [one["state"] for one in (*listed, shown)] == [state] * 2
+        for expired in (True, False):
+            found = (await client.get("/api/v1/links", params={"expired": expired})).json()["links"]
+            assert len(found) == (expired is (state == "expired"))
+        machine.run(timedelta(seconds=61))
+
+
 async def test_no_link_expires_because_the_clock_moved_ahead(service: Service, ahead: Ahead, machine: Machine) -> None:
     (code,) = await create_codes(service, expires_in=60)
     ahead(30 * DAY)

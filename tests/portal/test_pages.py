@@ -20,6 +20,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import url
 from shortener.portal.verdict_texts import REASONS, explain
 from tests.conftest import Clock
+from tests.machine import Machine
 from tests.one_service import on_one_service
 from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
@@ -143,6 +144,21 @@ async def test_the_list_of_conversions_shows_the_status_as_the_tracker_reported_
     page = (await browser.get("/portal/1/conversions")).text
     for status in ("sale_v2", "approved"):
         assert f'<span class="as-written">{status}</span>' in page, "the style sheet does not change its first letter"
+
+
+async def test_the_portal_shows_a_link_as_live_that_redirects_after_the_clock_moved_ahead(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    code = (await send(service, await new_browser(), expires_in=60))["links"][0]["code"]
+    machine = Machine(clock)
+    service.clock_guard._uptime = machine.uptime
+    service.clock_guard.check()
+    clock.forward(hours=2)
+    browser = await sign_in()
+    for path, is_listed in (("links?state=live", True), ("links?state=expired", False)):
+        assert (code in (await browser.get(f"/portal/1/{path}")).text) == is_listed
+    page = (await browser.get(f"/portal/1/links/{code}")).text
+    assert ("Live" in page, "Expired" in page) == (True, False)
 
 
 async def test_a_preview_link_of_the_portal_opens_the_destination_for_ten_minutes_and_records_no_click(
