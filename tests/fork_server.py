@@ -6,9 +6,10 @@ the command, and then runs it as `python -m shortener` does. The child is a sepa
 memory, event loop, signals and exit code.
 
 `start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. They start Python itself if the
-variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. Tests
-whose subject is a start, an import or the memory of a process use `subprocess` directly. Shell scripts of tests start commands with
-the words of `shell_command` (fork_command.py).
+variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. A
+command can first execute code that changes the service, for example its clock: see `executed_first`. Tests whose subject is a
+start, an import or the memory of a process use `subprocess` directly. Shell scripts of tests start commands with the words of
+`shell_command` (fork_command.py).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from typing import IO, Any, Final, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 STREAMS: Final = 3
+_EXECUTED_FIRST: Final = "FORK_SERVER_EXECUTED_FIRST"  # the variable with the path of the file of `executed_first`
 _LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end of a Unix socket
 
@@ -92,6 +94,20 @@ def shell_command() -> str:
     if "REAL_PROCESSES" in os.environ:
         return shlex.join([sys.executable, "-m", "shortener"])
     return shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_command.py")), _server().address])
+
+
+def executed_first(code: str, folder: Path) -> dict[str, str]:
+    """Return environment variables of a command that executes the Python code `code` before anything else, and write the code to a
+    file in `folder`.
+
+    Modules of the service may already have names of each other's functions, so the code must change attributes of classes and
+    modules that are looked up at each call, or the `__code__` of a function."""
+    file = folder / "sitecustomize.py"
+    file.write_text(code)
+    if "REAL_PROCESSES" not in os.environ:
+        return {_EXECUTED_FIRST: str(file)}
+    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path.rstrip(os.pathsep)}  # Python executes a file with this name when it starts
 
 
 def _needs_real_start(env: Mapping[str, str]) -> bool:
@@ -375,6 +391,8 @@ def main() -> None:
     words = _serve(listener)
     sys.argv = [str(command.__file__), *words]
     sys.modules["__main__"].__package__ = "shortener"  # click finds the name of the program here
+    if file := os.environ.get(_EXECUTED_FIRST):
+        exec(compile(Path(file).read_text(), file, "exec"), {"__name__": "sitecustomize"})
     try:
         command.main()
     except SystemExit as ended:

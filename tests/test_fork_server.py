@@ -173,6 +173,18 @@ def test_a_command_with_other_variables_of_python_than_the_test_process_is_a_rea
     assert done.stdout.startswith("customized")
 
 
+def test_a_command_executes_the_given_code_first(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "from shortener import model\nmodel.utcnow.__code__ = (lambda: datetime(2030, 5, 6, tzinfo=UTC)).__code__\n"
+        "from shortener.storage import clock\nprint('executed', __name__, clock.utcnow().date())\n"
+    )
+    environment |= fork_server.executed_first(code, tmp_path)
+    done = fork_server.run(["--help"], environment, capture_output=True, text=True, check=True)
+    first, second, *_ = done.stdout.splitlines()
+    assert first == "executed sitecustomize 2030-05-06"
+    assert second.startswith("Usage: python -m shortener")
+
+
 def test_a_shell_script_starts_a_command_with_its_own_folder_variables_streams_and_signals(
     environment: dict[str, str], tmp_path: Path, sqlite_template: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """Kill points: a server process kills itself with SIGKILL in a chosen transaction, before or after the commit.
 
-`environment` writes a file `sitecustomize.py` into a folder. Python imports this file at the start of the process, and the file
-calls `install`. The process kills itself in the transaction whose name is in the file `armed` of the same folder: see `arm`.
+`environment` returns environment variables with which a process first calls `install`. The process kills itself in the transaction
+whose name is in the file `armed` of a folder: see `arm`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.document_blocks import ROOT
+from tests import fork_server
 
 #: The kill points of a transaction: after its first statement that writes, after all statements, and after its commit.
 POINTS = ("first write", "before commit", "after commit")
@@ -24,9 +24,8 @@ _WRITING = re.compile(r"\s*(?:WITH\b.*\b)?(?:INSERT|UPDATE|DELETE)\b", re.DOTALL
 def environment(folder: Path) -> dict[str, str]:
     """Return environment variables of a process that dies at the kill point that `arm` selects in the same folder."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text("from tests.acceptance import kill_points\nkill_points.install()\n")
-    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path.rstrip(os.pathsep), _ARMED: str(folder / "armed")}
+    code = "from tests.acceptance import kill_points\nkill_points.install()\n"
+    return fork_server.executed_first(code, folder) | {_ARMED: str(folder / "armed")}
 
 
 def arm(folder: Path, transaction: str, point: str) -> None:

@@ -79,15 +79,16 @@ class Nodes:
         assert process.stdout.readline() == b"Delivering.\n"
 
     def clock_off_by(self, seconds: int) -> dict[str, str]:
-        """Return environment variables that shift the clock of a process by `seconds`: they replace `utcnow` and `time_ns`."""
+        """Return environment variables that shift the clock of a process by `seconds`: they change `utcnow` and `time_ns`."""
         folder = self.folder / f"clock{seconds}"
         folder.mkdir()
-        (folder / "sitecustomize.py").write_text(
-            "import time\nfrom datetime import UTC, datetime, timedelta\nimport shortener.model\nsystem = time.time_ns\n"
+        code = (
+            "import time\nfrom datetime import timedelta\nfrom shortener import model\n"
+            f"system, model.SHIFT = time.time_ns, timedelta(seconds={seconds})\n"
             f"time.time_ns = lambda: system() + {seconds} * 10**9\n"
-            f"shortener.model.utcnow = lambda: datetime.now(UTC) + timedelta(seconds={seconds})\n"
+            "model.utcnow.__code__ = (lambda: datetime.now(UTC) + SHIFT).__code__\n"
         )
-        return {"PYTHONPATH": str(folder)}
+        return fork_server.executed_first(code, folder)
 
     def close(self) -> list[int]:
         """Send SIGTERM to all running processes. Return their exit codes."""
