@@ -28,7 +28,7 @@ def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> 
     return [
         previews[place] if (place := (index, recipient)) in previews else refused.serialize(index, recipient)
         for index, item in enumerate(request.items)
-        for recipient in range(len(item.to))
+        for recipient in item.places
     ]
 
 

@@ -51,6 +51,12 @@ class RewriteItem:
     invalid: tuple[tuple[int | None, Detail], ...] = ()
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
+    @property
+    def places(self) -> range:
+        """The indexes of the recipients, which have one entry each in the response. An item without a recipient has one entry too,
+        with the error."""
+        return range(max(len(self.to), 1))
+
     def skips(self, code: ErrorCode) -> bool:
         """Return whether a problem with this code leaves the recipient out. Otherwise the problem rejects the request."""
         return self.skip_invalid or code in self.skipped_codes

@@ -162,7 +162,7 @@ class _Batch:
         rendered = self._render_repeats(repeats)
         for message, rewritten in self._create(request, [one for one in new if refused.find(*_place(one)) is None]):
             rendered[_place(message)] = rewritten
-        places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
+        places = [(index, recipient) for index, item in enumerate(request.items) for recipient in item.places]
         return [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
 
     def _render_repeats(self, repeats: Sequence[tuple[PlannedMessage, StoredMessage]]) -> dict[tuple[int, int], RewrittenMessage]:
@@ -217,9 +217,9 @@ class Refusals:
         """Return the JSON fields of a skipped recipient in the response."""
         problem = self.find(item, recipient)
         assert problem is not None
-        ids = self._items[item].message_ids
+        to, ids = self._items[item].to, self._items[item].message_ids
         return {
-            "to": self._items[item].to[recipient],
+            "to": to[recipient] if to else "",
             "message_id": ids[recipient] if ids is not None and recipient < len(ids) else None,
             "error_code": problem.code.name,
             "field": problem.detail.field,

@@ -246,7 +246,7 @@ class RefusedRecipientFields(ResponseModel):
 
     to: str = Field(
         description="Phone number of the skipped recipient, as written in the request; empty if it is not a text. A message whose "
-        "`to` is missing or has a wrong type has one entry."
+        "`to` is missing, is empty or has a wrong type has one entry."
     )
     message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")
     error_code: str

@@ -68,6 +68,18 @@ async def test_on_invalid_skip_leaves_out_messages_of_a_batch_that_do_not_match_
     assert await stored(service) == (5, 1)
 
 
+@pytest.mark.parametrize("path", ["/api/v1/rewrite", "/api/v1/rewrite/preview"])
+async def test_a_message_without_a_recipient_has_one_entry_with_its_error(client: httpx.AsyncClient, path: str) -> None:
+    empty = {"to": [], "body": "x", "message_id": []}
+    named = {"to": [], "body": '#track("x")', "message_id": "m-1"}
+    answer = await client.post(path, json={"messages": [empty, GOOD, named], "on_invalid": "skip"})
+    code = "INVALID_RECIPIENT"
+    assert _entries(answer) == [("", None, code, "messages.0.to"), (TO,), ("", "m-1", code, "messages.2.to")]
+    alone = await client.post(path, json={**empty, "on_invalid": "skip"})
+    assert _entries(alone) == [("", None, code, "to")]
+    assert alone.json()["messages"][0]["reason"] == "must contain at least one recipient"
+
+
 async def test_a_message_with_on_invalid_skip_is_left_out_alone_or_in_a_batch(client: httpx.AsyncClient, service: Service) -> None:
     alone = await client.post("/api/v1/rewrite", json={"to": [TO, OTHER], "body": 5, "on_invalid": "skip"})
     assert _entries(alone) == [(TO, None, "INVALID_REQUEST", "body"), (OTHER, None, "INVALID_REQUEST", "body")]
