@@ -389,10 +389,10 @@ async def test_gateway(gateway: int, application: int | None, phone: str, sender
                     found,
                     context,
                     IdGenerator(database.node),
-                    phone,
-                    sender_id,
-                    text or TEST_TEXT,
-                    timeout,
+                    phone=phone,
+                    sender_id=sender_id,
+                    text=text or TEST_TEXT,
+                    timeout=timeout,
                 )
             except PhoneNumberError as error:
                 raise click.UsageError(error.reason) from None

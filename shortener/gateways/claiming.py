@@ -24,7 +24,7 @@ from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.gateways import queries
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendLimits
-from shortener.gateways.expiry import PAUSE_MS, fail_removed, finish_reported, hold_lost, postpone
+from shortener.gateways.expiry import PAUSE_MS, fail_removed, finish_reported, give_back_later, hold_lost
 from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.queries import GatewayState, LockedGateway
@@ -54,12 +54,9 @@ class SendClaimResult:
     postponed: int = 0
 
 
-def find_finished(
-    connection: Connection, states: Sequence[GatewayState], now: int, skipped: Collection[int] = ()
-) -> list[SendChange]:
-    """Return changes for messages that must not be claimed. These are the messages of removed gateways. They are also the messages
-    whose process died during the attempt, if their gateway has the policy `hold`. Messages whose row ids are in `skipped` are left
-    out.
+def find_finished(connection: Connection, states: Sequence[GatewayState], now: int, skipped: Collection[int]) -> list[SendChange]:
+    """Return changes for messages that must not be claimed: the messages of removed gateways, and, if their gateway has the policy
+    `hold`, the messages whose process died during the attempt. Messages whose row ids are in `skipped` are left out.
 
     The caller writes the changes before it claims other messages."""
     changes: list[SendChange] = []
@@ -92,7 +89,7 @@ class SendClaimWriter:
         limit: int,
         now: int,
         *,
-        leases_wait: bool = False,
+        leases_wait: bool,
     ) -> SendClaimResult:
         """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction. If `leases_wait` is true, claim
         no message that has a lease."""
@@ -106,7 +103,7 @@ class SendClaimWriter:
                 continue
             is_shared = state.application_id == ALL_APPLICATIONS
             may_wait = [one for one in disabled if is_shared or one == state.application_id]
-            postponed = queries.postpone(connection, state.id, may_wait, now, now + PAUSE_MS) if may_wait else 0
+            postponed = queries.postpone_unclaimed(connection, state.id, may_wait, now, now + PAUSE_MS) if may_wait else 0
             if postponed:
                 result.postponed += postponed
                 continue
@@ -131,7 +128,7 @@ class SendClaimWriter:
         for claim in claimed:
             reported = finish_reported(claim, now)
             if reported is not None or claim.application_id in disabled:
-                result.changes.append(reported or postpone(claim, now))
+                result.changes.append(reported or give_back_later(claim, now))
                 continue
             name = queries.queue_name(claim.gateway_id)
             gateway = gateways.get(claim.gateway_id)

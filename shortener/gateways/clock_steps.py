@@ -17,16 +17,17 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, select, update
 
 from shortener.delivery.clock_steps import TOLERANCE_MS, repaired_health, repaired_pace
-from shortener.delivery.dispatch_queries import health_columns, pace_columns
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, health_columns, pace_columns
 from shortener.delivery.outcomes import next_delay
 from shortener.gateways.expiry import PAUSE_MS
 from shortener.gateways.queries import IS_PENDING, MAX_LEASE_MS, LockedGateway, lock_health, update_gateway
 from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.types import from_ms
 
-#: The column `queue` of messages that wait for their first attempt, and of those that wait for a retry.
-_FIRST_ATTEMPTS: ColumnElement[int] = literal_column("0")
-_RETRIES: ColumnElement[int] = literal_column("1")
+#: The values of the column `queue`. The SQL contains them as literals, because a database cannot use a partial index for a
+#: parameter.
+_FIRST_ATTEMPTS: ColumnElement[int] = literal_column(str(FIRST_ATTEMPTS))
+_RETRIES: ColumnElement[int] = literal_column(str(RETRIES))
 
 
 class RepairResult(NamedTuple):

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import Connection, select, update
 
 from shortener.accounts.audit import AuditWriter
+from shortener.delivery.dispatch_queries import RETRIES
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
+from shortener.gateways.queries import ClaimedSend
 from shortener.model import SendStatus
 from shortener.retention.erasure import ERASED, UNSENT, GiveUp
 from shortener.storage.clock_guard import LeasesWait
@@ -33,22 +35,20 @@ def resend(
     """Hand a held or waiting message on again as soon as possible, and add the audit row. Return its row id.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if an attempt is in flight or the message is already sent or has failed."""
-    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id), leases_wait=leases_wait(connection))
-    if not claims:
-        raise _refusal(connection, application_id, message_id)
+    claim = _lock_unfinished(connection, application_id, message_id, now, leases_wait)
     values = {
         "status": int(SendStatus.PENDING),
-        "queue": 1,
+        "queue": RETRIES,
         "next_at": now,
         "lease_until": None,
         "base_attempt": sends.c.attempt,
         # `doubtful` is also true if the lease of the message has ended, because the interrupted attempt may have reached the
         # gateway.
-        "doubtful": claims[0].doubtful,
+        "doubtful": claim.doubtful,
     }
-    connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
-    audit.add(connection, now, "send_resent", message_id, application_id=application_id, recipient=claims[0].to_address)
-    return claims[0].id
+    connection.execute(update(sends).where(sends.c.id == claim.id).values(values))
+    audit.add(connection, now, "send_resent", message_id, application_id=application_id, recipient=claim.to_address)
+    return claim.id
 
 
 def discard(
@@ -64,13 +64,11 @@ def discard(
     report has arrived, it keeps the reported state.
 
     Return its row id and the number of new events, for `SendWriter.published`. Raise the same errors as `resend`."""
-    claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id), leases_wait=leases_wait(connection))
-    if not claims:
-        raise _refusal(connection, application_id, message_id)
-    reported = finish_reported(claims[0], to_ms(now))
-    change = reported or failed(claims[0], to_ms(now), DISCARDED, "somebody decided not to send the message")
-    audit.add(connection, now, "send_discarded", message_id, application_id=application_id, recipient=claims[0].to_address)
-    return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
+    claim, at = _lock_unfinished(connection, application_id, message_id, now, leases_wait), to_ms(now)
+    change = finish_reported(claim, at) or failed(claim, at, DISCARDED, "somebody decided not to send the message")
+    audit.add(connection, now, "send_discarded", message_id, application_id=application_id, recipient=claim.to_address)
+    _, events = writer.write(connection, [change], at)
+    return claim.id, events
 
 
 def give_up_erased(writer: SendWriter) -> GiveUp:
@@ -88,8 +86,15 @@ def give_up_erased(writer: SendWriter) -> GiveUp:
     return give_up
 
 
-def _unfinished(application_id: int, message_id: str) -> tuple[ColumnElement[bool], ...]:
-    return _IS_OPEN, sends.c.application_id == application_id, messages.c.message_id == message_id
+def _lock_unfinished(
+    connection: Connection, application_id: int, message_id: str, now: datetime, leases_wait: LeasesWait
+) -> ClaimedSend:
+    """Lock and return a message that is held or waits for a gateway. Raise the errors of `resend`."""
+    own = sends.c.application_id == application_id, messages.c.message_id == message_id
+    found = find_sends(connection, to_ms(now), _IS_OPEN, *own, leases_wait=leases_wait(connection))
+    if not found:
+        raise _refusal(connection, application_id, message_id)
+    return found[0]
 
 
 def _refusal(connection: Connection, application_id: int, message_id: str) -> ApiError:

@@ -22,7 +22,6 @@ from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
 
 MAX_ROWS = 256
-_NO_STEP = timedelta()
 #: A message of a disabled application is examined again after this time.
 PAUSE_MS = 60_000
 
@@ -47,9 +46,7 @@ _SELECT = select(
 ).join(messages, messages.c.id == sends.c.id)
 
 
-def expire(
-    connection: Connection, now: int, validity: timedelta, skipped: Collection[int] = (), ahead: timedelta = _NO_STEP
-) -> list[SendChange]:
+def expire(connection: Connection, now: int, validity: timedelta, skipped: Collection[int], ahead: timedelta) -> list[SendChange]:
     """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight. `ahead` is
     the size of the present step of the clock (storage/clock_guard.py), because of which no message is given up."""
     hours = validity // timedelta(hours=1)
@@ -59,14 +56,14 @@ def expire(
     return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]
 
 
-def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Collection[int] = ()) -> list[SendChange]:
+def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Collection[int]) -> list[SendChange]:
     """Return changes that give up the pending messages of a removed gateway."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, *_not_in(skipped))
     detail = "the gateway was removed before it accepted the message"
     return [finish_reported(one, now) or failed(one, now, "gateway_removed", detail) for one in found]
 
 
-def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int] = ()) -> list[SendChange]:
+def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int]) -> list[SendChange]:
     """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
     is unknown."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lease_has_ended(now), *_not_in(skipped))
@@ -81,9 +78,9 @@ def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
     return None if status is None else SendChange(claim, row_after(claim, status, now))
 
 
-def postpone(claim: ClaimedSend, now: int) -> SendChange:
-    """Return the change that gives a claim back. The message is claimed again after a pause. The claim does not count as an
-    attempt."""
+def give_back_later(claim: ClaimedSend, now: int) -> SendChange:
+    """Return the change that gives back the claim of a message whose application is disabled. The claim does not count as an
+    attempt. The message is due again after PAUSE_MS."""
     return SendChange(claim, row_of_returned_claim(claim, now + PAUSE_MS, "application_disabled"))
 
 

@@ -232,7 +232,7 @@ _CLAIMED = {
 }
 
 
-def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, holding: Collection[int] = ()) -> list[ClaimedSend]:
+def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, holding: Collection[int]) -> list[ClaimedSend]:
     """Claim due messages, increment the attempt number of each, and return them, oldest first.
 
     A message whose lease has ended is not claimed if its gateway is in `holding`, the ids of the gateways with the policy `hold`.
@@ -259,9 +259,9 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, ho
     return sorted(found)
 
 
-def postpone(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:
-    """Postpone messages of these applications to the time `until`, without a claim. Only the MAX_EXAMINED oldest due first attempts
-    and the MAX_EXAMINED oldest due retries of a gateway are examined. Return the number of postponed messages."""
+def postpone_unclaimed(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:
+    """Postpone due messages of these applications to the time `until`, without a claim. Only the MAX_EXAMINED oldest due first
+    attempts and the MAX_EXAMINED oldest due retries of a gateway are examined. Return the number of postponed messages."""
     count = 0
     for part in (FIRST_ATTEMPTS, RETRIES):
         is_due = IS_PENDING, sends.c.next_at <= from_ms(now)

@@ -89,13 +89,6 @@ class GatewayReports:
     def _count_unknown(self, gateway_id: int) -> None:
         self.unrecorded.count_and_log(gateway_id, LossReason.UNKNOWN_MESSAGE)
 
-    async def record(self, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
-        """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
-
-        `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable."""
-        [found] = await self._find(gateway_id, [report])
-        return await self._record(gateway_id, report, found, states or {}) is None
-
     async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
         """Record a report that arrived on a connection of this process. Return False, and count the report, if its message or its
         word for the state is unknown. The caller logs it. Raise MessageNotKnownYet if the gateway must repeat the report. Raise

@@ -35,13 +35,14 @@ async def send_test_message(
     gateway: StoredGateway,
     context: GatewayContext,
     ids: IdGenerator,
+    *,
     phone: str,
     sender_id: str,
     text: str,
     timeout: float,
 ) -> SubmitResult:
-    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid, or
-    ApiError OPTED_OUT if the recipient has refused further messages.
+    """Hand a test message on to a gateway within `timeout` seconds, at most MAX_TEST_SECONDS. Return the result. Raise
+    PhoneNumberError if the phone number is not valid, or ApiError OPTED_OUT if the recipient has refused further messages.
 
     The audit row is stored before the message is handed on, so that it exists even if the process ends or the caller disconnects
     during the test."""

@@ -224,7 +224,15 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
     context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
     with service.test_slots.take(call.application_id):
         sending = send_test_message(
-            service.database, call.audit, gateway, context, service.ids, phone, body.sender_id, body.text, timeout
+            service.database,
+            call.audit,
+            gateway,
+            context,
+            service.ids,
+            phone=phone,
+            sender_id=body.sender_id,
+            text=body.text,
+            timeout=timeout,
         )
         result = await until_disconnected(call.request, sending)
     return {"status": True, **test_fields(result)}

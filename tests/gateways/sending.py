@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
@@ -11,7 +11,9 @@ from sqlalchemy import Connection
 from shortener.clicks.throttle import Throttle
 from shortener.container import Service
 from shortener.gateways.dispatcher import GatewayDispatcher
-from shortener.gateways.submission import Connections
+from shortener.gateways.early_reports import MessageNotKnownYet
+from shortener.gateways.reports import ReportCall
+from shortener.gateways.submission import Connections, GatewayReport
 from shortener.model import SendStatus
 from shortener.storage.database import Database
 from tests.conftest import Clock
@@ -66,3 +68,14 @@ def kill(dispatcher: GatewayDispatcher) -> None:
     """Cancel the running attempts of a dispatcher without recording them, as if its process was killed."""
     for task in dispatcher.attempts.tasks:
         task.cancel()
+
+
+async def receive(service: Service, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
+    """Receive a delivery report of a gateway in a call of its own. Return whether it was recorded."""
+    reports = service.gateway_reports
+    unrecorded = reports.unrecorded.of_gateway(gateway_id)
+    try:
+        await reports.receive_all(gateway_id, ReportCall([report], {}), states or {})
+    except MessageNotKnownYet:
+        return False
+    return reports.unrecorded.of_gateway(gateway_id) == unrecorded

@@ -21,7 +21,7 @@ from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
-from tests.gateways.sending import FAILED, HELD, PENDING, SENT, BusyDatabase, kill, other_process, start_attempts
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, BusyDatabase, kill, other_process, receive, start_attempts
 from tests.receiver import Receiver, Reply
 
 ACCEPTED = Reply(200, b'{"id":"gw-1"}')
@@ -260,7 +260,7 @@ async def test_a_doubtful_message_with_a_delivery_report_is_not_sent_again(
     [message] = await send_messages()
     await service.gateway_dispatcher.flush()
     reference = encode((await stored_send(service)).id)
-    assert await service.gateway_reports.record(gateway.id, GatewayReport(word, reference=reference))
+    assert await receive(service, gateway.id, GatewayReport(word, reference=reference))
     clock.forward(minutes=1)
     await service.gateway_dispatcher.flush()
     assert len(receiver.requests) == 1

@@ -24,13 +24,13 @@ async def test_the_claim_query_returns_each_due_message_once_and_counts_the_send
     gateway = await make_gateway()
     await send_messages(5)
     request = ClaimRequest(queries.queue_name(gateway.id), 0, 3, NOW + 10_000)
-    first = await service.database.write(queries.claim, [request], NOW)
-    second = await service.database.write(queries.claim, [request], NOW)
+    first = await service.database.write(queries.claim, [request], NOW, ())
+    second = await service.database.write(queries.claim, [request], NOW, ())
     assert (len(first), len(second)) == (3, 2)
     assert {claim.attempt for claim in first} == {1}
     assert not any(claim.doubtful for claim in first)
     again = ClaimRequest(request.queue, 1, 10, NOW + 30_000)
-    third = await service.database.write(queries.claim, [again], NOW + 10_001)
+    third = await service.database.write(queries.claim, [again], NOW + 10_001, ())
     assert {claim.doubtful for claim in third} == {True}
     assert {claim.attempt for claim in third} == {2}
 
@@ -41,7 +41,7 @@ async def test_the_outcome_of_a_send_attempt_is_stored_only_for_the_process_that
     gateway = await make_gateway()
     await send_messages(1)
     request = ClaimRequest(queries.queue_name(gateway.id), 0, 1, NOW + 10_000)
-    [claim] = await service.database.write(queries.claim, [request], NOW)
+    [claim] = await service.database.write(queries.claim, [request], NOW, ())
 
     def finished(attempt: int, lease: int) -> FinishedSend:
         return FinishedSend(claim.id, attempt, lease, SENT, 1, 0, 1, NOW, False, NOW, "gw", 200, None)
@@ -75,7 +75,7 @@ async def test_the_statements_for_due_messages_use_the_partial_index(
     def explain(connection: Connection) -> list[str]:
         def run() -> None:
             assert len(queries.lock_states(connection, NOW)) == 1
-            assert len(queries.claim(connection, [request], NOW)) == 2
+            assert len(queries.claim(connection, [request], NOW, ())) == 2
 
         if connection.dialect.name == "postgresql":
             # otherwise PostgreSQL reads a small table completely, without an index
@@ -98,7 +98,7 @@ async def test_a_message_with_very_many_send_attempts_is_claimed_and_its_number_
     await send_messages(2)
     await service.database.write(lambda connection: connection.execute(update(sends).values(attempt=32_767, base_attempt=32_760)))
     request = ClaimRequest(queries.queue_name(gateway.id), 0, 2, NOW + 10_000)
-    claims = await service.database.write(queries.claim, [request], NOW)
+    claims = await service.database.write(queries.claim, [request], NOW, ())
     assert [(claim.attempt, claim.base_attempt) for claim in claims] == [(9, 1), (9, 1)]
 
 

@@ -26,7 +26,7 @@ from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send
-from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, receive, start_attempts
 from tests.one_service import on_one_service
 from tests.receiver import Receiver, Reply
 
@@ -52,7 +52,7 @@ async def test_a_gateway_report_with_an_id_that_a_database_cannot_store_is_about
     service: Service, message: str, by: str, character: str
 ) -> None:
     report = replace(GatewayReport("DELIVRD", at=NOON), **{by: f"gw-1{character}"})  # type: ignore[arg-type]
-    assert not await service.gateway_reports.record(await gateway_id(service), report)
+    assert not await receive(service, await gateway_id(service), report)
 
 
 @pytest.mark.parametrize("by", ["reference", "gateway_message_id", "message_id"])
@@ -61,7 +61,7 @@ async def test_a_gateway_report_can_identify_its_message_by_any_of_three_ids(ser
     ids = {"reference": reference, "gateway_message_id": "gw-1", "message_id": message}
     report = GatewayReport("DELIVRD", at=NOON, error_code="000", description="ok", price="0.01")
     report = replace(report, **{by: ids[by]})  # type: ignore[arg-type]
-    assert await service.gateway_reports.record(await gateway_id(service), report)
+    assert await receive(service, await gateway_id(service), report)
     stored = await stored_message(service, message)
     assert (stored.state, stored.report_status, stored.reason_code) == (State.DELIVERED, "DELIVRD", "000")
     assert str(stored.mt_price) == "0.01"
@@ -86,7 +86,7 @@ async def test_the_price_in_a_gateway_report_is_stored_without_an_exponent_and_w
     service: Service, message: str, text: str, stored: str | None
 ) -> None:
     report = GatewayReport("DELIVRD", reference=encode((await stored_send(service)).id), price=text)
-    assert await service.gateway_reports.record(await gateway_id(service), report)
+    assert await receive(service, await gateway_id(service), report)
     price = (await stored_message(service, message)).mt_price
     assert (None if price is None else format(price, "f")) == stored
 
@@ -97,7 +97,7 @@ async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gate
     other = await make_gateway("http://127.0.0.1:9/", name="other")
     service.gateway_reports._wait = 0
     for ids in ({"reference": encode((await stored_send(service)).id)}, {"gateway_message_id": "gw-1"}, {"message_id": message}):
-        assert not await service.gateway_reports.record(other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
+        assert not await receive(service, other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
     assert (await stored_message(service, message)).state == State.SENT
 
 
@@ -105,7 +105,7 @@ async def test_a_late_gateway_report_about_an_erased_message_stores_no_id_of_the
     reference = encode((await stored_send(service)).id)
     await service.database.write(erase_message, 1, message, NOON)
     report = GatewayReport("DELIVRD", reference=reference, gateway_message_id="gw-1", at=NOON)
-    assert await service.gateway_reports.record(await gateway_id(service), report)
+    assert await receive(service, await gateway_id(service), report)
     stored = await stored_message(service, message)
     assert (stored.state, stored.telecom_message_id) == (State.DELIVERED, None)
     assert (await stored_send(service)).gateway_message_id is None
@@ -114,15 +114,15 @@ async def test_a_late_gateway_report_about_an_erased_message_stores_no_id_of_the
 async def test_status_words_in_gateway_reports_are_mapped_to_message_states(service: Service, message: str) -> None:
     gateway, reference = await gateway_id(service), encode((await stored_send(service)).id)
     states = {"4": "-", "1": "DELIVERED"}
-    assert await service.gateway_reports.record(gateway, GatewayReport("4", reference=reference), states)
+    assert await receive(service, gateway, GatewayReport("4", reference=reference), states)
     assert (await stored_message(service, message)).state == State.SENT
-    assert await service.gateway_reports.record(gateway, GatewayReport("1", reference=reference), states)
+    assert await receive(service, gateway, GatewayReport("1", reference=reference), states)
     assert (await stored_message(service, message)).state == State.DELIVERED
 
 
 async def test_a_gateway_report_with_an_unknown_status_word_changes_nothing(service: Service, message: str) -> None:
     report = GatewayReport("17", reference=encode((await stored_send(service)).id))
-    assert not await service.gateway_reports.record(await gateway_id(service), report)
+    assert not await receive(service, await gateway_id(service), report)
     assert (await stored_message(service, message)).state == State.SENT
 
 
@@ -134,7 +134,7 @@ async def test_a_gateway_report_that_arrives_before_the_send_response_is_applied
     await send_messages()
     # A busy machine may need more than the service's 0.1 s to send the message and to store the response.
     patient = GatewayReports(service.database, service.delivery_reports, clock, timeout=20, wait=4)
-    early = asyncio.ensure_future(patient.record(gateway.id, GatewayReport("DELIVRD", gateway_message_id="gw-1")))
+    early = asyncio.ensure_future(patient.receive(gateway.id, GatewayReport("DELIVRD", gateway_message_id="gw-1")))
     await asyncio.sleep(0.02)  # the report begins to wait for its message
     await service.gateway_dispatcher.flush()
     assert await early
@@ -149,7 +149,7 @@ async def test_a_delivery_report_for_a_held_message_ends_the_hold(
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
     assert send.status == HELD
-    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    assert await receive(service, gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
     send = await stored_send(service)
     assert (send.status, send.text) == (SENT, None)
 
@@ -182,7 +182,7 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
 
         monkeypatch.setattr(service.delivery_reports, "record", record_after_the_attempt)
     report = GatewayReport(word, reference=encode((await stored_send(service)).id))
-    assert await service.gateway_reports.record(gateway.id, report)
+    assert await receive(service, gateway.id, report)
     await dispatcher.flush()
     status, state = (SENT, State.DELIVERED) if word == "DELIVRD" else (FAILED, State.FAILED)
     send = await stored_send(service)
@@ -205,7 +205,7 @@ async def test_a_doubtful_message_with_a_delivery_report_does_not_become_failed_
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
     assert (send.status, send.doubtful) == (PENDING, True)
-    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    assert await receive(service, gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
     if end == "expired":
         await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
         clock.forward(hours=25)
@@ -231,7 +231,7 @@ async def test_a_message_that_the_gateway_reports_as_sent_is_not_sent_again_afte
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
     assert (send.status, send.doubtful) == (PENDING, False)
-    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    assert await receive(service, gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
     clock.forward(minutes=10)
     await service.gateway_dispatcher.flush()
     assert len(receiver.requests) == 1
@@ -248,7 +248,7 @@ async def test_a_message_that_the_gateway_reports_as_failed_is_sent_again_after_
     await send_messages()
     await service.gateway_dispatcher.flush()
     report = GatewayReport("UNDELIV", reference=encode((await stored_send(service)).id))
-    assert await service.gateway_reports.record(gateway.id, report)
+    assert await receive(service, gateway.id, report)
     clock.forward(minutes=1)
     await service.gateway_dispatcher.flush()
     assert len(receiver.requests) == 2
@@ -273,7 +273,7 @@ async def test_a_message_that_the_gateway_reports_as_sent_during_its_last_attemp
     submit = HttpGateway.submit
 
     async def report_and_submit(gateway: HttpGateway, message: OutgoingMessage, timeout: float) -> SubmitResult:
-        assert await service.gateway_reports.record(gateway.config.id, GatewayReport("DELIVRD", reference=message.reference))
+        assert await receive(service, gateway.config.id, GatewayReport("DELIVRD", reference=message.reference))
         return await submit(gateway, message, timeout)
 
     monkeypatch.setattr(HttpGateway, "submit", report_and_submit)
@@ -311,9 +311,9 @@ async def test_a_report_by_message_id_is_unknown_if_messages_of_several_applicat
     await service.directory.refresh()
     await send_messages(message_ids=("m-1",))
     report = GatewayReport("DELIVRD", message_id="m-1")
-    assert await service.gateway_reports.record(gateway.id, report)
+    assert await receive(service, gateway.id, report)
     await send_messages(message_ids=("m-1",), application_id=other)
-    assert not await service.gateway_reports.record(gateway.id, report)
+    assert not await receive(service, gateway.id, report)
     [first, second] = await rows(service.database, schema.messages)
     assert {first.state, second.state} == {State.CREATED, State.DELIVERED}
 
@@ -336,7 +336,7 @@ async def test_a_report_that_only_its_text_marks_as_a_receipt_must_have_the_numb
 ) -> None:
     report = GatewayReport("UNDELIV", gateway_message_id="gw-1", addresses=addresses)
     service.gateway_reports._wait = 0
-    assert await service.gateway_reports.record(await gateway_id(service), report) is is_known
+    assert await receive(service, await gateway_id(service), report) is is_known
     assert (await stored_message(service, message)).state == (State.FAILED if is_known else State.SENT)
 
 
