@@ -44,13 +44,14 @@ from shortener.delivery.replays import Replays
 from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError
+from shortener.gateways.connection_keeper import ConnectionKeeper
+from shortener.gateways.connections import Connections
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.kinds import KINDS
-from shortener.gateways.links import GatewayLinks
 from shortener.gateways.replies import Replies
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.store import GatewayStore
-from shortener.gateways.submission import Connections, GatewayContext
+from shortener.gateways.submission import GatewayContext
 from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
@@ -190,7 +191,7 @@ async def _build_service(
         delivery.fanout,
         delivery.dispatcher,
         gateways.dispatcher,
-        gateways.links,
+        gateways.connection_keeper,
         gateways.reports,
         gateways.replies,
         messages.conversions,
@@ -352,8 +353,8 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
         settings,
         rng,
         throttle,
-        foundation.clock_guard.ahead,
-        foundation.clock_guard.leases_wait,
+        clock_ahead=foundation.clock_guard.ahead,
+        leases_wait=foundation.clock_guard.leases_wait,
     )
     notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
     fanout = Fanout(
@@ -389,7 +390,15 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
     # Requests to gateways on a private network do not use DELIVERY_PROXY, because this proxy is for requests to the internet.
     private = open_sender(Guard(allow_private=True), settings, clock, slots, uses_proxy=False)
     opened.push_async_callback(private.close)
-    context = GatewayContext(public, private, reports.receive, clock, record_reply, guard, reports.count_unreadable)
+    context = GatewayContext(
+        public,
+        private,
+        reports.receive,
+        clock,
+        reply=record_reply,
+        public_guard=guard,
+        count_unreadable=reports.count_unreadable,
+    )
     connections = Connections(context, KINDS)
     dispatcher = GatewayDispatcher(
         database,
@@ -401,9 +410,9 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
         settings,
         random.Random(),  # noqa: S311 - jitter of retries, not a secret
         throttle,
-        foundation.sends_wake_up,
-        foundation.clock_guard.ahead,
-        foundation.clock_guard.leases_wait,
+        wake_up=foundation.sends_wake_up,
+        clock_ahead=foundation.clock_guard.ahead,
+        leases_wait=foundation.clock_guard.leases_wait,
     )
-    links = GatewayLinks(store, foundation.directory, connections)
-    return GatewayParts(store, connections, reports, replies, dispatcher, links, (public, private))
+    keeper = ConnectionKeeper(store, foundation.directory, connections)
+    return GatewayParts(store, connections, reports, replies, dispatcher, keeper, (public, private))

@@ -123,7 +123,7 @@ def build_jobs(
     )
     jobs.add(Job("gateways", DELIVERY_INTERVAL_SECONDS, gateways.dispatcher.step, gateways.dispatcher.wake_up))
     jobs.add(Job("garbage", full_collections.INTERVAL_SECONDS, collections.step))
-    jobs.add(Job("gateway_links", GATEWAY_LINKS_INTERVAL_SECONDS, gateways.links.step))
+    jobs.add(Job("gateway_links", GATEWAY_LINKS_INTERVAL_SECONDS, gateways.connection_keeper.step))
     return jobs
 
 

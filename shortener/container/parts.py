@@ -30,12 +30,12 @@ from shortener.delivery.replays import Replays
 from shortener.delivery.sample_delivery import TestSlots
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
+from shortener.gateways.connection_keeper import ConnectionKeeper
+from shortener.gateways.connections import Connections
 from shortener.gateways.dispatcher import GatewayDispatcher
-from shortener.gateways.links import GatewayLinks
 from shortener.gateways.replies import Replies
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.store import GatewayStore
-from shortener.gateways.submission import Connections
 from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
@@ -133,5 +133,5 @@ class GatewayParts:
     reports: GatewayReports
     replies: Replies
     dispatcher: GatewayDispatcher
-    links: GatewayLinks
+    connection_keeper: ConnectionKeeper
     senders: tuple[Sender, Sender]

@@ -112,6 +112,7 @@ class Dispatcher:
         settings: Settings,
         rng: random.Random,
         throttle: Throttle,
+        *,
         clock_ahead: Callable[[], timedelta] = timedelta,
         leases_wait: LeasesWait = lambda connection: False,
     ) -> None:

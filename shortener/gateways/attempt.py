@@ -25,9 +25,10 @@ import structlog
 from shortener.delivery.attempt import FREE_429_MS, LOCAL_FAILURE_PAUSE_MS, pause_after_429, to_storable_text
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.outcomes import next_delay
+from shortener.gateways.connections import Connections
 from shortener.gateways.finishing import SendChange, failure_report, row_after, row_of_returned_claim
 from shortener.gateways.queries import ClaimedSend, FinishedSend
-from shortener.gateways.submission import Connections, GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
+from shortener.gateways.submission import GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
 from shortener.logs import mask_in
 from shortener.messages.delivery_reports import DeliveryReport

@@ -44,11 +44,12 @@ from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.clock_steps import repair
+from shortener.gateways.connections import Connections
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
 from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
-from shortener.gateways.submission import Connections, SubmitOutcome
+from shortener.gateways.submission import SubmitOutcome
 from shortener.ids import IdGenerator, encode
 from shortener.jobs import WakeUp
 from shortener.messages.delivery_reports import DeliveryReports
@@ -123,6 +124,7 @@ class GatewayDispatcher:
         settings: Settings,
         rng: random.Random,
         throttle: Throttle,
+        *,
         wake_up: WakeUp | None = None,
         clock_ahead: Callable[[], timedelta] = timedelta,
         leases_wait: LeasesWait = lambda connection: False,

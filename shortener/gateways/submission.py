@@ -9,8 +9,7 @@ result. The dispatcher contains no code for protocols.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +18,7 @@ from pydantic import BaseModel
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
-from shortener.model import Clock, mutable_record, record
+from shortener.model import Clock, record
 
 
 class SubmitOutcome(enum.Enum):
@@ -184,63 +183,3 @@ class GatewayKind(Protocol):
         ...
 
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection: ...
-
-
-@mutable_record
-class _OpenConnection:
-    """An open connection, the revision of its gateway, and the number of attempts that use it."""
-
-    connection: GatewayConnection
-    revision: int
-    users: int = 0
-    is_retired: bool = False
-
-
-class Connections:
-    """The open connections of this process to gateways. A connection is opened for the first message, and again after the settings
-    of its gateway were changed. The previous connection is closed when its last attempt has ended."""
-
-    def __init__(self, context: GatewayContext, kinds: Mapping[str, GatewayKind]) -> None:
-        self.context = context
-        self.kinds = kinds
-        self._open: dict[int, _OpenConnection] = {}
-
-    @asynccontextmanager
-    async def use(self, config: GatewayConfig) -> AsyncIterator[GatewayConnection]:
-        """Yield the connection to a gateway, and open it if necessary."""
-        current = previous = self._open.get(config.id)
-        if current is None or current.revision != config.revision:
-            current = self._open[config.id] = _OpenConnection(self.kinds[config.kind].open(config, self.context), config.revision)
-        current.users += 1
-        try:
-            if previous is not None and previous is not current:
-                previous.is_retired = True
-                await self._close_unused(previous)
-            yield current.connection
-        finally:
-            current.users -= 1
-            await self._close_unused(current)
-
-    def is_open(self, gateway_id: int) -> bool | None:
-        """Return whether the connection of this process to a gateway is open. Return None if this process has no connection to the
-        gateway, or if connections of this kind are opened only when a message is handed on."""
-        one = self._open.get(gateway_id)
-        return one.connection.is_up if one is not None and isinstance(one.connection, ListeningConnection) else None
-
-    async def _close_unused(self, one: _OpenConnection) -> None:
-        if one.is_retired and not one.users:
-            await one.connection.close()
-
-    async def close_others(self, kept: Collection[int]) -> None:
-        """Close the listening connections of the gateways that are not in `kept`, after their last attempt has ended."""
-        for gateway_id, one in list(self._open.items()):
-            if gateway_id not in kept and isinstance(one.connection, ListeningConnection):
-                del self._open[gateway_id]
-                one.is_retired = True
-                await self._close_unused(one)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        opened, self._open = self._open, {}
-        for one in opened.values():
-            await one.connection.close()

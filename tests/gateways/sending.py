@@ -10,10 +10,11 @@ from sqlalchemy import Connection
 
 from shortener.clicks.throttle import Throttle
 from shortener.container import Service
+from shortener.gateways.connections import Connections
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.early_reports import MessageNotKnownYet
 from shortener.gateways.reports import ReportCall
-from shortener.gateways.submission import Connections, GatewayReport
+from shortener.gateways.submission import GatewayReport
 from shortener.model import SendStatus
 from shortener.storage.database import Database
 from tests.conftest import Clock

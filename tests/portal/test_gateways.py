@@ -16,8 +16,8 @@ import pytest
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
+from shortener.gateways.connection_keeper import ConnectionKeeper
 from shortener.gateways.gateway import NewGateway
-from shortener.gateways.links import GatewayLinks
 from shortener.gateways.queries import update_gateway
 from shortener.gateways.reports import ReportCall
 from shortener.gateways.submission import GatewayReport
@@ -342,7 +342,7 @@ async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_g
         assert "connection" not in (await viewer.get("/portal/1/gateways")).text, (
             "this process does not know whether the connection is open"
         )
-        await GatewayLinks(service.gateways, service.directory, connections).step()
+        await ConnectionKeeper(service.gateways, service.directory, connections).step()
         async with asyncio.timeout(PATIENCE):
             while not connections.is_open(gateway.id):
                 await asyncio.sleep(0.01)  # the pause between two checks

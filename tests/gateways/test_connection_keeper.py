@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from sqlalchemy import update
 
 from shortener.container import Service
+from shortener.gateways.connection_keeper import ConnectionKeeper
 from shortener.gateways.gateway import NewGateway
-from shortener.gateways.links import GatewayLinks
 from shortener.metrics import Metrics
 from shortener.storage import schema
 from tests.factory import AUDIT
 from tests.gateways.smpp.smsc import running_smsc
-from tests.servers import PATIENCE, free_port
+from tests.servers import free_port
 
 
 async def test_a_gateway_whose_settings_are_unusable_does_not_prevent_the_connections_of_the_others(service: Service) -> None:
@@ -27,7 +25,7 @@ async def test_a_gateway_whose_settings_are_unusable_does_not_prevent_the_connec
         table = schema.gateways
         broken = update(table).where(table.c.id == first.id).values(settings="not encrypted")
         await service.database.write(lambda connection: connection.execute(broken).rowcount)
-        await GatewayLinks(service.gateways, service.directory, service.gateway_connections).step()
+        await ConnectionKeeper(service.gateways, service.directory, service.gateway_connections).step()
         await smsc.wait_for(lambda: len(smsc.binds) == 1)
         await service.gateway_connections.close()
 
@@ -41,37 +39,17 @@ async def test_a_metric_says_whether_the_process_has_a_session_with_each_smpp_ga
             for name, port in (("works", smsc.port), ("refused", free_port()))
         }
         await service.directory.refresh()
-        links, metrics = GatewayLinks(service.gateways, service.directory, service.gateway_connections), Metrics()
-        links.register_metrics(metrics)
+        keeper, metrics = ConnectionKeeper(service.gateways, service.directory, service.gateway_connections), Metrics()
+        keeper.register_metrics(metrics)
 
         def line(name: str, value: float) -> str:
             return f'shortener_gateway_link_up{{gateway="{made[name].id}",name="{name}"}} {value}'
 
-        await links.step()
+        await keeper.step()
         await smsc.wait_for(lambda: line("works", 1.0) in metrics.text("")[0].decode())
         assert line("refused", 0.0) in metrics.text("")[0].decode()
         await service.gateways.remove(AUDIT, made["refused"].id)
         await service.directory.refresh()
-        await links.step()
+        await keeper.step()
         assert "refused" not in metrics.text("")[0].decode()
         await service.gateway_connections.close()
-
-
-async def test_the_connections_say_whether_the_connection_to_a_gateway_is_open(service: Service) -> None:
-    connections = service.gateway_connections
-    async with running_smsc() as smsc:
-        settings = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "x"}
-        gateway = await service.gateways.create(AUDIT, 1, NewGateway(name="smsc", kind="smpp", settings=settings))
-        http = await service.gateways.create(AUDIT, 1, NewGateway(name="simulated", kind="simulator"))
-        assert connections.is_open(gateway.id) is None, "this process has not used the gateway yet"
-        await service.directory.refresh()
-        await GatewayLinks(service.gateways, service.directory, connections).step()
-        async with connections.use(http.config), asyncio.timeout(PATIENCE):
-            while not connections.is_open(gateway.id):
-                await asyncio.sleep(0.01)  # the pause between two checks
-            assert connections.is_open(http.id) is None, "this kind keeps no connection open"
-    async with asyncio.timeout(PATIENCE):
-        while connections.is_open(gateway.id):
-            await asyncio.sleep(0.01)  # the pause between two checks
-    assert connections.is_open(gateway.id) is False
-    await connections.close()

@@ -10,30 +10,32 @@ import structlog
 
 from shortener.accounts.directory import Directory
 from shortener.errors import ApiError, StoreUnavailable
+from shortener.gateways.connections import Connections
 from shortener.gateways.gateway import LostSettings
 from shortener.gateways.kinds import LISTENING
 from shortener.gateways.store import GatewayStore
-from shortener.gateways.submission import Connections, ListeningConnection
+from shortener.gateways.submission import ListeningConnection
 from shortener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 
-class GatewayLinks:
+class ConnectionKeeper:
     """The background job that keeps gateway connections open. It runs in every process that hands messages on."""
 
     def __init__(self, store: GatewayStore, directory: Directory, connections: Connections) -> None:
         self._store = store
         self._directory = directory
         self._connections = connections
-        self._links: dict[int, tuple[str, ListeningConnection]] = {}  # The name and the connection of each gateway.
+        # The name and the connection of each gateway that listens, by gateway id.
+        self._listening: dict[int, tuple[str, ListeningConnection]] = {}
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of the connections. A process that does not run this job has no such metric."""
         metrics.gauge(
             "shortener_gateway_link_up",
             "1 if this process has an open session with the SMPP gateway; 0 if the gateway refuses it or does not respond.",
-            lambda: {(str(one), name): float(link.is_up) for one, (name, link) in self._links.items()},
+            lambda: {(str(gateway_id), name): float(one.is_up) for gateway_id, (name, one) in self._listening.items()},
             "gateway",
             "name",
         )
@@ -51,7 +53,7 @@ class GatewayLinks:
                 continue
             except Exception:
                 log.exception("gateway_not_usable", gateway=gateway_id)
-        self._links = {one: link for one, link in self._links.items() if one in listening}
+        self._listening = {gateway_id: one for gateway_id, one in self._listening.items() if gateway_id in listening}
         await self._connections.close_others(listening)
         return 0
 
@@ -62,4 +64,4 @@ class GatewayLinks:
         async with self._connections.use(config) as connection:
             if isinstance(connection, ListeningConnection):
                 connection.keep_open()
-                self._links[gateway_id] = config.name, connection
+                self._listening[gateway_id] = config.name, connection
