@@ -12,22 +12,19 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
 
-from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
-from shortener.delivery.dispatch_queries import ClaimRequest, health_columns, pace_columns
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.dispatch_queries import ClaimRequest
 from shortener.gateways import queries
-from shortener.gateways.attempt import EndedSend, SendInFlight, SendLimits
+from shortener.gateways.attempt import SendInFlight, SendLimits
 from shortener.gateways.expiry import PAUSE_MS, fail_removed, finish_reported, give_back_later, hold_lost
 from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
-from shortener.gateways.queries import GatewayState, LockedGateway
+from shortener.gateways.gateway_health import changed_columns
+from shortener.gateways.queries import GatewayState
 from shortener.gateways.store import GatewayStore
 from shortener.model import ALL_APPLICATIONS, mutable_record
 from shortener.settings import Settings
@@ -181,7 +178,7 @@ class SendClaimWriter:
                 health = health.released(count, now, self._settings.delivery_recovery_rate)
             if not queries.has_due(connection, state.id, now):  # the backlog is empty
                 health = health.recovered()
-        values = _changed(state.health, health, state.pace, state.pace.claimed(count, now))
+        values = changed_columns(state.health, health, state.pace, state.pace.claimed(count, now))
         if values:
             queries.update_gateway(connection, state.id, values)
         return is_probe
@@ -210,72 +207,3 @@ class SendClaimWriter:
         return SendLimits(
             gateway.max_attempts or settings.gateway_attempts, timeout, tuple(gateway.schedule or settings.gateway_schedule)
         )
-
-
-def write_health(connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, LockedGateway]) -> list[int]:
-    """Write the changes of circuit breakers and rates that follow from ended attempts. Return the gateways whose circuit breaker
-    opened. `locked` is the result of `queries.lock_health` for the gateways of the attempts. If a gateway was changed during the
-    attempt, for example its URL or its password, the outcome changes neither its circuit breaker nor its rate, because it shows
-    nothing about the new settings."""
-    by_gateway: dict[int, list[EndedSend]] = {}
-    for one in ended:
-        by_gateway.setdefault(one.attempt.claim.gateway_id, []).append(one)
-    opened = []
-    for gateway_id in sorted(by_gateway.keys() & locked.keys()):
-        revision, health, pace = locked[gateway_id]
-        current = [one for one in by_gateway[gateway_id] if _is_current(one, revision)]
-        accepted = sum(one.is_response for one in current)
-        new_health, new_pace = health, pace.succeeded(accepted)
-        for one in by_gateway[gateway_id]:
-            new_health = _health_after(new_health, one, has_result=_is_current(one, revision))
-        for one in current:
-            if one.result is not None and one.result.is_throttled:
-                quiet_until = None if one.result.retry_after is None else one.at + round(one.result.retry_after * 1000)
-                new_pace = new_pace.throttled(one.at, started=one.started, successes=accepted, quiet_until=quiet_until)
-        values = _changed(health, new_health, pace, new_pace)
-        if values:
-            queries.update_gateway(connection, gateway_id, values)
-        if new_health.open_until is not None and health.open_until is None:
-            opened.append(gateway_id)
-    return opened
-
-
-def _is_current(ended: EndedSend, revision: int) -> bool:
-    """Return whether the gateway still has the settings with which the attempt was made. Return True if these are unknown."""
-    config = ended.attempt.config
-    return config is None or config.revision == revision
-
-
-def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> TrackerHealth:
-    """Return the health of a gateway after an attempt. If `has_result` is false, the outcome does not show whether the gateway
-    works."""
-    result, is_probe = ended.result if has_result else None, ended.attempt.is_probe
-    if result is None or result.is_local:
-        # The probe of the gateway has no result, so another probe may be sent: at once, or after a pause if this host failed.
-        until = ended.at if result is None else ended.at + LOCAL_FAILURE_PAUSE_MS
-        return health.probing(until) if is_probe and health.open_until is not None else health
-    if ended.is_response:
-        return health.succeeded(ended.at)
-    if result.is_throttled:  # a throttled attempt lowers the rate of the gateway and does not open its circuit breaker
-        return health.answered(ended.at) if is_probe else health
-    quiet_until = None if result.retry_after is None else ended.at + round(result.retry_after * 1000)
-    return health.failed(ended.at, probe=is_probe, quiet_until=quiet_until)
-
-
-def _changed(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
-    """Return the column values of a gateway that differ from the stored values. If only the time of the last success has changed,
-    it is written at most once a second."""
-    values: dict[str, Any] = {}
-    is_recent = (
-        health.last_success_at is not None
-        and new_health.last_success_at is not None
-        and 0 <= new_health.last_success_at - health.last_success_at < 1000
-        and health.failures_in_row == new_health.failures_in_row
-        and health.open_until == new_health.open_until
-        and health.recovering_at == new_health.recovering_at
-    )
-    if new_health != health and not is_recent:
-        values |= health_columns(new_health)
-    if new_pace != pace:
-        values |= pace_columns(new_pace)
-    return values

@@ -42,11 +42,12 @@ from shortener.delivery.clock_steps import TOLERANCE_MS
 from shortener.delivery.dispatch_queries import find_stored
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
-from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
+from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished
 from shortener.gateways.clock_steps import repair
 from shortener.gateways.connections import Connections
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
+from shortener.gateways.gateway_health import write_health
 from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import SubmitOutcome
