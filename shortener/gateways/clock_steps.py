@@ -20,8 +20,9 @@ from shortener.delivery.clock_steps import TOLERANCE_MS, repaired_health, repair
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, health_columns, pace_columns
 from shortener.delivery.outcomes import next_delay
 from shortener.gateways.expiry import PAUSE_MS
-from shortener.gateways.queries import IS_PENDING, MAX_LEASE_MS, LockedGateway, lock_health, update_gateway
+from shortener.gateways.queries import MAX_LEASE_MS, LockedGateway, lock_health, update_gateway
 from shortener.storage.schema import gateways, send_attempts, sends
+from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
 #: The values of the column `queue`. The SQL contains them as literals, because a database cannot use a partial index for a

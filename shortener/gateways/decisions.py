@@ -20,13 +20,13 @@ from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
 from shortener.gateways.queries import ClaimedSend
 from shortener.model import SendStatus
-from shortener.retention.erasure import ERASED, UNSENT, GiveUp
+from shortener.retention.erasure import ERASED, GiveUp
 from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.schema import messages, sends
+from shortener.storage.send_conditions import IS_UNFINISHED, UNFINISHED
 from shortener.storage.types import to_ms
 
 DISCARDED = "discarded"  # The `last_error` of a message that somebody decided not to send.
-_IS_OPEN = sends.c.status.in_(UNSENT)
 
 
 def resend(
@@ -79,7 +79,7 @@ def give_up_erased(writer: SendWriter) -> GiveUp:
 
     def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:
         at = to_ms(now)
-        claims = find_sends(connection, at, sends.c.id.in_(ids), _IS_OPEN, waits=True)
+        claims = find_sends(connection, at, sends.c.id.in_(ids), IS_UNFINISHED, waits=True)
         detail = "the message was erased before a gateway accepted it"
         writer.write_each(connection, [finish_reported(claim, at) or failed(claim, at, ERASED, detail) for claim in claims], at)
 
@@ -91,7 +91,7 @@ def _lock_unfinished(
 ) -> ClaimedSend:
     """Lock and return a message that is held or waits for a gateway. Raise the errors of `resend`."""
     own = sends.c.application_id == application_id, messages.c.message_id == message_id
-    found = find_sends(connection, to_ms(now), _IS_OPEN, *own, leases_wait=leases_wait(connection))
+    found = find_sends(connection, to_ms(now), IS_UNFINISHED, *own, leases_wait=leases_wait(connection))
     if not found:
         raise _refusal(connection, application_id, message_id)
     return found[0]
@@ -103,7 +103,7 @@ def _refusal(connection: Connection, application_id: int, message_id: str) -> Ap
     status = connection.execute(found.where(*own)).scalar()
     if status is None:
         return ApiError(ErrorCode.MESSAGE_NOT_FOUND, "No gateway sends a message with this id.")
-    if status in (SendStatus.PENDING, SendStatus.HELD):
+    if status in UNFINISHED:
         return ApiError(ErrorCode.CONFLICT, "An attempt to send the message is running; try again later.")
     return already_finished(status)
 

@@ -48,7 +48,7 @@ from shortener.gateways.connections import Connections
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
 from shortener.gateways.gateway_health import write_health
-from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
+from shortener.gateways.queries import FinishedSend, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import SubmitOutcome
 from shortener.ids import IdGenerator, encode
@@ -60,6 +60,7 @@ from shortener.settings import Settings
 from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.database import Database, after_commit
 from shortener.storage.schema import sends
+from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import to_ms
 
 log = structlog.get_logger(__name__)

@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, or_, select
 
 from shortener.gateways.finishing import SendChange, failed, reported_status, row_after, row_of_returned_claim
-from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, lease_has_ended
+from shortener.gateways.queries import ClaimedSend, lease_has_ended
 from shortener.ids import first_id_at
 from shortener.model import SendStatus
 from shortener.plurals import counted
 from shortener.storage.schema import messages, sends
+from shortener.storage.send_conditions import IS_PENDING, IS_UNFINISHED
 from shortener.storage.types import to_ms
 
 MAX_ROWS = 256

@@ -21,6 +21,7 @@ from shortener.storage import raw_sql, schema
 from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.schema import gateways, sends
+from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import Instant, from_ms, to_ms
 
 
@@ -47,10 +48,6 @@ class GatewayState(NamedTuple):
         return self.queue.is_due(now)
 
 
-# The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
-IS_PENDING = sends.c.status == literal_column("0")
-IS_HELD = sends.c.status == literal_column("3")
-IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
 #: The longest possible lease: the highest time limit of an attempt (120 s) plus the margin of every lease.
 MAX_LEASE_MS = 120_000 + LEASE_MARGIN_MS
 #: To find messages of disabled applications, one transaction examines at most this many of the oldest due messages of a gateway.

@@ -36,6 +36,7 @@ from shortener.metrics import Metrics
 from shortener.model import Clock, SendStatus, State, record
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
+from shortener.storage.send_conditions import UNFINISHED
 from shortener.times import parse_report_time
 
 log = structlog.get_logger(__name__)
@@ -164,7 +165,7 @@ class GatewayReports:
         if report.reference and delivery_report.telecom_message_id and found.gateway_message_id is None:
             await self._database.write(_store_id, found.id, delivery_report.telecom_message_id)
         results = await self._reports.record(found.application_id, [delivery_report])
-        if found.status in (SendStatus.PENDING, SendStatus.HELD) and state is not None:
+        if found.status in UNFINISHED and state is not None:
             await self._database.write(_settle, found.id, state, self._clock())
         return LossReason.UNKNOWN_MESSAGE if results[0] is None else None
 

@@ -39,11 +39,12 @@ from shortener.gateways.input_checks import check_customer_change, check_limits,
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.setting_changes import build_preset, check_masks, merge_settings, rebuild_preset
 from shortener.gateways.submission import GatewayConfig
-from shortener.model import ALL_APPLICATIONS, Clock, SendStatus
+from shortener.model import ALL_APPLICATIONS, Clock
 from shortener.secret import Secret, SecretError
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
+from shortener.storage.send_conditions import IS_PENDING
 
 MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
 MAX_SETTINGS_BYTES = 64 * 1024
@@ -412,7 +413,7 @@ def _update(
 def waiting_messages(connection: Connection, gateway_id: int) -> int:
     """Return the number of messages that wait for a gateway."""
     sends = schema.sends
-    waiting = select(func.count()).select_from(sends).where(sends.c.gateway_id == gateway_id, sends.c.status == SendStatus.PENDING)
+    waiting = select(func.count()).select_from(sends).where(sends.c.gateway_id == gateway_id, IS_PENDING)
     return connection.execute(waiting).scalar_one()
 
 

@@ -16,13 +16,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import Connection, insert, literal_column, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.storage import schema
 from shortener.storage.database import upsert
+from shortener.storage.send_conditions import IS_UNFINISHED
 
 DEFAULT_CURRENCY = "USD"
 MAX_AMOUNT = Decimal(10) ** 12
@@ -130,9 +131,8 @@ def remove_balance(connection: Connection, application_id: int) -> bool:
 def _end_refunds(connection: Connection, application_id: int) -> None:
     """Let no message that waits for a gateway be refunded, because the balance from which its cost was deducted ends."""
     c = schema.sends.c
-    is_unfinished = c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
     was_deducted = c.deducted.is_distinct_from(False)
-    statement = update(schema.sends).where(is_unfinished, c.application_id == application_id, was_deducted)
+    statement = update(schema.sends).where(IS_UNFINISHED, c.application_id == application_id, was_deducted)
     connection.execute(statement.values(deducted=False))
 
 

@@ -29,7 +29,7 @@ from shortener.reporting.sends import (
     own_gateway_names,
     serialize_gateway_send,
 )
-from shortener.retention.erasure import UNSENT
+from shortener.storage.send_conditions import UNFINISHED
 from shortener.storage.types import AnyRow
 
 #: The label and the kind of badge that the pages show for each state of a message that a gateway sends.
@@ -125,7 +125,7 @@ async def decide(visit: Visit) -> Response:
     back = safe_next(visit.form.get("back"), visit.link("sends"))
     if not is_confirmed(visit):
         row = await visit.service.database.read(find_gateway_send, visit.application_id, message_id)
-        if row.status not in UNSENT:
+        if row.status not in UNFINISHED:
             raise decisions.already_finished(row.status)
         return ask(visit, _question(action, row), back)
     write: Callable[[Connection], int] = _resender(visit, message_id) if action == "resend" else _discarder(visit, message_id)

@@ -14,10 +14,11 @@ from functools import partial
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from shortener.gateways.queries import IS_HELD, IS_PENDING, find_waiting
+from shortener.gateways.queries import find_waiting
 from shortener.metrics import Metrics
 from shortener.model import record
 from shortener.storage.schema import applications, gateways, sends
+from shortener.storage.send_conditions import IS_HELD, IS_PENDING
 
 #: For each gateway, the count of messages without an attempt and the count of retries each stop at this number, so that a read
 #: stays fast.

@@ -19,7 +19,6 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, fu
 from shortener.delivery.health import TrackerHealth
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
-from shortener.gateways.queries import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.gateways.sends import send_fields
 from shortener.ids import MAX_ROW_ID
 from shortener.model import SendStatus, mutable_record, record
@@ -27,6 +26,7 @@ from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_num
 from shortener.reporting.queries import id_range
 from shortener.retention.erasure import ERASED
 from shortener.storage.schema import gateways, messages, sends
+from shortener.storage.send_conditions import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.storage.types import AnyRow
 
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.

@@ -69,6 +69,7 @@ from shortener.storage.schema import (
     send_attempts,
     sends,
 )
+from shortener.storage.send_conditions import IS_UNFINISHED
 
 MAX_MESSAGES_PER_BATCH = 100
 #: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
@@ -83,7 +84,6 @@ GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
 _CHECK_SECONDS = 0.02
 _SNAPSHOT = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-UNSENT = (int(SendStatus.PENDING), int(SendStatus.HELD))
 
 #: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
 PERSONAL_FIELDS = frozenset(
@@ -294,18 +294,17 @@ def _update(connection: Connection, statement: Update, **values: Any) -> int:
 
 def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
     """Remove the texts of messages for gateways, and give up the messages that wait for their gateway."""
-    is_unsent = sends.c.status.in_(UNSENT)
     _update(
         connection,
         update(sends).where(sends.c.id.in_(ids)),
         text=None,
         gateway_message_id=None,
         lease_until=None,
-        status=case((is_unsent, int(SendStatus.FAILED)), else_=sends.c.status),
+        status=case((IS_UNFINISHED, int(SendStatus.FAILED)), else_=sends.c.status),
         # A message with a lease has an attempt in progress, so the gateway may accept it in spite of the erasure.
-        doubtful=case((and_(is_unsent, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
-        finished_at=case((is_unsent, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
-        last_error=case((is_unsent, ERASED), else_=sends.c.last_error),
+        doubtful=case((and_(IS_UNFINISHED, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
+        finished_at=case((IS_UNFINISHED, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
+        last_error=case((IS_UNFINISHED, ERASED), else_=sends.c.last_error),
     )
     _update(connection, update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
 

@@ -34,4 +34,4 @@ def test_the_condition_of_pending_deliveries_is_defined_in_one_place() -> None:
     definition = re.compile(r'status == (literal_column\((str\(DeliveryStatus|"0"\)|"2"\))|0\b|2\b)')
     sources = {file: file.read_text() for file in PACKAGE.rglob("*.py")}
     found = [str(file.relative_to(PACKAGE)) for file, source in sources.items() if definition.search(source)]
-    assert sorted(found) == ["gateways/queries.py", "storage/delivery_conditions.py"], "use IS_PENDING and IS_DEAD"
+    assert found == ["storage/delivery_conditions.py"], "use IS_PENDING and IS_DEAD"
