@@ -209,7 +209,10 @@ def mask_parameters(value: Any, name: str = "") -> Any:
 
 def mask_in(text: str, number: str) -> str:
     """Return a text in which one phone number is masked, also without its plus sign. `number` may be empty."""
-    return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
+    if not number:
+        return text
+    masked = mask(number)
+    return text.replace(number, masked).replace(number.removeprefix("+"), masked.removeprefix("+"))
 
 
 def mask(number: str) -> str:

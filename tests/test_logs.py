@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from shortener import logs
-from shortener.logs import mask_numbers, mask_parameters, mask_recipient
+from shortener.logs import mask_in, mask_numbers, mask_parameters, mask_recipient
 from shortener.settings import Settings
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
@@ -178,13 +178,18 @@ def test_phone_numbers_in_a_text_are_masked(text: str, masked: str) -> None:
     ("message_id", "number", "masked"),
     [
         ("48151623", "+14085550123", "48151623"),
-        ("sms-14085550123-1", "+14085550123", "sms-+14…23-1"),
+        ("sms-14085550123-1", "+14085550123", "sms-14…23-1"),
         ("14085550123", "", "14085550123"),
         ("+4915112345678", "", "+49…78"),
     ],
 )
 def test_only_the_recipient_and_international_numbers_are_masked_in_a_message_id(message_id: str, number: str, masked: str) -> None:
     assert mask_recipient(message_id, number) == masked
+
+
+def test_a_masked_number_in_a_text_has_a_plus_only_if_the_text_has_one() -> None:
+    text = "to '14085550100' has no +; it was read as +14085550100"
+    assert mask_in(text, "+14085550100") == "to '14…00' has no +; it was read as +14…00"
 
 
 def test_phone_numbers_in_parameters_are_masked_but_not_other_numbers() -> None:

@@ -165,10 +165,40 @@ async def remove_domain(host: str, application: int | None, yes: bool, as_json: 
     async with open_store() as database:
         what = await _describe_change(database, host, application, "no new links use it")
         audit = command_line_audit(database)
+        owner = await _find_owner(database, host)
         removed = await confirm_write(
             database, what, yes, audited_accounts.remove_domain, audit, host, current_time(), application_id=application
         )
+        with after_change():
+            print_warnings(await _no_domain_warnings(database, owner))
     print_result({"host": removed, "removed": True}, as_json, lambda: click.echo(f"{removed} is removed"))
+
+
+async def _find_owner(database: Any, host: str) -> int | None:
+    """Return the id of the application that has a domain, or None if there is no such domain."""
+    from shortener.accounts.directory import Directory
+    from shortener.urls import canonical_host
+
+    directory = Directory(database)
+    await directory.refresh()
+    domain = directory.domain(canonical_host(host))
+    return domain.application_id if domain else None
+
+
+async def _no_domain_warnings(database: Any, application: int | None) -> list[str]:
+    """Return a warning if an application has no domain for new links any more, so that its rewrites fail."""
+    from shortener.accounts.directory import Directory
+
+    directory = Directory(database)
+    await directory.refresh()
+    found = None if application is None else directory.application(application)
+    if found is None or found.domain is not None or found.may_use_shared_host:
+        return []
+    return [
+        f"application {found.id} ({found.name}) has no domain for new links: every rewrite of a text with links now fails with "
+        f"NO_USABLE_DOMAIN. Add or enable a domain, or let links use BASE_URL: `shortener applications update {found.id} --set "
+        "allow_shared_host=true`"
+    ]
 
 
 @domains.command("disable", cls=OwnedCommand)
@@ -234,6 +264,7 @@ async def _print_domain(database: Any, host: str, as_json: bool, warnings: Itera
     domain = directory.domain(host)
     assert domain is not None  # the domain exists, because it was just changed
     fields = serialize_domain(domain, directory.application(domain.application_id))
-    fields["warnings"] = list(dict.fromkeys([*warnings, *fields["warnings"]]))
+    no_domain = await _no_domain_warnings(database, domain.application_id)
+    fields["warnings"] = list(dict.fromkeys([*warnings, *fields["warnings"], *no_domain]))
     print_warnings(fields["warnings"])
     print_result(fields, as_json, lambda: print_fields({name: value for name, value in fields.items() if name != "warnings"}))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -272,6 +273,20 @@ def test_the_code_blocks_of_the_python_client_guide_run_in_order(server: Server,
     for block in blocks:
         exec(compile(block, "python-client.md", "exec"), names)
     printed = capsys.readouterr().out
+    provider = Endpoint()
+    names["TWILIO"] = provider.url
+    message_id = names["send_with_twilio"]("+14085550100", 'See #track("https://example.com/offer")')
+    form = {name: value for name, [value] in parse_qs(provider.wait(1)[0].body.decode()).items()}
+    provider.close()
+    assert form["Body"].startswith(f"See {server.base}/")
+    assert parse_qs(urlsplit(form["StatusCallback"]).query) == {"message_id": [message_id]}
+    states = []
+    for status in ({"MessageStatus": "sent"}, {"MessageStatus": "undelivered", "ErrorCode": "30005"}):
+        names["handle_twilio_status"](message_id, {"MessageSid": "SM1"} | status)
+        stored = names["client"].status(message_id)
+        states.append((stored.state, stored.raw["reason_code"], stored.raw["telecom_message_id"]))
+    assert [state for state, _, _ in states] == ["SENT", "FAILED"]
+    assert states[1] == ("FAILED", "30005", "SM1")
     assert "2 of 2" in printed
     assert names["text"].is_tracked
     names["client"].close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from shortener.clicks.link_updates import LinkUpdates
@@ -127,7 +128,15 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
     file.write_text('[{"relation": []}]')
     changed = shell.json("domains", "update", "go.dlt.example", "--path", "", "--assetlinks", str(file), "--disable")
     assert (changed["path"], changed["assetlinks"], changed["enabled"]) == ("", [{"relation": []}], False)
-    assert shell.json("domains", "remove", "two.dlt.example") == {"host": "two.dlt.example", "removed": True}
+    removed = shell("domains", "remove", "two.dlt.example", "--json", "--yes")
+    assert orjson.loads(removed.stdout) == {"host": "two.dlt.example", "removed": True}
+    no_domain = f"Warning: application {number} (dlt) has no domain for new links: every rewrite of a text with links now fails"
+    assert no_domain in removed.stderr
+    assert f"`shortener applications update {number} --set allow_shared_host=true`" in removed.stderr
+    assert no_domain not in shell("domains", "enable", "go.dlt.example").stderr
+    assert no_domain in shell("domains", "disable", "go.dlt.example", "--yes").stderr
+    shell("applications", "update", number, "--set", "allow_shared_host=true")
+    assert no_domain not in shell("domains", "update", "go.dlt.example", "--disable", "--yes").stderr
     assert [row["host"] for row in shell.json("domains", "list", number)] == ["go.dlt.example"]
     assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
     assert "use at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
