@@ -45,7 +45,14 @@ from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
-from tests.speed import collect_garbage_rarely, exclude_old_objects, share_compiled_statements, share_server_properties
+from tests.speed import (
+    collect_garbage_rarely,
+    end_without_cleaning_up,
+    exclude_old_objects,
+    report_only_calls_and_failures,
+    share_compiled_statements,
+    share_server_properties,
+)
 
 T = TypeVar("T")
 
@@ -72,6 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
     reset_logs()
     share_compiled_statements()
     share_server_properties()
+    if hasattr(config, "workerinput"):
+        end_without_cleaning_up()
+        report_only_calls_and_failures(config)
 
 
 def pytest_collection_finish() -> None:

@@ -7,11 +7,15 @@ modules and all tests again and again. On PostgreSQL, each new connection examin
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
+import pytest
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
@@ -115,3 +119,37 @@ def exclude_old_objects() -> None:
     if len(gc.get_objects(generation=2)) > MAX_OLD_OBJECTS:
         gc.collect()
         gc.freeze()
+
+
+def end_without_cleaning_up() -> None:
+    """Let a test process of pytest-xdist end without freeing all its objects one by one, which takes up to a second."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # the controller has already received the results
+
+    atexit.register(end)  # Python calls the function that was registered first last.
+
+
+class OnlyCallsAndFailures:
+    """Sends the reports of a test process of pytest-xdist, except those of a setup or teardown that passed."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            self._worker.pytest_runtest_logreport(report)
+
+
+def report_only_calls_and_failures(config: pytest.Config) -> None:
+    """Let a test process send one report for each test that passes, instead of three.
+
+    With `--durations`, pytest then lists the setup and the teardown of a test only if they fail. Run the tests in one process
+    (`-n 0`) to see their durations."""
+    (worker,) = [plugin for plugin in config.pluginmanager.get_plugins() if type(plugin).__name__ == "WorkerInteractor"]
+    config.hook.pytest_runtest_logreport._remove_plugin(worker)
+    if config.get_verbosity() < 1:  # the controller prints the name of a test that begins only with --verbose
+        config.hook.pytest_runtest_logstart._remove_plugin(worker)
+    config.pluginmanager.register(OnlyCallsAndFailures(worker))

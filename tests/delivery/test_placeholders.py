@@ -42,16 +42,16 @@ def test_the_names_of_the_placeholders_equal_the_documented_names() -> None:
 
 
 @pytest.mark.parametrize("name", PLACEHOLDERS)
-@pytest.mark.parametrize("value", NASTY)
-def test_placeholder_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str, value: str) -> None:
+def test_placeholder_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str) -> None:
     template = parse_template(f"https://t.example:8443/in/{{{name}}}/end?a=1&v={{{name}}}&b=2")
     assert template.placeholders == (name,)
-    url = template.expand({name: value})
-    parts = urlsplit(url)
-    assert (parts.scheme, parts.netloc, parts.fragment) == ("https", "t.example:8443", "")
-    assert [unquote(segment) for segment in parts.path.split("/")] == ["", "in", value, "end"]
-    assert parse_qsl(parts.query, keep_blank_values=True) == [("a", "1"), ("v", value), ("b", "2")]
-    assert f"v={quote(value, safe='')}&" in url
+    for value in NASTY:
+        url = template.expand({name: value})
+        parts = urlsplit(url)
+        assert (parts.scheme, parts.netloc, parts.fragment) == ("https", "t.example:8443", "")
+        assert [unquote(segment) for segment in parts.path.split("/")] == ["", "in", value, "end"]
+        assert parse_qsl(parts.query, keep_blank_values=True) == [("a", "1"), ("v", value), ("b", "2")]
+        assert f"v={quote(value, safe='')}&" in url
 
 
 @given(st.dictionaries(st.sampled_from(PLACEHOLDERS), TEXT))
@@ -121,13 +121,13 @@ def test_a_lone_surrogate_in_a_placeholder_value_is_replaced() -> None:
         ("{phone}}", "phone"),
     ],
 )
-@pytest.mark.parametrize("url", ["https://t.example/cb?p=$&q={status}", "https://t.example/cb/$/x", "https://t.example/cb?p=$"])
-def test_placeholders_in_the_syntax_of_other_systems_are_rejected_with_a_hint(url: str, text: str, name: str) -> None:
-    with pytest.raises(TemplateError) as caught:
-        parse_template(url.replace("$", text, 1))
-    assert caught.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
-    assert f"write {{{name}}}" in caught.value.reason
-    assert abs(caught.value.position - url.index("$")) <= 2
+def test_placeholders_in_the_syntax_of_other_systems_are_rejected_with_a_hint(text: str, name: str) -> None:
+    for url in ("https://t.example/cb?p=$&q={status}", "https://t.example/cb/$/x", "https://t.example/cb?p=$"):
+        with pytest.raises(TemplateError) as caught:
+            parse_template(url.replace("$", text, 1))
+        assert caught.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
+        assert f"write {{{name}}}" in caught.value.reason
+        assert abs(caught.value.position - url.index("$")) <= 2
 
 
 def test_the_error_of_a_tracker_url_names_each_unknown_placeholder_in_the_order_of_the_url() -> None:

@@ -72,12 +72,10 @@ def test_a_url_is_detected_with_its_position() -> None:
         "staff.uni.edu.sg/~me",
     ],
 )
-@pytest.mark.parametrize(
-    "around",
-    ["{}", "go to {} now", "({})", "“{}”", "'{}'", '"{}"', "<{}>", "see {}.", "{}, or", "{}!?", "*{}*", "info:{}...", "👍{}\n"],
-)
-def test_a_url_is_detected_inside_any_sentence(url: str, around: str) -> None:
-    assert detect(around.format(url)) == [url]
+def test_a_url_is_detected_inside_any_sentence(url: str) -> None:
+    around = ("{}", "go to {} now", "({})", "“{}”", "'{}'", '"{}"', "<{}>", "see {}.", "{}, or", "{}!?", "*{}*", "info:{}...")
+    sentences = [text.format(url) for text in (*around, "👍{}\n")]
+    assert [sentence for sentence in sentences if detect(sentence) != [url]] == []
 
 
 @pytest.mark.parametrize(
@@ -218,9 +216,8 @@ def mark(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("expected", MARKETING_TEXTS)
-def test_urls_in_marketing_texts_are_detected_as_a_person_would_mark_them(expected: str) -> None:
-    assert mark(expected.replace("⟦", "").replace("⟧", "")) == expected
+def test_urls_in_marketing_texts_are_detected_as_a_person_would_mark_them() -> None:
+    assert [mark(expected.replace("⟦", "").replace("⟧", "")) for expected in MARKETING_TEXTS] == [*MARKETING_TEXTS]
 
 
 @pytest.mark.parametrize(
