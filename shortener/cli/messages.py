@@ -145,14 +145,14 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     links respond with 410. A message that waits for a gateway becomes FAILED, and its cost is refunded unless the gateway may have
     accepted it.
     """
-    from shortener.clicks.user_agents import load_expressions
     from shortener.errors import ApiError, ErrorCode
     from shortener.gateways.decisions import give_up_erased
     from shortener.gateways.finishing import SendWriter
     from shortener.ids import IdGenerator
     from shortener.messages.delivery_reports import DeliveryReports
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
-    from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
+    from shortener.retention.erasure import LinksStillCached, Subject, count_messages, erase_data
+    from shortener.retention.scrub import ErasureResult
     from shortener.storage.clock import ms_clock, open_clock
 
     if (phone is None) == (message_id is None):
@@ -162,8 +162,9 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
             phone = parse_number(phone).e164
         except PhoneNumberError as error:
             raise click.BadParameter(error.reason, param_hint="--phone") from None
+    subject = Subject(phone or "", message_id or "")
     async with open_store(application) as database, open_cache() as cache:
-        counts = await database.read(count_messages, application, phone=phone or "", message_id=message_id or "")
+        counts = await database.read(count_messages, application, subject)
         if not counts and message_id is not None:
             raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
         if not counts and not yes:
@@ -171,18 +172,14 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
             return
         where = ", ".join(f"{count:,} of application {name}" for name, count in counts.items())
         confirm(f"This permanently removes the personal data of messages: {where}.", yes, is_required=True)
-        codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
-        if not await cache.invalidate(codes):
-            raise click.ClickException(
-                "nothing was erased: Redis is unavailable and may contain destinations; try again when it responds"
-            )
         audit = command_line_audit(database)
         clock = await open_clock(database)
         now, ids = clock(), IdGenerator(database.node, ms_clock(clock))
         give_up = give_up_erased(SendWriter(ids, DeliveryReports(database, ids, on_events=lambda: None)))
-        if phone is not None:
-            erased = await erase(database, application, phone, now, audit, give_up)
-        else:
-            await load_expressions()
-            erased = await database.write(erase_message, application, message_id, now, audit, give_up)
+        try:
+            erased = await erase_data(database, cache, application, subject, now, audit, give_up)
+        except LinksStillCached:
+            raise click.ClickException(
+                "nothing was erased: Redis is unavailable and may contain destinations; try again when it responds"
+            ) from None
     print_counts(dataclasses.asdict(erased), as_json, _NOTHING_TO_ERASE)

@@ -20,7 +20,8 @@ from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
 from shortener.gateways.queries import ClaimedSend
 from shortener.model import SendStatus
-from shortener.retention.erasure import ERASED, GiveUp
+from shortener.retention.erasure import GiveUp
+from shortener.retention.scrub import ERASED
 from shortener.storage.clock_guard import LeasesWait
 from shortener.storage.schema import messages, sends
 from shortener.storage.send_conditions import IS_UNFINISHED, UNFINISHED

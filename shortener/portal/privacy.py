@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.decisions import give_up_erased
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
-from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
+from shortener.retention.erasure import Subject, count_messages, erase_data
+from shortener.retention.scrub import ErasureResult
 
 MAX_SUBJECT_CHARACTERS = 255
 #: The settings of the installation that limit how long data is kept, each with a description of the data.
@@ -31,22 +29,6 @@ KEPT = {
 }
 
 KINDS = {"phone": "Phone number", "message_id": "Message id"}
-
-
-@record
-class Subject:
-    """The person whose data is erased, identified by a phone number in E.164 or by a message_id. The unused field is empty."""
-
-    phone: str = ""
-    message_id: str = ""
-
-    @property
-    def kind(self) -> str:
-        return "phone" if self.phone else "message_id"
-
-    @property
-    def text(self) -> str:
-        return self.phone or self.message_id
 
 
 async def privacy(visit: Visit) -> Response:
@@ -78,12 +60,12 @@ def _page(
     )
 
 
-async def erase_data(visit: Visit) -> Response:
+async def erase_person(visit: Visit) -> Response:
     """Show how many messages an erasure would affect, or erase the data."""
     service, application_id = visit.service, visit.application_id
     try:
         subject = _parse_subject(visit.form.get("kind", ""), visit.form.get("subject", "").strip())
-        messages = sum((await service.database.read(_count, application_id, subject)).values())
+        messages = sum((await service.database.read(count_messages, application_id, subject)).values())
         if not messages:
             reason = f"no message of this application has this {'number' if subject.phone else 'id'}"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("subject", reason)])
@@ -93,24 +75,9 @@ async def erase_data(visit: Visit) -> Response:
         raise
     if visit.form.get("action") != "erase":
         return _page(visit, subject=subject, messages=messages)
-    if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
-        reason = "Nothing was erased because the link cache (Redis) is unavailable."
-        raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
-    audit, give_up = visit.audit_writer, give_up_erased(service.gateway_dispatcher.writer)
-    if subject.phone:
-        result = await erase(service.database, application_id, subject.phone, visit.now, audit, give_up)
-    else:
-        await load_expressions()
-        result = await service.database.write(erase_message, application_id, subject.message_id, visit.now, audit, give_up)
+    give_up = give_up_erased(service.gateway_dispatcher.writer)
+    result = await erase_data(service.database, service.cache, application_id, subject, visit.now, visit.audit_writer, give_up)
     return _page(visit, subject=subject, receipt=result)
-
-
-def _count(connection: Connection, application_id: int, subject: Subject) -> dict[str, int]:
-    return count_messages(connection, application_id, phone=subject.phone, message_id=subject.message_id)
-
-
-def _find_codes(connection: Connection, application_id: int, subject: Subject) -> list[str]:
-    return find_codes(connection, application_id, phone=subject.phone, message_id=subject.message_id)
 
 
 def _parse_subject(kind: str, text: str) -> Subject:
@@ -134,7 +101,7 @@ PAGES = [
     PortalPage(
         "/portal/{app}/privacy",
         privacy,
-        erase_data,
+        erase_person,
         role=Role.MANAGER,
         all_applications=False,
         navigation=NavigationItem("Privacy", "shield", 40, "setup"),

@@ -24,7 +24,7 @@ from shortener.ids import MAX_ROW_ID
 from shortener.model import SendStatus, mutable_record, record
 from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
 from shortener.reporting.queries import id_range
-from shortener.retention.erasure import ERASED
+from shortener.retention.scrub import ERASED
 from shortener.storage.schema import gateways, messages, sends
 from shortener.storage.send_conditions import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.storage.types import AnyRow

@@ -15,16 +15,18 @@ Remaining data: that the message was sent, its sender and price, and its states,
 the kind of device and the browser, which the statistics count, instead of the user agent. Therefore the counts, the lists and a
 recount still agree.
 
-Erasure disables the links, because their destinations may be personal. The links then return 410. The caller must first remove the
-links from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message
-(Xoxzo) is given up. The message_id cannot be used for another message. An erasure includes neither data that was already sent to
-trackers, nor the backups and logs of others.
+`erase_data` performs all steps of an erasure. It is the only function of this module that the API, the portal and the command line
+call to erase data.
+
+Erasure disables the links, because their destinations may be personal. The links then return 410. Pending events are delivered
+without the erased data. A pending callback of the message (Xoxzo) is given up. The message_id cannot be used for another message.
+An erasure includes neither data that was already sent to trackers, nor the backups and logs of others.
 
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
 Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
 
 These transactions parse the user agents of the hits. Await `load_expressions` (clicks/user_agents.py) before `erase_message` and
-`erase_again`. `erase` itself awaits it.
+`erase_again`. `erase_data` and `erase` themselves await it.
 
 One transaction erases one message. The messages to a number are erased in batches of `MAX_MESSAGES_PER_BATCH`. If an erasure was
 interrupted, run it again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so the audit log of
@@ -35,47 +37,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, case, delete, func, literal, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, text
 
 from shortener.accounts.audit import AuditWriter
-from shortener.clicks.user_agents import device_class, load_expressions
-from shortener.errors import ApiError, ErrorCode
-from shortener.model import DeliveryStatus, SendStatus, mutable_record
+from shortener.clicks.user_agents import load_expressions
+from shortener.errors import RETRY_AFTER_SECONDS, ApiError, ErrorCode
+from shortener.model import record
+from shortener.retention.scrub import ErasureResult, scrub_messages
 from shortener.storage.database import Database, upsert
-from shortener.storage.schema import (
-    applications,
-    attempts,
-    conversion_revisions,
-    conversions,
-    deliveries,
-    erasure_repeats,
-    events,
-    events_of,
-    first_clicks,
-    hits,
-    hits_dead_letter,
-    idempotency,
-    link_changes,
-    links,
-    messages,
-    other_hits,
-    refused_conversions,
-    send_attempts,
-    sends,
-)
-from shortener.storage.send_conditions import IS_UNFINISHED
+from shortener.storage.schema import applications, erasure_repeats, links, messages
+
+if TYPE_CHECKING:
+    from shortener.redis.link_cache import LinkCache
 
 MAX_MESSAGES_PER_BATCH = 100
 #: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
 AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
-ERASED = "erased"  # The `last_error` of a callback or a send that was given up because its message was erased.
 
 #: A function that gives up messages that wait for a gateway (gateways/decisions.py). It runs in the transaction of the erasure. Its
 #: arguments are the connection, row ids of messages and the time. Messages that do not wait for a gateway do not change.
@@ -84,40 +67,48 @@ GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
 _CHECK_SECONDS = 0.02
 _SNAPSHOT = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-
-#: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
-PERSONAL_FIELDS = frozenset(
-    {
-        "to_address",
-        "phone_sha256",
-        "metadata",
-        "url",
-        "label",
-        "user_agent",
-        "conversion_metadata",
-        "reason_description",
-        "telecom_message_id",
-    }
-)
-
 _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
-@mutable_record
-class ErasureResult:
-    """The number of rows from which personal data was removed, by kind."""
+class LinksStillCached(ApiError):
+    """Raised if the link cache may still contain the destinations of the links, which may be personal. Nothing was erased."""
 
-    messages: int = 0
-    links: int = 0
-    hits: int = 0
-    conversions: int = 0
-    events: int = 0
-    attempts: int = 0
+    def __init__(self) -> None:
+        text = "Nothing was erased because the link cache (Redis) is unavailable."
+        super().__init__(ErrorCode.UNAVAILABLE, text, retry_after=RETRY_AFTER_SECONDS)
 
-    def add(self, other: ErasureResult) -> None:
-        """Add the numbers of another erasure result."""
-        for name, rows in dataclasses.asdict(other).items():
-            setattr(self, name, getattr(self, name) + rows)
+
+@record
+class Subject:
+    """The person whose data is erased, identified by a phone number in E.164 or by a message_id. The unused field is empty."""
+
+    phone: str = ""
+    message_id: str = ""
+
+
+async def erase_data(
+    database: Database,
+    cache: LinkCache,
+    application_id: int | None,
+    subject: Subject,
+    now: datetime,
+    audit: AuditWriter,
+    give_up: GiveUp,
+) -> ErasureResult:
+    """Erase a person's data in these steps. `application_id` None means all applications for a number, and for a message the only
+    application that has a message with this id.
+
+    1. Remove the links from the link cache.
+    2. In each transaction, finish the messages that wait for a gateway (`give_up`), remove the personal data, list the messages for
+       `erasure_repeats`, and add a row to the audit log.
+
+    Raise LinksStillCached, ApiError INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT, or StoreUnavailable."""
+    if not await cache.invalidate(await database.read(find_codes, application_id, subject)):
+        raise LinksStillCached
+    if subject.phone:
+        return await erase(database, application_id, subject.phone, now, audit, give_up)
+    await load_expressions()
+    return await database.write(erase_message, application_id, subject.message_id, now, audit, give_up)
 
 
 async def erase(
@@ -204,7 +195,7 @@ def erase_message(
     None, a message that waits for a gateway is not sent, but it keeps its state and its cost is not refunded.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
-    ids = list(connection.scalars(select(messages.c.id).where(_selects(application_id, message_id=message_id))))
+    ids = list(connection.scalars(select(messages.c.id).where(_selects(application_id, Subject(message_id=message_id)))))
     if not ids:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     if len(ids) > 1:
@@ -215,39 +206,37 @@ def erase_message(
     return erased
 
 
-def count_messages(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> dict[str, int]:
-    """Return the number of messages to this phone number, or with this message id, by the name of the application."""
+def count_messages(connection: Connection, application_id: int | None, subject: Subject) -> dict[str, int]:
+    """Return the number of messages whose data `erase_data` would erase, by the name of the application."""
     counted = select(applications.c.name, func.count()).join(messages, messages.c.application_id == applications.c.id)
-    counted = counted.where(_selects(application_id, phone, message_id)).group_by(applications.c.name)
+    counted = counted.where(_selects(application_id, subject)).group_by(applications.c.name)
     return {row[0]: row[1] for row in connection.execute(counted.order_by(applications.c.name))}
 
 
-def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
-    """Return the codes of all links of messages to this phone number, or of this message.
-
-    The caller removes these codes from the link cache before it erases the messages."""
+def find_codes(connection: Connection, application_id: int | None, subject: Subject) -> list[str]:
+    """Return the codes of all links whose messages `erase_data` would erase."""
     found = select(links.c.code).join(messages, messages.c.id == links.c.message_id)
-    return list(connection.scalars(found.where(_selects(application_id, phone, message_id))))
+    return list(connection.scalars(found.where(_selects(application_id, subject))))
 
 
-def _selects(application_id: int | None, phone: str = "", message_id: str = "") -> ColumnElement[bool]:
-    """Return the SQL condition for messages to a phone number, or with a message id if `phone` is empty. If `application_id` is
-    None, the messages may belong to any application."""
+def _selects(application_id: int | None, subject: Subject) -> ColumnElement[bool]:
+    """Return the SQL condition for the messages of a person. If `application_id` is None, the messages may belong to any
+    application."""
     # If the application is not given, the list of all applications lets the database use the index by application and message id.
     owners = [application_id] if application_id is not None else select(applications.c.id)
-    selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
+    selected = messages.c.to_address == subject.phone if subject.phone else messages.c.message_id == subject.message_id
     return and_(messages.c.application_id.in_(owners), selected)
 
 
 def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
     """Erase the messages with these row ids again. Personal data of these messages may have been stored since the first erasure."""
-    _scrub_messages(connection, ids, now)
+    scrub_messages(connection, ids, now)
 
 
 def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveUp | None) -> ErasureResult:
     if give_up is not None:
         give_up(connection, ids, now)
-    erased = _scrub_messages(connection, ids, now)
+    erased = scrub_messages(connection, ids, now)
     if ids:
         due_at = now + timedelta(seconds=REPEAT_AFTER_SECONDS[0])
         repeats = [{"id": row, "due_at": due_at, "repeats": 0} for row in ids]
@@ -255,166 +244,3 @@ def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveU
         first = {"due_at": statement.excluded.due_at, "repeats": 0}
         connection.execute(statement.on_conflict_do_update(index_elements=[erasure_repeats.c.id], set_=first), repeats)
     return erased
-
-
-def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> ErasureResult:
-    """Remove the personal data of messages. Return the number of changed rows."""
-    if not ids:
-        return ErasureResult()
-    _scrub_sends(connection, ids, now)  # First, because the dispatcher of the gateways locks `sends` before `messages`.
-    of_messages = links.c.message_id.in_(ids)
-    erased = ErasureResult(
-        links=_scrub_links(connection, of_messages, now),
-        messages=_update(
-            connection,
-            update(messages).where(messages.c.id.in_(ids)),
-            to_address="",
-            content_hash="",
-            callback_url=None,
-            metadata=None,
-            reason_description=None,
-            telecom_message_id=None,
-        ),
-        hits=_scrub_hits(connection, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids))))
-        + _scrub_hits(connection, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(of_messages)))),
-        conversions=_scrub_conversions(connection, ids),
-        attempts=_scrub_deliveries(connection, ids, now),
-        events=_scrub_events(connection, ids),
-    )
-    codes = list(connection.scalars(select(links.c.code).where(of_messages)))
-    erased.hits += _scrub_dead_letters(connection, codes)
-    _delete_responses(connection, ids)
-    return erased
-
-
-def _update(connection: Connection, statement: Update, **values: Any) -> int:
-    """Set the columns to these values. Return the number of changed rows."""
-    return connection.execute(statement.values(**values)).rowcount
-
-
-def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
-    """Remove the texts of messages for gateways, and give up the messages that wait for their gateway."""
-    _update(
-        connection,
-        update(sends).where(sends.c.id.in_(ids)),
-        text=None,
-        gateway_message_id=None,
-        lease_until=None,
-        status=case((IS_UNFINISHED, int(SendStatus.FAILED)), else_=sends.c.status),
-        # A message with a lease has an attempt in progress, so the gateway may accept it in spite of the erasure.
-        doubtful=case((and_(IS_UNFINISHED, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
-        finished_at=case((IS_UNFINISHED, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
-        last_error=case((IS_UNFINISHED, ERASED), else_=sends.c.last_error),
-    )
-    _update(connection, update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
-
-
-def _scrub_links(connection: Connection, condition: ColumnElement[bool], now: datetime) -> int:
-    """Remove the destinations of links with their history, and disable the links. Return the number of links."""
-    # The history of a link contains its earlier destinations, so it must be erased too.
-    history = link_changes.c.link_id.in_(select(links.c.id).where(condition))
-    _update(connection, update(link_changes).where(history), changes={})
-    return _update(
-        connection,
-        update(links).where(condition),
-        url="",
-        location=None,
-        label=None,
-        fallback_url=None,
-        disabled_at=func.coalesce(links.c.disabled_at, literal(now, links.c.disabled_at.type)),
-    )
-
-
-def _scrub_conversions(connection: Connection, ids: list[int]) -> int:
-    """Remove the metadata of the conversions of messages, and delete the refused reports that name the messages. Return the number
-    of conversions."""
-    of_messages = conversions.c.message_id.in_(ids)
-    count = _update(connection, update(conversions).where(of_messages), metadata=None, warnings=None)
-    revisions = conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(of_messages))
-    _update(connection, update(conversion_revisions).where(revisions), metadata=None, warnings=None)
-    named = select(messages.c.application_id, messages.c.message_id).where(messages.c.id.in_(ids))
-    for application_id, message_id in connection.execute(named).all():
-        r = refused_conversions.c
-        connection.execute(delete(refused_conversions).where(r.application_id == application_id, r.message_id == message_id))
-    return count
-
-
-def _scrub_deliveries(connection: Connection, ids: list[int], now: datetime) -> int:
-    """Remove the responses of trackers to deliveries of messages, and give up pending callbacks. Return the number of attempts."""
-    of_messages = deliveries.c.event_id.in_(select(events.c.id).where(events_of(ids)))
-    of_deliveries = attempts.c.delivery_id.in_(select(deliveries.c.id).where(of_messages))
-    count = _update(connection, update(attempts).where(of_deliveries), answer=None, detail=None)
-    is_pending_callback = deliveries.c.tracker_id.is_(None), deliveries.c.status == DeliveryStatus.PENDING.value
-    _update(
-        connection,
-        update(deliveries).where(of_messages, *is_pending_callback),
-        status=DeliveryStatus.DEAD.value,
-        finished_at=now,
-        lease_until=None,
-        last_error=ERASED,
-    )
-    _update(connection, update(deliveries).where(of_messages), callback_url=None)
-    return count
-
-
-def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
-    """Remove the IP addresses and user agents of hits, and keep the device class of each user agent. Return the number of hits."""
-    # The lock waits for another transaction that changes the verdicts or the personal data of the same hits.
-    found = select(hits.c.id, hits.c.user_agent).where(condition, hits.c.user_agent != "").order_by(hits.c.id).with_for_update()
-    kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in connection.execute(found)]
-    if kept:
-        connection.execute(update(hits).where(hits.c.id == bindparam("row")).values(device_class=bindparam("kept")), kept)
-    return connection.execute(update(hits).where(condition).values(address="", user_agent="")).rowcount
-
-
-def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    # This lock waits for a fan-out that has already read the message. The data that the fan-out writes is therefore erased too.
-    found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
-    scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
-    if scrubbed:
-        statement = update(events).where(events.c.id == bindparam("row"))
-        connection.execute(statement.values(data=bindparam("new_data"), facts=bindparam("new_facts")), scrubbed)
-    return len(scrubbed)
-
-
-def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
-    """Remove IP addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete unreadable dead letters."""
-    dead = hits_dead_letter.c
-    found = connection.execute(select(dead.id, dead.hit).where(dead.code.in_(codes))).all()
-    for row_id, stored in found:
-        own = dead.id == row_id
-        try:
-            fields: dict[str, Any] = {**json.loads(stored), "address": "", "user_agent": ""}
-        except (ValueError, TypeError):  # The stored hit is cut off or is not a JSON object, so it cannot be read.
-            connection.execute(delete(hits_dead_letter).where(own))
-        else:
-            connection.execute(update(hits_dead_letter).where(own).values(hit=json.dumps(fields)))
-    return len(found)
-
-
-def _scrub(value: Any) -> Any:
-    """Return a JSON value without the fields in PERSONAL_FIELDS, at any depth. The bodies of events can be rendered without these
-    fields."""
-    if isinstance(value, dict):
-        return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
-    if isinstance(value, list):
-        return [_scrub(one) for one in value]
-    return value
-
-
-def _delete_responses(connection: Connection, ids: list[int]) -> None:
-    """Delete the stored responses that contain these messages. They are found by time: a response has the same time as the messages
-    that its request created."""
-    m, stored = messages.c, idempotency.c
-    erased: dict[tuple[int, datetime], set[str]] = {}
-    for row in connection.execute(select(m.application_id, m.created_at, m.message_id).where(m.id.in_(ids))):
-        erased.setdefault((row.application_id, row.created_at), set()).add(row.message_id)
-    for (application_id, created_at), message_ids in erased.items():
-        candidates = select(stored.key, stored.answer).where(
-            stored.application_id == application_id, stored.created_at == created_at
-        )
-        keys = [
-            row.key for row in connection.execute(candidates) if any(message["message_id"] in message_ids for message in row.answer)
-        ]
-        if keys:
-            connection.execute(delete(idempotency).where(stored.application_id == application_id, stored.key.in_(keys)))

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from shortener.clicks.user_agents import load_expressions
-from shortener.errors import RETRY_AFTER_SECONDS, ApiError, ErrorCode
+from shortener.errors import ErrorCode
 from shortener.gateways.decisions import give_up_erased
 from shortener.messages.phone_numbers import parse_recipient
-from shortener.retention.erasure import erase, erase_message, find_codes
+from shortener.retention.erasure import Subject, erase_data
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text, number_as_text
 
@@ -61,22 +60,10 @@ class ErasureResponse(ResponseModel):
 
 async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     """Erase the personal data of a phone number or a message in the caller's application."""
-    service, body, application_id = call.service, call.body, call.application_id
-    phone = "" if body.phone is None else parse_recipient(body.phone, "phone")
-    target = {"phone": phone, "message_id": body.message_id or ""}
-    if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
-        # Redis would still contain the destinations of the links, which may be personal data.
-        raise ApiError(
-            ErrorCode.UNAVAILABLE,
-            "Nothing was erased because the link cache (Redis) is unavailable.",
-            retry_after=RETRY_AFTER_SECONDS,
-        )
-    audit, give_up = call.audit, give_up_erased(service.gateway_dispatcher.writer)
-    if body.message_id is not None:
-        await load_expressions()
-        erased = await service.database.write(erase_message, application_id, body.message_id, service.clock(), audit, give_up)
-    else:
-        erased = await erase(service.database, application_id, phone, service.clock(), audit, give_up)
+    service, body = call.service, call.body
+    subject = Subject("" if body.phone is None else parse_recipient(body.phone, "phone"), body.message_id or "")
+    give_up = give_up_erased(service.gateway_dispatcher.writer)
+    erased = await erase_data(service.database, service.cache, call.application_id, subject, service.clock(), call.audit, give_up)
     return {"status": True, "erased": dataclasses.asdict(erased)}
 
 

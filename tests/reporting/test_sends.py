@@ -14,7 +14,7 @@ from shortener.gateways.gateway import NewGateway
 from shortener.model import ALL_APPLICATIONS, SendStatus
 from shortener.reporting import sends as module
 from shortener.reporting.sends import SendFilter, count_held, count_sends, list_gateway_sends, uses_gateways
-from shortener.retention.erasure import ERASED
+from shortener.retention.scrub import ERASED
 from shortener.storage.schema import gateways, sends
 from tests.conftest import Clock
 from tests.factory import AUDIT

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,18 +14,21 @@ from shortener.delivery.event_fields import FACTS
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.model import DeliveryStatus, SendStatus
+from shortener.redis.link_cache import NoLinkCache
 from shortener.retention import erasure as erasing
 from shortener.retention.erasure import (
-    ERASED,
-    PERSONAL_FIELDS,
-    ErasureResult,
+    LinksStillCached,
+    Subject,
     erase,
+    erase_data,
     erase_message,
     erase_phone_number,
     find_codes,
 )
+from shortener.retention.scrub import ERASED, PERSONAL_FIELDS, ErasureResult
 from shortener.storage import schema
 from shortener.storage.database import Database
+from tests.clicks.helpers import forget_expressions
 from tests.conftest import NOON
 from tests.factory import AUDIT
 from tests.rows import KINDS, Rows, count
@@ -302,9 +306,9 @@ async def test_find_codes_returns_the_codes_of_all_links_that_an_erasure_disable
     await database.write(build)
     codes = {link.message_id: link.code for link in await database.read(rows_of, schema.links)}
     ids = {message.message_id: message.id for message in await database.read(rows_of, schema.messages)}
-    assert set(await database.read(find_codes, None, phone=PHONE)) == {codes[ids["one"]], codes[ids["two"]]}
-    assert await database.read(find_codes, 2, phone=PHONE) == [codes[ids["two"]]]
-    assert await database.read(find_codes, None, message_id="other") == [codes[ids["other"]]]
+    assert set(await database.read(find_codes, None, Subject(PHONE))) == {codes[ids["one"]], codes[ids["two"]]}
+    assert await database.read(find_codes, 2, Subject(PHONE)) == [codes[ids["two"]]]
+    assert await database.read(find_codes, None, Subject(message_id="other")) == [codes[ids["other"]]]
 
 
 async def test_erasing_a_message_removes_the_ip_address_and_user_agent_from_its_dead_letters(database: Database) -> None:
@@ -347,3 +351,43 @@ async def test_an_erasure_removes_the_metadata_of_conversion_revisions_and_refus
         return list(named), list(connection.scalars(select(schema.conversion_revisions.c.metadata)))
 
     assert await database.read(left) == (["m-2"], [None])
+
+
+class ReadingCache(NoLinkCache):
+    """A link cache that counts the enabled links in the database when it removes links. While `is_down` is true, it removes no
+    links."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.enabled: list[int] = []
+        self.is_down = False
+
+    async def invalidate(self, codes: Collection[str]) -> bool:
+        links = [link for link in await self._database.read(rows_of, schema.links) if link.code in codes and link.url]
+        self.enabled.append(len(links))
+        return not self.is_down
+
+
+@pytest.mark.parametrize(("subject", "number"), [(Subject(PHONE), 2), (Subject(message_id="one"), 1)])
+async def test_the_steps_of_an_erasure_run_in_order_and_only_if_the_link_cache_is_available(
+    database: Database, monkeypatch: pytest.MonkeyPatch, subject: Subject, number: int
+) -> None:
+    forget_expressions(monkeypatch)
+    await database.write(build)
+    cache, given_up = ReadingCache(database), list[int]()
+
+    def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:
+        given_up.extend(ids)
+
+    cache.is_down = True
+    before = await database.read(everything)
+    with pytest.raises(LinksStillCached) as raised:
+        await erase_data(database, cache, None, subject, NOON, AUDIT, give_up)
+    assert (raised.value.code, raised.value.retry_after, given_up) == (ErrorCode.UNAVAILABLE, 2, [])
+    assert await database.read(everything) == before
+    cache.is_down = False
+    erased = await erase_data(database, cache, None, subject, NOON, AUDIT, give_up)
+    assert (erased.messages, erased.links, len(given_up)) == (number, number, number)
+    assert cache.enabled == [number, number]
+    assert len(await database.read(rows_of, schema.erasure_repeats)) == number
+    assert [row.action for row in await database.read(rows_of, schema.audit_log)] == ["data_erased"]
