@@ -26,10 +26,12 @@ _HINT_CHARACTERS = 8
 
 
 def create_postback_key(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
-    """Create a postback key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST or CONFLICT."""
+    """Create a postback key. `name` is "" if it has none. Return its id and its plain text. Raise ApiError NOT_FOUND,
+    INVALID_REQUEST or CONFLICT."""
     require_application(connection, application_id)
+    is_blank = bool(name) and not name.strip()
     name = name.strip()
-    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+    if is_blank or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         reason = f"must have 1 to {MAX_NAME_CHARACTERS} printable characters, for example the name of the network"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])
     table = schema.postback_keys

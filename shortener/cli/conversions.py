@@ -164,7 +164,7 @@ def postback_keys() -> None:
 
 @postback_keys.command("create", cls=ApplicationCommand)
 @click.argument("application", type=ID)
-@click.option("--name", required=True, help="Name of the network that uses the key. It has no effect and is only displayed.")
+@click.option("--name", default="", help="Name of the network that uses the key. It has no effect and is only displayed.")
 @json_option
 @async_command
 async def create_postback_key(application: int, name: str, as_json: bool) -> None:

@@ -213,7 +213,9 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
         details = [Detail("network", detail.reason) for detail in error.details]
         raise ApiError(error.code, error.description, details=details) from None
     url = visit.service.settings.base_url + POSTBACK_PATH.replace("{postback_key}", key)
-    return NewSecret(f"The postback URL of {name.strip()}", url + "?message_id={message_id}&status={status}&value={payout}")
+    return NewSecret(
+        f"The postback URL of {name.strip() or 'the network'}", url + "?message_id={message_id}&status={status}&value={payout}"
+    )
 
 
 def _describe_postback_revocation(connection: Connection, visit: Visit) -> Question:

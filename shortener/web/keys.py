@@ -38,7 +38,9 @@ KeyName = Annotated[Text, Field(max_length=100), AfterValidator(_check_name)]
 class KeyCreateRequest(RequestModel):
     """The properties of a new API key."""
 
-    name: KeyName = Field(description="Name of the system that uses the key. It has no effect and is only displayed.")
+    name: KeyName = Field(
+        "", description="Name of the system that uses the key. It has no effect and is only displayed. Default: no name."
+    )
     permissions: list[Permission] = Field(
         list(DEFAULT_PERMISSIONS),
         min_length=1,
@@ -134,9 +136,9 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
     return {"status": True, "key": _key_fields(call, row)}
 
 
-async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
+async def create(call: Call[None, KeyCreateRequest | None]) -> Mapping[str, Any]:
     """Create an API key of the application, and return its plain text once."""
-    service, request = call.service, call.body
+    service, request = call.service, call.body or KeyCreateRequest()
     _check_rate_limit(call, request.rate_limit)
     missing = sorted(set(request.permissions) - call.principal.permissions)
     if missing:
@@ -244,6 +246,7 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         body=KeyCreateRequest,
+        body_optional=True,
         response=NewKeyResponse,
         status=201,
         description="The key works on every node at once.",

@@ -23,9 +23,10 @@ class PostbackKeyRequest(RequestModel):
     """The properties of a new postback key."""
 
     name: Text = Field(
+        "",
         min_length=1,
         max_length=postback_keys.MAX_NAME_CHARACTERS,
-        description="Name of the network that uses the postback key. It has no effect and is only displayed.",
+        description="Name of the network that uses the postback key. It has no effect and is only displayed. Default: no name.",
     )
 
 
@@ -71,11 +72,11 @@ class PostbackKeysResponse(ResponseModel):
     postback_keys: list[PostbackKeyFields]
 
 
-async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
+async def create(call: Call[None, PostbackKeyRequest | None]) -> Mapping[str, Any]:
     """Create a postback key of the application, and return its plain text once."""
-    service = call.service
+    service, request = call.service, call.body or PostbackKeyRequest()
     key_id, key = await service.database.write(
-        audited_credentials.create_postback_key, call.audit, call.application_id, call.body.name, service.clock()
+        audited_credentials.create_postback_key, call.audit, call.application_id, request.name, service.clock()
     )
     await service.directory.refresh_if_available()
     return _new_key(call, key_id, key, None)
@@ -136,6 +137,7 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         body=PostbackKeyRequest,
+        body_optional=True,
         response=NewPostbackKeyResponse,
         status=201,
         errors=(ErrorCode.CONFLICT,),

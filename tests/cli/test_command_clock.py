@@ -67,7 +67,7 @@ CHANGES = [
     "domains add 1 https://go.brand.example",
     "domains update go.brand.example --disable",
     "domains remove go.brand.example --yes",
-    "postback-keys create 1 --name network",
+    "postback-keys create 1",
     "hosts block evil.example --yes",
     "operators invite anna --role admin",
     "operators reset anna --yes",
