@@ -16,8 +16,9 @@ A step of seconds is enough to end the leases of attempts in flight, and a messa
 ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits. With PostgreSQL, a
 process knows the clock of the database from its latest measurement, up to 10 seconds ago (storage/clock.py). Therefore it compares
 its time with the clock of the database in the transaction that examines leases, and the process that finds a step stores the time.
-A new process does not know whether the clock has moved shortly before, so for it no lease counts as ended for START_WAIT. If there
-was a step, a process whose attempts are in flight has found and stored it by then.
+A new process does not know whether the clock has moved shortly before. If it has, another process that runs has found and stored
+this after START_WAIT. Until the new process has read this (`knows_steps`), no lease counts as ended for it, the purge deletes
+nothing, and no message or delivery expires.
 
 Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
 the process is restarted. With PostgreSQL, a process also stores a step when it finds it, because a process that starts on another
@@ -64,13 +65,14 @@ MAX_LEASE_STEP = timedelta(seconds=5)
 #: For this time after a step, no lease counts as ended. It is longer than the longest lease (130 s) plus the time after which all
 #: processes have noticed the step (storage/clock.py), because a process writes leases with its own clock until then.
 LEASE_WAIT = timedelta(minutes=3)
-#: For this time after its start, a process with PostgreSQL treats no lease as ended. It is longer than the time between two
-#: measurements of the clock.
+#: A step of the clock before the start of a process with PostgreSQL is stored by other processes after this time. It is longer than
+#: the time between two measurements of the clock.
 START_WAIT = timedelta(seconds=12)
 _MILLISECOND = timedelta(milliseconds=1)
 _MAX_KNOWN_MS, _MAX_UNKNOWN_MS = MAX_KNOWN_STEP // _MILLISECOND, MAX_UNKNOWN_STEP // _MILLISECOND
 _WAIT_MS, _LEASE_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND, LEASE_WAIT // _MILLISECOND
 _MAX_LEASE_STEP_MS, _START_WAIT_MS = MAX_LEASE_STEP // _MILLISECOND, START_WAIT // _MILLISECOND
+_UNKNOWN_STEP = timedelta(days=3650)  # A process that does not know whether there was a step assumes this one.
 #: A function that returns whether no lease counts as ended at present. Its argument is the connection of the transaction that
 #: examines leases.
 LeasesWait = Callable[[Connection], bool]
@@ -140,7 +142,9 @@ class ClockGuard:
     by default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found.
 
     `follows_database` is true if the clock follows the clock of a database that other processes also use. `is_command` is true in a
-    command, which does not wait for START_WAIT."""
+    command, which does not wait for START_WAIT.
+
+    `knows_steps` is false after the start of a process with PostgreSQL, until `store_new_step` has read what others have stored."""
 
     def __init__(
         self,
@@ -158,7 +162,8 @@ class ClockGuard:
         self._moved_at: Uptime | None = None  # the uptime at the latest step of more than MAX_LEASE_STEP
         self._move_to_store: int | None = None  # the time of that step, if it is not stored yet
         self._follows_database = follows_database
-        self._started = None if is_command else uptime()
+        self._started = uptime()
+        self.knows_steps = is_command or not (follows_database and self._started.boot)
 
     def check(self) -> ClockReading:
         """Read the clock. Log a step that is found."""
@@ -179,9 +184,9 @@ class ClockGuard:
         return at - reading.ahead if reading.found_at and at > reading.found_at - _MAX_KNOWN_MS else at
 
     def ahead(self) -> timedelta:
-        """Return the size of the present step of the clock; zero if there is none. What expires after a time must not expire before
-        this time and the size of the step have passed."""
-        return timedelta(milliseconds=self.check().ahead)
+        """Return the size of the present step of the clock; zero if there is none, and ten years if it is not known. What expires
+        after a time must not expire before this time and the size of the step have passed."""
+        return timedelta(milliseconds=self.check().ahead) if self.knows_steps else _UNKNOWN_STEP
 
     def trusted_time(self, at: datetime) -> datetime:
         """Do the same as `trusted_ms` for a datetime."""
@@ -202,8 +207,7 @@ class ClockGuard:
 
     def _may_have_moved(self, connection: Connection, reading: ClockReading) -> bool:
         """Return whether the clock of the database may have moved without the knowledge of this process."""
-        started = self._started
-        if started is not None and started.boot and reading.passed_ms - started.passed_ms < _START_WAIT_MS:
+        if not self.knows_steps:
             return True
         database_ms, moved_at = connection.execute(_DATABASE_CLOCK).one()
         if abs(reading.at - database_ms) > _MAX_LEASE_STEP_MS:
@@ -211,7 +215,12 @@ class ClockGuard:
         return moved_at is not None and 0 <= database_ms - int(moved_at) < _LEASE_WAIT_MS
 
     async def store_new_step(self, database: Database) -> None:
-        """Store a step as soon as it is found, so that a process that starts on another host knows it. Raise StoreUnavailable."""
+        """Store a step as soon as it is found, so that a process that starts on another host knows it. After START_WAIT, read what
+        other processes have stored. Raise StoreUnavailable."""
+        reading = self.check()
+        if not self.knows_steps and reading.passed_ms - self._started.passed_ms >= _START_WAIT_MS:
+            await database.write_later(note_run, from_ms(reading.at), self)
+            self.knows_steps = True
         found_at = self.check().found_at
         if (moved_at := self._move_to_store) is not None:
             await database.write(installation.set_value, _MOVED_CLOCK, str(moved_at))

@@ -113,6 +113,7 @@ async def test_a_process_ends_no_lease_until_it_follows_the_clock_of_the_databas
     monkeypatch.setattr("shortener.storage.clock_guard._START_WAIT_MS", 0)
     service = await open_service(Settings(data_dir=tmp_path, database_url=store_url))
     try:
+        await service.jobs.table["clock"].step()
         assert not await database.read(service.clock_guard.leases_wait)
         assert isinstance(service.clock, SharedClock)
         service.clock.offset -= timedelta(minutes=5)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from shortener.model import utcnow
+from shortener.retention.purge import Purge
+from shortener.settings import Settings
 from shortener.storage.clock_guard import (
     LEASE_WAIT,
     MAX_UNKNOWN_STEP,
@@ -315,8 +318,11 @@ async def test_no_lease_ends_shortly_after_the_start_of_a_process(database: Data
     guard = shared.guard()
     assert await database.read(guard.leases_wait)
     shared.passed += START_WAIT - timedelta(seconds=1)
+    await guard.store_new_step(database)
     assert await database.read(guard.leases_wait)
     shared.passed += timedelta(seconds=1)
+    assert await database.read(guard.leases_wait)
+    await guard.store_new_step(database)
     assert not await database.read(guard.leases_wait)
     command = await database.read(read_guard, lambda: to_ms(utcnow()))
     assert not await database.read(command.leases_wait), "a command waits for nothing"
@@ -328,6 +334,7 @@ async def test_no_lease_ends_after_another_process_has_found_a_step_of_seconds(
     found, started_later = shared.guard(), SharedMachine(clock)
     other, command = started_later.guard(), await database.read(read_guard, lambda: to_ms(utcnow()))
     started_later.passed += START_WAIT
+    await other.store_new_step(database)
     shared.behind = timedelta(seconds=30)
     found.check()
     await found.store_new_step(database)
@@ -336,6 +343,30 @@ async def test_no_lease_ends_after_another_process_has_found_a_step_of_seconds(
     await found.store_new_step(database)
     for one in (other, command):
         assert await database.read(one.leases_wait)
+
+
+async def test_a_process_that_starts_after_a_step_that_nobody_has_found_yet_waits_until_another_process_finds_it(
+    database: Database, clock: Clock, shared: SharedMachine
+) -> None:
+    """The other process runs on another host, and the clock of the database was behind by 30 hours."""
+    shared.behind = 30 * HOUR
+    running = shared.guard()
+    running.check()
+    started_later = SharedMachine(clock)
+    started_later.boots = 7
+    started = started_later.guard()
+    purge = Purge(database, Settings(data_dir=Path("/nowhere")), started)
+    assert await purge.step(utcnow()) == 0
+    assert await stored(database) is None, "the reading of a process that trusts a wrong clock would mislead the others"
+    assert started.ahead() > 30 * HOUR
+    shared.behind = timedelta()
+    await running.store_new_step(database)
+    started_later.passed += START_WAIT
+    await started.store_new_step(database)
+    assert abs(started.ahead() - 30 * HOUR) < timedelta(minutes=1)
+    with capture_logs() as logs:
+        assert await purge.step(utcnow()) == 0
+    assert "purge_waits" in [line["event"] for line in logs]
 
 
 async def stored(database: Database) -> str | None:
