@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from shortener.accounts.directory import Application, Domain, short_url
@@ -54,6 +55,12 @@ class Problem:
     def full_detail(self) -> Detail:
         """The error detail of the problem. It contains the indexes of the message and the recipient, and the error code."""
         return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
+
+
+class Reject(Protocol):
+    """A function that adds a problem of one message, which concerns all its recipients. `position` is a position in the body."""
+
+    def __call__(self, code: ErrorCode, field: str, reason: str, position: int | None = None) -> None: ...
 
 
 @record
@@ -198,8 +205,8 @@ def plan_item(
     the plan, and the time at which its links expire, in milliseconds since 1970 (0 if the plan has problems)."""
     problems: list[Problem] = []
 
-    def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
-        problems.append(Problem(index, code, Detail(item.field_path(name, None), reason, position)))
+    def reject(code: ErrorCode, field: str, reason: str, position: int | None = None) -> None:
+        problems.append(Problem(index, code, Detail(item.field_path(field, None), reason, position)))
 
     expires_at = _plan_expiry(application, item, now, limits, reject)
     key = None if cache is None else cache.key(application, item)
@@ -217,7 +224,7 @@ def _plan_content(
     limits: RewriteLimits,
     hosts: LinkHosts,
     problems: list[Problem],
-    reject: Callable[..., None],
+    reject: Reject,
 ) -> ItemPlan:
     """Return the plan of a message whose expiry has been checked. `reject` adds a problem to `problems`."""
     settings = application.settings
@@ -284,9 +291,7 @@ def _plan_content(
     )
 
 
-def _plan_expiry(
-    application: Application, item: RewriteItem, now: datetime, limits: RewriteLimits, reject: Callable[..., None]
-) -> datetime:
+def _plan_expiry(application: Application, item: RewriteItem, now: datetime, limits: RewriteLimits, reject: Reject) -> datetime:
     """Return the time at which the links of a message expire. A lifetime that is longer than the maximum of the application is
     shortened."""
     days = application.settings.link_ttl_days
@@ -308,7 +313,7 @@ def _plan_expiry(
 
 
 def _plan_domain(
-    application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None], *, has_links: bool
+    application: Application, item: RewriteItem, hosts: LinkHosts, reject: Reject, *, has_links: bool
 ) -> tuple[Domain | None, str]:
     """Return the domain of the short links (None for BASE_URL), and the path before their codes."""
     wanted = canonical_host(item.domain.removesuffix("."))
@@ -341,7 +346,7 @@ def _plan_links(
     track: TrackMode,
     detection: Detection | None,
     hosts: LinkHosts,
-    reject: Callable[..., None],
+    reject: Reject,
 ) -> tuple[tuple[PlannedLink, ...], bool]:
     """Return the valid links of a text, and whether the text would have links if all its directives and URLs were valid."""
     directives, errors = parse_directives(item.body)
