@@ -122,19 +122,22 @@ class Service:
             from shortener.messages.rewriter import Rewriter
 
             settings = self.settings
-            limits = RewriteLimits(settings.batch_limit, timedelta(days=settings.link_ttl_days), self.codes.length)
             self._rewriter = Rewriter(
-                self.database,
-                self.ids,
-                self.codes,
-                self.cohorts,
-                self.clock,
-                self.link_hosts,
-                limits,
-                self.rewrite_totals,
-                self.cache,
-                self.tracer,
-                self.notify_sends,
+                database=self.database,
+                cache=self.cache,
+                ids=self.ids,
+                codes=self.codes,
+                cohorts=self.cohorts,
+                clock=self.clock,
+                hosts=self.link_hosts,
+                limits=RewriteLimits(
+                    max_recipients=settings.batch_limit,
+                    link_ttl=timedelta(days=settings.link_ttl_days),
+                    code_length=self.codes.length,
+                ),
+                totals=self.rewrite_totals,
+                tracer=self.tracer,
+                on_sends=self.notify_sends,
             )
         return self._rewriter
 

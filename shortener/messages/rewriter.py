@@ -63,7 +63,9 @@ class Rewriter:
 
     def __init__(
         self,
+        *,
         database: Database,
+        cache: LinkCache,
         ids: IdGenerator,
         codes: Codes,
         cohorts: Cohorts,
@@ -71,7 +73,6 @@ class Rewriter:
         hosts: LinkHosts,
         limits: RewriteLimits,
         totals: RewriteTotals,
-        cache: LinkCache,
         tracer: Tracer | None,
         on_sends: Callable[[], None],
     ) -> None:
