@@ -116,12 +116,10 @@ async def erase(
     application_id: int | None,
     phone: str,
     now: datetime,
-    audit: AuditWriter | None = None,
-    give_up: GiveUp | None = None,
+    audit: AuditWriter,
+    give_up: GiveUp,
 ) -> ErasureResult:
-    """Erase all messages to a number, in several transactions. `application_id` None means all applications. If `audit` is None,
-    the audit log gets no rows. If `give_up` is None, messages that wait for a gateway are not sent, but they keep their states and
-    their costs are not refunded.
+    """Erase all messages to a number, in several transactions. `application_id` None means all applications.
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
@@ -166,8 +164,8 @@ def erase_phone_number(
     application_id: int | None,
     phone: str,
     now: datetime,
-    audit: AuditWriter | None = None,
-    give_up: GiveUp | None = None,
+    audit: AuditWriter,
+    give_up: GiveUp,
 ) -> ErasureResult:
     """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
 
@@ -178,7 +176,7 @@ def erase_phone_number(
     if application_id is not None:
         found = found.where(messages.c.application_id == application_id)
     erased = _erase(connection, list(connection.execute(found).scalars()), now, give_up)
-    if audit is not None and erased.messages:
+    if erased.messages:
         _add_audit_row(connection, audit, now, application_id, "messages to a number", erased)
     return erased
 
@@ -188,11 +186,10 @@ def erase_message(
     application_id: int | None,
     message_id: str,
     now: datetime,
-    audit: AuditWriter | None = None,
-    give_up: GiveUp | None = None,
+    audit: AuditWriter,
+    give_up: GiveUp,
 ) -> ErasureResult:
-    """Erase one message. If `application_id` is None, exactly one application must have a message with this id. If `give_up` is
-    None, a message that waits for a gateway is not sent, but it keeps its state and its cost is not refunded.
+    """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
     ids = list(connection.scalars(select(messages.c.id).where(_selects(application_id, Subject(message_id=message_id)))))
@@ -201,8 +198,7 @@ def erase_message(
     if len(ids) > 1:
         raise ApiError(ErrorCode.CONFLICT, "Several applications have a message with this id; name the application.")
     erased = _erase(connection, ids, now, give_up)
-    if audit is not None:
-        _add_audit_row(connection, audit, now, application_id, "one message", erased)
+    _add_audit_row(connection, audit, now, application_id, "one message", erased)
     return erased
 
 
@@ -233,9 +229,8 @@ def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
     scrub_messages(connection, ids, now)
 
 
-def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveUp | None) -> ErasureResult:
-    if give_up is not None:
-        give_up(connection, ids, now)
+def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveUp) -> ErasureResult:
+    give_up(connection, ids, now)
     erased = scrub_messages(connection, ids, now)
     if ids:
         due_at = now + timedelta(seconds=REPEAT_AFTER_SECONDS[0])

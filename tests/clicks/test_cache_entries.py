@@ -9,6 +9,7 @@ from shortener.container import Service
 from shortener.retention.erasure import erase_message
 from tests.clicks.helpers import change_link, change_settings, create_codes
 from tests.conftest import MakeService
+from tests.factory import AUDIT, keep_sends
 from tests.servers import RedisProcess
 
 
@@ -34,6 +35,6 @@ async def test_a_rewrite_caches_the_entries_that_are_read_from_the_stored_links(
 async def test_unknown_disabled_and_erased_links_have_no_entry(service: Service) -> None:
     (enabled,), (disabled,), (erased,) = [await create_codes(service, message_ids=(f"m-{number}",)) for number in range(3)]
     await change_link(service, disabled, {"enabled": False})
-    await service.database.write(erase_message, 1, "m-2", service.clock())
+    await service.database.write(erase_message, 1, "m-2", service.clock(), AUDIT, keep_sends)
     codes = [enabled, disabled, erased, "nosuchcode"]
     assert (await service.database.read(read_cache_entries, codes)).keys() == {enabled}

@@ -25,6 +25,7 @@ from shortener.storage import schema
 from shortener.storage.clock import SharedClock
 from tests.clicks.helpers import PHONE_HEADERS, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import NOON, Clock, MakeService
+from tests.factory import AUDIT, keep_sends
 
 IPHONE = PHONE_HEADERS["User-Agent"]
 DESKTOP = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:143.0) Gecko/20100101 Firefox/143.0"
@@ -262,6 +263,6 @@ async def test_device_counts_are_correct_after_an_erasure(service: Service, cloc
         await record_click(service, code)
     clock.now += OLD_ENOUGH
     await service.devices.catch_up()
-    await service.database.write(erase_message, 1, "m-0", clock())
+    await service.database.write(erase_message, 1, "m-0", clock(), AUDIT, keep_sends)
     assert (await device_sums(service))["device:phone"] == 2
     await assert_counts_match(service)

@@ -30,7 +30,7 @@ from tests.clicks.helpers import fetch_rows as rows
 from tests.clicks.helpers import make_hit as hit
 from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService, client_of
-from tests.factory import AUDIT
+from tests.factory import AUDIT, keep_sends
 from tests.rows import messages_now
 
 
@@ -338,7 +338,7 @@ async def test_a_hit_on_a_link_of_an_erased_message_is_stored_without_address_an
 ) -> None:
     (code,) = await send(service, message_ids=("m-1",))
     await service.recorder.record(hit(service, code))
-    await service.database.write(erase_message, 1, "m-1", clock())
+    await service.database.write(erase_message, 1, "m-1", clock(), AUDIT, keep_sends)
     resolution = await service.recorder.record(hit(service, code))
     assert (resolution.location, resolution.off) == (None, True)
     assert [(one.address, one.user_agent) for one in await rows(service, schema.hits)] == [("", ""), ("", "")]

@@ -19,7 +19,7 @@ from shortener.reporting.count_check import verify
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
 from tests.gateways.sending import FAILED, HELD, SENT, other_process, start_attempts
 from tests.receiver import Receiver, Reply
@@ -116,7 +116,7 @@ async def test_concurrent_erasures_and_dispatchers_refund_exactly_the_messages_t
     dispatchers = [other_process(service) for _ in range(2)]
     await asyncio.gather(
         *(
-            service.database.write(erase_message, 1, message["message_id"], NOON, None, give_up)
+            service.database.write(erase_message, 1, message["message_id"], NOON, AUDIT, give_up)
             for message in [*reversed(sent[8:]), *sent[8:]]
         ),
         *(dispatcher.flush() for dispatcher in dispatchers),

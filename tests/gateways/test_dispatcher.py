@@ -19,7 +19,7 @@ from shortener.model import State, Topic
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
-from tests.factory import AUDIT, rows
+from tests.factory import AUDIT, keep_sends, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, BusyDatabase, kill, other_process, receive, start_attempts
 from tests.receiver import Receiver, Reply
@@ -353,7 +353,7 @@ async def test_a_message_that_is_erased_while_it_waits_is_not_sent(
     receiver.default_reply = ACCEPTED
     await make_gateway(receiver.url())
     erased, other = await send_messages(2)
-    await service.database.write(erase_message, 1, erased["message_id"], NOON)
+    await service.database.write(erase_message, 1, erased["message_id"], NOON, AUDIT, keep_sends)
     await service.gateway_dispatcher.flush()
     assert [request.json["to"] for request in receiver.requests] == [other["to"]]
 

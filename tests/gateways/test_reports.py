@@ -24,7 +24,7 @@ from shortener.model import ALL_APPLICATIONS, State
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
-from tests.factory import AUDIT, rows
+from tests.factory import AUDIT, keep_sends, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, receive, start_attempts
 from tests.one_service import on_one_service
@@ -103,7 +103,7 @@ async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gate
 
 async def test_a_late_gateway_report_about_an_erased_message_stores_no_id_of_the_gateway(service: Service, message: str) -> None:
     reference = encode((await stored_send(service)).id)
-    await service.database.write(erase_message, 1, message, NOON)
+    await service.database.write(erase_message, 1, message, NOON, AUDIT, keep_sends)
     report = GatewayReport("DELIVRD", reference=reference, gateway_message_id="gw-1", at=NOON)
     assert await receive(service, await gateway_id(service), report)
     stored = await stored_message(service, message)

@@ -33,7 +33,7 @@ from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
 from tests.clicks.helpers import fetch_rows
 from tests.conftest import Clock, new_postgresql_database
-from tests.factory import rows
+from tests.factory import AUDIT, keep_sends, rows
 from tests.reporting.plans import plans
 from tests.web.calls import PHONE, convert, report, rewrite
 
@@ -94,7 +94,7 @@ async def test_rolled_up_counts_agree_with_all_rows_after_erasure_and_late_event
 ) -> None:
     messages = await live(client, service, credentials, clock)
     await fold_all(service.database)
-    await erase(service.database, None, "+491701234567", clock())
+    await erase(service.database, None, "+491701234567", clock(), AUDIT, keep_sends)
     await hit(client, messages[2])
     clock.forward(days=91)
     await hit(client, messages[2])

@@ -30,7 +30,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.clicks.helpers import forget_expressions
 from tests.conftest import NOON
-from tests.factory import AUDIT
+from tests.factory import AUDIT, keep_sends
 from tests.rows import KINDS, Rows, count
 
 PHONE = "+14085550100"
@@ -108,10 +108,10 @@ async def test_erasing_a_phone_number_leaves_no_personal_data(database: Database
     await database.write(build)
     before = await database.read(count)
     assert all(before.values()), "the test has rows in each table"
-    assert await erase(database, None, OTHER, NOON) == ErasureResult(
+    assert await erase(database, None, OTHER, NOON, AUDIT, keep_sends) == ErasureResult(
         messages=1, links=1, hits=2, conversions=1, events=1, attempts=2
     )
-    assert await erase(database, None, PHONE, NOON) == ErasureResult(
+    assert await erase(database, None, PHONE, NOON, AUDIT, keep_sends) == ErasureResult(
         messages=2, links=2, hits=4, conversions=2, events=2, attempts=4
     )
     remaining = await database.read(everything)
@@ -122,7 +122,7 @@ async def test_erasing_a_phone_number_leaves_no_personal_data(database: Database
 
 async def test_erasing_a_message_does_not_change_the_statistics(database: Database) -> None:
     await database.write(build)
-    await database.write(erase_message, 1, "one", NOON)
+    await database.write(erase_message, 1, "one", NOON, AUDIT, keep_sends)
     message = (await database.read(rows_of, schema.messages))[0]
     assert (message.to_address, message.message_id, message.segments, message.from_address) == ("", "one", 1, "18775550100")
     hit = (await database.read(rows_of, schema.hits))[0]
@@ -136,7 +136,7 @@ async def test_erasing_a_message_does_not_change_the_statistics(database: Databa
 
 async def test_erasing_a_message_does_not_change_other_messages(database: Database) -> None:
     await database.write(build)
-    await database.write(erase_message, 1, "one", NOON)
+    await database.write(erase_message, 1, "one", NOON, AUDIT, keep_sends)
     assert [m.to_address for m in await database.read(rows_of, schema.messages)] == ["", PHONE, OTHER]
     assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [NOON, None, None]
     assert [event.facts.get("to_address") for event in await database.read(rows_of, schema.events)] == [None, PHONE, OTHER]
@@ -146,7 +146,7 @@ async def test_erasing_a_message_keeps_the_stored_responses_to_other_requests_th
     database: Database,
 ) -> None:
     await database.write(build)
-    await database.write(erase_message, 1, "one", NOON)
+    await database.write(erase_message, 1, "one", NOON, AUDIT, keep_sends)
     keys = await database.read(lambda connection: connection.execute(select(schema.idempotency.c.key)).scalars().all())
     assert sorted(keys) == ["key of other", "key of two"]
 
@@ -154,13 +154,13 @@ async def test_erasing_a_message_keeps_the_stored_responses_to_other_requests_th
 async def test_erasing_messages_that_another_process_has_purged_deletes_nothing(database: Database) -> None:
     await database.write(build)
     before = await database.read(everything)
-    assert await database.write(erasing._erase, [12345], NOON, None) == ErasureResult()
+    assert await database.write(erasing._erase, [12345], NOON, keep_sends) == ErasureResult()
     assert await database.read(everything) == before
 
 
 async def test_a_phone_number_can_be_erased_for_one_application_only(database: Database) -> None:
     await database.write(build)
-    assert (await erase(database, 2, PHONE, NOON)).messages == 1
+    assert (await erase(database, 2, PHONE, NOON, AUDIT, keep_sends)).messages == 1
     assert [m.to_address for m in await database.read(rows_of, schema.messages)] == [PHONE, "", OTHER]
 
 
@@ -173,9 +173,9 @@ async def test_a_phone_number_with_many_messages_is_erased_in_batches(database: 
             rows.complete_message(SENT + timedelta(seconds=n), to_address=PHONE)
 
     await database.write(many)
-    assert (await database.write(erase_phone_number, None, PHONE, NOON)).messages == 3
-    assert (await erase(database, None, PHONE, NOON)).messages == 4
-    assert await erase(database, None, PHONE, NOON) == ErasureResult()
+    assert (await database.write(erase_phone_number, None, PHONE, NOON, AUDIT, keep_sends)).messages == 3
+    assert (await erase(database, None, PHONE, NOON, AUDIT, keep_sends)).messages == 4
+    assert await erase(database, None, PHONE, NOON, AUDIT, keep_sends) == ErasureResult()
 
 
 async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exactly_what_it_erased(
@@ -195,7 +195,7 @@ async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exact
             return super().__call__()
 
     with pytest.raises(StoreUnavailable, match="dies"):
-        await erase(database, 1, PHONE, NOON, AuditWriter(Actor(name="Mia"), ThirdTransactionFails(1)))
+        await erase(database, 1, PHONE, NOON, AuditWriter(Actor(name="Mia"), ThirdTransactionFails(1)), keep_sends)
     rows = await database.read(rows_of, schema.audit_log)
     erased = [message for message in await database.read(rows_of, schema.messages) if not message.to_address]
     assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
@@ -203,8 +203,8 @@ async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exact
     ] * len(erased)
     assert len(erased) == 2
     audit = AuditWriter(COMMAND_LINE, IdGenerator(1))
-    assert (await erase(database, None, PHONE, NOON, audit)).messages == 2
-    await erase(database, None, PHONE, NOON, audit)
+    assert (await erase(database, None, PHONE, NOON, audit, keep_sends)).messages == 2
+    await erase(database, None, PHONE, NOON, audit, keep_sends)
     assert [row.operator for row in (await database.read(rows_of, schema.audit_log))[2:]] == ["command line"] * 2
 
 
@@ -220,7 +220,7 @@ async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pendi
         rows.delivery(event, tracker_id=None, callback_url="https://xoxzo.example/", lane="cxoxzo.example", **pending)
 
     await database.write(waiting)
-    await database.write(erase_message, 1, "one", NOON)
+    await database.write(erase_message, 1, "one", NOON, AUDIT, keep_sends)
     to_tracker, callback = await database.read(rows_of, schema.deliveries)
     assert to_tracker.status == DeliveryStatus.PENDING
     assert (callback.status, callback.finished_at, callback.last_error) == (DeliveryStatus.DEAD, NOON, ERASED)
@@ -241,7 +241,7 @@ async def test_a_message_that_waits_for_its_gateway_is_not_sent_after_its_erasur
 
     await database.write(fill)
     for phone in phones:
-        await erase(database, 1, phone, NOON)
+        await erase(database, 1, phone, NOON, AUDIT, keep_sends)
     sends = await database.read(rows_of, schema.sends)
     assert [(send.status, send.last_error) for send in sends] == [
         (SendStatus.FAILED, ERASED),
@@ -259,7 +259,7 @@ async def test_an_erasure_does_not_change_the_disabling_time_of_a_link_that_was_
         rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)
 
     await database.write(off)
-    await database.write(erase_message, 1, "one", NOON)
+    await database.write(erase_message, 1, "one", NOON, AUDIT, keep_sends)
     assert [link.disabled_at for link in await database.read(rows_of, schema.links)] == [SENT]
 
 
@@ -273,10 +273,10 @@ async def test_erasure_of_an_unknown_or_ambiguous_message_id_is_rejected(databas
         (None, "one", ErrorCode.CONFLICT),
     ):
         with pytest.raises(ApiError) as raised:
-            await database.write(erase_message, application, message_id, NOON)
+            await database.write(erase_message, application, message_id, NOON, AUDIT, keep_sends)
         assert raised.value.code is code
     assert await database.read(everything) == before
-    assert (await database.write(erase_message, None, "two", NOON)).messages == 1
+    assert (await database.write(erase_message, None, "two", NOON, AUDIT, keep_sends)).messages == 1
 
 
 async def test_erasure_of_an_invalid_phone_number_is_rejected_and_erases_nothing(database: Database) -> None:
@@ -284,7 +284,7 @@ async def test_erasure_of_an_invalid_phone_number_is_rejected_and_erases_nothing
     before = await database.read(everything)
     for phone in ("", "4085550100", "+140855", "+1408555010O", "%", "+14085550100 "):
         with pytest.raises(ApiError) as raised:
-            await erase(database, None, phone, NOON)
+            await erase(database, None, phone, NOON, AUDIT, keep_sends)
         assert raised.value.code is ErrorCode.INVALID_RECIPIENT
     assert await database.read(everything) == before
 
@@ -326,7 +326,7 @@ async def test_erasing_a_message_removes_the_ip_address_and_user_agent_from_its_
         return list(connection.scalars(select(schema.hits_dead_letter.c.hit).order_by(schema.hits_dead_letter.c.id)))
 
     await database.write(add_dead_letters)
-    await erase(database, None, PHONE, NOON)
+    await erase(database, None, PHONE, NOON, AUDIT, keep_sends)
     one, *other = await database.read(texts)
     assert json.loads(one) | {"code": ""} == {"code": "", "address": "", "user_agent": "", "at": 1}
     assert len(other) == 2, "the unreadable row of the erased message is deleted"
@@ -344,7 +344,7 @@ async def test_an_erasure_removes_the_metadata_of_conversion_revisions_and_refus
         rows.refused_conversion(SENT, message_id="m-2")
 
     await database.write(fill)
-    await erase(database, 1, PHONE, NOON)
+    await erase(database, 1, PHONE, NOON, AUDIT, keep_sends)
 
     def left(connection: Connection) -> tuple[list[str], list[Any]]:
         named = connection.scalars(select(schema.refused_conversions.c.message_id))

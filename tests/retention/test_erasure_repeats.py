@@ -24,6 +24,7 @@ from shortener.storage.postgres import async_engine
 from tests.clicks.helpers import create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import Clock
 from tests.delivery.conftest import Story
+from tests.factory import AUDIT, keep_sends
 from tests.rows import Rows
 
 PHONE = "+14085550100"  # the phone number to which `create_codes` sends its messages
@@ -69,7 +70,7 @@ async def test_a_click_that_is_stored_during_an_erasure_leaves_no_personal_data(
     async with engine.connect() as connection, connection.begin() as transaction:
         hit = make_hit(service, code, address="203.0.113.9", user_agent=f"the phone of {NAME}")
         await connection.run_sync(writer.write, [hit])
-        await service.database.write(erase_message, 1, message.message_id, clock())
+        await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
         await transaction.commit()
     await engine.dispose()
     clock.forward(seconds=REPEAT_AFTER_SECONDS[0])
@@ -92,7 +93,7 @@ async def test_a_message_that_is_stored_during_the_erasure_of_its_phone_number_i
             Rows(connection).message(clock(), cohort_id=known.cohort_id, to_address=PHONE)
 
         await connection.run_sync(add)
-        erasing = asyncio.create_task(erase(service.database, 1, PHONE, clock()))
+        erasing = asyncio.create_task(erase(service.database, 1, PHONE, clock(), AUDIT, keep_sends))
         while [row.to_address for row in await fetch_rows(service, schema.messages)] != [""]:
             await asyncio.sleep(0.01)  # the pause between two checks whether the message is committed
         await transaction.commit()
@@ -105,7 +106,7 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
     service: Service, story: Story, clock: Clock, repeats: ErasureRepeats
 ) -> None:
     message = await story.first_click()
-    await service.database.write(erase_message, 1, message.message_id, clock())
+    await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
 
     def store_late(connection: Connection) -> None:
         """Store what a delivery attempt, a conversion report and a repeated rewrite store if they began before the erasure."""
@@ -145,7 +146,7 @@ async def test_a_repeated_erasure_removes_the_links_of_the_message_from_the_cach
     service: Service, story: Story, clock: Clock
 ) -> None:
     message = await story.message()
-    await service.database.write(erase_message, 1, message.message_id, clock())
+    await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
     cache = RecordingCache()
     repeats = ErasureRepeats(service.database, cache)
     clock.forward(seconds=REPEAT_AFTER_SECONDS[0])
@@ -161,7 +162,7 @@ async def test_an_erasure_is_repeated_although_the_clock_was_set_back(
     service: Service, story: Story, repeats: ErasureRepeats, clock: Clock
 ) -> None:
     message = await story.message()
-    await service.database.write(erase_message, 1, message.message_id, clock())
+    await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
     clock.now -= timedelta(hours=5)
     assert [await repeats.step(clock()) for _ in range(2)] == [1, 0]
     clock.forward(seconds=REPEAT_AFTER_SECONDS[1])
@@ -172,7 +173,7 @@ async def test_later_reports_about_an_erased_message_store_no_personal_data(
     service: Service, client: httpx.AsyncClient, credentials: Credentials, story: Story, clock: Clock
 ) -> None:
     message = await story.first_click()
-    await service.database.write(erase_message, 1, message.message_id, clock())
+    await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
     report = {
         "message_id": message.message_id,
         "state": "DELIVERED",

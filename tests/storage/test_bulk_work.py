@@ -15,7 +15,7 @@ from shortener.delivery.deliveries import DeliveryFilter
 from shortener.retention.erasure import REPEAT_AFTER_SECONDS, erase
 from shortener.retention.erasure_repeats import ErasureRepeats
 from tests.conftest import Clock
-from tests.factory import AUDIT
+from tests.factory import AUDIT, keep_sends
 
 PHONE = "+14085550100"
 BODY = '#track("https://shop.example/")'
@@ -40,7 +40,7 @@ async def bulk(service: Service, client: httpx.AsyncClient, monkeypatch: pytest.
 
 
 async def test_the_erasure_of_a_person_and_its_repeats_are_bulk_work(service: Service, clock: Clock, bulk: list[str]) -> None:
-    assert (await erase(service.database, None, PHONE, clock())).messages == 1
+    assert (await erase(service.database, None, PHONE, clock(), AUDIT, keep_sends)).messages == 1
     assert set(bulk) == {"erase_phone_number"}
     clock.forward(seconds=REPEAT_AFTER_SECONDS[0])
     assert await ErasureRepeats(service.database, service.cache).step(clock()) == 1

@@ -19,6 +19,7 @@ from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, client_of
+from tests.factory import AUDIT, keep_sends
 from tests.one_service import on_one_service
 
 NOON = "2026-11-20T12:00:00Z"
@@ -86,7 +87,7 @@ async def test_the_api_returns_a_reason_if_a_link_does_not_redirect(
 
 async def test_a_link_of_an_erased_message_cannot_be_enabled(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
     path = await link(client, message_id="m-1")
-    await service.database.write(erase_message, 1, "m-1", clock())
+    await service.database.write(erase_message, 1, "m-1", clock(), AUDIT, keep_sends)
     answer = await client.patch(f"/api/v1/links{path}", json={"enabled": True})
     assert (answer.status_code, answer.json()["error_code"]) == (409, "CONFLICT")
     assert (await client.get(path, headers=PHONE)).status_code == 410
@@ -349,7 +350,7 @@ async def test_erasure_removes_the_earlier_destinations_of_a_link(
 ) -> None:
     path = await link(client, url="https://x.example/secret", message_id="m-1")
     await client.patch(f"/api/v1/links{path}", json={"url": "https://new.example/"})
-    await service.database.write(erase_message, 1, "m-1", clock())
+    await service.database.write(erase_message, 1, "m-1", clock(), AUDIT, keep_sends)
     response = await client.get(f"/api/v1/links{path}")
     assert "secret" not in response.text
     assert [entry["changes"] for entry in response.json()["link"]["history"]] == [{}]

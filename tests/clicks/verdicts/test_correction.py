@@ -31,7 +31,7 @@ from tests.clicks.verdicts.helpers import (
     sent_events,
 )
 from tests.conftest import NOON, Clock, MakeService
-from tests.factory import AUDIT
+from tests.factory import AUDIT, keep_sends
 from tests.receiver import Receiver
 from tests.rows import messages_now
 
@@ -406,7 +406,7 @@ async def test_a_query_by_message_id_returns_the_events_of_a_retracted_click(ret
     ]
     assert [topics for topics, _ in await service.database.read(read_events, second_message)] == [first_click]
     await service.database.write(lambda c: c.execute(update(schema.events).values(data={"to_address": "+1408"})))
-    assert (await service.database.write(erase_message, 1, "m-1", clock())).events == 3
+    assert (await service.database.write(erase_message, 1, "m-1", clock(), AUDIT, keep_sends)).events == 3
     assert [one.data for one in await fetch_rows(service, schema.events)].count({}) == 3
 
 

@@ -26,6 +26,7 @@ from tests.clicks.verdicts.helpers import (
     sent_events,
 )
 from tests.conftest import NOON, Clock
+from tests.factory import AUDIT, keep_sends
 from tests.reporting.plans import plans, scanned
 from tests.rows import messages_now
 
@@ -61,7 +62,7 @@ async def test_ignored_hits_and_hits_of_erased_messages_are_not_reclassified(ret
     (code,) = await create_codes(service, message_ids=("m-1",))
     await record_click(service, code, PHONE, verdict=Verdict.IGNORED)
     await record_click(service, code)
-    await service.database.write(erase_message, 1, "m-1", clock())
+    await service.database.write(erase_message, 1, "m-1", clock(), AUDIT, keep_sends)
     result = await run_reclassifier(service)
     assert (result.hits, result.corrections.events) == (0, 0)
     assert (await only_message(service)).state == State.CLICKTHRU
