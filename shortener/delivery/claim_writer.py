@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from sqlalchemy import Connection, select
 from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import AttemptInFlight
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, blocked_applications, plan_claims
-from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, DeliveryQueue, TrackerState
+from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, ClaimRequest, DeliveryQueue, TrackerState
 from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
 from shortener.delivery.processes import ProcessShare
 from shortener.delivery.queue_names import application_of, is_callback, tracker_of
@@ -94,8 +94,8 @@ class ClaimWriter:
         limit: int,
         paused: Mapping[str, int],
         now: int,
-        share: ProcessShare = ProcessShare(),  # noqa: B008 - immutable
-        responsive: Collection[str] = (),
+        share: ProcessShare,
+        responsive: Collection[str],
     ) -> ClaimResult:
         """Claim up to `limit` deliveries, as a part of the caller's transaction.
 
@@ -128,7 +128,6 @@ class ClaimWriter:
                 candidates[queue.name] = candidate
                 callback_candidates += is_callback(queue.name)
         limited = _lock_limited(connection, candidates, result, now)
-
         requests = plan_claims(
             list(candidates.values()),
             usage,
@@ -140,32 +139,9 @@ class ClaimWriter:
         result.position, result.more = walk.next_position(candidates, requests)
         if walk.resumes_at is not None:
             result.wake_not_later_than(walk.resumes_at)
-
         claimed = dispatch_queries.claim(connection, requests, now, takes_lost=not self._leases_wait(connection))
-        counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
-        # If fewer deliveries were claimed than requested, the queue has no further due deliveries.
-        has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
-        probes: set[str] = set()
-        requested = {request.queue for request in requests}
-        recovering = [name for name in limited & requested if candidates[name].is_recovering]
-        backlogs = dispatch_queries.due_queues(connection, recovering, now)
-        for name in limited:
-            candidate = candidates[name]
-            if name in requested:
-                count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
-                if self._write_release(connection, candidate, count, name in backlogs, now):
-                    probes.add(name)
-            if candidate.pace is not None and candidate.pace.limit(now) is not None and (name in has_more or name not in requested):
-                result.wake_not_later_than(max(candidate.pace.next_at(now), now + MIN_RATE_PAUSE_MS))
-        callbacks = [claim.id for claim in claimed if claim.callback_url is not None]
-        secrets = self._trackers.callback_secrets(connection, callbacks) if callbacks else {}
-        for claim in claimed:
-            target = self._target_of(claim, targets, secrets.get(claim.id, ()))
-            candidate = candidates[claim.queue]
-            pace = candidate.pace
-            is_paced, rate = (False, None) if pace is None else (pace.rate is not None, pace.limit(now))
-            attempt = AttemptInFlight(claim, target, candidate.application_id, claim.queue in probes, is_paced, rate)
-            result.attempts.append(attempt)
+        probes = self._write_releases(connection, result, limited, requests, claimed, now)
+        result.attempts = self._attempts(connection, claimed, candidates, targets, probes, now)
         return result
 
     def _candidate(
@@ -214,6 +190,35 @@ class ClaimWriter:
             return Candidate(queue, state.application_id, 1, settings.delivery_timeout, state.health, state.pace)
         return Candidate(queue, state.application_id, target.concurrency, target.timeout, state.health, state.pace)
 
+    def _write_releases(
+        self,
+        connection: Connection,
+        result: ClaimResult,
+        limited: Mapping[str, Candidate],
+        requests: Sequence[ClaimRequest],
+        claimed: Sequence[ClaimedDelivery],
+        now: int,
+    ) -> set[str]:
+        """Update the circuit breakers and the rates of the locked trackers after their deliveries were claimed. Return the queues
+        whose claimed delivery is the probe of an open circuit breaker.
+
+        `limited` contains the candidates with locked trackers, by queue name."""
+        counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
+        # If fewer deliveries were claimed than requested, the queue has no further due deliveries.
+        has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
+        requested = {request.queue for request in requests}
+        recovering = [name for name, candidate in limited.items() if name in requested and candidate.is_recovering]
+        backlogs = dispatch_queries.due_queues(connection, recovering, now)
+        probes: set[str] = set()
+        for name, candidate in limited.items():
+            if name in requested:
+                count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
+                if self._write_release(connection, candidate, count, name in backlogs, now):
+                    probes.add(name)
+            if candidate.pace is not None and candidate.pace.limit(now) is not None and (name in has_more or name not in requested):
+                result.wake_not_later_than(max(candidate.pace.next_at(now), now + MIN_RATE_PAUSE_MS))
+        return probes
+
     def _write_release(self, connection: Connection, candidate: Candidate, count: int, has_backlog: bool, now: int) -> bool:
         """Update the circuit breaker and the rate of a tracker after `count` of its deliveries were claimed.
 
@@ -241,6 +246,27 @@ class ClaimWriter:
         if values and tracker is not None:
             dispatch_queries.update_tracker(connection, tracker, values)
         return is_probe
+
+    def _attempts(
+        self,
+        connection: Connection,
+        claimed: Sequence[ClaimedDelivery],
+        candidates: Mapping[str, Candidate],
+        targets: Mapping[int, DeliveryTarget],
+        probes: Collection[str],
+        now: int,
+    ) -> list[AttemptInFlight]:
+        """Return the attempts to send the claimed deliveries."""
+        callbacks = [claim.id for claim in claimed if claim.callback_url is not None]
+        secrets = self._trackers.callback_secrets(connection, callbacks) if callbacks else {}
+        attempts = []
+        for claim in claimed:
+            target = self._target_of(claim, targets, secrets.get(claim.id, ()))
+            candidate = candidates[claim.queue]
+            pace = candidate.pace
+            is_paced, rate = (False, None) if pace is None else (pace.rate is not None, pace.limit(now))
+            attempts.append(AttemptInFlight(claim, target, candidate.application_id, claim.queue in probes, is_paced, rate))
+        return attempts
 
     def _current_targets(
         self, connection: Connection, result: ClaimResult, states: Mapping[int, TrackerState]
@@ -282,20 +308,19 @@ class ClaimWriter:
             return None
 
 
-def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:
+def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> dict[str, Candidate]:
     """Lock the trackers of candidates that a circuit breaker or a rate limits. Read the circuit breakers and rates again.
 
-    Remove the candidates whose tracker another process has locked. Return the names of the queues of the locked trackers."""
-    names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
-    ids = {tracker for name in names if (tracker := tracker_of(name)) is not None}
+    Remove the candidates whose tracker another process has locked. Return the candidates with locked trackers, by queue name."""
+    limited = {name: candidate for name, candidate in candidates.items() if candidate.is_limited(now)}
+    ids = {tracker for name in limited if (tracker := tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)
-    for name in list(names):
+    for name, candidate in list(limited.items()):
         tracker = tracker_of(name)
         if tracker is not None and tracker in locked:
-            candidates[name].health = locked[tracker].health
-            candidates[name].pace = locked[tracker].pace
+            candidate.health = locked[tracker].health
+            candidate.pace = locked[tracker].pace
         else:
-            del candidates[name]
-            names.discard(name)
+            del candidates[name], limited[name]
             result.wake_not_later_than(now + MIN_RATE_PAUSE_MS)
-    return names
+    return limited

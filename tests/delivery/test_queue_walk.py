@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, select, text
 from shortener.container import Service
 from shortener.delivery.claim_writer import ClaimResult
 from shortener.delivery.claims import SlotUsage
+from shortener.delivery.processes import ProcessShare
 from shortener.delivery.queue_walk import CALLBACKS_PAUSE_MS, MAX_QUEUES
 from shortener.storage import schema
 from shortener.storage.types import to_ms
@@ -61,7 +62,7 @@ async def fill(service: Service, due_at: datetime, *, host: str = "host", applic
 async def run_cycle(service: Service, clock: Clock, usage: SlotUsage, limit: int = 8) -> ClaimResult:
     """Claim deliveries as a dispatch cycle does, without attempting them."""
     claims = service.dispatcher._claims
-    result = await service.database.write(claims.write, usage, limit, {}, to_ms(clock()))
+    result = await service.database.write(claims.write, usage, limit, {}, to_ms(clock()), ProcessShare(), ())
     claims.committed(result)
     return result
 
