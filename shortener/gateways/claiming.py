@@ -24,7 +24,7 @@ from shortener.gateways.expiry import PAUSE_MS, fail_removed, finish_reported, g
 from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.gateway_health import changed_columns
-from shortener.gateways.queries import GatewayState
+from shortener.gateways.queries import ClaimedSend, GatewayState
 from shortener.gateways.store import GatewayStore
 from shortener.model import ALL_APPLICATIONS, mutable_record
 from shortener.settings import Settings
@@ -127,19 +127,21 @@ class SendClaimWriter:
             if reported is not None or claim.application_id in disabled:
                 result.changes.append(reported or give_back_later(claim, now))
                 continue
-            name = queries.queue_name(claim.gateway_id)
-            gateway = gateways.get(claim.gateway_id)
-            result.attempts.append(
-                SendInFlight(
-                    claim=claim,
-                    config=gateway.config if gateway is not None else None,
-                    limits=self._limits(by_queue[name], gateway),
-                    queue=name,
-                    application_id=by_queue[name].application_id,
-                    is_probe=name in probes,
-                )
-            )
+            state = by_queue[queries.queue_name(claim.gateway_id)]
+            is_probe = state.queue.name in probes
+            result.attempts.append(self._attempt(claim, state, gateways.get(claim.gateway_id), is_probe=is_probe))
         return result
+
+    def _attempt(self, claim: ClaimedSend, state: GatewayState, gateway: StoredGateway | None, *, is_probe: bool) -> SendInFlight:
+        """Return the attempt to hand a claimed message on. `gateway` is None if the stored gateway is unusable."""
+        return SendInFlight(
+            claim=claim,
+            config=gateway.config if gateway is not None else None,
+            limits=self._limits(state, gateway),
+            queue=state.queue.name,
+            application_id=state.application_id,
+            is_probe=is_probe,
+        )
 
     def _candidate(self, state: GatewayState, usage: SlotUsage, result: SendClaimResult, now: int) -> Candidate | None:
         """Return the queue of the gateway as a candidate from which messages can be claimed. Return None if no slot is free or the

@@ -19,7 +19,7 @@ from shortener.gateways.kinds import KINDS
 from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
 from shortener.logs import mask_in
-from shortener.messages.opt_outs import find_refusals
+from shortener.messages.opt_outs import find_refused_applications
 from shortener.messages.phone_numbers import parse_number
 from shortener.messages.segments import count_segments
 from shortener.storage.database import Database
@@ -48,11 +48,11 @@ async def send_test_message(
     during the test."""
     number = parse_number(phone)
     subject, owner = f"gateway {gateway.config.id} {gateway.config.name}", gateway.application_id or None
-    if refusals := await database.read(find_refusals, number.e164, owner):
+    if refused := await database.read(find_refused_applications, number.e164, owner):
         reason = "has refused further messages of this application"
         description = None
         if owner is None:
-            reason = f"has refused further messages of application {refusals[0]}"
+            reason = f"has refused further messages of application {refused[0]}"
             description = f"The recipient {reason}, and every application may use the gateway."
         raise ApiError(ErrorCode.OPTED_OUT, description, [Detail("to", reason)])
     await database.write(

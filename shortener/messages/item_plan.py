@@ -235,14 +235,7 @@ def _plan_content(
     if settings.sender_rules == "reject" and item.from_address and (form := check_sender(item.from_address)) is not None:
         reject(ErrorCode.SENDER_NOT_ALLOWED, "from", form)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=has_links)
-    gateway = None
-    if item.gateway is not None:
-        gateway = application.find_gateway(item.gateway)
-        if gateway is None and item.gateway:
-            reject(ErrorCode.INVALID_REQUEST, "gateway", _unknown_gateway(application))
-        if gateway is not None and (nul := item.body.find("\x00")) >= 0:
-            # An SMS cannot contain this character. PostgreSQL cannot store it, and the text is stored until a gateway has sent it.
-            reject(ErrorCode.INVALID_REQUEST, "body", "must not contain the character NUL if a gateway sends it", nul)
+    gateway = None if item.gateway is None else _plan_gateway(application, item.gateway, item.body, reject)
     fallback_location = None
     if item.fallback_url:
         try:
@@ -250,13 +243,7 @@ def _plan_content(
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "fallback_url", error.reason)
     if item.callback_url:
-        try:
-            callback = urlsplit(parse_destination(item.callback_url).location.decode())
-        except UrlError as error:
-            reject(ErrorCode.INVALID_REQUEST, "lt_callbackurl", error.reason)
-        else:
-            if reason := hosts.callback_rejection(callback.scheme, callback.hostname or ""):
-                reject(ErrorCode.FORBIDDEN_TARGET, "lt_callbackurl", reason)
+        _check_callback(item.callback_url, hosts, reject)
     gateway_id = gateway.id if gateway is not None else None
     if problems:
         return ItemPlan(track, gateway_id=gateway_id, problems=tuple(problems))
@@ -338,6 +325,28 @@ def _plan_domain(
         except UrlError as error:
             reject(ErrorCode.INVALID_REQUEST, "from", error.reason)
     return domain, path
+
+
+def _plan_gateway(application: Application, name: str, body: str, reject: Reject) -> GatewayEntry | None:
+    """Return the gateway that sends a message. `name` is its name, or "" for the gateway of the application. Return None if the
+    application has no gateway."""
+    gateway = application.find_gateway(name)
+    if gateway is None and name:
+        reject(ErrorCode.INVALID_REQUEST, "gateway", _unknown_gateway(application))
+    if gateway is not None and (nul := body.find("\x00")) >= 0:
+        # An SMS cannot contain this character. PostgreSQL cannot store it, and the text is stored until a gateway has sent it.
+        reject(ErrorCode.INVALID_REQUEST, "body", "must not contain the character NUL if a gateway sends it", nul)
+    return gateway
+
+
+def _check_callback(url: str, hosts: LinkHosts, reject: Reject) -> None:
+    try:
+        callback = urlsplit(parse_destination(url).location.decode())
+    except UrlError as error:
+        reject(ErrorCode.INVALID_REQUEST, "lt_callbackurl", error.reason)
+        return
+    if reason := hosts.callback_rejection(callback.scheme, callback.hostname or ""):
+        reject(ErrorCode.FORBIDDEN_TARGET, "lt_callbackurl", reason)
 
 
 def _plan_links(

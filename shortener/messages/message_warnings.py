@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shortener.accounts.link_targets import target_warnings
 from shortener.macros import entity_problems
-from shortener.messages.scripts import mixed_scripts
+from shortener.messages.mixed_scripts import mixed_scripts
 from shortener.messages.sender_rules import check_sender
 from shortener.messages.spans import Span, TrackMode, find_untracked
 from shortener.messages.url_detection import Detection

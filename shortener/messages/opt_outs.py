@@ -86,9 +86,9 @@ def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]])
     return {(row.application_id, row.phone) for row in connection.execute(statement)}
 
 
-def find_refusals(connection: Connection, phone: str, application_id: int | None) -> list[int]:
-    """Return the ids of the applications whose opt-out list contains `phone`, a number in E.164 format. If `application_id` is not
-    None, search only the list of this application."""
+def find_refused_applications(connection: Connection, phone: str, application_id: int | None) -> list[int]:
+    """Return the ids of the applications whose opt-out list contains `phone`, a number in E.164. If `application_id` is not None,
+    search only the list of this application."""
     table = schema.opt_outs
     statement = select(table.c.application_id).where(table.c.phone == phone).order_by(table.c.application_id)
     if application_id is not None:

@@ -8,7 +8,7 @@ invalid today. The caller passes the time, the limits and the hosts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -192,25 +192,10 @@ def _identify(
         reject(ErrorCode.INVALID_REQUEST, "message_id", reason)
         problems += refused.values()
         return []
-    content = _content_of(item) if any(message_ids) else b""
-    earlier_content = _content_of_0_3(item) if any(message_ids) and item.metadata == {} else b""
     hashes: dict[int, str] = {}
     earlier_hashes: dict[int, str] = {}
-    for index, message_id in enumerate(message_ids):
-        if message_id is None:
-            continue
-        recipient = numbers[index].e164 if index in numbers else item.to[index]
-        hashes[index] = _content_hash(content, recipient)
-        if earlier_content:
-            earlier_hashes[index] = _content_hash(earlier_content, recipient)
-        if message_id in used_ids:
-            # An id that occurs twice in one list is an error. Two messages of a batch with the same id are not an error: they have
-            # the same effect as two requests with this id.
-            is_conflict = message_id not in message_ids[:index] and used_ids[message_id] != hashes[index]
-            code = ErrorCode.MESSAGE_ID_CONFLICT if is_conflict else ErrorCode.INVALID_REQUEST
-            reject(code, "message_id", f"{message_id!r} is used twice in this request", index)
-        used_ids[message_id] = hashes[index]
-
+    if item.message_ids is not None:
+        hashes, earlier_hashes = _check_ids(item, item.message_ids, numbers, used_ids, reject)
     request_id = item.request_id or new_message_id()
     return [
         PlannedMessage(
@@ -229,6 +214,38 @@ def _identify(
         )
         for index, number in numbers.items()
     ]
+
+
+def _check_ids(
+    item: RewriteItem,
+    message_ids: Sequence[str | None],
+    numbers: Mapping[int, PhoneNumber],
+    used_ids: dict[str, str],
+    reject: Callable[[ErrorCode, str, str, int], None],
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Reject the ids of the caller that the request has used before. Add all ids to `used_ids`, with the hashes of their messages.
+
+    Return the content hashes of the messages with such an id, and the hashes that earlier releases stored for the same content if
+    they differ. The keys are the indexes of the recipients."""
+    content = _content_of(item) if any(message_ids) else b""
+    earlier_content = _content_of_0_3(item) if any(message_ids) and item.metadata == {} else b""
+    hashes: dict[int, str] = {}
+    earlier_hashes: dict[int, str] = {}
+    for index, message_id in enumerate(message_ids):
+        if message_id is None:
+            continue
+        recipient = numbers[index].e164 if index in numbers else item.to[index]
+        hashes[index] = _content_hash(content, recipient)
+        if earlier_content:
+            earlier_hashes[index] = _content_hash(earlier_content, recipient)
+        if message_id in used_ids:
+            # An id that occurs twice in one list is an error. Two messages of a batch with the same id are not an error: they have
+            # the same effect as two requests with this id.
+            is_conflict = message_id not in message_ids[:index] and used_ids[message_id] != hashes[index]
+            code = ErrorCode.MESSAGE_ID_CONFLICT if is_conflict else ErrorCode.INVALID_REQUEST
+            reject(code, "message_id", f"{message_id!r} is used twice in this request", index)
+        used_ids[message_id] = hashes[index]
+    return hashes, earlier_hashes
 
 
 def _refused_senders(

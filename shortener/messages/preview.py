@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from shortener.messages.plan import PlannedMessage, PlannedRequest
-from shortener.messages.queries import StoredLink
-from shortener.messages.render import render_new
-from shortener.messages.write import Refusals
+from shortener.messages.refusals import Refusals
+from shortener.messages.render import new_link, render_new
 
 
 def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> list[dict[str, Any]]:
@@ -34,9 +33,6 @@ def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> 
 
 def _preview(message: PlannedMessage, sample_code: Callable[[], str]) -> dict[str, Any]:
     plan = message.plan
-    links = [
-        StoredLink(sample_code(), link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path)
-        for link in plan.links
-    ]
+    links = [new_link(sample_code(), link, message) for link in plan.links]
     # A preview sends nothing, so its response has no fields about sending. The name of the gateway is still checked.
     return replace(render_new(message, links, plan.base_url), is_sent=None).serialize()

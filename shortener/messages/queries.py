@@ -106,14 +106,14 @@ def find_messages(connection: Connection, keys: Iterable[tuple[int, str]]) -> di
     return found
 
 
-def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, list[StoredLink]]:
-    """Return the links of messages by the row id of the message, in the order of their positions in the text."""
+def find_links(connection: Connection, message_rows: Sequence[int]) -> dict[int, list[StoredLink]]:
+    """Return the links of the messages with these row ids, by row id of the message, in the order of their positions."""
     table = schema.links
     found: dict[int, list[StoredLink]] = {}
-    for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
+    for start in range(0, len(message_rows), MAX_KEYS_PER_QUERY):
         statement = (
             select(table.c.id, *(table.c[name] for name in ("message_id", *StoredLink._fields)))
-            .where(table.c.message_id.in_(messages[start : start + MAX_KEYS_PER_QUERY]))
+            .where(table.c.message_id.in_(message_rows[start : start + MAX_KEYS_PER_QUERY]))
             .order_by(table.c.message_id, table.c.position)
         )
         rows = connection.execute(statement).all()

@@ -10,7 +10,7 @@ from typing import Any
 from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.directives import DirectiveError
-from shortener.messages.item_plan import SIMULATED
+from shortener.messages.item_plan import SIMULATED, PlannedLink
 from shortener.messages.message_warnings import find_warnings, many_segments, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
@@ -76,6 +76,12 @@ def _iso(ms: int) -> str | None:
     """Return the time at which links expire in ISO 8601. The result is cached, because all links of a message expire at the same
     time."""
     return to_iso(from_ms(ms))
+
+
+def new_link(code: str, link: PlannedLink, message: PlannedMessage) -> StoredLink:
+    """Return the link that a message gets for a planned link."""
+    plan = message.plan
+    return StoredLink(code, link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path)
 
 
 def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: str) -> RewrittenMessage:

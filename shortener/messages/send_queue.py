@@ -129,12 +129,13 @@ class SendBatch:
         write_balances(self._connection, self._changed, from_ms(now))
 
 
-def find_sends(connection: Connection, messages: Sequence[int]) -> dict[int, QueuedSend]:
-    """Return the messages that were queued for a gateway, by row id of the message. Other messages are missing in the result."""
+def find_sends(connection: Connection, message_rows: Sequence[int]) -> dict[int, QueuedSend]:
+    """Return which of the messages with these row ids were queued for a gateway, by row id. Other messages are missing in the
+    result."""
     table = schema.sends
     found: dict[int, QueuedSend] = {}
-    for start in range(0, len(messages), MAX_KEYS_PER_QUERY):
-        some = messages[start : start + MAX_KEYS_PER_QUERY]
+    for start in range(0, len(message_rows), MAX_KEYS_PER_QUERY):
+        some = message_rows[start : start + MAX_KEYS_PER_QUERY]
         for row in connection.execute(select(table.c.id, table.c.gateway_id, table.c.cost).where(table.c.id.in_(some))):
             found[row.id] = QueuedSend(row.gateway_id, row.cost)
     return found

@@ -27,10 +27,11 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.messages import queries
 from shortener.messages.codes import Codes
-from shortener.messages.item_plan import PlannedLink, Problem
+from shortener.messages.item_plan import PlannedLink
 from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
-from shortener.messages.render import RewrittenMessage, render_new, render_repeat
+from shortener.messages.refusals import Refusals
+from shortener.messages.render import RewrittenMessage, new_link, render_new, render_repeat
 from shortener.messages.repeats import classify, find_stored
 from shortener.messages.rewrite_item import LinkHosts
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
@@ -95,8 +96,8 @@ class RewriteWriter:
         link_sets = self._link_sets.get_ids(connection, {key for keys in link_set_keys.values() for key in keys})
         cohort_ids = {message: cohorts[key] for message, key in cohort_keys.items()}
         link_set_ids = {plan: [link_sets[key] for key in keys] for plan, keys in link_set_keys.items()}
-        rows = _Rows(self._ids, self._codes, cohort_ids, link_set_ids)
-        batch = _Batch(connection, requests, rows, self._hosts)
+        rows = _Rows(self._ids, cohort_ids, link_set_ids)
+        batch = _Batch(connection, requests, rows, self._hosts, self._codes)
         results: list[Response | Exception] = []
         for request in requests:
             try:
@@ -112,9 +113,12 @@ class RewriteWriter:
 class _Batch:
     """The rewrite requests of one transaction. A request can repeat a message of an earlier request in the same transaction."""
 
-    def __init__(self, connection: Connection, requests: Sequence[PlannedRequest], rows: _Rows, hosts: LinkHosts) -> None:
+    def __init__(
+        self, connection: Connection, requests: Sequence[PlannedRequest], rows: _Rows, hosts: LinkHosts, codes: Codes
+    ) -> None:
         self._rows = rows
         self._hosts = hosts
+        self._mint = codes.mint
         keys = {(request.application.id, request.idempotency_key) for request in requests if request.idempotency_key is not None}
         self._responses = queries.find_responses(connection, keys) if keys else {}
         self._messages = find_stored(connection, requests)
@@ -180,7 +184,7 @@ class _Batch:
 
     def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
         plan = message.plan
-        rewritten = render_new(message, [self._rows.mint(link, message) for link in plan.links], plan.base_url)
+        rewritten = render_new(message, [new_link(self._mint(), link, message) for link in plan.links], plan.base_url)
         cost = self._sends.cost_of(request, message, rewritten.segments)
         return rewritten if cost is None else replace(rewritten, cost=cost)
 
@@ -200,41 +204,12 @@ class _Batch:
         self._sends.write(now)
 
 
-class Refusals:
-    """The invalid recipients that a request skips, each with its first problem. The keys are (index of the message, index of the
-    recipient)."""
-
-    def __init__(self, request: PlannedRequest, problems: Sequence[Problem]) -> None:
-        self._items = request.items
-        self._problems: dict[tuple[int, int | None], Problem] = {}
-        for problem in problems:
-            self._problems.setdefault((problem.item, problem.recipient), problem)
-
-    def find(self, item: int, recipient: int) -> Problem | None:
-        return self._problems.get((item, recipient)) or self._problems.get((item, None))
-
-    def serialize(self, item: int, recipient: int) -> dict[str, Any]:
-        """Return the JSON fields of a skipped recipient in the response."""
-        problem = self.find(item, recipient)
-        assert problem is not None
-        to, ids = self._items[item].to, self._items[item].message_ids
-        return {
-            "to": to[recipient] if to else "",
-            "message_id": ids[recipient] if ids is not None and recipient < len(ids) else None,
-            "error_code": problem.code.name,
-            "field": problem.detail.field,
-            "reason": problem.detail.reason,
-            "position": problem.detail.position,
-        }
-
-
 class _Rows:
     """A collector of the rows of one transaction, which are inserted together. `cohorts` maps the `id()` of each message object to
     its cohort id. `link_sets` maps the `id()` of each plan object to the ids for its `_link_set_keys`."""
 
-    def __init__(self, ids: IdGenerator, codes: Codes, cohorts: Mapping[int, int], link_sets: Mapping[int, Sequence[int]]) -> None:
+    def __init__(self, ids: IdGenerator, cohorts: Mapping[int, int], link_sets: Mapping[int, Sequence[int]]) -> None:
         self._ids = ids
-        self._codes = codes
         self._cohorts = cohorts
         self._link_sets = link_sets
         self._messages: list[tuple[object, ...]] = []
@@ -248,13 +223,6 @@ class _Rows:
     def message_count(self) -> int:
         """The number of messages that were added."""
         return len(self._messages)
-
-    def mint(self, link: PlannedLink, message: PlannedMessage) -> StoredLink:
-        """Return a new link with a new random code."""
-        plan = message.plan
-        return StoredLink(
-            self._codes.mint(), link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path
-        )
 
     def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:
         """Add the rows of a message, its links and its counts. Return the row id of the message."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.messages.scripts import mixed_scripts
+from shortener.messages.mixed_scripts import mixed_scripts
 from shortener.urls import UrlError, parse_destination
 
 
