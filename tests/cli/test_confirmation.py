@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,9 +23,24 @@ from tests.cli.shell import InProcessShell, create_installation
 from tests.rows import Rows
 
 
+@dataclass
+class Installation:
+    """The folder of an installation, and the ids of objects in it by the word that stands for them in commands of tests."""
+
+    folder: Path
+    ids: dict[str, str]
+
+    def copy_to(self, folder: Path) -> InProcessShell:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return InProcessShell(folder)
+
+    def words(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self.ids.get(word, word) for word in words)
+
+
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> tuple[Path, str]:
-    """The folder of an installation, which tests copy, and the code of a link in it."""
+def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Installation:
+    """An installation, which tests copy."""
     folder = tmp_path_factory.mktemp("confirmation")
     create_installation(folder, sqlite_template)
     shell = InProcessShell(folder)
@@ -42,13 +58,38 @@ def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
         row = Rows(connection, utcnow())
         row.delivery(row.event(None), status=DeliveryStatus.DEAD.value)
     engine.dispose()
-    return folder, sent["links"][0]["code"]
+    gateway = next(str(one["gateway_id"]) for one in shell.json("gateways", "list") if one["name"] == "carrier")
+    delivery = shell.json("deliveries", "list", "1")["deliveries"][0]["delivery_id"]
+    return Installation(folder, {"CODE": sent["links"][0]["code"], "GATEWAY": gateway, "DELIVERY": delivery})
+
+
+@pytest.fixture(scope="module")
+def two_applications(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Installation:
+    """The installation with another application."""
+    folder = tmp_path_factory.mktemp("two_applications")
+    installation.copy_to(folder)("applications", "create", "Other")
+    return Installation(folder, installation.ids)
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Installation:
+    """The installation with a message that is sent, an erased message, one admin and no postback key."""
+    folder = tmp_path_factory.mktemp("refusing")
+    shell = installation.copy_to(folder)
+    shell("applications", "update", "1", "--gateway", "simulator")
+    sent = shell.json("send", "1", "+4915112345678", "hello")["message_id"]
+    shell("operators", "invite", "Ada", "--role", "admin")
+    shell("postback-keys", "revoke", "1")
+    shell("messages", "erase", "--phone", "+14085550101", "--yes")
+    with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
+        database.execute("UPDATE sends SET status = 1")
+        database.execute("UPDATE operators SET password_hash = 'x' WHERE name = 'Ada'")
+    return Installation(folder, installation.ids | {"MESSAGE": sent})
 
 
 @pytest.fixture
-def shell(tmp_path: Path, installation: tuple[Path, str]) -> InProcessShell:
-    shutil.copytree(installation[0], tmp_path / "data")
-    return InProcessShell(tmp_path / "data")
+def shell(tmp_path: Path, installation: Installation) -> InProcessShell:
+    return installation.copy_to(tmp_path / "data")
 
 
 BRAND = "application 1 (Brand)"
@@ -98,19 +139,16 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
     words: tuple[str, ...],
     named: tuple[str, ...],
     shell: InProcessShell,
-    installation: tuple[Path, str],
+    installation: Installation,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    gateway = next(str(one["gateway_id"]) for one in shell.json("gateways", "list") if one["name"] == "carrier")
-    replaced = {"GATEWAY": gateway, "CODE": installation[1]}
-    words = tuple(replaced.get(word, word) for word in words)
-    shutil.copytree(shell.folder, tmp_path / "copy")
+    words = installation.words(words)
     in_a_script = shell(*words)
     assert all(name in in_a_script.stderr for name in named), in_a_script.stderr
     assert "Continue?" not in in_a_script.stderr
 
-    at_a_terminal = InProcessShell(tmp_path / "copy")
+    at_a_terminal = installation.copy_to(tmp_path / "copy")
     before = contents(at_a_terminal.folder)
     monkeypatch.setattr(common, "is_terminal", lambda: True)
     declined = at_a_terminal(*words, code=1)  # the input is empty, so the question has no answer
@@ -139,18 +177,9 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )
 def test_a_command_whose_change_is_refused_fails_before_it_asks(
-    words: tuple[str, ...], error: str, shell: InProcessShell, installation: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], error: str, refusing: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shell("applications", "update", "1", "--gateway", "simulator")
-    sent = shell.json("send", "1", "+4915112345678", "hello")["message_id"]
-    shell("operators", "invite", "Ada", "--role", "admin")
-    shell("postback-keys", "revoke", "1")
-    shell("messages", "erase", "--phone", "+14085550101", "--yes")
-    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
-        database.execute("UPDATE sends SET status = 1")
-        database.execute("UPDATE operators SET password_hash = 'x' WHERE name = 'Ada'")
-    replaced = {"MESSAGE": sent, "CODE": installation[1]}
-    words = tuple(replaced.get(word, word) for word in words)
+    shell, words = refusing.copy_to(tmp_path / "data"), refusing.words(words)
     before = contents(shell.folder)
     monkeypatch.setattr(common, "is_terminal", lambda: True)
     for more in ((), ("--yes",)):
@@ -215,13 +244,9 @@ def test_the_command_opt_outs_remove_asks_nothing_if_the_number_is_not_on_the_li
     ids=lambda words: " ".join(words[:3]),
 )
 def test_a_command_on_one_object_changes_nothing_if_the_object_belongs_to_another_application(
-    words: tuple[str, ...], shell: InProcessShell, installation: tuple[Path, str]
+    words: tuple[str, ...], two_applications: Installation, tmp_path: Path
 ) -> None:
-    gateway = next(str(one["gateway_id"]) for one in shell.json("gateways", "list") if one["name"] == "carrier")
-    delivery = shell.json("deliveries", "list", "1")["deliveries"][0]["delivery_id"]
-    replaced = {"GATEWAY": gateway, "CODE": installation[1], "DELIVERY": delivery}
-    words = tuple(replaced.get(word, word) for word in words)
-    shell("applications", "create", "Other")
+    shell, words = two_applications.copy_to(tmp_path / "data"), two_applications.words(words)
     before = contents(shell.folder)
     assert "NOT_FOUND" in shell(*words, "--application", "2", code=1).stderr
     assert contents(shell.folder) == before
@@ -235,7 +260,7 @@ def test_a_command_on_one_object_says_how_to_name_the_application(shell: InProce
 
 
 def test_the_update_of_many_links_and_the_list_of_blocked_hosts_accept_the_application_as_argument_and_as_option(
-    shell: InProcessShell, installation: tuple[Path, str]
+    shell: InProcessShell, installation: Installation
 ) -> None:
     shell("applications", "create", "Other")
     for options in (("1",), ("--application", "1")):
