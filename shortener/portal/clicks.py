@@ -11,9 +11,9 @@ from starlette.responses import Response
 from shortener.model import Verdict
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.verdict_texts import REASONS, RESULTS, explain
+from shortener.portal.verdict_texts import REASONS, RESULTS, RULE_NAMES, explain
 from shortener.reporting.figures import Figures
-from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitPage, list_hits, serialize_hit
+from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitPage, count_rules, list_hits, serialize_hit
 
 METRICS: dict[str, str] = {
     "clicks": "Clicks by people",
@@ -35,12 +35,13 @@ CLICK_TIMES = (
     ("3d", 3 * 86400, "1 to 3 days"),
     ("later", None, "Later"),
 )
+_NOT_COUNTED = ("suspected_hits", "ignored_hits")  # The metrics whose hits have a rule that says why they were not counted.
 CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
 _CLICK_TIME = FilterField("click_time", "Time to click", {name: label for name, _, label in CLICK_TIMES})
 _DEVICE = FilterField("device", "Device", {name: name for name in ("phone", "tablet", "desktop", "bot", "other")})
 _VERDICT = FilterField("verdict", "Verdict", {verdict.api_name: verdict.name.capitalize() for verdict in Verdict})
-_RULE = FilterField("rule", "Rule", {rule: rule for rule in REASONS})
+_RULE = FilterField("rule", "Reason", RULE_NAMES)
 FIELDS = (
     _METRIC,
     FilterField("campaign", "Campaign", is_common=True),
@@ -60,39 +61,67 @@ FIELDS = (
 
 async def clicks(visit: Visit) -> Response:
     """Show the list of hits that match the filters, newest first."""
-    return await show_list(visit, "clicks.html", _source(visit), FIELDS, title="Clicks", results=RESULTS, metrics=METRICS)
+    reasons = None if visit.is_csv else await _reasons(visit)
+    return await show_list(
+        visit,
+        "clicks.html",
+        _source(visit),
+        FIELDS,
+        title="Clicks",
+        results=RESULTS,
+        metrics=METRICS,
+        reasons=reasons,
+        reason_texts=REASONS,
+        rule_names=RULE_NAMES,
+    )
 
 
-def _source(visit: Visit) -> ListSource:
+async def _reasons(visit: Visit) -> list[tuple[str, int]]:
+    """Return the rules because of which the hits of the page were not counted, with their numbers of hits.
+
+    The list is empty on pages of other hits, of one rule and of all applications, on later pages of a list, and if the hits are too
+    many to examine all."""
+    metric = choice(visit, _METRIC)
+    if metric not in _NOT_COUNTED or visit.application is None or visit.get("rule") or visit.get("cursor"):
+        return []
+    found = await visit.service.database.read(count_rules, _filter(visit, visit.application.id))
+    return [] if found is None else list(found.items())
+
+
+def _filter(visit: Visit, application_id: int) -> HitFilter:
     since, until = slots_of(visit)
-    metric, verdict = choice(visit, _METRIC), choice(visit, _VERDICT)
-    service, networks = visit.service, visit.service.networks
-    chosen = choice(visit, _CLICK_TIME)
+    metric, verdict, chosen = choice(visit, _METRIC), choice(visit, _VERDICT), choice(visit, _CLICK_TIME)
     group = None if chosen is None else (CLICK_TIME_LIMITS, [name for name, _, _ in CLICK_TIMES].index(chosen))
     if group is not None:
         metric = "clicked_messages"  # Only the first click of a message has a time from sending to click.
+    return HitFilter(
+        application_id,
+        since=since,
+        until=until,
+        basis=visit.period.basis,
+        metric=metric,  # type: ignore[arg-type] # `choice` has already rejected every name that is not a metric
+        verdict=None if verdict is None else Verdict[verdict.upper()],
+        rule=choice(visit, _RULE),
+        campaign=campaign_of(visit),
+        source=visit.get("source"),
+        country=country_of(visit),
+        destination=visit.get("destination"),
+        label=visit.get("label"),
+        message=visit.get("message"),
+        code=visit.get("code"),
+        device=choice(visit, _DEVICE),
+        browser=visit.get("browser"),
+        click_time=group,
+    )
+
+
+def _source(visit: Visit) -> ListSource:
+    service, networks = visit.service, visit.service.networks
+    # Each filter is checked before the list is read, so that a wrong value is an error also without applications.
+    _filter(visit, 0)
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> HitPage:
-        filters = HitFilter(
-            application_id,
-            since=since,
-            until=until,
-            basis=visit.period.basis,
-            metric=metric,  # type: ignore[arg-type] # `choice` has already rejected every name that is not a metric
-            verdict=None if verdict is None else Verdict[verdict.upper()],
-            rule=choice(visit, _RULE),
-            campaign=campaign_of(visit),
-            source=visit.get("source"),
-            country=country_of(visit),
-            destination=visit.get("destination"),
-            label=visit.get("label"),
-            message=visit.get("message"),
-            code=visit.get("code"),
-            device=choice(visit, _DEVICE),
-            browser=visit.get("browser"),
-            click_time=group,
-        )
-        return list_hits(connection, filters, limit, below)
+        return list_hits(connection, _filter(visit, application_id), limit, below)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
         return serialize_hit(listed.row, service.click_ids.encode, networks)

@@ -53,15 +53,23 @@ class PeriodChoice:
     @property
     def label(self) -> str:
         """The text that describes the period on pages."""
-        if self.name in PERIODS:
-            return PERIODS[self.name]
-        first, last = self.since.astimezone(self.zone), (self.until - timedelta(microseconds=1)).astimezone(self.zone)
-        pattern = "%-d %b %Y" if self.is_whole_days else "%-d %b %Y %H:%M"
-        return (
-            f"{first:{pattern}} to {last:{pattern}}"
-            if first.date() != last.date() or not self.is_whole_days
-            else f"{first:%-d %b %Y}"
-        )
+        return PERIODS.get(self.name, self.dates)
+
+    @property
+    def label_with_dates(self) -> str:
+        """The label with the dates of a relative period, which stay true when the page is printed."""
+        return f"{self.label} ({self.dates})" if self.name in PERIODS else self.label
+
+    @property
+    def dates(self) -> str:
+        """The first and the last day of the period. If it does not consist of days, its start and its end with their times."""
+        begin, end = self.since.astimezone(self.zone), self.until.astimezone(self.zone)
+        if not (self.is_whole_days or (self.name in PERIODS and self.name != "24h")):
+            return f"{begin:%-d %b %Y %H:%M} to {end:%-d %b %Y %H:%M}"
+        last = (self.until - timedelta(microseconds=1)).astimezone(self.zone)
+        if begin.date() == last.date():
+            return f"{begin:%-d %b %Y}"
+        return f"{begin:%-d %b} to {last:%-d %b %Y}" if begin.year == last.year else f"{begin:%-d %b %Y} to {last:%-d %b %Y}"
 
     @property
     def is_whole_days(self) -> bool:

@@ -24,6 +24,26 @@ REASONS = {
     "all_links_at_once": "one address opened every link of the message within a second",
     "hosting_network": "the address belongs to a data centre",
 }
+#: A short name of each click rule, for a filter and for a table.
+RULE_NAMES = {
+    "browser": "Opened in a browser",
+    "confirmed": "Confirmed with the button",
+    "awaiting_confirmation": "Confirmation not pressed",
+    "method": "Check whether the link exists",
+    "prefetch": "Loaded in advance",
+    "empty_agent": "Client without a name",
+    "link_preview": "Preview of a messaging app",
+    "crawler": "Crawler",
+    "program": "Program",
+    "no_browser": "Client that is no browser",
+    "old_desktop": "Very old desktop browser",
+    "soon_after_sent": "Too soon after sending",
+    "soon_after_delivered": "Too soon after the delivery",
+    "before_sent": "Before the message was sent",
+    "many_recipients": "One address, many recipients",
+    "all_links_at_once": "All links at once",
+    "hosting_network": "Data centre",
+}
 RESULTS = {
     "clicks": ("Click", "good"),
     "suspected_hits": ("Suspected", "warn"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, union_all
 
 from shortener.clicks.device_counts import AGENT, device_metrics
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
@@ -103,14 +103,7 @@ HIT_COLUMNS = (
 
 def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int | None = None) -> HitPage:
     """Return the newest `limit` hits that match the filter. If `below` is not None, return only hits with smaller ids."""
-    low, high = _id_limits(filters, below)
-    floor: int | None = None
-    if filters.message is not None or filters.code is not None:
-        candidates = _hits_of(connection, filters, low, high)
-    else:
-        in_range = select(hits.c.id).where(hits.c.id >= low, hits.c.id < high).order_by(hits.c.id.desc())
-        floor = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
-        candidates = select(hits.c.id).where(hits.c.id >= (low if floor is None else floor), hits.c.id < high)
+    candidates, floor = _candidates(connection, filters, below)
     statement = (
         select(*HIT_COLUMNS)
         .join_from(hits, links, links.c.id == hits.c.link_id)
@@ -124,6 +117,36 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
     if len(rows) > limit:
         rows, floor = rows[:limit], rows[limit - 1].id
     return HitPage([row for row in rows if _matches(row, filters)], floor)
+
+
+def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | None:
+    """Return the number of hits that match the filter by their rule, the most frequent rule first.
+
+    Return None if not all hits can be examined, or if the filter contains conditions that SQL cannot check."""
+    candidates, floor = _candidates(connection, filters, None)
+    if floor is not None or filters.device is not None or filters.browser is not None or filters.click_time is not None:
+        return None
+    number = func.count()
+    statement = (
+        select(hits.c.rule, number)
+        .join_from(hits, links, links.c.id == hits.c.link_id)
+        .join(cohorts, cohorts.c.id == links.c.cohort_id)
+        .where(hits.c.id.in_(candidates), *_conditions(connection, filters))
+        .group_by(hits.c.rule)
+        .order_by(number.desc(), hits.c.rule)
+    )
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def _candidates(connection: Connection, filters: HitFilter, below: int | None) -> tuple[Any, int | None]:
+    """Return a statement that selects the ids of the hits to examine. Also return the smallest of them if older hits of the period
+    are not examined, and None otherwise."""
+    low, high = _id_limits(filters, below)
+    if filters.message is not None or filters.code is not None:
+        return _hits_of(connection, filters, low, high), None
+    in_range = select(hits.c.id).where(hits.c.id >= low, hits.c.id < high).order_by(hits.c.id.desc())
+    floor = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
+    return select(hits.c.id).where(hits.c.id >= (low if floor is None else floor), hits.c.id < high), floor
 
 
 def _matches(row: AnyRow, filters: HitFilter) -> bool:

@@ -30,6 +30,7 @@ from shortener.portal.campaigns import steps_of
 from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
+from shortener.portal.verdict_texts import RULE_NAMES
 from shortener.reporting.figures import Figures
 from shortener.reporting.statistics import find_newest_campaigns
 from shortener.storage.database import Database
@@ -453,6 +454,28 @@ async def test_the_chart_of_a_campaign_whose_clicks_belong_to_a_few_days_shows_t
     for value, href in shown:
         if value:
             assert len(await demo.rows(href)) == value
+
+
+@on_one_service
+@pytest.mark.parametrize("query", ["", "&basis=sent", "&campaign=order-updates", "&source=api"])
+@pytest.mark.parametrize("metric", ["suspected_hits", "ignored_hits"])
+async def test_the_list_of_hits_that_are_no_clicks_counts_the_reasons_and_each_number_leads_to_its_hits(
+    demo: DemoPortal, metric: str, query: str
+) -> None:
+    page = f"/portal/1/clicks?period=28d&metric={metric}{query}"
+    text = (await demo.browser.get(page)).text
+    assert "Why they were not counted" in text
+    figures = await demo.figures(page)
+    assert [name for name, _, _ in figures] == [metric] * len(figures)
+    assert sum(value for _, value, _ in figures) == len(await demo.rows(page)) > 0
+    for _, value, href in figures:
+        assert len(await demo.rows(href)) == value
+        (rule,) = parse_qs(urlsplit(href).query)["rule"]
+        shown = (await demo.browser.get(href)).text
+        assert f"Reason: {RULE_NAMES[rule]}" in shown
+        assert "Why they were not counted" not in shown, "the rest has one reason"
+    for other in ("metric=clicks", f"metric={metric}&device=phone", f"metric={metric}&campaign=none"):
+        assert "Why they were not counted" not in (await demo.browser.get(f"/portal/1/clicks?period=28d&{other}")).text
 
 
 @on_one_service

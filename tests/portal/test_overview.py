@@ -316,7 +316,7 @@ async def test_the_overview_of_all_applications_shows_their_newest_campaigns(
     await send(service, browser, campaign="newest")
     clock.forward(minutes=20)
     page = (await browser.get("/portal/all/")).text
-    assert re.findall(r'href="/portal/all/\?campaign=([\w-]+)"', page) == ["newest", "of-other", "c"]
+    assert re.findall(r'class="name" href="/portal/\d+/campaigns/([\w-]+)"', page) == ["newest", "of-other", "c"]
 
 
 async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_whole_year(

@@ -18,7 +18,7 @@ from shortener.container import Service
 from shortener.portal.campaigns import PAGES
 from shortener.portal.operators import Role
 from shortener.portal.page import url
-from shortener.portal.verdict_texts import REASONS, explain
+from shortener.portal.verdict_texts import REASONS, RULE_NAMES, explain
 from tests.conftest import Clock
 from tests.machine import Machine
 from tests.one_service import on_one_service
@@ -313,6 +313,7 @@ async def test_a_viewer_cannot_use_the_search_or_a_filter_to_confirm_a_guessed_p
 
 def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
     assert {name for _, name in RULES} <= set(REASONS)
+    assert list(RULE_NAMES) == list(REASONS)
     assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."
     assert explain("method", "ignored_hits").startswith("Not counted as a click: ")
 

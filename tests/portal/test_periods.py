@@ -43,7 +43,7 @@ def test_a_custom_portal_period_uses_the_time_zone_and_includes_its_last_day() -
     chosen = choose(since="2026-11-01", until="2026-11-03")
     assert chosen.until - chosen.since == timedelta(days=3)
     assert chosen.is_whole_days
-    assert chosen.label == "1 Nov 2026 to 3 Nov 2026"
+    assert chosen.label == "1 Nov to 3 Nov 2026"
     assert chosen.query()["since"] == "2026-11-01T00:00+01:00"
     query = chosen.query()
     assert choose(since=query["since"], until=query["until"]).since == chosen.since
@@ -130,3 +130,16 @@ def test_the_hours_of_a_period_begin_with_minute_0_and_at_a_clock_change_of_half
         hours = local_hours(start, start + timedelta(hours=4), zone)
         assert [f"{begin.astimezone(zone):%H:%M}" for begin, _ in hours] == expected
         assert all(end == begin for (_, end), (begin, _) in pairwise(hours))
+
+
+def test_the_label_of_a_period_names_its_dates() -> None:
+    for query, expected in (
+        ({"period": "today"}, "Today (20 Nov 2026)"),
+        ({"period": "yesterday"}, "Yesterday (19 Nov 2026)"),
+        ({"period": "7d"}, "Last 7 days (14 Nov to 20 Nov 2026)"),
+        ({"period": "365d"}, "Last 365 days (21 Nov 2025 to 20 Nov 2026)"),
+        ({"period": "24h"}, "Last 24 hours (19 Nov 2026 13:00 to 20 Nov 2026 13:00)"),
+        ({"since": "2026-11-01", "until": "2026-11-02"}, "1 Nov to 2 Nov 2026"),
+        ({"since": "2026-11-01T10:00", "until": "2026-11-01T12:00"}, "1 Nov 2026 10:00 to 1 Nov 2026 12:00"),
+    ):
+        assert choose(**query).label_with_dates == expected
