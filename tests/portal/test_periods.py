@@ -142,4 +142,4 @@ def test_the_label_of_a_period_names_its_dates() -> None:
         ({"since": "2026-11-01", "until": "2026-11-02"}, "1 Nov to 2 Nov 2026"),
         ({"since": "2026-11-01T10:00", "until": "2026-11-01T12:00"}, "1 Nov 2026 10:00 to 1 Nov 2026 12:00"),
     ):
-        assert choose(**query).label_with_dates == expected
+        assert choose(NOW, BERLIN, **query).label_with_dates == expected
