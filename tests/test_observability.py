@@ -102,7 +102,6 @@ def logged_events() -> dict[str, set[str]]:
     for path in (ROOT / "shortener").rglob("*.py"):
         for level, event in re.findall(r'\blog(?:ger)?\.(debug|info|warning|error|exception)\(\s*"([a-z_]+)"', path.read_text()):
             found.setdefault(event, set()).add("error" if level == "exception" else level)
-    found["store_unavailable"] = {"warning", "error"}  # storage/database.py selects the level at run time
     return found
 
 

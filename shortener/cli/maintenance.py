@@ -112,9 +112,10 @@ async def copy(source: str, target: str, as_json: bool) -> None:
             click.echo(f"\r{now.table:16}{now.doing:10}{now.done:,} of {counted(now.total, 'row')}\033[K", nl=False, err=True)
 
     check(await current_version(source))
-    await prepare(target)
+    # Open the source first. If a server uses it, the target stays empty, so that no server can start on a target without rows.
     source_database = await open_database(source, owner=True, is_command=True)
     try:
+        await prepare(target)
         target_database = await open_database(target, owner=True, is_command=True)
         try:
             rows = await copy_database(source_database, target_database, progress)

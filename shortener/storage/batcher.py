@@ -37,6 +37,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import StoreUnavailable
 from shortener.storage.database import Database
+from shortener.storage.outage_log import outage_log
 
 log = structlog.get_logger(__name__)
 
@@ -301,7 +302,7 @@ class Batcher(Generic[Item, Result]):
                 if not batch.has_begun:  # The transaction did not begin, for example because the server refused the connection.
                     if batch.state is BatchState.OPEN:
                         self._take(batch)
-                    log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+                    outage_log.warn(error)
                     raise StoreUnavailable(str(error)) from error
                 clashes_left -= isinstance(error, IntegrityError)
                 if not isinstance(error, IntegrityError) or clashes_left == 0:

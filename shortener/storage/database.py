@@ -23,6 +23,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql import Executable
 
 from shortener.errors import ReadTooLong, StoreUnavailable
+from shortener.storage.outage_log import outage_log
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
@@ -140,7 +141,9 @@ def store_errors() -> Iterator[None]:
         is_rejected = (getattr(cause, "sqlstate", None) or "").startswith(_REJECTED_STATEMENT)
         if rejects_values(error) or (isinstance(error, exc.ProgrammingError) and not is_rejected):
             raise
-        level = log.error if is_rejected else log.warning
-        level("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
+        if is_rejected:
+            log.error("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])
+        else:
+            outage_log.warn(cause)
         is_too_long = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT  # see sqlite_reader.ReadLimit
         raise (ReadTooLong if is_too_long else StoreUnavailable)(str(cause)) from error

@@ -25,6 +25,7 @@ from sqlalchemy.sql import Executable
 from shortener.errors import CommitUncertain, ReadTooLong, StoreUnavailable
 from shortener.storage.database import store_errors
 from shortener.storage.node_lease import random_command_node
+from shortener.storage.outage_log import outage_log
 from shortener.storage.postgres_hosts import connect
 
 log = structlog.get_logger(__name__)
@@ -190,7 +191,7 @@ async def _connect(*args: Any, **options: Any) -> Any:
     try:
         return await connect(*args, connection_class=_QuicklyClosed, **options)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+        outage_log.warn(error)
         raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 

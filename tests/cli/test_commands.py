@@ -26,6 +26,7 @@ from shortener.accounts.directory import read_version
 from shortener.cli.common import print_json
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
+from shortener.storage.sqlite import hold_ownership
 from tests import fork_server
 from tests.acceptance.process import Server
 from tests.cli.shell import InProcessShell, Shell, create_installation
@@ -301,6 +302,15 @@ def test_a_command_whose_commit_was_interrupted_says_that_its_change_may_be_stor
     number = str(in_process.json("applications", "create", "Brand")["application_id"])
     monkeypatch.setattr("shortener.accounts.audited_credentials.create_key", cut)
     assert "Check this before you repeat the command" in in_process("keys", "create", number, code=1).stderr
+
+
+def test_a_copy_of_a_database_from_which_a_server_serves_leaves_the_target_empty(tmp_path: Path, sqlite_template: Path) -> None:
+    create_installation(tmp_path / "data", sqlite_template)
+    source, target = tmp_path / "data" / "shortener.db", tmp_path / "copy" / "shortener.db"
+    with hold_ownership(source):
+        refused = InProcessShell(tmp_path / "data")("copy", "--from", f"sqlite:///{source}", "--to", f"sqlite:///{target}", code=1)
+    assert "another process serves from" in refused.stderr
+    assert not target.exists(), "a server that starts on the target would create another installation in it"
 
 
 def test_the_copy_command_does_not_create_the_database_that_it_should_copy(tmp_path: Path) -> None:
