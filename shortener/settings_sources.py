@@ -5,7 +5,8 @@
 `SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error, unless
 Kubernetes made it for a Service whose name begins with "shortener" (`service_link_variables`).
 
-Every function raises `SettingsError` with one line for each setting that is not usable.
+Every function raises `SettingsError` with one line for each setting that is not usable. A line ends with the source of the value:
+a variable, a file or an option of the command line.
 """
 # Tested by tests/test_settings.py
 
@@ -45,8 +46,12 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     """Return the settings of this process. Each source overrides the one before: defaults, TOML, environment, `overrides`.
 
     `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
-    explicit = _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
-    values = _read_toml(environ) | explicit
+    sources: dict[str, str] = {}
+    values = _read_toml(environ, sources)
+    options = {name: value for name, value in overrides.items() if value is not None}
+    explicit = _read_environment(environ, sources) | options
+    values |= explicit
+    sources |= {name: "--" + name.replace("_", "-") for name in options}
     # config/shortener.toml contains every default, so the default of BASE_URL in a file counts as not set.
     has_base_url = "base_url" in explicit or values.get("base_url", DEFAULT_BASE_URL) != DEFAULT_BASE_URL
     follows_port = not has_base_url and "port" in values
@@ -59,17 +64,20 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. In this case,
         # only the error of the port is reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
-        raise SettingsError("\n".join(_describe(name, reason) for name, reason in named_reasons(items))) from None
+        raise SettingsError("\n".join(_describe(name, reason, sources) for name, reason in named_reasons(items))) from None
     if not has_base_url:
         settings.model_fields_set.discard("base_url")  # for `Settings.has_default_base_url`
     return settings
 
 
-def _describe(name: str, reason: str) -> str:
-    """Return one line for an invalid setting, with its name and the reason."""
-    if name and name.partition(".")[0] not in Settings.model_fields:
-        return f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"
-    return f"{name or 'settings'}: {reason}"
+def _describe(name: str, reason: str, sources: Mapping[str, str]) -> str:
+    """Return one line for an invalid setting, with its name, the reason, and the source of the value in brackets."""
+    setting = name.partition(".")[0]
+    if name and setting not in Settings.model_fields:
+        text = f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"
+    else:
+        text = f"{name}: {reason}" if name else reason
+    return f"{text} ({sources[setting]})" if setting in sources else text
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -80,7 +88,8 @@ def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
 
 
-def _read_toml(environ: Mapping[str, str]) -> dict[str, Any]:
+def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str, Any]:
+    """Return the settings in TOML files. Add the file of each setting to `sources`."""
     named = environ.get(PREFIX + "CONFIG", "")
     place = Path(named) if named else DEFAULT_CONFIG
     if named and not place.exists():
@@ -89,13 +98,16 @@ def _read_toml(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for file in files:
         try:
-            values |= tomllib.loads(file.read_text())
+            found = tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise SettingsError(f"{file}: {error}") from None
+        values |= found
+        sources |= dict.fromkeys(found, str(file))
     return values
 
 
-def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _read_environment(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str, Any]:
+    """Return the settings in variables. Add the variable of each setting to `sources`."""
     links = service_link_variables(environ)
     environ = {name: value for name, value in environ.items() if name not in links}
     variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
@@ -105,11 +117,13 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, name in variables.items():
         if variable + "_FILE" in environ:
+            sources[name] = variable + "_FILE"
             try:
                 values[name] = Path(environ[variable + "_FILE"]).read_text().strip()
             except (UnicodeDecodeError, OSError) as error:
                 raise SettingsError(f"{variable}_FILE: {error}") from None
         elif variable in environ:
+            sources[name] = variable
             values[name] = environ[variable]
     return values
 

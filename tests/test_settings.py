@@ -65,17 +65,21 @@ def test_an_invalid_port_is_reported_without_an_error_of_the_base_url_that_follo
         ("BASE_URL", "go.example", "must be http"),
         ("BASE_URL", "https://go.example/a b", "must have a path of letters"),
         ("SECRET", "short", "too weak"),
-        ("PORT", "abc", "port: must be an integer$"),
-        ("PORT", "70000", "port: must be at most 65535$"),
-        ("PORTAL", "perhaps", "portal: must be true or false$"),
-        ("IP_PRIVACY", "x", "ip_privacy: must be 'full', 'short' or 'none'$"),
+        ("PORT", "abc", r"port: must be an integer \(SHORTENER_PORT\)$"),
+        ("PORT", "70000", r"port: must be at most 65535 \(SHORTENER_PORT\)$"),
+        ("PORTAL", "perhaps", r"portal: must be true or false \(SHORTENER_PORTAL\)$"),
+        ("IP_PRIVACY", "x", r"ip_privacy: must be 'full', 'short' or 'none' \(SHORTENER_IP_PRIVACY\)$"),
         ("DELIVERY_SCHEDULE", "", "delivery_schedule: must be delays in seconds, separated by commas"),
         ("DELIVERY_SCHEDULE", "1,-2", "from 0 to 2592000"),
-        ("TRUSTED_PROXIES", "everybody", "^trusted_proxies.0: must be an IP network such as 10.0.0.0/8$"),
+        (
+            "TRUSTED_PROXIES",
+            "everybody",
+            r"^trusted_proxies.0: must be an IP network such as .* \(SHORTENER_TRUSTED_PROXIES\)$",
+        ),
         ("DATABASE_URL", "mysql://x", "must be sqlite"),
         ("REDIS_URL", "http://x", "must begin with one of"),
         ("BASE_URL", "https://go.example:x", "not a valid URL"),
-        ("WORKERS", "2", "requires DATABASE_URL=postgresql"),
+        ("WORKERS", "2", "^WORKERS above 1 requires DATABASE_URL=postgresql"),
         ("SECRET_FILE", "/does/not/exist", "No such file"),
         ("CONFIG", "/does/not/exist.toml", "there is no file"),
     ],
@@ -91,6 +95,29 @@ def test_an_unknown_setting_in_the_configuration_file_is_rejected(tmp_path: Path
     config.write_text("batch_limt = 5\n")
     with pytest.raises(SettingsError, match=r"batch_limt: is not a setting; did you mean batch_limit\?"):
         load({"SHORTENER_CONFIG": str(config)})
+
+
+def test_an_error_names_the_source_of_the_value_that_overrides_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("port = 1\nlink_ttl_days = 0\nbatch_limt = 5\n")
+    (tmp_path / "b.toml").write_text('port = "x"\ncode_bits = 1\n')
+    (tmp_path / "url").write_text("mysql://x")
+    environ = {
+        "SHORTENER_CONFIG": str(tmp_path),
+        "SHORTENER_CODE_BITS": "2",
+        "SHORTENER_DATABASE_URL_FILE": str(tmp_path / "url"),
+        "SHORTENER_HOST": "a",
+    }
+    with pytest.raises(SettingsError) as caught:
+        load(environ, workers=0)
+    lines = {line.partition(":")[0]: line.rpartition(" (")[2] for line in str(caught.value).splitlines()}
+    assert lines == {
+        "port": f"{tmp_path}/b.toml)",
+        "link_ttl_days": f"{tmp_path}/a.toml)",
+        "batch_limt": f"{tmp_path}/a.toml)",
+        "code_bits": "SHORTENER_CODE_BITS)",
+        "database_url": "SHORTENER_DATABASE_URL_FILE)",
+        "workers": "--workers)",
+    }
 
 
 @pytest.mark.parametrize(

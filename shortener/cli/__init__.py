@@ -68,6 +68,17 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
+    def resolve_command(self, context: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError as error:
+            import difflib  # imported here, because only errors need it
+
+            nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if args[0] in COMMANDS or not nearest or error.message.endswith("?"):
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {nearest[0]!r}?", context) from None
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -105,6 +116,12 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("SHORTENER_LOG_LEVEL", "").lower() == "debug":
             raise
+        if isinstance(error, PermissionError):
+            from shortener.cli.database_errors import user_name
+
+            what = f"permission denied: {error.filename or error}"
+            click.echo(f"Error: {what}. The command runs as the user {user_name()}; run it as the user of the service", err=True)
+            sys.exit(1)
         click.echo(f"Error: unexpected {type(error).__name__}: {error}", err=True)
         click.echo("SHORTENER_LOG_LEVEL=debug shows where it occurred.", err=True)
         sys.exit(1)

@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import gc
 import logging
-import os
-import pwd
 import re
 import signal
 import sys
@@ -26,6 +24,7 @@ import orjson
 
 from shortener import settings_sources
 from shortener.cli.command_clock import current_time, use_clock_of
+from shortener.cli.database_errors import describe, name_database, user_name
 from shortener.errors import ApiError, CommitUncertain, DatabaseInUse, StoreUnavailable
 from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
@@ -220,7 +219,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             )
             raise click.ClickException(f"{text}: {error} ({HELP_PAGE})") from None
         except StoreUnavailable as error:
-            raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None
+            raise click.ClickException(f"the database is unavailable: {describe(error)} ({HELP_PAGE})") from None
 
     return run
 
@@ -269,21 +268,22 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     from shortener.storage.open import open_database
 
     settings = load_settings()
-    await require_installation(settings)
-    database = await open_database(settings.store_url, owner=False)
-    try:
-        await use_clock_of(database)
-        if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
-            print_warnings([missing_base_url(stored, settings)])
-        if application:
-            await database.read(require_application, application)
-        version = await database.read(read_version)
-        yield database
-        with suppress(StoreUnavailable):  # The change is stored, and the command must print its result, such as a new key.
-            if await database.read(read_version) != version:
-                await _wait_for_refresh(database)
-    finally:
-        await database.close()
+    with name_database(settings):
+        await require_installation(settings)
+        database = await open_database(settings.store_url, owner=False)
+        try:
+            await use_clock_of(database)
+            if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
+                print_warnings([missing_base_url(stored, settings)])
+            if application:
+                await database.read(require_application, application)
+            version = await database.read(read_version)
+            yield database
+            with suppress(StoreUnavailable):  # The change is stored, and the command must print its result, such as a new key.
+                if await database.read(read_version) != version:
+                    await _wait_for_refresh(database)
+        finally:
+            await database.close()
 
 
 async def _wait_for_refresh(database: Any) -> None:
@@ -320,12 +320,7 @@ def command_line_actor() -> Actor:
     """Return the actor of a command: the command line, with the user of the operating system who runs it."""
     from shortener.accounts.audit import COMMAND_LINE
 
-    user_id = os.getuid()
-    try:
-        name = pwd.getpwuid(user_id).pw_name
-    except KeyError:  # a container can run a process as a user without a name
-        name = f"user {user_id}"
-    return dataclasses.replace(COMMAND_LINE, os_user=name)
+    return dataclasses.replace(COMMAND_LINE, os_user=user_name())
 
 
 def command_line_audit(database: Any) -> AuditWriter:
@@ -371,7 +366,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field: its name and its value."""
     width = max(map(len, fields), default=0) + 2
     for name, value in fields.items():
-        click.echo(f"{name:{width}}{_cell(value)}")
+        click.echo(f"{name:{width}}{cell(value)}")
 
 
 def print_nested_fields(fields: Mapping[str, Any]) -> None:
@@ -402,11 +397,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*(_cell(row.get(column)) for column in columns))
+        grid.add_row(*(cell(row.get(column)) for column in columns))
     Console(width=None if sys.stdout.isatty() else UNLIMITED_WIDTH, markup=False, highlight=False).print(grid)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as the commands print it: "-" for an empty value, true or false, and without control characters."""
     if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, bool):

@@ -16,6 +16,7 @@ from shortener.cli.command_clock import current_time
 from shortener.cli.common import (
     after_change,
     async_command,
+    cell,
     command_line_actor,
     command_line_audit,
     confirm,
@@ -29,6 +30,7 @@ from shortener.cli.common import (
     print_result,
     print_table,
     print_warnings,
+    printable,
     yes_option,
 )
 from shortener.cli.parameters import END_TIME, ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand, period_options
@@ -311,16 +313,20 @@ async def _print_link(database: Any, code: str, as_json: bool, application: int 
     base_url = base_url_of(load_settings(), directory)
     fields = serialize_link(link, directory, base_url, now, clicks.get(link.id, LinkClicks()))
     fields = {"application_id": link.application_id} | fields | {"history": history}
-    print_result(fields, as_json, lambda: print_fields(fields | {"history": _history_lines(history)}))
+
+    def print_text() -> None:
+        print_fields({name: value for name, value in fields.items() if name != "history"} | ({} if history else {"history": None}))
+        if history:
+            click.echo("history")
+            for entry in history:
+                click.echo(f"  {entry['at']}  {printable(entry['by'])}: {_describe_changes(entry['changes'])}")
+
+    print_result(fields, as_json, print_text)
 
 
-def _history_lines(history: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{entry['at']} {entry['by']}: "
-        + ", ".join(f"{name} {one['from']} -> {one['to']}" for name, one in entry["changes"].items())
-        for entry in history
-    ]
-    return "\n  ".join(["", *lines]) if lines else "-"
+def _describe_changes(changes: dict[str, Any]) -> str:
+    """Return the changes of one entry of the history, such as `enabled true -> false`, as one line without control characters."""
+    return ", ".join(f"{name} {cell(one['from'])} -> {cell(one['to'])}" for name, one in changes.items())
 
 
 @click.group()

@@ -8,6 +8,7 @@ import asyncio
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
+from shortener.cli.database_errors import name_database
 from shortener.cli.secret_input import has_password, secret_options
 from shortener.plurals import counted
 
@@ -46,8 +47,9 @@ async def migrate(wait: float, as_json: bool) -> None:
 
     settings = load_settings()
     require_database(sqlite_path(settings.store_url), settings.data_dir)
-    await _wait_for_database(settings.store_url, wait)
-    before, after = await run_migrations(settings.store_url, progress, max(wait, LOCK_WAIT_SECONDS))
+    with name_database(settings):
+        await _wait_for_database(settings.store_url, wait)
+        before, after = await run_migrations(settings.store_url, progress, max(wait, LOCK_WAIT_SECONDS))
     summary = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     print_result({"from": before, "to": after}, as_json, lambda: click.echo(summary))
 

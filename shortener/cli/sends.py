@@ -23,6 +23,7 @@ from shortener.cli.common import (
     reveal_option,
     yes_option,
 )
+from shortener.cli.database_errors import name_database
 from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, OwnedCommand
 from shortener.cli.stats import find_application
 
@@ -50,7 +51,9 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
     from shortener.model import SendStatus
     from shortener.reporting.sends import find_gateway_send
 
-    service = await open_service(load_settings(), owner=False, may_create=False)
+    settings = load_settings()
+    with name_database(settings):
+        service = await open_service(settings, owner=False, may_create=False)
     try:
         found = service.directory.application(application)
         if found is None:
@@ -155,7 +158,9 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
     from shortener.gateways import decisions
     from shortener.gateways.sends import find_send, send_fields
 
-    service = await open_service(load_settings(), owner=False, may_create=False)
+    settings = load_settings()
+    with name_database(settings):
+        service = await open_service(settings, owner=False, may_create=False)
     try:
         owner = await find_application(service.database, application)
         what = f"Message {message_id} becomes FAILED and is not sent."

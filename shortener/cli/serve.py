@@ -22,6 +22,7 @@ import orjson
 
 from shortener.cli.base_url import unreachable_links
 from shortener.cli.common import async_command, json_option, load_settings
+from shortener.cli.database_errors import name_database
 from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
     STOP_SECONDS,
@@ -100,7 +101,8 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         logs.hold()  # hold log lines in memory, so that the URL and the credentials are printed before the first log line
         try:
             limit = _raise_open_files_limit()
-            service = await open_service(settings)
+            with name_database(settings):
+                service = await open_service(settings)
             server = _new_server(service, as_json, limit)
         except BaseException:
             logs.release()
@@ -215,7 +217,8 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
     logs.hold()
     limit = _raise_open_files_limit()  # the limit of open files is raised here, because the workers inherit it
     try:
-        service = await open_service(settings)
+        with name_database(settings):
+            service = await open_service(settings)
         await _print_start(service, as_json)
     finally:
         logs.release()
@@ -395,7 +398,8 @@ async def deliver(as_json: bool) -> None:
         logs.hold()
         limit = _raise_open_files_limit()
         try:
-            service = await open_service(settings, may_create=False)
+            with name_database(settings):
+                service = await open_service(settings, may_create=False)
         except BaseException:
             logs.release()
             raise

@@ -64,7 +64,9 @@ def test_the_help_text_lists_every_command(shell: Shell) -> None:
 
 
 def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_prints_to_stderr(shell: Shell) -> None:
-    assert "No such command" in shell("nothing", code=2).stderr
+    assert "No such command 'nothing'.\n" in shell("nothing", code=2).stderr
+    assert "No such command 'serv'. Did you mean 'serve'?" in shell("serv", code=2).stderr
+    assert "No such option" in shell("--verbos", code=2).stderr
     assert "Missing argument" in shell("applications", "update", code=2).stderr
     assert "there is no application 7" in shell("applications", "show", "7", code=1).stderr
     assert shell("applications", "show", "7", code=1).stdout == ""

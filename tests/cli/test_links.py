@@ -168,6 +168,11 @@ def test_the_links_commands_list_links_and_change_one_link_or_many_links(server:
         changed = shell.json("links", "update", codes[0], "--url", "https://new.example/", "--expires-at", "2030-01-01")
         assert (changed["url"], changed["expires_at"]) == ("https://new.example/", "2030-01-02T00:00:00Z"), "as in the API"
         assert [entry["by"] for entry in changed["history"]] == ["command line"]
+        shown = shell("links", "update", codes[0], "--disable", "--yes").stdout.partition("history\n")[2].splitlines()
+        assert len(shown) == 2, "one line for each change"
+        assert shown[0].endswith("  command line: enabled true -> false")
+        assert "  command line: url https://x.example/menu -> https://new.example/, expires_at " in shown[1]
+        assert "\\n" not in shell("links", "update", codes[0], "--enable").stdout
         assert client.get(f"/{codes[0]}").headers["location"] == "https://new.example/"
         done = shell.json("links", "update", "--application", number, "--campaign", "one", "--url", "https://all.example/")
         assert (done["state"], done["total"], done["done"], done["changed"]) == ("done", 4, 4, 4)
