@@ -92,9 +92,15 @@ def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str,
     """Return the settings in TOML files. Add the file of each setting to `sources`."""
     named = environ.get(PREFIX + "CONFIG", "")
     place = Path(named) if named else DEFAULT_CONFIG
-    if named and not place.exists():
-        raise SettingsError(f"{PREFIX}CONFIG: there is no file or folder {place}")
-    files = sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
+    try:
+        if named and not place.exists():
+            raise SettingsError(f"{PREFIX}CONFIG: there is no file or folder {place}")
+        files = sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
+    except PermissionError:
+        # The user of the service started the command in a folder that it may not open, for example in /root.
+        folder = place.absolute().parent
+        remedy = f"Use another folder (`cd /`), or set {PREFIX}CONFIG" if not named else f"Correct {PREFIX}CONFIG"
+        raise SettingsError(f"the folder {folder} may not be opened by the user of this process. {remedy}") from None
     values: dict[str, Any] = {}
     for file in files:
         try:

@@ -54,9 +54,12 @@ def _shown(limit: object) -> object:
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
+#: The reason for a field that the model does not have.
+UNKNOWN_FIELD = "is not a known field"
+
 _REASONS: Mapping[str, Callable[[Context], str]] = {
     "missing": lambda context: "is required",
-    "extra_forbidden": lambda context: "is not a known field",
+    "extra_forbidden": lambda context: UNKNOWN_FIELD,
     "literal_error": lambda context: f"must be {context['expected']}",
     "enum": lambda context: f"must be {context['expected']}",
     "greater_than": lambda context: f"must be greater than {_shown(context['gt'])}",

@@ -97,6 +97,20 @@ def test_an_unknown_setting_in_the_configuration_file_is_rejected(tmp_path: Path
         load({"SHORTENER_CONFIG": str(config)})
 
 
+@pytest.mark.parametrize("variables", [{}, {"SHORTENER_CONFIG": "config/shortener.toml"}])
+def test_a_folder_that_the_user_may_not_open_is_named(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))  # root, who may run the tests, may open every folder
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(SettingsError, match=f"^the folder {tmp_path}/config may not be opened .* SHORTENER_CONFIG$"):
+        load(variables)
+
+
 def test_an_error_names_the_source_of_the_value_that_overrides_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("port = 1\nlink_ttl_days = 0\nbatch_limt = 5\n")
     (tmp_path / "b.toml").write_text('port = "x"\ncode_bits = 1\n')

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -345,7 +346,7 @@ async def _print_start(service: Service, as_json: bool) -> None:
             f"A first rewrite:\n\n"
             f"  curl -s {origin}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
             f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n\n"""
-            f"Open the short link of the response in a browser to click it. `shortener clicks list` lists the clicks"
+            f"Open the short link of the response in a browser to click it. `{_command_name()} clicks list` lists the clicks"
             f"{'' if service.settings.logs_access else ', which the log does not contain (ACCESS_LOG=on adds them)'}.\n"
         )
     if invitation is not None:
@@ -355,6 +356,14 @@ async def _print_start(service: Service, as_json: bool) -> None:
         )
     texts.append(f"Serving on http://{service.settings.host}:{port}; short links begin with {base_url}/")
     _print("\n".join(texts), first)
+
+
+def _command_name() -> str:
+    """Return the command as the user can call it. `make run` calls it by its path, because its folder is not in PATH."""
+    import shutil
+
+    path = Path(sys.argv[0])
+    return str(path) if path.name == "shortener" and shutil.which("shortener") is None else "shortener"
 
 
 def _print(text: str, first: Credentials | None = None) -> None:

@@ -9,16 +9,20 @@ errors of one item at a time. The first MAX_DETAILS errors have details; further
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
 from pydantic_core import ErrorDetails
 
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
-from shortener.validation_texts import are_wrong_types, error_reasons
+from shortener.validation_texts import UNKNOWN_FIELD, are_wrong_types, error_reasons
 
 _MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; larger values are upper bounds
+
+MAX_SUGGESTIONS = 10  # unknown names of one request for which the nearest name is searched
+MAX_SUGGESTED_LENGTH = 40
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,7 +71,43 @@ def validate(model: type[M], data: Any) -> M:
         return validated
     except ValidationError as error:
         details = _details(error.errors(include_url=False, include_input=False), data)
-        raise InvalidInput(details, count.hidden, data) from None
+        raise InvalidInput(_suggest_names(model, details), count.hidden, data) from None
+
+
+def _suggest_names(model: type[BaseModel], details: list[Detail]) -> list[Detail]:
+    """Return the details, with the nearest name in the reason of each unknown field. Only the first MAX_SUGGESTIONS unknown names
+    get one, because a comparison takes longer than the validation."""
+    unknown = [detail for detail in details if detail.reason == UNKNOWN_FIELD]
+    if not unknown:
+        return details
+    import difflib  # imported here, because only errors need it
+
+    known = {name.lower(): name for name in _field_names(model, set())}
+    names = dict.fromkeys(name for detail in unknown if len(name := detail.field.rpartition(".")[2]) <= MAX_SUGGESTED_LENGTH)
+    nearest = {
+        name: known[found[0]]
+        for name in list(names)[:MAX_SUGGESTIONS]
+        if (found := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)) and known[found[0]] != name
+    }
+    return [
+        replace(detail, reason=f"{detail.reason}; did you mean {nearest[name]}?")
+        if detail.reason == UNKNOWN_FIELD and (name := detail.field.rpartition(".")[2]) in nearest
+        else detail
+        for detail in details
+    ]
+
+
+def _field_names(annotation: Any, seen: set[Any]) -> Iterator[str]:
+    """Yield the names of the fields of a model, and of the models in its fields. `seen` are the models that were read already."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation not in seen:
+            seen.add(annotation)
+            for name, field in annotation.model_fields.items():
+                yield field.alias or name
+                yield from _field_names(field.annotation, seen)
+    else:
+        for part in get_args(annotation):
+            yield from _field_names(part, seen)
 
 
 def _count_details(error: ValidationError, data: Any) -> int:

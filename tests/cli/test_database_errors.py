@@ -14,7 +14,7 @@ from tests.cli.shell import InProcessShell, Shell
 
 
 def described(error: str, **settings: object) -> str:
-    with pytest.raises(StoreUnavailable) as caught, name_database(Settings(**settings)):  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailable) as caught, name_database(Settings(**settings)):
         raise StoreUnavailable(error)
     return describe(caught.value)
 

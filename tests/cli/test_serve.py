@@ -162,11 +162,27 @@ def test_with_port_0_the_serve_command_selects_a_free_port_and_short_links_conta
             server.stdout.close()
 
 
+@pytest.mark.parametrize(("in_path", "name"), [(False, ".venv/bin/shortener"), (True, "shortener")])
+async def test_the_first_start_names_the_command_as_the_user_can_call_it(
+    make_service: MakeService,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    in_path: bool,
+    name: str,
+) -> None:
+    (tmp_path / "shortener").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/shortener", "serve"])
+    monkeypatch.setenv("PATH", str(tmp_path) if in_path else "/nowhere")
+    await _print_start(await make_service(), False)
+    assert f"`{name} clicks list`" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("access_log", ["on", "auto"])
 async def test_the_first_start_says_where_a_click_can_be_seen(
     make_service: MakeService, capsys: pytest.CaptureFixture[str], access_log: str
 ) -> None:
     await _print_start(await make_service(access_log=access_log), False)
     printed = capsys.readouterr().out
-    assert "`shortener clicks list` lists the clicks" in printed
+    assert "shortener clicks list` lists the clicks" in printed
     assert ("ACCESS_LOG=on" in printed) == (access_log == "auto"), "the default log has no line for a click"

@@ -16,7 +16,7 @@ from shortener.web.links import LinkUpdateRequest
 from shortener.web.rewrite import RewriteRequest
 from shortener.web.rewrite_shapes import RewriteMessage
 from shortener.web.tracker_requests import TrackerCreateRequest
-from shortener.web.validation import validate
+from shortener.web.validation import MAX_SUGGESTIONS, validate
 
 BLANKS = " \u00a0\u200b\ufeff\n"
 
@@ -94,6 +94,26 @@ def test_a_validation_error_contains_the_path_of_each_invalid_field_and_a_reason
     data: Any, expected: dict[str, str]
 ) -> None:
     assert details(Item, data) == expected
+
+
+def test_the_error_of_an_unknown_field_names_the_nearest_field_of_the_request() -> None:
+    message = {"to": "+14085550100", "body": "x"}
+    unknown = "is not a known field"
+    assert details(RewriteRequest, {"messages": [message, message | {"campain": "a", "color": "b", "To": "c"}]}) == {
+        "messages.1.campain": f"{unknown}; did you mean campaign?",
+        "messages.1.color": unknown,
+        "messages.1.To": f"{unknown}; did you mean to?",
+    }
+    # `messages` is a field of the batch, and not of a message: there is no other name to suggest.
+    assert details(RewriteRequest, {"messages": [message | {"messages": []}]}) == {"messages.0.messages": unknown}
+    assert details(RewriteMessage, message | {"trackk": "first_url"}) == {"trackk": f"{unknown}; did you mean track?"}
+    assert details(RewriteMessage, message | {"campaign" * 10: "a"}) == {"campaign" * 10: unknown}
+
+
+def test_only_some_of_many_unknown_fields_get_the_nearest_field() -> None:
+    names = [f"campaign{number}" for number in range(100)]
+    reasons = details(RewriteMessage, {"to": "+14085550100", "body": "x"} | dict.fromkeys(names, 1)).values()
+    assert sum("did you mean" in reason for reason in reasons) == MAX_SUGGESTIONS
 
 
 def test_the_error_path_of_an_invalid_field_contains_only_names_and_positions_of_the_request() -> None:
