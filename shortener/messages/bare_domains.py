@@ -5,7 +5,7 @@ The rule depends on the public suffix (ICANN) of the text:
 a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
 b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
    at least three characters, and a suffix in lower case.
-c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the conditions of rule b and one of these:
+c. A suffix that is a noun (`.shop`, `.online`, `.info`, `.example`: _NOUNS) requires the conditions of rule b and one of these:
    - A word such as "visit" or "at" precedes the domain.
    - No word in lower case follows the domain.
    - The name contains a digit, a hyphen or a capital letter.
@@ -45,10 +45,11 @@ _COUNTRIES = _words(
 _UNAMBIGUOUS = _words("app asia bio dev eus onl москва рус онлайн сайт дети")
 _NOUNS = _words(
     "academy agency ai auto bank beauty berlin bet bike blog boutique cafe cars casino center clinic cloud club co company "
-    "coupons dental digital discount eco education email events express fashion finance fitness fund games gift gifts golf group "
-    "hamburg health hotel hotels info insurance io legal link loans london market marketing media menu nyc online page paris pet "
-    "photo photos pizza poker pro restaurant salon school services shop shopping site software solutions store studio support "
-    "systems taxi tech technology tickets tokyo tours training travel ventures video vip website wien wiki yoga"
+    "coupons dental digital discount eco education email events example express fashion finance fitness fund games gift gifts "
+    "golf group hamburg health hotel hotels info insurance io legal link loans london market marketing media menu nyc online "
+    "page paris pet photo photos pizza poker pro restaurant salon school services shop shopping site software solutions store "
+    "studio support systems taxi tech technology tickets tokyo tours training travel ventures video vip website wien wiki "
+    "yoga"
 )
 _WORDS = _words("al am as at au az ba be by ca ec eg es eu ge id im in is it je jo la li ma me mt my ng ni no pe sa se si to us")
 _MAX_NOUN_LABELS = 3
@@ -96,8 +97,12 @@ def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> boo
 
 
 def public_suffix(host: str) -> str | None:
-    """Return the public suffix of a host from the ICANN section of the Public Suffix List, in lower case; None if it has none."""
+    """Return the public suffix of a host from the ICANN section of the Public Suffix List, in lower case; None if it has none.
+
+    The list does not contain `.example`, the domain of documents and tests (RFC 2606). It counts as a suffix."""
     suffix: str | None = _public_suffixes().publicsuffix(host)
+    if suffix is None and host[-8:].lower() == ".example":
+        return "example"
     return suffix
 
 

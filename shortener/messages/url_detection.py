@@ -277,7 +277,7 @@ def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl |
     verdict = is_bare_domain(body, start, end, host, body[host_end:end])
     if verdict and _begins_with_other_word(host):
         return UntrackableUrl(start, end, "is a bare domain directly after another word; write a space or https:// before it")
-    if verdict is None or (not verdict and host.endswith(".example")):
+    if verdict is None:
         return UntrackableUrl(start, end, "is a bare domain; write https:// before it")
     return DetectedUrl(start, end, "http://" + body[start:end]) if verdict else None
 

@@ -261,7 +261,6 @@ def test_a_domain_without_a_scheme_is_not_detected_inside_a_word_or_an_address(b
         ("z.B.shop.de", "is a bare domain directly after another word"),
         ("STOP2END.u.shop.com", "is a bare domain directly after another word"),
         ("SALE.shop.com", "is a bare domain directly after another word"),
-        ("shop.example/sale", "is a bare domain; write https:// before it"),
     ],
 )
 def test_a_domain_without_a_scheme_directly_after_an_abbreviation_or_a_word_in_capitals_is_reported_as_not_tracked(
@@ -271,6 +270,14 @@ def test_a_domain_without_a_scheme_directly_after_an_abbreviation_or_a_word_in_c
     assert [url.url for url in urls] == ["http://x.com"]
     assert [(one.start, one.end - one.start) for one in untrackable] == [(4, len(text))]
     assert reason in untrackable[0].reason
+
+
+@pytest.mark.parametrize(
+    "text", ["see shop.example/sale now", "visit shop.example today", "Shop at www.shop.example.", "New: go.brand.example"]
+)
+def test_a_bare_domain_that_ends_in_example_is_detected_because_documents_and_tests_use_this_suffix(text: str) -> None:
+    assert len(find_urls(text)) == 1
+    assert detect("for.example we reply") == []
 
 
 @pytest.mark.parametrize("host", ["NEWS.BBC.CO.UK", "BBC.co.uk", "WWW.shop.com", "m.shop.com", "x.com", "Mail.shop.com"])
