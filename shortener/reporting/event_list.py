@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
@@ -27,7 +27,8 @@ MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that ar
 # times.
 _TIME_TOLERANCE = timedelta(days=2)
 _TOPICS = list(Topic)
-_PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
+_PUBLISHED: Sequence[Topic] = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
+ALL_TOPICS = len(_PUBLISHED)  # The position after all events of a row.
 
 
 @record
@@ -50,12 +51,20 @@ class ListedEvent:
     topic: Topic
 
 
+class EventPosition(NamedTuple):
+    """A place in the list, which is the end of a page. The next page begins with the events of the row `row_id` whose topics come
+    after the first `topics` published topics. It continues with rows with smaller ids."""
+
+    row_id: int
+    topics: int = ALL_TOPICS
+
+
 @record
 class EventPage:
-    """A page of a list of events. The next page contains rows with ids below `next`. On the last page, `next` is None."""
+    """A page of a list of events. The next page begins at `next`. On the last page, `next` is None."""
 
     rows: Sequence[ListedEvent]
-    next: int | None
+    next: EventPosition | None
 
 
 _COLUMNS = (
@@ -94,12 +103,13 @@ def _select() -> Any:
     )
 
 
-def list_events(connection: Connection, filters: EventFilter, limit: int, below: int | None = None) -> EventPage:
-    """Return the newest events that match the filter. If `below` is not None, read only rows with smaller ids.
+def list_events(connection: Connection, filters: EventFilter, limit: int, after: EventPosition | None = None) -> EventPage:
+    """Return the newest events that match the filter, at most `limit`. If `after` is not None, begin at this position.
 
-    One row can contain several events. A page contains all events of a row, so it may have a few more than `limit` events."""
+    One row can contain several events. If only some of them fit into the page, the next page begins with the others."""
     low, high = id_range(filters.since, filters.until, _TIME_TOLERANCE)
-    high = high if below is None else min(below, high)
+    if after is not None:
+        high = min(high, after.row_id + (after.topics < ALL_TOPICS))
     in_range = select(events.c.id).where(events.c.id >= low, events.c.id < high).order_by(events.c.id.desc())
     floor: int | None = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
     conditions = [
@@ -118,11 +128,17 @@ def list_events(connection: Connection, filters: EventFilter, limit: int, below:
     if filters.until is not None:
         conditions.append(events.c.at < filters.until)
     rows = connection.execute(_select().where(*conditions).order_by(events.c.id.desc()).limit(limit + 1)).all()
-    shown = rows[:limit]
     listed = [
-        ListedEvent(row, topic) for row in shown for topic in _PUBLISHED if row.topics & topic and filters.topic in (None, topic)
+        ListedEvent(row, topic)
+        for row in rows[:limit]
+        for topic in _PUBLISHED[after.topics if after is not None and row.id == after.row_id else 0 :]
+        if row.topics & topic and filters.topic in (None, topic)
     ]
-    return EventPage(listed, rows[limit - 1].id if len(rows) > limit else floor)
+    if len(listed) > limit:
+        last = listed[limit - 1]
+        return EventPage(listed[:limit], EventPosition(last.row.id, _PUBLISHED.index(last.topic) + 1))
+    end = rows[limit - 1].id if len(rows) > limit else floor
+    return EventPage(listed, None if end is None else EventPosition(end))
 
 
 def find_event(connection: Connection, application_id: int, event_id: str) -> tuple[ListedEvent, Sequence[AnyRow]] | None:

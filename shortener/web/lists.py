@@ -15,9 +15,11 @@ from shortener.ids import DELIVERY_IDS
 from shortener.model import EVENT_NAMES, DeliveryStatus, EventName, Topic, Verdict
 from shortener.reporting.csv_lists import PAGE_ROWS, SerializedPage, stream_csv
 from shortener.reporting.event_list import (
+    ALL_TOPICS,
     EVENT_CSV_COLUMNS,
     EventFilter,
     EventPage,
+    EventPosition,
     ListedEvent,
     find_event,
     list_events,
@@ -121,9 +123,7 @@ class EventsCsvQuery(Period):
 class EventsQuery(EventsCsvQuery):
     """Filters of events, and the position of the page in the list."""
 
-    limit: int = Field(
-        100, ge=1, le=1000, description="Approximate maximum number of events in a page. A page may contain a few more."
-    )
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of events in a page.")
     cursor: Cursor = None
 
 
@@ -232,21 +232,41 @@ def _hit_filter(call: Call[Any, None]) -> HitFilter:
 async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
     """Return one page of events."""
     cursors = Cursors(call.service.secret, "events")
-    below = cursors.decode(call.query.cursor)
-    page = await call.service.database.read(list_events, _event_filter(call), call.query.limit, below)
+    after = _decode_position(cursors, call.query.cursor)
+    page = await call.service.database.read(list_events, _event_filter(call), call.query.limit, after)
     return {
         "status": True,
         "events": await convert_in_pieces(partial(_event, call), page.rows),
-        "next_cursor": cursors.encode(page.next),
+        "next_cursor": _encode_position(cursors, page.next),
     }
+
+
+def _encode_position(cursors: Cursors, position: EventPosition | None) -> str | None:
+    """Return a position as a cursor: the id of its row, and `-N` if the page ends between the events of one row."""
+    if position is None or position.topics == ALL_TOPICS:
+        return cursors.encode(position and position.row_id)
+    return f"{cursors.encode(position.row_id)}-{position.topics}"
+
+
+def _decode_position(cursors: Cursors, cursor: str | None) -> EventPosition | None:
+    """Return the position of a cursor. Raise ApiError INVALID_CURSOR."""
+    encoded, separator, topics = (cursor or "").partition("-")
+    row_id = cursors.decode(encoded if cursor is not None else None)
+    if row_id is None:
+        return None
+    if not separator:
+        return EventPosition(row_id)
+    if len(topics) != 1 or topics not in "1234567":
+        raise ApiError(ErrorCode.INVALID_CURSOR)
+    return EventPosition(row_id, int(topics))
 
 
 async def events_csv(call: Call[EventsCsvQuery, None]) -> Response:
     """Stream the events that match the filters as CSV."""
     service, filters = call.service, _event_filter(call)
 
-    async def read(below: int | None) -> EventPage:
-        return await service.database.read(list_events, filters, PAGE_ROWS, below)
+    async def read(after: EventPosition | None) -> EventPage:
+        return await service.database.read(list_events, filters, PAGE_ROWS, after)
 
     return await csv_response(
         call, "events", stream_csv(read, lambda event: _event(call, event), EVENT_CSV_COLUMNS, bom=call.query.bom)

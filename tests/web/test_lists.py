@@ -179,6 +179,26 @@ async def test_a_listed_hit_contains_its_verdict_rule_device_and_message(history
     assert (await history.get("/api/v1/clicks", params={"cursor": "x"})).status_code == 400
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_no_page_of_events_is_longer_than_its_limit_although_a_first_click_is_two_events(
+    history: httpx.AsyncClient, limit: int
+) -> None:
+    complete = (await get(history, "/api/v1/events"))["events"]
+    pages: list[list[dict[str, Any]]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await get(history, "/api/v1/events", limit=limit, **cursor)
+        pages.append(page["events"])
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert [event for page in pages for event in page] == complete
+    assert max(map(len, pages)) == limit
+    for wrong in ("-1", *(cursor["cursor"].partition("-")[0] + suffix for suffix in ("-", "-0", "-8", "-11", "-²"))):
+        response = await history.get("/api/v1/events", params={"cursor": wrong})
+        assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_CURSOR"), wrong
+
+
 async def test_events_are_listed_and_shown(history: httpx.AsyncClient) -> None:
     events = await all_rows(history, "/api/v1/events", "events")
     kinds = [event["event"] for event in events]
