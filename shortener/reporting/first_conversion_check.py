@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 
-from sqlalchemy import Connection, func, join, literal, select
+from sqlalchemy import Connection, func, join, select
 
 from shortener.conversions.first_conversions import CONVERTED_MESSAGES, CountedSlots, is_missed, read_progress
-from shortener.reporting.count_check import by_time_slot, id_ranges, read_counts
+from shortener.reporting.count_check import by_time_slot, read_counts
 from shortener.reporting.counts import time_slots
+from shortener.reporting.recount_rules import OF_FIRST_CONVERSIONS, id_ranges
 from shortener.reporting.rollup_repair import require_no_quarantine
-from shortener.storage.schema import conversions, first_conversions, messages
+from shortener.storage.schema import conversions, messages
 
 
 def count_missing(connection: Connection) -> int:
@@ -41,9 +42,9 @@ def find_counted_without_row(connection: Connection, since: datetime, until: dat
     for (cohort, slot, metric), amount in read_counts(connection, within).items():
         if metric == CONVERTED_MESSAGES:
             found[cohort, slot] += int(amount)
-    joined = join(first_conversions, messages, messages.c.id == first_conversions.c.id)
-    each = by_time_slot(messages.c.cohort_id, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
-    for ids in id_ranges(connection, first_conversions):
-        for cohort, slot, _, amount in connection.execute(each.select_from(joined).where(ids)):
+    rule = OF_FIRST_CONVERSIONS
+    each = by_time_slot(rule, within)
+    for ids in id_ranges(connection, rule.table):
+        for cohort, slot, _, amount in connection.execute(each.where(ids)):
             found[cohort, slot] -= amount
     return +found

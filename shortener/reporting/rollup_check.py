@@ -1,10 +1,10 @@
 """This module verifies the rolled-up counts by counting all rows again. `rollup_repair.py` repairs them.
 
-`count_check.py` verifies the counts themselves in the same way. The rolled-up counts are compared in each period that lies
-completely within the verified time. Some metrics are compared only as a sum, which also takes less time and memory. These are the
-buckets of the time from sending to click, because a report after the click may have changed the time of sending; and the devices
-and the browsers, because the user agent of a click may have been erased. Messages from before the migration that introduced the
-counts by the time of sending have no such counts, so they are left out of this comparison.
+`count_check.py` verifies the counts themselves with the same rules (`recount_rules.py`). The rolled-up counts are compared in each
+period that lies completely within the verified time. Some metrics are compared only as a sum, which also takes less time and
+memory. These are the buckets of the time from sending to click, because a report after the click may have changed the time of
+sending; and the devices and the browsers, because the user agent of a click may have been erased. Messages from before the
+migration that introduced the counts by the time of sending have no such counts, so they are left out of this comparison.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -24,9 +24,7 @@ from sqlalchemy import (
     Select,
     and_,
     func,
-    join,
     literal,
-    literal_column,
     or_,
     select,
     text,
@@ -34,16 +32,24 @@ from sqlalchemy import (
 )
 
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
-from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
-from shortener.conversions.first_conversions import CONVERTED_MESSAGES, is_missed, read_progress
-from shortener.conversions.parsing import END_ACTION
+from shortener.clicks.hit_metrics import CLICKED_MESSAGES, IS_CLICK
 from shortener.ids import first_id_at
 from shortener.model import record
-from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
+from shortener.outbox.count_deltas import TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollup_data
-from shortener.reporting.count_check import HAS_COST, IS_REVENUE, OF_MESSAGES, id_ranges
 from shortener.reporting.counts import MAX_FOLD_ROWS, time_slots
 from shortener.reporting.delta_rows import read_events
+from shortener.reporting.recount_rules import (
+    HITS_AND_LINKS,
+    OF_FIRST_CLICKS,
+    OF_PENDING_CLICKS,
+    CountRule,
+    LinkColumns,
+    id_ranges,
+    is_in_slots,
+    recount_rules,
+    time_slot_of,
+)
 from shortener.reporting.rollups import (
     Basis,
     EventAmount,
@@ -61,16 +67,10 @@ from shortener.reporting.rollups import (
 )
 from shortener.storage.installation import get
 from shortener.storage.schema import (
-    conversions,
     count_groups,
-    events,
-    first_clicks,
-    first_conversions,
     hits,
-    is_pending_click,
     links,
     messages,
-    sends,
 )
 from shortener.storage.types import from_ms
 
@@ -78,6 +78,7 @@ from shortener.storage.types import from_ms
 #: sending. If there is no value, all messages have such counts.
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
+_COLUMNS = ("cohort", "quarter", "metric", "sent", "link_set")
 _MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one statement reads.
 _SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
 
@@ -243,68 +244,28 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
             yield (cohort, slot, metric, sent, link_set), amount
 
-    for id_range in id_ranges(connection, messages):
-        for metric, at, amount in OF_MESSAGES:
-            yield rows(_grouped(messages.c, at, literal(metric), within, amount).where(id_range))
-    for id_range in id_ranges(connection, links):
-        each = _grouped(messages.c, messages.c.created_at, literal("links"), within, func.count(), links.c.link_set_id)
-        joined = join(links, messages, messages.c.id == links.c.message_id)
-        yield rows(each.select_from(joined).where(id_range, links.c.link_set_id.is_not(None)))
-    sent = join(sends, messages, messages.c.id == sends.c.id)
-    for id_range in id_ranges(connection, sends):
-        costs = _grouped(messages.c, messages.c.created_at, literal(COST), within).add_columns(sends.c.cost)
-        yield rows(costs.select_from(sent).where(id_range, HAS_COST))
-    of_hit = func.coalesce(links.c.link_set_id, 0)
-    clicked = (
-        join(first_clicks, messages, messages.c.id == first_clicks.c.id)
-        .outerjoin(hits, hits.c.id == first_clicks.c.hit_id)
-        .outerjoin(links, links.c.id == hits.c.link_id)
-    )
-    for id_range in id_ranges(connection, first_clicks):
-        each = _grouped(messages.c, first_clicks.c.at, literal(CLICKED_MESSAGES), within, func.count(), of_hit)
-        each = each.select_from(clicked).where(id_range)
-        if is_merged:
-            yield _with_metrics(connection, each, CLICKED_MESSAGES, "ttc")
-        else:
-            yield rows(each)
-            each = _grouped(messages.c, first_clicks.c.at, literal("ttc"), within, None, of_hit)
-            yield _times_to_click(connection, each.select_from(clicked).where(id_range), first_clicks.c.at)
-    of_links = join(hits, links, links.c.id == hits.c.link_id)
     last = last_counted_hit(connection)
-    for id_range in id_ranges(connection, hits):
-        of_hits = _grouped(_LinkColumns, hits.c.at, HIT_METRIC, within, func.count(), of_hit)
-        yield rows(of_hits.select_from(of_links).where(id_range, HIT_METRIC.is_not(None)))
-        firsts = _grouped(_LinkColumns, hits.c.at, literal(CLICKED_LINKS), within, func.count(), of_hit)
-        yield rows(firsts.select_from(of_links).where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None)))
-        if is_merged:
-            of_country = literal("click_country:") + hits.c.country  # The result is NULL if the country is unknown.
-            each = _grouped(_LinkColumns, hits.c.at, of_country, within, func.count(), of_hit).select_from(of_links)
-            yield _with_metrics(connection, each.where(id_range, hits.c.id <= last, IS_CLICK), None, "device", "browser")
-        else:
-            of_agents = clicks_by_agent().where(id_range, hits.c.id <= last, _is_within(hits.c.at, links.c.message_id, within))
-            yield _devices(connection, of_agents)
-    converted = join(first_conversions, messages, messages.c.id == first_conversions.c.id)
-    for id_range in id_ranges(connection, first_conversions):
-        each = _grouped(messages.c, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
-        yield rows(each.select_from(converted).where(id_range))
-    joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
-    missed = is_missed(read_progress(connection))
-    for id_range in id_ranges(connection, conversions):
-        at = conversions.c.at
-        each = _grouped(messages.c, at, literal(CONVERTED_MESSAGES), within, func.count())
-        yield rows(each.select_from(joined).where(id_range, missed))
-        yield rows(_grouped(messages.c, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range))
-        ends = _grouped(messages.c, at, literal("ends"), within, func.count()).select_from(joined)
-        yield rows(ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == ""))
-        of_value = literal("value:") + func.coalesce(conversions.c.currency, "")
-        each = _grouped(messages.c, at, of_value, within).add_columns(conversions.c.value)
-        has_value = conversions.c.value.is_not(None)
-        yield rows(each.select_from(joined).where(id_range, has_value, IS_REVENUE))
-        counted_as = conversions.c.counted_as
-        kinds = _grouped(messages.c, at, literal("conversions:") + counted_as, within, func.count()).select_from(joined)
-        yield rows(kinds.where(id_range, counted_as.is_not(None)))
-        each = _grouped(messages.c, at, of_value + ":" + counted_as, within).add_columns(conversions.c.value)
-        yield rows(each.select_from(joined).where(id_range, has_value, counted_as.is_not(None)))
+    for table, rules in recount_rules(connection):
+        for id_range in id_ranges(connection, table):
+            for rule in rules:
+                each = _grouped(rule, within).where(id_range)
+                if rule is not OF_FIRST_CLICKS:
+                    yield rows(each)
+                elif is_merged:
+                    yield _with_metrics(connection, each, CLICKED_MESSAGES, "ttc")
+                else:
+                    yield rows(each)
+                    yield _times_to_click(connection, _one_by_one(rule, within).where(id_range), rule.at)
+            if table is not hits:
+                continue
+            if is_merged:
+                of_country = literal("click_country:") + hits.c.country  # The result is NULL if the country is unknown.
+                clicks = CountRule(hits, HITS_AND_LINKS, LinkColumns, hits.c.at, of_country, func.count(), (IS_CLICK,))
+                each = _grouped(clicks, within).where(id_range, hits.c.id <= last)
+                yield _with_metrics(connection, each, None, "device", "browser")
+            else:
+                of_agents = clicks_by_agent().where(id_range, hits.c.id <= last, _is_within(hits.c.at, links.c.message_id, within))
+                yield _devices(connection, of_agents)
 
 
 def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
@@ -314,14 +275,6 @@ def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str 
         for metric in metrics:
             if (name := metric or own) is not None:
                 yield (cohort, slot, name, sent, link_set), amount
-
-
-class _LinkColumns:
-    """The columns of a link that a query uses instead of the columns of its message."""
-
-    id = links.c.message_id
-    cohort_id = links.c.cohort_id
-    link_set_id = links.c.link_set_id
 
 
 def _devices(connection: Connection, statement: Select[Any]) -> _Amounts:
@@ -338,30 +291,30 @@ def _times_to_click(connection: Connection, statement: Select[Any], clicked_at: 
 
 def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
     """Yield the first clicks whose time from sending to click the fan-out has not counted yet."""
-    joined = join(events, messages, messages.c.id == events.c.message_id).outerjoin(links, links.c.id == events.c.link_id)
-    for id_range in id_ranges(connection, events):
-        each = _grouped(messages.c, events.c.at, literal("ttc"), within, None, func.coalesce(links.c.link_set_id, 0))
-        yield from _times_to_click(connection, each.select_from(joined).where(id_range, is_pending_click()), events.c.at)
+    rule = OF_PENDING_CLICKS
+    each = _one_by_one(rule, within)
+    for id_range in id_ranges(connection, rule.table):
+        yield from _times_to_click(connection, each.where(id_range), rule.at)
 
 
-def _grouped(
-    owner: Any, at: ColumnElement[Any], metric: ColumnElement[str], within: range, amount: Any = None, link_set: Any = None
-) -> Select[Any]:
-    """Return a statement that selects (cohort, time slot, metric, time slot of the message, link set, amount)."""
-    slot = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
-    of = func.coalesce(owner.link_set_id, 0) if link_set is None else link_set
-    columns = [
-        owner.cohort_id.label("cohort"),
-        slot.label("quarter"),
-        metric.label("metric"),
-        sent_slot_of(owner.id).label("sent"),
-        of.label("link_set"),
-    ]
-    chosen = select(*columns, *(() if amount is None else (amount,))).where(at.is_not(None), _is_within(at, owner.id, within))
-    return chosen if amount is None else chosen.group_by(*(text(str(column.name)) for column in columns))
+def _grouped(rule: CountRule, within: range) -> Select[Any]:
+    """Return a statement that selects (cohort, time slot, metric, time slot of the message, link set, amount) of the rows that a
+    rule counts, in all ranges of ids."""
+    chosen = _one_by_one(rule, within).add_columns(rule.amount)
+    return chosen.group_by(*map(text, _COLUMNS)) if rule.is_sum else chosen
+
+
+def _one_by_one(rule: CountRule, within: range) -> Select[Any]:
+    """Return a statement that selects the columns of `_grouped` without the amount, for each row that a rule counts."""
+    owner = rule.owner
+    link_set = func.coalesce(owner.link_set_id, 0) if rule.link_set is None else rule.link_set
+    values = owner.cohort_id, time_slot_of(rule.at), rule.metric, sent_slot_of(owner.id), link_set
+    columns = (value.label(name) for name, value in zip(_COLUMNS, values, strict=True))
+    source = rule.source if rule.link_source is None else rule.link_source
+    is_within = rule.at.is_not(None), _is_within(rule.at, owner.id, within)
+    return select(*columns).select_from(source).where(*is_within, *rule.conditions)
 
 
 def _is_within(at: ColumnElement[Any], message: ColumnElement[int], within: range) -> ColumnElement[bool]:
-    begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     first, last = (first_id_at(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
-    return or_(and_(at >= begins, at < ends), and_(message >= first, message < last))
+    return or_(is_in_slots(at, within), and_(message >= first, message < last))

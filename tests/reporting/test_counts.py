@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import Connection, delete, func, select, text, update
 
-from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
-from shortener.reporting import count_check, counts, delta_rows
+from shortener.reporting import count_check, counts, delta_rows, recount_rules
 from shortener.reporting.count_check import CountDifference, verifiable_since, verify
 from shortener.reporting.counts import fold, read_unfolded, time_slots
 from shortener.reporting.delta_rows import read_events
@@ -25,22 +24,11 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from tests.conftest import MakeService, new_postgresql_database
-from tests.rows import Rows
+from tests.reporting.history import DAY, NOON, SLOT, append_delta, write_history
 
-NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-SLOT = timedelta(minutes=15)
 NOON_SLOT = to_ms(NOON) // TIME_SLOT_MS
-DAY = timedelta(days=1)
 
 Amounts = dict[tuple[int, int, str], Decimal]
-
-
-def append_delta(connection: Connection, row: int, *amounts: tuple[int, datetime, str, int | Decimal]) -> None:
-    """Append one row of count deltas."""
-    delta = CountDelta()
-    for cohort, at, metric, amount in amounts:
-        delta.add(cohort, to_ms(at), metric, amount)
-    count_deltas.append(connection, row, delta)
 
 
 def read_counts(connection: Connection) -> Amounts:
@@ -332,69 +320,6 @@ def test_counts_can_be_verified_for_the_retention_time_minus_the_lifetime_of_lin
 # These tests check the verification of the counts.
 
 
-def write_history(connection: Connection) -> None:
-    """Write two messages with hits of each kind and conversions, and the count deltas that belong to them."""
-    cohorts = [
-        {"id": 1, "application_id": 1, "campaign": "spring", "source": "api", "country": "US"},
-        {"id": 2, "application_id": 1, "campaign": "", "source": "api", "country": "DE"},
-    ]
-    connection.execute(insert(schema.cohorts), cohorts)
-    application = {"id": 1, "name": "default", "settings": {}, "created_at": NOON}
-    connection.execute(insert(schema.applications).values(application))
-    rows = Rows(connection)
-    first = rows.message(
-        NOON,
-        segments=2,
-        sent_at=NOON + timedelta(minutes=1),
-        delivered_at=NOON + timedelta(minutes=20),
-        read_at=NOON + timedelta(minutes=40),
-    )
-    link = rows.link(first, expires_at=NOON + 2 * DAY)
-    off = rows.link(first, position=1, disabled_at=NOON + timedelta(minutes=50))
-    clicked = NOON + timedelta(minutes=41)
-    rows.first_click(first, link, clicked)
-    rows.hit(link, clicked + timedelta(minutes=1))
-    rows.hit(link, clicked, verdict=int(Verdict.SUSPECTED))
-    rows.hit(link, clicked, verdict=int(Verdict.IGNORED))
-    rows.hit(link, NOON + 3 * DAY, flags=int(HitFlag.LATE))
-    rows.hit(link, NOON + 3 * DAY, flags=int(HitFlag.LATE), verdict=int(Verdict.SUSPECTED))
-    rows.hit(off, NOON + timedelta(minutes=45))
-    rows.hit(off, NOON + timedelta(minutes=55), flags=int(HitFlag.DISABLED))
-    rows.conversion(first, value=Decimal("12.50"), currency="EUR", at=clicked)
-    rows.conversion(first, value=Decimal("-2.5"), currency="EUR", at=clicked, action="refund")
-    rows.conversion(first, value=Decimal("1"), at=clicked, action="points")
-    rows.conversion(first, at=clicked, action="reply")
-    rows.converted(first, clicked)
-    rows.message(NOON, cohort_id=2, failed_at=NOON + timedelta(minutes=5))
-    append_delta(
-        connection,
-        1,
-        (1, NOON, "messages", 1),
-        (1, NOON, "segments", 2),
-        (1, NOON, "sent", 1),
-        (1, NOON + SLOT, "delivered", 1),
-        (1, NOON + 2 * SLOT, "read", 1),
-        (2, NOON, "messages", 1),
-        (2, NOON, "segments", 1),
-        (2, NOON, "failed", 1),
-    )
-    append_delta(
-        connection,
-        2,
-        (1, clicked, "clicks", 2),
-        (1, clicked, "clicked_messages", 1),
-        (1, clicked, "ttc:160", 1),
-        (1, clicked, "suspected_hits", 1),
-        (1, clicked, "ignored_hits", 1),
-        (1, NOON + 3 * DAY, "late_hits", 2),
-        (1, NOON + timedelta(minutes=45), "clicks", 1),
-        (1, clicked, "converted_messages", 1),
-        (1, clicked, "conversions", 4),
-        (1, clicked, "value:EUR", Decimal("10.00")),
-        (1, clicked, "value:", Decimal(1)),
-    )
-
-
 async def recount(database: Database, since: datetime = NOON - DAY, until: datetime = NOON + 9 * DAY) -> list[CountDifference]:
     return await database.read(verify, since, until)
 
@@ -448,7 +373,7 @@ async def test_the_verification_of_counts_reports_a_missing_count(database: Data
         attempt.rollback()
         return differences
 
-    of_messages = {metric for metric, _, _ in count_check.OF_MESSAGES}
+    of_messages = {rule.metric.value for rule in recount_rules.OF_MESSAGES}
     of_hits = {"clicks", "suspected_hits", "ignored_hits", "late_hits"}
     for metric in of_messages | of_hits | {"converted_messages", "conversions", "value:EUR", "value:"}:
         differences = await database.write(lose, metric)
@@ -478,7 +403,7 @@ async def test_the_verification_of_counts_has_the_same_result_with_any_number_of
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.write(write_history)
-    monkeypatch.setattr(count_check, "MAX_RECOUNT_ROWS", 1)
+    monkeypatch.setattr(recount_rules, "MAX_RECOUNT_ROWS", 1)
     monkeypatch.setattr(count_check, "MAX_RECOUNT_COHORTS", 1)
     assert await recount(database) == []
     await database.write(fold)
