@@ -9,7 +9,6 @@ for example, the gateway responded with 500 and sent the message nevertheless. S
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from shortener.gateways.unrecorded_reports import LossReason, UnrecordedReports
 from shortener.ids import decode
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
 from shortener.messages.prices import MAX_PRICE
+from shortener.messages.report_wait import ReportWait
 from shortener.messages.report_words import parse_state
 from shortener.metrics import Metrics
 from shortener.model import Clock, SendStatus, State, record
@@ -41,9 +41,7 @@ from shortener.times import parse_report_time
 
 log = structlog.get_logger(__name__)
 
-#: The pauses between the searches for the message of a report, as fractions of REPORT_WAIT.
-_PAUSES = (0.1, 0.3, 0.6)
-MAX_WAITING = 256
+MAX_WAITING = 256  # the maximum number of calls that wait for unknown messages at the same time
 MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are counted.
 MAX_WORD_LENGTH = 64
 MIN_NATIONAL_DIGITS = 6  # the minimum number of digits of a phone number without its country code
@@ -78,8 +76,7 @@ class GatewayReports:
         self._database = database
         self._reports = reports
         self._clock = clock
-        self._wait = wait
-        self._waiting = 0
+        self._wait = ReportWait(wait, MAX_WAITING)
         self.unrecorded = UnrecordedReports(clock)
         self._early = EarlyReports(database, clock, self._count_unknown, timeout)
 
@@ -172,19 +169,11 @@ class GatewayReports:
     async def _find(self, gateway_id: int, reports: Sequence[GatewayReport]) -> list[ReportedSend | None]:
         """Return the message of each report; None if it is unknown. The function searches for unknown messages several times, for
         at most REPORT_WAIT in total."""
-        found = [await self._database.read(find_send, gateway_id, report) for report in reports]
-        for part in _PAUSES if self._wait else ():
-            unknown = [index for index, one in enumerate(found) if one is None]
-            if not unknown or self._waiting >= MAX_WAITING:
-                break
-            self._waiting += 1
-            try:
-                await asyncio.sleep(self._wait * part)
-            finally:
-                self._waiting -= 1
-            for index in unknown:
-                found[index] = await self._database.read(find_send, gateway_id, reports[index])
-        return found
+
+        async def find(indexes: Iterable[int]) -> list[ReportedSend | None]:
+            return [await self._database.read(find_send, gateway_id, reports[index]) for index in indexes]
+
+        return await self._wait.retry_unknown(await find(range(len(reports))), find)
 
 
 def find_send(connection: Connection, gateway_id: int, report: GatewayReport) -> ReportedSend | None:

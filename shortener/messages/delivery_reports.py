@@ -25,7 +25,6 @@ of their transaction is not stored. Without this check, two reports that correct
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import field, fields, replace
 from datetime import datetime
@@ -36,6 +35,7 @@ from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, updat
 
 from shortener.clicks.verdicts import early_hits
 from shortener.ids import IdGenerator
+from shortener.messages.report_wait import ReportWait
 from shortener.model import State, Topic, mutable_record, record
 from shortener.outbox import count_deltas, events, first_clicks
 from shortener.outbox.count_deltas import CountDelta
@@ -49,8 +49,6 @@ from shortener.storage.values_table import values_table
 
 MAX_REQUESTS_PER_TRANSACTION = 64  # the maximum number of requests in one transaction; each may contain BATCH_LIMIT reports
 MAX_WAITING = 64  # the maximum number of requests that wait for unknown messages at the same time
-#: The pauses before reports of unknown messages are tried again, as fractions of REPORT_WAIT.
-_PAUSES = (0.1, 0.3, 0.6)
 
 #: The column that stores the time of each reported state, and the metric that counts the messages that reached the state.
 _TIME_COLUMNS = {
@@ -196,8 +194,7 @@ class DeliveryReports:
     def __init__(self, database: Database, ids: IdGenerator, on_events: Callable[[], None], *, wait: float = 0) -> None:
         self._ids = ids
         self._on_events = on_events
-        self._wait = wait
-        self._waiting = 0  # the number of requests that wait for unknown messages
+        self._wait = ReportWait(wait, MAX_WAITING)
         # The maximum number of reports of one request in a transaction; None: no maximum. There is a maximum on SQLite, because
         # clicks wait until the transaction ends.
         self._max_reports = MAX_ROWS if database.dialect == "sqlite" else None
@@ -216,20 +213,11 @@ class DeliveryReports:
 
         Several reports of one message are applied in request order. Raise StoreUnavailable if the database is not available. Some
         reports may be stored even then. The caller may safely repeat the request."""
-        results = await self._store(application_id, reports)
-        for part in _PAUSES if self._wait else ():
-            unknown = [index for index, result in enumerate(results) if result is None]
-            if not unknown or self._waiting >= MAX_WAITING:
-                break
-            self._waiting += 1
-            try:
-                await asyncio.sleep(self._wait * part)
-            finally:
-                self._waiting -= 1
-            again = await self._store(application_id, [reports[index] for index in unknown])
-            for index, result in zip(unknown, again, strict=True):
-                results[index] = result
-        return results
+
+        async def store_again(unknown: Sequence[int]) -> list[DeliveryReportResult | None]:
+            return await self._store(application_id, [reports[index] for index in unknown])
+
+        return await self._wait.retry_unknown(await self._store(application_id, reports), store_again)
 
     async def _store(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
         """Store delivery reports. On SQLite, many reports are stored in several transactions. The transactions run one after the

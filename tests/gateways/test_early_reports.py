@@ -59,7 +59,7 @@ async def gateway(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, response: asyncio.Event
 ) -> StoredGateway:
     """A gateway that has received the message m-1 and has not responded yet."""
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
     made = await make_gateway(receiver.url(), timeout=TIMEOUT)
     await send_messages(message_ids=("m-1",))
@@ -152,7 +152,7 @@ async def test_a_receipt_that_arrives_before_a_late_response_is_repeated(
     receiver: Receiver,
     on_doubt: str,
 ) -> None:
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     receiver.default_reply = Reply(hang=True)
     gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt=on_doubt, schedule=[3600])
     await send_messages(message_ids=("m-1",))
@@ -172,7 +172,7 @@ async def test_a_receipt_that_arrives_before_a_late_response_is_repeated(
 async def test_a_report_is_acknowledged_when_no_late_response_can_arrive(
     service: Service, clock: Clock, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     receiver.default_reply = Reply(hang=True)
     gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
     await send_messages()

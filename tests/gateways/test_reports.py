@@ -95,7 +95,7 @@ async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gate
     service: Service, message: str, make_gateway: MakeGateway
 ) -> None:
     other = await make_gateway("http://127.0.0.1:9/", name="other")
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     for ids in ({"reference": encode((await stored_send(service)).id)}, {"gateway_message_id": "gw-1"}, {"message_id": message}):
         assert not await receive(service, other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
     assert (await stored_message(service, message)).state == State.SENT
@@ -335,7 +335,7 @@ async def test_a_report_that_only_its_text_marks_as_a_receipt_must_have_the_numb
     service: Service, message: str, addresses: tuple[str, ...], is_known: bool
 ) -> None:
     report = GatewayReport("UNDELIV", gateway_message_id="gw-1", addresses=addresses)
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     assert await receive(service, await gateway_id(service), report) is is_known
     assert (await stored_message(service, message)).state == (State.FAILED if is_known else State.SENT)
 

@@ -225,7 +225,7 @@ async def test_on_sqlite_a_large_request_of_delivery_reports_is_stored_in_severa
 
 async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits_for_the_message(service: Service) -> None:
     first = asyncio.create_task(record(service, SENT, DELIVERED))
-    while not service.delivery_reports._waiting:
+    while not service.delivery_reports._wait.requests:
         await asyncio.sleep(0)  # the pause between two checks
     await service.database.write(add_message, service.ids)
     assert [one.state for one in await first] == [State.SENT, State.DELIVERED]
@@ -235,11 +235,11 @@ async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits
 async def test_delivery_reports_of_unknown_messages_are_rejected_at_once_if_too_many_requests_wait_already(
     service: Service,
 ) -> None:
-    service.delivery_reports._wait = PATIENCE
-    service.delivery_reports._waiting = MAX_WAITING
+    service.delivery_reports._wait.seconds = PATIENCE
+    service.delivery_reports._wait.requests = MAX_WAITING
     async with asyncio.timeout(SOON_SECONDS):
         assert await service.delivery_reports.record(1, [SENT]) == [None]
-    assert service.delivery_reports._waiting == MAX_WAITING
+    assert service.delivery_reports._wait.requests == MAX_WAITING
 
 
 async def test_a_later_delivery_report_without_status_word_and_reason_code_keeps_the_stored_status_word_and_reason_code(

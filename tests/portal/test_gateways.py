@@ -364,7 +364,7 @@ async def test_the_page_of_the_gateways_says_how_many_delivery_reports_were_not_
     other = await make_gateway("http://127.0.0.1:9/", name="other")
     assert "not recorded" not in (await viewer.get("/portal/1/gateways")).text
     call = ReportCall([GatewayReport("GARBAGE", message_id="unknown")], {LossReason.NO_STATUS: 1234})
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     await service.gateway_reports.receive_all(gateway.id, call, {})
     text = (await viewer.get("/portal/1/gateways")).text
     found = re.findall(r"delivery reports not recorded: ([^<]+)<", text)

@@ -154,7 +154,7 @@ async def test_a_gateway_report_whose_status_or_message_is_not_found_is_counted_
     reason: str,
     number: int,
 ) -> None:
-    service.gateway_reports._wait = 0
+    service.gateway_reports._wait.seconds = 0
     path = sent["path"] if has_reference else sent["path"].rpartition("/")[0]
     logged = await unrecorded_events(client, path, **request_content)
     expected = {reason: number} | ({"too_many": 3} if number == MAX_ITEMS else {})
