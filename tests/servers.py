@@ -174,7 +174,8 @@ class PostgresProcess:
     def kill(self) -> None:
         """Kill each process of the PostgreSQL server with SIGKILL."""
         for process in self._processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # Backends end by themselves when the first process has ended.
+                process.kill()
         for process in self._processes():
             process.wait(PATIENCE)
 
