@@ -74,19 +74,21 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
     """Make PostgreSQL unavailable for OUTAGE seconds. The links in `fresh` get their first clicks during this time."""
     one, two = nodes.servers
     await asyncio.to_thread(begin)
-    load.codes += fresh
-    began, began_at = time.monotonic(), time.time()
-    refused = await asyncio.to_thread(try_rewrite, one)
-    assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
-    assert int(refused.headers["Retry-After"]) > 0
-    await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # the rest of the outage
-    assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
-    assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
-    with two.client() as client:
-        ready = await asyncio.to_thread(client.get, "/readyz")
-    assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a load balancer continues to use the node"
-    load.outages.append((began_at, time.time() - LAST_SECOND))
-    await asyncio.to_thread(end)
+    try:
+        load.codes += fresh
+        began, began_at = time.monotonic(), time.time()
+        refused = await asyncio.to_thread(try_rewrite, one)
+        assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
+        assert int(refused.headers["Retry-After"]) > 0
+        await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # the rest of the outage
+        assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
+        assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
+        with two.client() as client:
+            ready = await asyncio.to_thread(client.get, "/readyz")
+        assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a load balancer keeps the node"
+        load.outages.append((began_at, time.time() - LAST_SECOND))
+    finally:
+        await asyncio.to_thread(end)  # also after a failure, because the other tests use the same server
 
     def is_over() -> bool:
         return all(metric(node, "shortener_store_outage") == 0 for node in (one, two)) and try_rewrite(one).status_code == 200
