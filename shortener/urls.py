@@ -17,13 +17,15 @@ import contextlib
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
 import idna
+
+from shortener.host_labels import LABEL, check_directions, encode_label
 
 #: The maximum length of a destination. It applies to the URL as written and to the percent-encoded URL.
 MAX_URL_CHARACTERS = 2048
@@ -56,9 +58,6 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
 _APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # the authority of a link into an app, with user information
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
-# The standards forbid host names with underscores, or with a hyphen at the start. This expression permits both, because phones
-# resolve them.
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 # The host names that the standards permit (RFC 1123), and for which certificate authorities issue certificates.
 _STANDARD_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PRINTABLE = bytes(range(0x21, 0x7F))
@@ -377,71 +376,18 @@ def _parse_host(written: str, position: int) -> str:
         # The conversion to lower case must be that of UTS 46, which converts every capital sigma to σ. `str.lower` would convert a
         # capital sigma at the end of a word to ς, which is a different host name.
         host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
-        labels = [_encode_label(label) for label in host.split(".")]
+        labels = [encode_label(label) for label in host.split(".")]
         host = ".".join(labels)
         if "xn--" in host:
-            _check_directions(labels)
+            check_directions(labels)
     except idna.IDNAError as error:
         raise UrlError(f"has an invalid international host name: {error}", position) from None
-    if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
+    if len(host) > _MAX_HOST_CHARACTERS or not all(map(LABEL.fullmatch, labels)):
         raise UrlError("has an invalid host name", position)
     if _NUMERIC.fullmatch(labels[-1]) and not _is_ipv4(host):
         # Browsers read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses; other parsers read them as names.
         raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
-
-
-def _check_directions(labels: Iterable[str]) -> None:
-    """Raise IDNAError if a host with right-to-left letters has an international label that breaks the Bidi rule (RFC 5893)."""
-    decoded = [decode_label(label) for label in labels]
-    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for label in decoded for character in label):
-        for label in decoded:
-            if not label.isascii() and not _is_symbol_label(label):
-                idna.check_bidi(label, check_ltr=True)
-
-
-def decode_label(label: str) -> str:
-    """Decode a label of a host from punycode to Unicode. A label that is not punycode is returned unchanged."""
-    return label[4:].encode().decode("punycode") if label.startswith("xn--") else label
-
-
-def _encode_label(label: str) -> str:
-    """Encode a label of a host in ASCII (punycode). Raise IDNAError if browsers reject it.
-
-    IDNA 2008 rejects symbols and emoji, but browsers follow UTS 46, and such domains exist (`i❤.ws`)."""
-    if label.isascii() and not label.startswith("xn--"):
-        return label
-    try:
-        if label.startswith("xn--"):
-            idna.ulabel(label)
-            return label
-        return idna.alabel(label).decode()
-    except idna.InvalidCodepoint:
-        try:
-            text = decode_label(label)
-            encoded = "xn--" + text.encode("punycode").decode()
-        except (UnicodeError, ValueError):
-            raise idna.IDNAError("is not valid punycode") from None
-        if not _is_symbol_label(text) or (label.isascii() and encoded != label):
-            raise
-        return encoded
-
-
-def _is_symbol_label(text: str) -> bool:
-    """Return whether both are true: a label of a host would be valid without its symbols, and UTS 46 leaves the label unchanged."""
-    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
-        return False
-    # The Unicode category Me contains the character that draws the square of keycap emoji, such as 1 in a square. A label must not
-    # begin with a character of this category.
-    others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
-    if unicodedata.category(text[:1] or " ") == "Me":
-        return False
-    if others == text or idna.uts46_remap(text, std3_rules=False, transitional=False) != text:
-        return False
-    if others.isascii():
-        return not others or _LABEL.fullmatch(others) is not None
-    idna.check_label(others)
-    return True
 
 
 def _is_ipv4(text: str) -> bool:

@@ -85,16 +85,8 @@ def test_scheme_and_host_of_a_destination_are_normalized_and_the_rest_stays_unch
     ("host", "ascii_host"),
     [
         ("💩.example", "xn--ls8h.example"),
-        ("xn--ls8h.example", "xn--ls8h.example"),
-        ("💩.la", "xn--ls8h.la"),
-        ("i❤.ws", "xn--i-7iq.ws"),
         ("i❤️.ws", "xn--i-7iq.ws"),  # the host contains the variation selector of the coloured heart
-        ("xn--i-7iq.ws", "xn--i-7iq.ws"),
-        ("✪df.ws", "xn--df-oiy.ws"),
-        ("xn--df-oiy.ws", "xn--df-oiy.ws"),
-        ("👍🏽.ws", "xn--on8h5e.ws"),
         ("1️⃣.example", "xn--1-2sn.example"),
-        ("xn--1-2sn.example", "xn--1-2sn.example"),
         # UTS 46 keeps the final sigma ς, and converts capital letters to σ.
         ("ΚΑΦΕΣ-ΟΝΛΑΙΝ.gr", "xn----ylbbowbkpdp6b8a.gr"),
         ("ΕΛΛΑΣ24.gr", "ελλασ24.gr".encode("idna").decode()),
@@ -157,14 +149,8 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         "https://shop.example;a/",
         "https://shop.example,b/",
         "https://shop!.example/",
-        "https://xn--a/",
-        "https://xn--ls8h-.example/",
         "https://👨\u200d👩\u200d👧.example/",
-        "https://💩-.example/",
-        "https://\u20e3.example/",
-        "https://א💩.example/",
         "https://0à.א/",  # browsers reject a label with a digit first in a host with Hebrew letters
-        "https://xn--/",
         "https://a\u0301\u0301\u0338b。..example/",
         "https://shop.example／evil/",
         "https://℀.example/",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from shortener.urls import decode_label
+from shortener.host_labels import decode_label
 
 _PERMITTED_COMBINATIONS = (
     frozenset({"LATIN", "CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC"}),
