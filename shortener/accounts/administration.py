@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
-from shortener.accounts.directory import DEFAULT_NAME, Application, Domain, mark_accounts_changed, require_application
+from shortener.accounts.directory import DEFAULT_NAME, Application, Domain, require_application
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.accounts.settings import (
     PERMISSIONS,
@@ -25,6 +25,7 @@ from shortener.accounts.settings import (
     merge_stored,
     parse_fallback_url,
 )
+from shortener.accounts.version import mark_accounts_changed
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.macros import entity_problems
 from shortener.model import ALL_APPLICATIONS

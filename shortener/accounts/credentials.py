@@ -16,8 +16,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, or_, select, update
 
-from shortener.accounts.directory import hash_credential, mark_accounts_changed, require_application
+from shortener.accounts.directory import hash_credential, require_application
 from shortener.accounts.settings import PERMISSIONS
+from shortener.accounts.version import mark_accounts_changed
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
 from shortener.storage import schema

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
@@ -27,18 +26,18 @@ from shortener.accounts.gateway_entries import GatewayEntry, read_gateways, read
 from shortener.accounts.hit_policies import HitPolicies, read_hit_policies
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, from_stored
+from shortener.accounts.version import read_version
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.model import mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
-from shortener.storage.database import Database, upsert
+from shortener.storage.database import Database
 from shortener.storage.installation import find_former_base_urls
 from shortener.urls import canonical_host, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
 #: The maximum time that a request with an unknown credential waits until the accounts have been read again.
 MAX_CATCH_UP_SECONDS = 0.5
-_VERSION = "directory"
 
 
 @record
@@ -336,13 +335,6 @@ def short_url(base_url: str, path: str | None, code: str) -> str:
     return f"{base_url}{path or ''}/{code}"
 
 
-def read_version(connection: Connection) -> str:
-    """Return the version of the accounts, which is a different random text after each change of an account."""
-    table = schema.installation
-    version: str | None = connection.execute(select(table.c.value).where(table.c.name == _VERSION)).scalar()
-    return version or "0"
-
-
 def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     current = read_version(connection)
     if current == version:
@@ -434,15 +426,6 @@ def _application_of(
         gateways=usable_gateways(row.id, gateway, gateways.values()),
         removed_gateway=removed.get(row.gateway_id, ""),
     )
-
-
-def mark_accounts_changed(connection: Connection) -> None:
-    """Make every process read the accounts again after the commit. Call this in each transaction that changes accounts.
-
-    The function stores a new random version. The row of the version stays locked until the transaction ends, so other transactions
-    that call this function wait."""
-    statement = upsert(connection, schema.installation).values(name=_VERSION, value=secrets.token_hex(8))
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value}))
 
 
 def require_application(connection: Connection, application_id: int) -> None:

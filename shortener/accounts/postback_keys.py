@@ -13,7 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
-from shortener.accounts.directory import hash_credential, mark_accounts_changed, require_application
+from shortener.accounts.directory import hash_credential, require_application
+from shortener.accounts.version import mark_accounts_changed
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import MAX_COUNTED_ID
 from shortener.storage import schema

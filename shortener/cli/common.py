@@ -263,7 +263,8 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     wait, a script that revokes a key or adds a domain would see the old state in its next request.
 
     Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
-    from shortener.accounts.directory import read_version, require_application
+    from shortener.accounts.directory import require_application
+    from shortener.accounts.version import read_version
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
     from shortener.storage.open import open_database
 

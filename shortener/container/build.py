@@ -17,9 +17,10 @@ from shortener.accounts.administration import has_application
 from shortener.accounts.audit import SERVER_START, AuditWriter
 from shortener.accounts.audited_accounts import ensure_default
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import Directory, mark_accounts_changed
+from shortener.accounts.directory import Directory
 from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.accounts.own_hosts import OwnHosts
+from shortener.accounts.version import mark_accounts_changed
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from shortener.accounts.directory import mark_accounts_changed
+from shortener.accounts.version import mark_accounts_changed
 from shortener.delivery.outcomes import GONE, parse_success
 from shortener.delivery.placeholders import TemplateError, parse_template
 from shortener.errors import ApiError, Detail, ErrorCode

@@ -23,13 +23,9 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from shortener.accounts.administration import lock_application
 from shortener.accounts.audit import AuditWriter
-from shortener.accounts.directory import (
-    Directory,
-    hash_credential,
-    mark_accounts_changed,
-    require_application,
-)
+from shortener.accounts.directory import Directory, hash_credential, require_application
 from shortener.accounts.gateway_entries import SIMULATOR
+from shortener.accounts.version import mark_accounts_changed
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace

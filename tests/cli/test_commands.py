@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import quoted_name
 
-from shortener.accounts.directory import read_version
+from shortener.accounts.version import read_version
 from shortener.cli.common import print_json
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
@@ -286,7 +286,8 @@ def test_a_command_prints_a_new_key_and_says_that_a_change_is_stored_if_the_data
         return versions[-1]
 
     with monkeypatch.context() as patched:
-        patched.setattr("shortener.accounts.directory.read_version", fail_after_change)
+        for module in ("version", "directory"):
+            patched.setattr(f"shortener.accounts.{module}.read_version", fail_after_change)
         assert in_process.json("keys", "create", number)["api_key"].startswith("sk_")
         versions.clear()
         failed = in_process("domains", "add", number, "https://go.brand.example", code=1)

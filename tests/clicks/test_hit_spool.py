@@ -124,7 +124,7 @@ async def test_a_cached_link_does_not_redirect_if_the_link_or_its_application_is
     await service.cache.invalidate([other])
     table = schema.applications
     await service.database.write(lambda connection: connection.execute(update(table).values(disabled_at=clock())))
-    from shortener.accounts.directory import mark_accounts_changed
+    from shortener.accounts.version import mark_accounts_changed
 
     await service.database.write(mark_accounts_changed)
     await service.directory.refresh()

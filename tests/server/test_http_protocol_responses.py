@@ -7,7 +7,7 @@ from sqlalchemy import Connection, update
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener.accounts.administration import update_domain
-from shortener.accounts.directory import mark_accounts_changed
+from shortener.accounts.version import mark_accounts_changed
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock

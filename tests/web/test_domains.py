@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import insert
 
 from shortener.accounts.administration import add_domain, create_application
-from shortener.accounts.directory import mark_accounts_changed
+from shortener.accounts.version import mark_accounts_changed
 from shortener.container import Service
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text, update
 
 from shortener.accounts.administration import add_domain
-from shortener.accounts.directory import mark_accounts_changed
+from shortener.accounts.version import mark_accounts_changed
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.storage import schema

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import mark_accounts_changed
 from shortener.accounts.stored_responses import (
     CLAIM_LEASE,
     FirstResponse,
@@ -22,6 +21,7 @@ from shortener.accounts.stored_responses import (
     store,
     store_for_claim,
 )
+from shortener.accounts.version import mark_accounts_changed
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.storage import schema

@@ -8,9 +8,9 @@ from sqlalchemy import insert, update
 
 from shortener.accounts.administration import add_domain, create_application, update_domain
 from shortener.accounts.credentials import create_key
-from shortener.accounts.directory import mark_accounts_changed
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import PERMISSIONS
+from shortener.accounts.version import mark_accounts_changed
 from shortener.container import Service
 from shortener.portal.audit import AuditFilter, list_audit
 from shortener.redis.link_cache import NoLinkCache
