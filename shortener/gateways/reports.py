@@ -20,11 +20,10 @@ import structlog
 from sqlalchemy import Connection, exists, select, update
 
 from shortener.delivery.attempt import to_storable_text
-from shortener.gateways import templates
 from shortener.gateways.attempt import MAX_GATEWAY_ID_LENGTH
 from shortener.gateways.early_reports import EarlyReports, MessageNotKnownYet
 from shortener.gateways.finishing import reported_status
-from shortener.gateways.http import HttpSettings
+from shortener.gateways.report_calls import ReportCall
 from shortener.gateways.submission import GatewayReport
 from shortener.gateways.unrecorded_reports import LossReason, UnrecordedReports
 from shortener.ids import decode
@@ -33,16 +32,14 @@ from shortener.messages.prices import MAX_PRICE
 from shortener.messages.report_wait import ReportWait
 from shortener.messages.report_words import parse_state
 from shortener.metrics import Metrics
-from shortener.model import Clock, SendStatus, State, record
+from shortener.model import Clock, SendStatus, State
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
 from shortener.storage.send_conditions import UNFINISHED
-from shortener.times import parse_report_time
 
 log = structlog.get_logger(__name__)
 
 MAX_WAITING = 256  # the maximum number of calls that wait for unknown messages at the same time
-MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are counted.
 MAX_WORD_LENGTH = 64
 MIN_NATIONAL_DIGITS = 6  # the minimum number of digits of a phone number without its country code
 MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
@@ -58,15 +55,6 @@ class ReportedSend(NamedTuple):
     message_id: str
     status: int
     gateway_message_id: str | None
-
-
-@record
-class ReportCall:
-    """The delivery reports that a gateway sent in one call. `unreadable` is the number of its other reports, by the reason why they
-    cannot be recorded."""
-
-    reports: Sequence[GatewayReport]
-    unreadable: Mapping[LossReason, int]
 
 
 class GatewayReports:
@@ -263,54 +251,4 @@ def _price(text: str | None) -> Decimal | None:
         assert isinstance(exponent, int)  # the price is finite
         return price if -MAX_PRICE_DECIMALS <= exponent <= 0 else round(price, MAX_PRICE_DECIMALS if exponent < 0 else 0)
     except ArithmeticError:
-        return None
-
-
-def read_reports(
-    settings: HttpSettings, parameters: Mapping[str, Any], data: Any, reference: str | None, now: datetime
-) -> ReportCall:
-    """Return the delivery reports in an HTTP request of a gateway. `parameters` are the parameters of the query and of a form.
-    `data` is the JSON body or None. `reference` is the message reference in the URL path. A report without a status or without an
-    id is unreadable."""
-    items: Any = [data] if isinstance(data, dict) else data if isinstance(data, list) else [{}]
-    if settings.report_items and isinstance(data, dict):
-        items = templates.find_member(settings.report_items, data)
-    if not isinstance(items, list):
-        return ReportCall([], {LossReason.NO_LIST: 1})
-    found: list[GatewayReport] = []
-    unreadable: Counter[LossReason] = Counter()
-    if len(items) > MAX_ITEMS:
-        unreadable[LossReason.TOO_MANY] = len(items) - MAX_ITEMS
-    for item in items[:MAX_ITEMS]:
-        values = {name: _read(path, item, parameters) for name, path in settings.report_fields.items()}
-        report = GatewayReport(
-            word=values.get("status") or "",
-            reference=reference or values.get("reference") or None,
-            gateway_message_id=values.get("id") or None,
-            message_id=values.get("message_id") or None,
-            at=_time(values.get("timestamp"), now),
-            error_code=values.get("error_code") or None,
-            description=values.get("description") or None,
-            price=values.get("price") or None,
-        )
-        if not report.word:
-            unreadable[LossReason.NO_STATUS] += 1
-        elif not (report.reference or report.gateway_message_id or report.message_id):
-            unreadable[LossReason.NO_ID] += 1
-        else:
-            found.append(report)
-    return ReportCall(found, unreadable)
-
-
-def _read(path: str, item: Any, parameters: Mapping[str, Any]) -> str | None:
-    value = templates.read_member(path, item)
-    if value is None and path in parameters:
-        value = str(parameters[path])
-    return value[: templates.MAX_VALUE_CHARACTERS].strip() if value is not None else None
-
-
-def _time(text: str | None, now: datetime) -> datetime | None:
-    try:
-        return parse_report_time(text, now) if text else None
-    except ValueError:
         return None

@@ -23,7 +23,7 @@ from shortener.accounts.gateway_entries import GatewayEntry
 from shortener.errors import RETRY_AFTER_SECONDS, ApiError, ErrorCode
 from shortener.gateways.early_reports import MessageNotKnownYet
 from shortener.gateways.http import HttpSettings
-from shortener.gateways.reports import read_reports
+from shortener.gateways.report_calls import read_reports
 from shortener.gateways.store import REPORT_PATH
 from shortener.gateways.templates import parse_json
 from shortener.web.callers import Caller

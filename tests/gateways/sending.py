@@ -13,7 +13,7 @@ from shortener.container import Service
 from shortener.gateways.connections import Connections
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.early_reports import MessageNotKnownYet
-from shortener.gateways.reports import ReportCall
+from shortener.gateways.report_calls import ReportCall
 from shortener.gateways.submission import GatewayReport
 from shortener.model import SendStatus
 from shortener.storage.database import Database

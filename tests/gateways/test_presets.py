@@ -11,7 +11,7 @@ import pytest
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.gateways.http import HttpSettings, build_request, classify
 from shortener.gateways.presets import PRESETS, PresetError, build_settings, read_options
-from shortener.gateways.reports import read_reports
+from shortener.gateways.report_calls import read_reports
 from shortener.gateways.submission import OutgoingMessage, SubmitOutcome
 from tests.conftest import NOON
 

@@ -14,7 +14,8 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.gateways.decisions import discard, resend
 from shortener.gateways.http import HttpGateway
-from shortener.gateways.reports import GatewayReports, ReportCall
+from shortener.gateways.report_calls import ReportCall
+from shortener.gateways.reports import GatewayReports
 from shortener.gateways.submission import GatewayReport, OutgoingMessage, SubmitResult
 from shortener.gateways.unrecorded_reports import LossReason
 from shortener.ids import encode

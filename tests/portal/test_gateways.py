@@ -19,7 +19,7 @@ from shortener.container import Service
 from shortener.gateways.connection_keeper import ConnectionKeeper
 from shortener.gateways.gateway import NewGateway
 from shortener.gateways.queries import update_gateway
-from shortener.gateways.reports import ReportCall
+from shortener.gateways.report_calls import ReportCall
 from shortener.gateways.submission import GatewayReport
 from shortener.gateways.unrecorded_reports import LossReason
 from shortener.messages.balances import change_balance

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shortener.container import Service
-from shortener.gateways.reports import MAX_ITEMS
+from shortener.gateways.report_calls import MAX_ITEMS
 from tests.conftest import Clock
 from tests.factory import AUDIT
 from tests.one_service import on_one_service
