@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -23,6 +23,9 @@ import orjson
 from shortener.cli.common import async_command, json_option
 from shortener.cli.listen import format_body
 from shortener.cli.sockets import bind, port_of
+
+if TYPE_CHECKING:
+    import httpx
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -148,60 +151,68 @@ class _Printer:
             click.echo(f"     {line}")
 
 
+_SECRET = "whsec_" + "c2hvcnRlbmVyIGRlbW8gc2VjcmV0IDMyIGJ5dGVzISE="
+
+
+class _Session:
+    """The requests of the demo to its server, and the events that its receiver gets. Each of them is printed."""
+
+    def __init__(self, printer: _Printer, client: httpx.AsyncClient, receiver: Any) -> None:
+        self._printer = printer
+        self._client = client
+        self._receiver = receiver
+
+    async def call(self, method: str, path: str, headers: dict[str, str], body: Any = None) -> Any:
+        """Call the API and return the JSON of the response. Raise ClickException if the response is an error."""
+        content = orjson.dumps(body) if body is not None else None
+        if content:
+            headers = headers | {"Content-Type": "application/json"}
+        self._printer.show("request ", f"{method} {path}", content or b"")
+        response = await self._client.request(method, path, headers=headers, content=content)
+        self._printer.show("response", str(response.status_code), response.content)
+        if response.is_error:
+            raise click.ClickException(f"{method} {path} returned {response.status_code}")
+        return response.json()
+
+    async def tap(self, url: str, agent: str) -> httpx.Response:
+        """Open a short link with this User-Agent, and return the redirect."""
+        path = url.removeprefix(str(self._client.base_url).rstrip("/"))
+        response = await self._client.get(path, headers={"User-Agent": agent})
+        self._printer.show("request ", f"GET {path}  User-Agent: {agent[:60]}...")
+        self._printer.show("response", f"{response.status_code} Location: {response.headers.get('location')}")
+        return response
+
+    async def show_received(self, number: int) -> None:
+        """Wait for the request with this index, from 0, that the receiver gets, and print it."""
+        received = await self._receiver.wait_for(number, TIMEOUT_SECONDS)
+        self._printer.show("received", f"{received.method} {received.target}  (signature: {received.signature})", received.body)
+
+
+async def _add_trackers(session: _Session, key: dict[str, str], receiver_url: str) -> None:
+    postback = f"{receiver_url}/postback?phone={{phone}}&status={{status}}&cost={{cost}}&click={{click_id}}"
+    for name, url, event, form in (
+        ("state", f"{receiver_url}/events", "state", "scg"),
+        ("postback", postback, "conversion", "json"),
+    ):
+        tracker = {"name": name, "url": url, "events": [event], "format": form, "secret": _SECRET}
+        await session.call("POST", "/api/v1/trackers", key, tracker)
+
+
 async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, first: dict[str, Any]) -> None:
     import httpx
 
     key, token = {"X-API-Key": first["api_key"]}, {"X-Api-Token": first["tracker_token"]}
     async with httpx.AsyncClient(base_url=base, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
-
-        async def call(method: str, path: str, headers: dict[str, str], body: Any = None) -> Any:
-            content = orjson.dumps(body) if body is not None else None
-            if content:
-                headers = headers | {"Content-Type": "application/json"}
-            printer.show("request ", f"{method} {path}", content or b"")
-            response = await client.request(method, path, headers=headers, content=content)
-            printer.show("response", str(response.status_code), response.content)
-            if response.is_error:
-                raise click.ClickException(f"{method} {path} returned {response.status_code}")
-            return response.json()
-
-        async def tap(url: str, agent: str) -> httpx.Response:
-            path = url.removeprefix(base)
-            response = await client.get(path, headers={"User-Agent": agent})
-            printer.show("request ", f"GET {path}  User-Agent: {agent[:60]}...")
-            printer.show("response", f"{response.status_code} Location: {response.headers.get('location')}")
-            return response
-
-        async def show_received(number: int) -> None:
-            received = await receiver.wait_for(number, TIMEOUT_SECONDS)
-            printer.show("received", f"{received.method} {received.target}  (signature: {received.signature})", received.body)
-
+        session = _Session(printer, client, receiver)
         printer.step(
             "The customer adds two trackers (endpoints that receive events): one for state events in Syniverse's format, one for "
             "conversions as a postback"
         )
-        await call(
-            "POST",
-            "/api/v1/trackers",
-            key,
-            {"name": "state", "url": f"{receiver_url}/events", "events": ["state"], "format": "scg", "secret": _SECRET},
-        )
-        await call(
-            "POST",
-            "/api/v1/trackers",
-            key,
-            {
-                "name": "postback",
-                "url": f"{receiver_url}/postback?phone={{phone}}&status={{status}}&cost={{cost}}&click={{click_id}}",
-                "events": ["conversion"],
-                "format": "json",
-                "secret": _SECRET,
-            },
-        )
+        await _add_trackers(session, key, receiver_url)
         printer.step("The send pipeline asks the service to rewrite a text")
         body = 'Hello Kola, please visit us at #track("https://example.com/offer?b=1&click={click_id}") for new information'
         message: dict[str, Any] = {"to": "+14085550100", "from": "18775550100", "body": body, "mt_price": "0.0095"}
-        rewritten = (await call("POST", "/api/v1/rewrite", key, message))["messages"][0]
+        rewritten = (await session.call("POST", "/api/v1/rewrite", key, message))["messages"][0]
         link, message_id = rewritten["links"][0]["short_url"], rewritten["message_id"]
 
         printer.step(
@@ -209,20 +220,20 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
             "event"
         )
         for number, state in enumerate(("SENT", "DELIVERED")):
-            await call("POST", "/api/v1/sms/status", key, {"message_id": message_id, "state": state})
-            await show_received(number)
+            await session.call("POST", "/api/v1/sms/status", key, {"message_id": message_id, "state": state})
+            await session.show_received(number)
 
         printer.step("A preview bot opens the link and is redirected. Its hit is stored as suspected and does not count as a click")
-        await tap(link, PREVIEW)
-        await call("GET", f"/api/v1/clicks?message_id={message_id}", key)
+        await session.tap(link, PREVIEW)
+        await session.call("GET", f"/api/v1/clicks?message_id={message_id}", key)
         printer.step(
             "The person taps the link and is redirected after the click is stored durably. The message becomes CLICKTHRU, and the "
             "tracker `state` receives the event"
         )
-        redirect = await tap(link, PHONE)
-        await show_received(2)
+        redirect = await session.tap(link, PHONE)
+        await session.show_received(2)
         printer.step("A second tap only redirects")
-        await tap(link, PHONE)
+        await session.tap(link, PHONE)
 
         printer.step(
             "The person makes a deposit in the shop, which received a click id with the redirect. The shop or its network reports "
@@ -230,19 +241,16 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
         )
         click_id = httpx.URL(redirect.headers["location"]).params["click"]
         report = f"/api/v1/track?click_id={click_id}&action=deposit&value=25.00&currency=EUR&transaction_id=T-1&status=approved"
-        await call("GET", report, token)
-        await show_received(3)
+        await session.call("GET", report, token)
+        await session.show_received(3)
         printer.step(
             "The network repeats its report: the response has the same id and `duplicate`, and no tracker receives an event"
         )
-        await call("GET", report, token)
+        await session.call("GET", report, token)
         printer.step("The status of the message")
-        await call("GET", f"/api/v1/sms/status/{message_id}", key)
+        await session.call("GET", f"/api/v1/sms/status/{message_id}", key)
         if len(receiver.received) != 4:
             raise click.ClickException(f"the receiver got {len(receiver.received)} requests instead of 4")
-
-
-_SECRET = "whsec_" + "c2hvcnRlbmVyIGRlbW8gc2VjcmV0IDMyIGJ5dGVzISE="
 
 
 @contextlib.asynccontextmanager
