@@ -19,6 +19,7 @@ NOUNS = (
 _PLURAL = re.compile(rf" (?:(?!to )[a-z]+ )?(?:{NOUNS})\b")
 #: The parts of texts in which the value before a plural is never 1, or is not a number of the things. Each has its reason.
 EXCEPTIONS = {
+    " clicks list": "the name of the command precedes it",
     " attempts failed": "a single failure has another text",
     " bytes, so the rest is missing": "the size of a database",
     " messages ...": "the demo has at least 10",
