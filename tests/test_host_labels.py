@@ -33,7 +33,22 @@ def test_a_label_becomes_punycode_and_its_punycode_stays_unchanged(text: str, en
 
 
 @pytest.mark.parametrize(
-    "label", ["xn--", "xn--a", "xn--ls8h-", "💩-", "\u20e3", "א💩", "👨\u200d👩\u200d👧", "i❤\ufe0f", "💩ß\u0301-"]
+    "label",
+    [
+        "xn--",
+        "xn--a",
+        "xn--ls8h-",
+        "xn--LS8H",  # not the punycode of its text
+        "💩-",
+        "💩!",
+        "💩A",
+        "\u20e3",
+        "א💩",
+        "👨\u200d👩\u200d👧",
+        "i❤\ufe0f",
+        "℀",  # UTS 46 converts the symbol to a/c
+        "xn--z1g",  # the punycode of this symbol
+    ],
 )
 def test_a_label_that_browsers_reject_is_an_error(label: str) -> None:
     with pytest.raises(idna.IDNAError):
