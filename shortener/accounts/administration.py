@@ -132,7 +132,8 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
 
     A host name in `own_hosts` is accepted only if the domain has a path before its codes. Without such a path, the service could
     not distinguish its links from the links of applications without a domain, because it responds on this host as on BASE_URL.
-    `localhost` and IP addresses are accepted with a warning. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    `localhost` and IP addresses are accepted with a warning. Raise ApiError with the code NOT_FOUND, INVALID_REQUEST or
+    CONFLICT."""
     lock_application(connection, application_id)
     # Other changes of accounts wait from here on, so that two applications do not add the same host at the same time.
     mark_accounts_changed(connection)
@@ -188,7 +189,7 @@ def update_domain(
     `apple_app_site_association` (JSON text). The value None removes the stored value.
 
     The host of a `fallback_url` or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is
-    not None, the domain must belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    not None, the domain must belong to this application. Raise ApiError with the code NOT_FOUND or INVALID_REQUEST."""
     domain = lock_domain(connection, host, application_id)
     host = domain.host
     values: dict[str, Any] = {}
@@ -349,8 +350,8 @@ def block_host(connection: Connection, application_id: int, host: str, now: date
     """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS). Return the
     normalized host, and True if the host was not blocked before.
 
-    `*.shop.example` blocks every subdomain of shop.example, but not shop.example.
-    Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    `*.shop.example` blocks every subdomain of shop.example, but not shop.example. Raise ApiError with the code INVALID_REQUEST,
+    NOT_FOUND or CONFLICT."""
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
     normalized = _normalize_host(host)
@@ -365,7 +366,7 @@ def block_host(connection: Connection, application_id: int, host: str, now: date
 
 
 def unblock_host(connection: Connection, application_id: int, host: str) -> str:
-    """Unblock a host. Return the normalized host. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    """Unblock a host. Return the normalized host. Raise ApiError with the code NOT_FOUND or INVALID_REQUEST."""
     normalized = _normalize_host(host)
     table = schema.blocked_hosts
     stored = {normalized}

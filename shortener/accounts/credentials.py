@@ -44,8 +44,8 @@ def create_key(
     *,
     key: str = "",
 ) -> str:
-    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST or NOT_FOUND. `rate_limit` is the number of
-    requests per minute; None means no limit. `key` is the plain text; if it is empty, a random key is created."""
+    """Create an API key and return its plain text. Raise ApiError with the code INVALID_REQUEST or NOT_FOUND. `rate_limit` is the
+    number of requests per minute; None means no limit. `key` is the plain text; if it is empty, a random key is created."""
     unknown = sorted(set(permissions) - set(PERMISSIONS))
     if unknown or not permissions:
         reason = f"must contain at least one of {', '.join(PERMISSIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")

@@ -49,7 +49,7 @@ def rotate_postback_key(
     """Replace a postback key by a new key of the same name. Return the id and the plain text of the new key, and the time until
     which the old key stays valid.
 
-    If `application_id` is None, any application may own the key. Raise ApiError NOT_FOUND or INVALID_REQUEST."""
+    If `application_id` is None, any application may own the key. Raise ApiError with the code NOT_FOUND or INVALID_REQUEST."""
     if not timedelta() <= overlap <= MAX_OVERLAP:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be between 0 and {MAX_OVERLAP.days} days")])
     row = _find_usable(connection, application_id, key_id, now)

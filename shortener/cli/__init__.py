@@ -95,10 +95,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit. Every error becomes a message on stderr and an exit code, never a traceback.
+    """Run the command line and exit. Every error becomes a message on stderr and an exit code.
 
-    With SHORTENER_LOG_LEVEL=debug an unexpected error keeps its traceback. Other users cannot read the files that a command
-    creates: an installation, an export and a backup contain personal data.
+    The traceback of an unexpected error is printed only with SHORTENER_LOG_LEVEL=debug. Other users cannot read the files that a
+    command creates, because an installation, an export and a backup contain personal data.
     """
     os.umask(0o077)
     import_pydantic_without_plugins()

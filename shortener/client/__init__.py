@@ -6,9 +6,10 @@
     text = client.rewrite(to="+14085550100", body='Look: #track("https://shop.example/a")')
     print(text.body, text.segments)
 
-Every call has a deadline (`timeout`) that includes all its attempts. A call is repeated, with jitter and before the deadline, if it
-got no complete response, or if the response asks the client to try later. The pause is at least the time in `Retry-After`. Requests
-that create something have an `Idempotency-Key`, so a repeat creates nothing twice. Every error is a `ClientError`.
+`timeout` limits the time for each call, in seconds, including repeated attempts. Within this time, the client repeats a call that
+got no complete response, or whose response asks the client to try later. The pause before a repeat is at least the time in
+`Retry-After`, and has jitter so that many clients do not return at the same moment. Requests that create something have an
+`Idempotency-Key`, so a repeat creates nothing twice. Every error is a `ClientError`.
 
 The package needs only httpx and idna. docs/guides/python-client.md says how to install it.
 """

@@ -35,7 +35,7 @@ T = TypeVar("T")
 class AsyncClient:
     """A client of the HTTP API for asyncio and trio. Use it with `async with`, or call `close`.
 
-    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another `timeout`.
+    `timeout` limits the time for each call, in seconds, including repeated attempts. Each method accepts another `timeout`.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
     request. `extra_schemes` contains the additional URL schemes that the application permits, for links that open an app on the
     phone. `send_long` needs them. `transport` is an httpx transport that replaces the real connections in tests."""
@@ -120,7 +120,7 @@ class AsyncClient:
         With `on_failure="send_long"`, if the service does not respond in time, return a text in which the long URLs replace the
         directives. With `on_failure="raise"`, raise an error. An invalid request always raises an error. `send_long` with `gateway`
         raises ValueError, because the service may already send the message. If `to` has more recipients than `batch_limit`,
-        `timeout` is the deadline of each chunk, and a failure raises BulkError."""
+        `timeout` limits the time for each chunk, in seconds, including repeated attempts. A failure raises BulkError."""
         is_single = isinstance(to, str)
         message: dict[str, Any] = {**options, "to": to, "body": body, "from": from_, "message_id": message_id}
         rewrite = self._bulk([message], on_failure, "fail", idempotency_key, is_single=is_single)
@@ -140,11 +140,11 @@ class AsyncClient:
     ) -> list[RewrittenText | SkippedRecipient]:
         """Rewrite any number of messages in chunks of `batch_limit` recipients. Return one entry per recipient, in order.
 
-        `timeout` applies to each chunk, and `deadline` to the whole call, both in seconds. After each chunk, the function
-        `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at all. If a chunk
-        fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk raises no error
-        and gets texts with long URLs, even after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
-        `SkippedRecipient`."""
+        `timeout` limits the time for each chunk, and `deadline` limits the time for the whole call, both in seconds. After each
+        chunk, the function `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at
+        all. If a chunk fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk
+        raises no error and gets texts with long URLs, even after the deadline. With `on_invalid="skip"`, an invalid recipient
+        becomes a `SkippedRecipient`."""
         rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
         return await self._run(rewrite, progress, timeout, deadline)
 
@@ -294,7 +294,8 @@ class AsyncClient:
             yield item
 
     async def _items(self, call_of: Callable[[str | None], ApiCall[ResultPage[T]]], timeout: float | None) -> AsyncIterator[T]:
-        """Yield the items of all pages of a list. `timeout` is the deadline of each page."""
+        """Yield the items of all pages of a list. `timeout` limits the time for each page, in seconds, including repeated
+        attempts."""
         page = await self._connection.send(call_of(None), timeout)
         while True:
             for item in page.items:

@@ -1,9 +1,9 @@
 """This module divides a bulk rewrite of any number of messages into requests (chunks). It has no I/O; both clients send the
 requests of `BulkRewrite`.
 
-A chunk has at most `batch_limit` recipients. A message with more recipients is divided. If the service rejects a chunk as too
-large, because its limits are lower, the chunk is divided in two. Each chunk has its own `Idempotency-Key`, derived from the key of
-the whole call and the range of its recipients, so a repeated call with the same key gets the same texts.
+A chunk has at most `batch_limit` recipients. A message with more recipients is divided. The limits of the service may be lower than
+`batch_limit`. If the service rejects a chunk as too large, the chunk is divided in two. Each chunk has its own `Idempotency-Key`,
+derived from the key of the whole call and the range of its recipients, so a repeated call with the same key gets the same texts.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Par
     if listed is not None and len(listed) != len(recipients):
         expected = counted(len(recipients), "recipient")
         raise ValueError(f"`message_id` of message {index} must have one id for each of its {expected}")
-    # The client generates message ids, so that a text with long URLs has the same message_id as the message that the service may
-    # have stored.
+    # With `on_failure="send_long"`, the client chooses the message ids itself. If the service does not respond, the client returns
+    # a text with long URLs, but the service may have stored the message. Both then have the same message_id.
     if listed is None and needs_ids:
         listed = [new_key() for _ in recipients]
     return _Part(index, 0, fields, recipients, listed)
@@ -241,7 +241,7 @@ def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
 
 
 def _relocate(error: ResponseError, chunk: Chunk) -> None:
-    """Return an error whose details contain indexes of messages and recipients in the whole call, and not in the chunk."""
+    """Change the details of an error of a chunk: their indexes of messages and recipients become indexes in the whole call."""
     error.details = tuple(_relocated(detail, chunk) for detail in error.details)
 
 

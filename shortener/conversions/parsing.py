@@ -147,7 +147,7 @@ def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tup
 
     `now` is the time of a report without a timestamp. `warnings` are warnings about the request, which are added to the report.
 
-    Raise ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST."""
+    Raise ApiError with the code UNEXPANDED_PLACEHOLDER or INVALID_REQUEST."""
     return _Parser(parameters, now, warnings).report()
 
 

@@ -130,8 +130,8 @@ class Conversions:
     async def ingest(self, application_id: int, report: ConversionReport) -> ConversionResult:
         """Store a conversion, or update it if it is already stored. Return after the commit.
 
-        Raise ApiError MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not match), or
-        StoreUnavailable."""
+        Raise ApiError with the code MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not
+        match). Raise StoreUnavailable if the database is unavailable."""
         hit_id = None
         if report.click_id is not None:
             hit_id = self._click_ids.decode(report.click_id)

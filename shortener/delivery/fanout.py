@@ -305,9 +305,10 @@ class Fanout:
 def _conversion_outcomes(
     connection: Connection, events: Sequence[PendingEvent], subscriptions: Mapping[int, Sequence[Subscription]]
 ) -> dict[int, tuple[str | None, str | None]]:
-    """Return the action and the disposition of the conversions of all applications that have a tracker with a filter, by event id.
+    """Return the action and the disposition of each conversion event in `events`, by event id. Events are left out if no tracker of
+    their application filters conversions.
 
-    If no tracker has a filter, this needs no query."""
+    If all events are left out, the function runs no query."""
     filtering = {owner for owner, found in subscriptions.items() if any(one.filters_conversions for one in found)}
     chosen = [event.id for event in events if event.topics & _CONVERSION and event.application_id in filtering]
     return fanout_queries.conversion_outcomes(connection, chosen) if chosen else {}

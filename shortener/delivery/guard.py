@@ -147,8 +147,8 @@ def system_lookup(host: str, port: int) -> list[str]:
 class LookupThreads:
     """A runner of blocking DNS look-ups, each in its own thread, at most `limit` at a time.
 
-    The names of one domain may use a quarter of the threads. Otherwise many trackers in a domain whose name servers do not respond
-    would delay the look-ups of all other trackers.
+    The look-ups of one domain may use only a quarter of `limit`. Otherwise many trackers in a domain whose name servers do not
+    respond would delay the look-ups of all other trackers.
 
     The threads are daemon threads, because a resolver that hangs must not delay the exit of the process or other work in a shared
     thread pool. If the caller of a look-up stops waiting, the thread stays occupied until the look-up ends.
@@ -161,7 +161,8 @@ class LookupThreads:
         self._of_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, lookup: Lookup, host: str, port: int) -> Sequence[str]:
-        """Wait until a thread is free, run the look-up in it, and return the addresses. Raise the exception of the look-up."""
+        """Wait until neither the limit of all look-ups nor the limit of the domain prevents the look-up. Then run it in a new
+        thread and return the addresses. Raise the exception of the look-up."""
         of_domain = self._of_domains.setdefault(domain_of(host), asyncio.Semaphore(self._limit_of_domain))
         await of_domain.acquire()
         try:

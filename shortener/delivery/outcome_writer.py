@@ -219,7 +219,7 @@ def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
 
 def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: bool) -> TrackerHealth:
     """Return the health of a tracker after an attempt. If `has_result` is false, the outcome does not show whether the tracker
-    works."""
+    works, so the health stays as it was. If the attempt was a probe, the circuit breaker may then send another probe."""
     has_result = has_result and not finished.is_without_request
     outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:

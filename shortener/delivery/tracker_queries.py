@@ -74,7 +74,8 @@ def count_subscribers(connection: Connection, application_id: int, topic: Topic)
 
 
 def insert_tracker(connection: Connection, values: dict[str, Any]) -> Row[Any]:
-    """Insert a tracker and return its row. Raise ApiError NOT_FOUND or CONFLICT (see MAX_TRACKERS)."""
+    """Insert a tracker and return its row. Raise ApiError with the code NOT_FOUND if the application does not exist, or CONFLICT if
+    it already has MAX_TRACKERS trackers."""
     application_id = values["application_id"]
     applications = schema.applications
     # The lock on the application keeps the number of trackers correct if several processes create trackers at the same time.

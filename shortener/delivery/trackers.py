@@ -376,7 +376,7 @@ class Trackers:
     async def check_url(self, url: str, field: str = "url") -> Template:
         """Check that deliveries can be sent to a URL, and return it as a template. `field` is the name of the field in errors.
 
-        Raise ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER or FORBIDDEN_TARGET.
+        Raise ApiError with the code INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER or FORBIDDEN_TARGET.
         """
         try:
             template = parse_template(url)

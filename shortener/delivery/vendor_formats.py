@@ -1,4 +1,4 @@
-"""This module builds the request bodies of the formats `xoxzo` and `infobip` (formats.py)."""
+"""This module builds the request bodies of the formats `xoxzo` and `infobip`, which `formats.py` describes."""
 # Tested by tests/delivery/test_formats.py
 
 from __future__ import annotations

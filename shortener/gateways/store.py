@@ -273,8 +273,8 @@ def select_gateway(
 ) -> None:
     """Select the gateway that sends the messages of an application, and add the audit row. None or "none" selects none.
 
-    Only the operator can select a gateway of the installation. The simulator is an exception. Raise ApiError NOT_FOUND or
-    INVALID_REQUEST."""
+    Only the operator can select a gateway of the installation. The simulator is an exception. Raise ApiError with the code
+    NOT_FOUND or INVALID_REQUEST."""
     table = schema.applications
     application = lock_application(connection, application_id)
     gateway_id = None

@@ -99,8 +99,8 @@ def change_balance(
 ) -> Balance:
     """Set the balance of an application to `amount`, or add `added` to the balance. Return the new balance.
 
-    An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError NOT_FOUND or
-    INVALID_REQUEST."""
+    An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError with the code
+    NOT_FOUND or INVALID_REQUEST."""
     lock_application(connection, application_id)
     before = lock_balances(connection, [application_id]).get(application_id)
     new = added + (before.amount if before else Decimal()) if added is not None else amount

@@ -60,7 +60,7 @@ def _prefixes(number: str) -> list[str]:
 def set_price(connection: Connection, application_id: int, prefix: str, price: Decimal) -> str:
     """Set the price of a segment for numbers with a prefix. Return the prefix as stored: digits without a plus sign.
 
-    `application_id` 0 sets the price for all applications. Raise ApiError INVALID_REQUEST or NOT_FOUND."""
+    `application_id` 0 sets the price for all applications. Raise ApiError with the code INVALID_REQUEST or NOT_FOUND."""
     digits = _check_prefix(prefix)
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)

@@ -76,7 +76,8 @@ def find_end(body: str, start: int, rest: int) -> int:
 
 
 def _scan(body: str, start: int, rest: int) -> int:
-    """Return the position of the first character from `rest` on that cannot be a part of the URL."""
+    """Search `body` from the position `rest`. Return the position of the first character that cannot belong to the URL, or
+    `len(body)` if there is none. The URL begins at `start`."""
     before = body[start - 1 : start] if start else ""
     in_query = False
     # true if the previous character is an ASCII letter or digit, or is punctuation directly after such a character

@@ -211,7 +211,7 @@ def _starts_day(at: datetime, zone: tzinfo) -> bool:
 
 
 def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:
-    """Return every day of a period in a time zone."""
+    """Return the dates of all days that a period touches, in the time zone `zone`."""
     first, last = since.astimezone(zone).date(), (until - timedelta(microseconds=1)).astimezone(zone).date()
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 

@@ -285,7 +285,7 @@ _TITLES = {
 
 
 async def _read_form(visit: Visit) -> None:
-    """Read the fields of a form. Raise ApiError BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST."""
+    """Read the fields of a form. Raise ApiError with the code BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE or INVALID_REQUEST."""
     request = visit.request
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("application/x-www-form-urlencoded", ""):

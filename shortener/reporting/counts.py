@@ -45,9 +45,10 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The result of `fold_batch`. `rows` is the number of rows of count deltas that were added or quarantined. `is_full` is true if
-    more rows may be left. `first_id` is the id of the oldest row of the batch, and `last_id` is the id of the last row that was
-    deleted; 0 if there is none."""
+    """The result of `fold_batch`. `rows` is the number of rows of count deltas in the batch: each was added, completely or in part,
+    or was quarantined. `is_full` is true if more rows may be left. `first_id` is the id of the oldest row of the batch, or 0 if the
+    batch is empty. `last_id` is the id of the newest row that was deleted, or 0 if no row was deleted. `quarantined` lists the rows
+    whose content is unreadable."""
 
     rows: int
     is_full: bool

@@ -102,7 +102,7 @@ async def erase_data(
     2. In each transaction, finish the messages that wait for a gateway (`give_up`), remove the personal data, list the messages for
        `erasure_repeats`, and add a row to the audit log.
 
-    Raise LinksStillCached, ApiError INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT, or StoreUnavailable."""
+    Raise ApiError with the code INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT. Raise LinksStillCached or StoreUnavailable."""
     if not await cache.invalidate(await database.read(find_codes, application_id, subject)):
         raise LinksStillCached
     if subject.phone:

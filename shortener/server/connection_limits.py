@@ -33,8 +33,8 @@ _IPV6_PREFIX = 64
 
 
 class LimitedConnection(Protocol):
-    """A connection of the server. `waiting_since` is the time of the event loop since which the connection has waited for a
-    request. It is None during a request."""
+    """A connection of the server. `waiting_since` is the time (`loop.time()`) at which the connection began to wait for a request,
+    or None during a request."""
 
     @property
     def waiting_since(self) -> float | None: ...

@@ -340,7 +340,7 @@ class RedirectProtocol(HttpToolsProtocol):
 
     @property
     def waiting_since(self) -> float | None:
-        """Return the time of the event loop since which the connection has waited for a request. Return None during a request."""
+        """Return the time (`loop.time()`) at which the connection began to wait for a request, or None during a request."""
         return self._response_ended if self.cycle is None or self.cycle.response_complete else None
 
     def end_slow_client(self) -> None:

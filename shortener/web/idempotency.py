@@ -80,8 +80,8 @@ async def respond_once(
 ) -> Response:
     """Return the stored response to a repeated request. Otherwise perform the request and store its response.
 
-    A stored response has the header `Idempotency-Replayed: true`. Raise ApiError IDEMPOTENCY_CONFLICT, REQUEST_IN_PROGRESS,
-    OUTCOME_UNKNOWN."""
+    A stored response has the header `Idempotency-Replayed: true`. Raise ApiError with the code IDEMPOTENCY_CONFLICT,
+    REQUEST_IN_PROGRESS or OUTCOME_UNKNOWN."""
     chosen = RequestKey(principal.application.id, principal.key_id, f"{request.method} {request.url.path}", key)
     content = hashlib.sha256(b"" if body is None else sent_content(body)).hexdigest()
     claimed_at = service.clock()

@@ -141,7 +141,8 @@ async def test_a_later_attempt_waits_for_waiting_attempts_and_not_for_an_attempt
 ) -> None:
     sender.never_answers = True
     message = await story.message()
-    # MAX_WAITING attempts wait for the first attempt. The last attempt begins at once, because no more attempts may wait.
+    # The first attempt is in flight, and the next MAX_WAITING attempts each wait for the one before. The last attempt is above the
+    # limit of waiting attempts, so it begins at once.
     for _ in range(MAX_WAITING + 2):
         await story.click(message, topics=Topic.CONVERSION)
     await service.fanout.flush()

@@ -337,11 +337,11 @@ async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_w
     assert f'<a href="{href}">Tracker shop has 2 or more dead' in page, "a number that is not exact is no figure"
 
 
-async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_there_are_more_destinations_than_names(
+async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_some_destinations_are_stored_or_merged_as_other(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two limits apply to destinations: a report of the API merges the destinations above a limit, and each campaign stores a
-    limited number of names."""
+    """In each campaign, only the first `link_sets.MAX_NAMES` destinations are stored by name, and all others are stored as `other`.
+    A report of the API lists at most `statistics.MAX_NAMES` destinations, and merges the rest into `other`."""
     monkeypatch.setattr("shortener.outbox.link_sets.MAX_NAMES", 2)
     monkeypatch.setattr("shortener.reporting.statistics.MAX_NAMES", 2)
     browser, phone = await sign_in(), await new_browser()
