@@ -24,10 +24,11 @@ CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: enough that no 
 
 @dataclass(frozen=True)
 class Row:
-    """A load to compare. `part` is the name of its part of `bench.py`; `work(server, codes, seconds, round)` returns its requests.
+    """A load to compare. `part` is the name of the part of `bench.py` that has this load. `work(server, codes, seconds, round)`
+    returns the requests of a round.
 
-    If `each_round` is true, each round needs requests that no other round sends. If `needs_many_links` is true, it clicks on a
-    different link with each request."""
+    If `each_round` is true, `work` must return new requests for each round. If `needs_many_links` is true, each request of the load
+    clicks on a different link."""
 
     part: str
     name: str

@@ -413,7 +413,7 @@ def _check_name(connection: Connection, name: str, application_id: int | None = 
 
 
 def has_application(connection: Connection) -> bool:
-    """Return whether the installation has an application, which may be disabled."""
+    """Return whether the installation has at least one application, enabled or disabled."""
     return connection.execute(select(schema.applications.c.id).limit(1)).first() is not None
 
 

@@ -291,7 +291,9 @@ async def _invite_first_operator(service: Service) -> str | None:
 
     try:
         invitation = await service.database.write(invite_first, service.clock())
-    except (IntegrityError, StoreUnavailable):  # Another node has created the operator at the same time and prints the URL.
+    except (IntegrityError, StoreUnavailable):
+        # Either another node has created the operator at the same time and prints the URL, or the database is unavailable and the
+        # next start prints a URL.
         return None
     file = invitation_file(service.settings.data_dir)
     with contextlib.suppress(OSError):

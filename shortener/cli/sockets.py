@@ -11,7 +11,8 @@ import click
 
 
 def bind(host: str, port: int, *, setting: str = "") -> socket.socket:
-    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a plain text.
+    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a message that says
+    what is wrong, for example that the port is in use.
 
     `setting` is the name of the setting that the option --port overrides; "" if there is none."""
     try:

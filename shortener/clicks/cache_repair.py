@@ -54,7 +54,7 @@ class CacheRepair:
         failures = self._cache.failures
         await refresh_cache(self._database, self._cache, list({code for _, code in found}))
         if self._cache.failures != failures:
-            return 0  # Redis failed meanwhile, so the next step repeats this batch
+            return 0  # Redis failed during this batch, so the next step repeats it
         self._done += len(found)
         if len(found) < BATCH_CHANGES or self._done >= MAX_CHANGES:
             self._is_needed, self._before, self._done = False, None, 0

@@ -1,8 +1,8 @@
 """This module replaces the placeholders for values of a message in the fallback URL of a domain or an application.
 
-The rewriter fills in the fallback URL of a message. The fallback URL of a domain or an application applies to links of any message,
-so its placeholders are filled in when an expired link redirects to it. This module reads the values of the message from the
-database for such hits only.
+The rewriter fills in the fallback URL of a message. The fallback URL of a domain or an application applies to the links of all
+its messages, so its placeholders can be filled in only when an expired link redirects to it. Only for such a hit does this module
+read the values of the message from the database.
 """
 # Tested by tests/clicks/test_resolver.py and tests/clicks/test_redirect.py
 

@@ -1,7 +1,7 @@
 """The hit writer writes hits to the database in batches, and retries each batch until the database accepts it. A hit whose client
-got the response 503 is never stored: a batch leaves such hits out. If the response 503 is sent after a batch has begun and before
-its COMMIT, the batch runs again without this hit. When the COMMIT has begun, the destination of the hit is known, so the response
-is a redirect and not 503.
+got the response 503 is never stored, and a batch leaves it out. If the client gets the 503 after the batch has begun and before its
+COMMIT, the batch runs again without this hit. When the COMMIT has begun, the destination of the hit is known, so the client gets a
+redirect and not 503.
 
 There are two cases in which the database rejects hits. If it rejects every hit (a table is missing, or a constraint rejects every
 row), the batch is retried, as in an outage. If it rejects one hit but accepts others, the hit becomes a dead letter. To distinguish
@@ -91,7 +91,7 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit meanwhile.
+        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit since then.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):

@@ -98,7 +98,7 @@ def parse_changes(requested: Mapping[str, Any], application: Application, hosts:
 
 
 def change_warnings(requested: Mapping[str, Any]) -> list[str]:
-    """Return the warnings about a new destination or fallback URL: `&amp;`, and macros that will not be filled in."""
+    """Return the warnings about a new destination or fallback URL: it contains an HTML entity, or a macro that is not filled in."""
     return [
         f"{name} {problem}"
         for name in ("url", "fallback_url")
@@ -275,7 +275,8 @@ def read_original(connection: Connection, link_ids: Sequence[int]) -> dict[int, 
 async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
     """Store the current values of changed links in the link cache. Disabled links are not stored in it.
 
-    After storing, the rows are read again. If another process has changed a link meanwhile, its latest values are stored."""
+    After storing, the rows are read again. If another process has changed a link since the first read, its latest values are
+    stored."""
     stored: dict[str, CachedLink | None] = {}
     for _ in range(MAX_REFRESHES):
         current = await database.read(read_cache_entries, codes)

@@ -23,7 +23,7 @@ _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
 #: A regular expression for the prefix before a code: up to eight segments. No segment is empty, "." or "..". A code must follow,
 #: and no letter or digit may follow the code.
 _PREFIX = re.compile(rb"((?:/(?!\.{1,2}/)[A-Za-z0-9._~%%-]{1,64}){1,8})(?=/%s(?![A-Za-z0-9]))" % _CODE)
-#: The end of a keycap emoji, such as the digit one in a square, behind its digit.
+#: The characters of a keycap emoji (such as the digit one in a square) after its digit.
 _KEYCAP = "\ufe0f?\u20e3"
 _DIGIT_IN_KEYCAP = re.compile(f"[0-9]{_KEYCAP}")
 _END_OF_KEYCAP = re.compile(_KEYCAP)
@@ -65,7 +65,7 @@ def code_behind_prefix(path: bytes | str) -> tuple[str, str] | None:
 
 
 def _is_ignored(behind: str) -> bool:
-    """Return whether the text behind a code contains no letter and no digit of any script, except in emoji."""
+    """Return whether the text after a code contains no letter and no digit of any script, except in emoji."""
     if "\u20e3" in behind:
         behind = _DIGIT_IN_KEYCAP.sub("", behind)
     return not any(unicodedata.category(one)[0] in "LN" and one not in _IGNORED_LETTERS for one in behind)

@@ -1,5 +1,5 @@
 """The first conversions of messages. The figure `converted_messages` counts each message with a conversion once, at the time of its
-first conversion. Later conversions of the message and later revisions do not change this.
+first conversion. Later conversions of the message and later revisions do not change this figure.
 
 `claim` stores the first conversion of a message in the transaction that stores the conversion. The primary key of the table
 `first_conversions` decides which of several concurrent transactions counts the message, even if the transactions run in different
@@ -76,8 +76,10 @@ CountedSlots = Counter[tuple[int, int]]
 def count_converted(
     connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage], counted: CountedSlots | None = None
 ) -> None:
-    """Add to `delta` those of the messages that were not counted yet. `counted` has the numbers of the messages that were counted
-    although they have no row. The function subtracts the messages that it finds from these numbers.
+    """Store the first conversions of the messages, and add each message that was not counted yet to `delta`.
+
+    A message whose row was lost was counted before. `counted` has the numbers of such messages. A message with a cohort and time
+    slot of `counted` is not added to `delta`; instead, the number in `counted` is reduced by one.
 
     All transactions store the messages in the order of their ids, because two transactions could otherwise deadlock on
     PostgreSQL."""

@@ -38,8 +38,8 @@ _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
 #: A regular expression for texts that contain only the characters of usual ids. Such a text contains no placeholder.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
-# The characters as which the parser of a query reads a percent sign and two letters, such as %ca: it reads %campaign% as Êmpaign%
-# (in Windows-1252).
+# The parser of a query decodes a percent sign and two hexadecimal letters, such as %ca, to one of these characters. For example, it
+# reads %campaign% as Êmpaign% (in Windows-1252).
 _HALF_DECODED = re.compile("[\xaa-\xaf\xba-\xbf\xca-\xcf\xda-\xdf\xea-\xef\xfa-\xff]")
 _MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already encoded
 

@@ -1,8 +1,8 @@
 """This module limits and cleans the parameters of a conversion report that are stored as metadata, or with a refused report.
 
-Keys and tokens of this service are removed, because lists show the stored parameters, and so are characters that PostgreSQL or JSON
-cannot store. From the parameters of a refused report, all secrets are removed. If the parameters have more than 4 KiB as JSON, the
-longest ones are cut or left out.
+Keys and tokens of this service are removed, because lists show the stored parameters. Characters that PostgreSQL or JSON cannot
+store are removed too. From the parameters of a refused report, all secrets are removed. If the parameters have more than 4 KiB as
+JSON, the longest ones are cut or left out.
 """
 
 from __future__ import annotations

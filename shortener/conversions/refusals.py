@@ -3,10 +3,12 @@
 Some reports are accepted with a warning but do not change the conversion. They are stored in the same way, with the reason
 NOT_APPLIED.
 
-Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above the rate limit of an
-application are counted but not stored, so that a sender in a loop does not fill the database. With Redis, all processes share this
-limit. If a report cannot be stored because of a fault, it is counted, and its sender gets the same response. Credentials are
-removed from the stored parameters.
+Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Credentials are removed from the
+stored parameters.
+
+Only a limited number of rejected reports of one application is stored per minute (redis/rate_limit.py), so that a sender in a loop
+does not fill the database. With Redis, all processes share this limit. Reports above the limit are only counted. A report is also
+only counted if the database cannot store it. In both cases, the sender gets the same response as for a stored report.
 """
 # Tested by tests/conversions/test_refusals.py
 

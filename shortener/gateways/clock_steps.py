@@ -25,15 +25,15 @@ from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
-#: The values of the column `queue`. The SQL contains them as literals, because a database cannot use a partial index for a
-#: parameter.
+#: The values of the column `queue`. The SQL contains them as literals, because a database cannot use a partial index if
+#: the value is a parameter.
 _FIRST_ATTEMPTS: ColumnElement[int] = literal_column(str(FIRST_ATTEMPTS))
 _RETRIES: ColumnElement[int] = literal_column(str(RETRIES))
 
 
 class RepairResult(NamedTuple):
-    """The number of rows that a repair changed. `is_complete` is false if another process has locked a gateway, so that the repair
-    has left it out."""
+    """The number of rows that a repair changed. `is_complete` is false if the repair has left out a gateway, because another
+    process had locked it."""
 
     rows: int
     is_complete: bool

@@ -18,8 +18,8 @@ Guarantees
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If it moves far
-  ahead, no message fails because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py), and no lease of an
-  attempt in flight ends (`leases_wait`, whether leases count as not ended).
+  ahead, no message fails and no lease of an attempt in flight ends because of this. storage/clock_guard.py returns the size of the
+  step (`clock_ahead`), and whether all leases count as not ended (`leases_wait`).
 - `stop` starts no attempts, waits for those in flight and records them.
 """
 
@@ -67,7 +67,7 @@ log = structlog.get_logger(__name__)
 
 #: One cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 256
-#: Once in this time, the dispatcher looks for messages that are too old to be sent.
+#: The interval at which the dispatcher looks for messages that are too old to be sent.
 EXPIRY_INTERVAL_MS = 30_000
 #: After a failure of this host, the dispatcher hands no messages on to the gateway for this time.
 LOCAL_PAUSE_MS = 5_000

@@ -11,9 +11,9 @@ before. After that time the report is acknowledged and counts as unknown. Otherw
 repeat the reports about the messages of that system without end. A report that the gateway does not repeat counts as unknown after
 FORGET_SECONDS.
 
-A step of the clock changes none of these times: a remembered report waits for a time that passes, and at most for the longest lease
-of its gateway. If the lease of an attempt has ended without an outcome, the process has died, or the clock moved ahead. Then the
-gateway must repeat a report for LATE_RESPONSE_SECONDS, as after an attempt that ended in doubt.
+A step of the clock changes none of these times: a monotonic clock measures them, and no wait for a lease is longer than the
+longest lease of the gateway. If the lease of an attempt has ended without an outcome, the process has died, or the clock moved
+ahead. Then the gateway must repeat a report for LATE_RESPONSE_SECONDS, as after an attempt that ended in doubt.
 
 About MAX_REPORTS reports are remembered. If more arrive, they are acknowledged at once.
 """
@@ -41,13 +41,13 @@ FORGET_SECONDS = 3600
 
 
 class MessageNotKnownYet(Exception):
-    """Raised if the message of a delivery report may become known. The gateway must repeat the report."""
+    """Raised if the message of a delivery report is unknown but may become known. The gateway must repeat the report."""
 
 
 @mutable_record
 class _EarlyReport:
     """The first arrival of reports with the same gateway and id. The gateway must repeat them until the time `until`. Both times
-    are seconds of a clock that nobody sets."""
+    are seconds of a monotonic clock."""
 
     arrived_at: float
     until: float
@@ -57,7 +57,7 @@ class _EarlyReport:
 class EarlyReports:
     """The reports of this process whose message is not known yet. `count_unknown` is called with the id of the gateway for each
     report that the gateway did not repeat. `default_timeout` is the time limit in seconds of an attempt of a gateway that has none.
-    `monotonic` returns seconds of a clock that nobody sets."""
+    `monotonic` returns the seconds of a monotonic clock."""
 
     def __init__(
         self,

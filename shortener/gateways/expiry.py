@@ -49,7 +49,7 @@ _SELECT = select(
 
 def expire(connection: Connection, now: int, validity: timedelta, skipped: Collection[int], ahead: timedelta) -> list[SendChange]:
     """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight. `ahead` is
-    the size of the present step of the clock (storage/clock_guard.py), because of which no message is given up."""
+    the time by which the clock has jumped ahead (storage/clock_guard.py). No message is given up because of this jump."""
     hours = validity // timedelta(hours=1)
     oldest = first_id_at(now - (validity + ahead) // timedelta(milliseconds=1))
     found = find_sends(connection, now, IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))

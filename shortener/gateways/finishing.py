@@ -2,10 +2,10 @@
 
 In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
 with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
-another process has claimed it since. Therefore the outcome of an attempt never replaces a newer outcome.
+another process has claimed it after this attempt. Therefore the outcome of an attempt never replaces a newer outcome.
 
 `write_each` gives messages up, such as messages that are too old. A message whose changes cannot be stored or computed is left out,
-so that it does not stop the others.
+so that the remaining messages are still given up.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
@@ -63,7 +63,7 @@ class WrittenChanges:
 
 
 class SendWriter:
-    """A writer of the results of attempts to hand messages on to gateways."""
+    """Writes the result of each attempt to hand a message on to its gateway."""
 
     def __init__(self, ids: IdGenerator, reports: DeliveryReports) -> None:
         self._ids = ids

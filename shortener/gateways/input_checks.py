@@ -36,8 +36,8 @@ def check_limits(limits: Mapping[str, Any]) -> None:
     """Check the limits `timeout`, `max_per_second` and `schedule` of a gateway. None and an absent value mean the default. Raise
     ApiError INVALID_REQUEST if a limit is invalid.
 
-    The API checks the same values itself. The command line accepts every number, even nan and inf, with which the dispatcher cannot
-    compute."""
+    The API has already checked these values. The command line has not: it accepts every number, even nan and inf, with which the
+    dispatcher cannot calculate."""
     timeout, rate, schedule = (limits.get(name) for name in ("timeout", "max_per_second", "schedule"))
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_SECONDS:
         raise refuse("timeout", f"must be above 0 and at most {MAX_TIMEOUT_SECONDS} seconds")

@@ -18,9 +18,12 @@ Options = Mapping[str, str]
 
 @record
 class Preset:
-    """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
-    optional. Some options are stored as variables of the same name. `read` returns the other options from the stored settings. It
-    returns an empty dict if the URL was changed to a URL that the preset does not build."""
+    """A named template for the settings of a gateway.
+
+    `options` maps the name of each option to its description. The options that have a value in `defaults` are optional. `build`
+    returns the settings from the values of the options. It stores some options in `settings["variables"]` under their own names.
+    `read` finds the other options in the stored settings, for example in the URL. If somebody has changed the URL to a form that
+    `build` never produces, `read` may return an empty dict."""
 
     name: str
     product: str

@@ -1,8 +1,8 @@
 """This module reads the delivery reports in the HTTP calls of gateways.
 
-The settings of a gateway name the members of its JSON, or the parameters of its query and form, that contain the parts of a report.
-A call may contain several reports. A report that cannot be read is counted by its reason and does not affect the others. An invalid
-time or a missing optional part leaves the report valid.
+The settings of a gateway state which JSON members, or which parameters of the query and form, contain the id, the status and the
+other parts of a report. A call may contain several reports. A report that cannot be read is counted by its reason and does not
+affect the other reports of the call. A report with an invalid time, or without an optional part, is valid.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shortener.gateways.unrecorded_reports import LossReason
 from shortener.model import record
 from shortener.times import parse_report_time
 
-MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are counted.
+MAX_ITEMS = 1000  # At most this many reports of one call are recorded. Further reports are only counted.
 
 
 @record

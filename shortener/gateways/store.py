@@ -125,8 +125,8 @@ class GatewayStore:
 
         If a gateway may have a private IP address, only the operator can change the values that `GatewayKind.operator_values`
         returns. For all other gateways, a change of the host requires new credentials, so that stored credentials are not sent to
-        another host. If another request changes the gateway meanwhile, the changes are checked and merged again, so that no change
-        is lost."""
+        another host. If another request changes the gateway at the same time, the changes are checked and merged again, so that no
+        change is lost."""
         for _ in range(MAX_UPDATE_ATTEMPTS):
             row = await self._database.read(_require, gateway_id, application_id)
             values, changed_settings = await self._prepare_update(row, changes, is_operator)
@@ -368,7 +368,7 @@ def _all(connection: Connection, application_id: int | None) -> list[Row[Any]]:
     return list(connection.execute(statement).all())
 
 
-#: The columns of a gateway whose values are in the audit log when they change.
+#: The columns of `gateways` whose changes are written to the audit log with their values.
 _AUDITED = ("name", "enabled", "on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
 
 

@@ -96,8 +96,10 @@ def check_path(path: str) -> str:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of a JSON body; None if it is not JSON. The body may begin with a byte order mark. U+FFFD replaces each byte
-    that is not UTF-8, because such bytes occur only in texts for people."""
+    """Return the value of a JSON body; None if it is not JSON. The body may begin with a byte order mark.
+
+    Bytes that are not valid UTF-8 are replaced by U+FFFD. This is harmless: gateways send such bytes only in descriptions for
+    people, not in ids or statuses."""
     try:
         try:
             return json.loads(body, parse_float=str)

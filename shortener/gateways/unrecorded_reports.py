@@ -66,8 +66,8 @@ class UnrecordedReports:
         self._counts[gateway_id, reason] += number
 
     def count_and_log(self, gateway_id: int, reason: LossReason, number: int = 1) -> None:
-        """Count reports of a gateway that were not recorded. If the latest log line is old enough, write a new line with the number
-        of reports since the latest one."""
+        """Count reports of a gateway that were not recorded. If the latest log line is older than LOG_INTERVAL, write a new line
+        with the number of reports since then."""
         self.count(gateway_id, reason, number)
         key, now = (gateway_id, reason), self._clock()
         logged_at, logged = self._logged.get(key, (None, 0))

@@ -50,7 +50,7 @@ from shortener.storage.values_table import values_table
 MAX_REQUESTS_PER_TRANSACTION = 64  # the maximum number of requests in one transaction; each may contain BATCH_LIMIT reports
 MAX_WAITING = 64  # the maximum number of requests that wait for unknown messages at the same time
 
-#: The column that stores the time of each reported state, and the metric that counts the messages that reached the state.
+#: For each reported state: the column that stores its time, and the metric that counts the messages with this state.
 _TIME_COLUMNS = {
     State.SENT: ("sent_at", "sent"),
     State.FAILED: ("failed_at", "failed"),
@@ -181,8 +181,8 @@ class _WaitingRequest:
     attempts: list[tuple[int, _Results]] = field(default_factory=list)
 
     def committed_results(self, stored_events: Collection[int]) -> _Results | None:
-        """Return the results of the transaction that was committed: its first event is in `stored_events`. None: no transaction
-        was committed."""
+        """Return the results of the transaction that was committed. This is the transaction whose first event is in
+        `stored_events`. Return None if no transaction was committed."""
         return next((results for event_id, results in self.attempts if event_id in stored_events), None)
 
 

@@ -38,7 +38,7 @@ SIMULATED = "the request names the simulator, which sends nothing and reports th
 MAX_LIFETIME = timedelta(days=3650)
 MAX_CACHED_PLANS = 256  # the maximum number of plans that a PlanCache keeps
 MAX_CACHED_CHARACTERS = 1600  # plans of longer texts are not kept
-REMEMBERED_TEXTS = 2048  # a text has occurred before if fewer other texts occurred since then
+REMEMBERED_TEXTS = 2048  # a text counts as repeated if fewer other texts occurred since its last occurrence
 
 
 @record
@@ -121,12 +121,13 @@ def _is_simulated_by_request(application: Application, gateway: GatewayEntry | N
 
 
 class PlanCache:
-    """The plans of messages without problems whose text occurs again, for further messages with the same content.
+    """A cache of plans, for messages with the same content as an earlier message. Plans with problems are not kept.
 
-    A plan is kept at the second occurrence of its text, so that texts that all differ, such as one-time passwords, hardly pay for
-    the cache and do not displace the plan of a campaign. The second occurrence must follow before REMEMBERED_TEXTS (2,048) other
-    texts. The cache has at most MAX_CACHED_PLANS (256) plans of texts with at most MAX_CACHED_CHARACTERS (1,600) characters, and
-    drops the plan that has not been used for the longest time. It needs less than 1 MB for usual texts, and at most about 12 MB.
+    A plan is kept only at the second occurrence of its text. Texts that occur once, such as one-time passwords, therefore take
+    little time and memory, and do not displace the plan of a campaign. The second occurrence must follow
+    before REMEMBERED_TEXTS (2,048) other texts. The cache has at most MAX_CACHED_PLANS (256) plans of texts with at most
+    MAX_CACHED_CHARACTERS (1,600) characters, and drops the plan that has not been used for the longest time. It needs less than
+    1 MB for usual texts, and at most about 12 MB.
 
     The key of a plan contains everything on which the plan depends, and the campaign, so that all messages with one plan have the
     same link sets. The settings, domains and gateways of an application are compared by the identity of its object. The cache
@@ -144,8 +145,11 @@ class PlanCache:
         return len(self._plans)
 
     def key(self, application: Application, item: RewriteItem) -> Hashable | None:
-        """Return the key of the plan of a message; None if its plan is not kept, because its text is long or occurs for the first
-        time. Call this once for each message, before the plan is made, because the hosts may change meanwhile."""
+        """Return the key under which the plan of a message is kept. Return None if the plan is not kept, because the text is too
+        long or occurs for the first time.
+
+        Call this exactly once for each message, because each call records an occurrence of the text. Call it before the plan is
+        made: the key contains the version of the hosts, and the hosts may change while the plan is made."""
         if len(item.body) > MAX_CACHED_CHARACTERS:
             return None
         text = hash(item.body)
@@ -175,7 +179,7 @@ class PlanCache:
         found = self._plans.get(key)
         if found is None or found[0] is not application:
             return None
-        if len(self._plans) >= MAX_CACHED_PLANS:  # the order only matters if the next new plan displaces one
+        if len(self._plans) >= MAX_CACHED_PLANS:  # the order decides which plan is dropped, so it matters only in a full cache
             with self._lock:
                 if key in self._plans:
                     self._plans.move_to_end(key)

@@ -54,10 +54,13 @@ class PlannedRequest:
     `content_hash` is the hash of its content, and `earlier_hash` is the hash of the content in the form of the previous release.
     Both are "" if the request has no `idempotency_key`.
 
-    `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` reject the request
-    only if it contains a new message of this item, and the problem of a message only if the message is new. `error` states that the
-    request is too large. It rejects the request unless all its messages are repeats. If no message has an id of the caller,
-    `messages` is then empty."""
+    The problems of a request decide whether it is rejected, unless it repeats an Idempotency-Key:
+
+    - `problems` reject the request.
+    - The problems of an `ItemPlan` reject it only if a message of this item is new. The problem of a message rejects it only if
+      this message is new.
+    - `error` states that the request is too large. It rejects the request unless all its messages are repeats. If there is an
+      `error` and the caller has chosen no message_id, `messages` is empty."""
 
     application: Application
     items: Sequence[RewriteItem]

@@ -25,9 +25,10 @@ class ReportWait:
         self._max_requests = max_requests
 
     async def retry_unknown(self, results: list[T], retry: Callable[[Sequence[int]], Awaitable[Sequence[T]]]) -> list[T]:
-        """Return the results of reports, after those of unknown messages (None) were tried again. `retry` tries the reports with
-        these indexes in `results`, and returns their results. The other results do not change. If too many requests wait already,
-        return at once."""
+        """Try the reports of unknown messages (None in `results`) again, and return the results of all reports.
+
+        `retry` gets the indexes of these reports in `results`, tries them again and returns their new results. If too many requests
+        wait already, return at once."""
         for part in _PAUSES if self.seconds else ():
             unknown = [index for index, result in enumerate(results) if result is None]
             if not unknown or self.requests >= self._max_requests:

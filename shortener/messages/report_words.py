@@ -1,7 +1,7 @@
 """This module contains one table of the words that carriers and gateways use for the state of a message.
 
 `parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. Words such as `ENROUTE`,
-`UNKNOWN` and `queued` do not mean any of these states: the report is stored, and the state of the message does not change.
+`UNKNOWN` and `queued` mean no state that a report can set: the report is stored, and the state of the message does not change.
 
 Numbers are rejected because their meanings differ: 2 means delivered in SMPP, but failed in Kannel and playSMS.
 """

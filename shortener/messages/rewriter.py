@@ -52,7 +52,7 @@ MAX_REQUESTS_PER_TRANSACTION = 64
 MAX_PLANNED_AT_ONCE = 20_000
 #: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines its context.
 MAX_USUAL_SIGNS, SIGN_CHARACTERS = 10, 100
-#: Each recipient counts as further characters, because the check of its number takes as long as planning so many characters.
+#: Each recipient counts as this many characters, because checking a phone number takes as long as planning this much text.
 RECIPIENT_CHARACTERS = 20
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 T = TypeVar("T")

@@ -224,14 +224,17 @@ def _is_host_character(body: str, position: int) -> bool:
 
 
 def _in_label(character: str) -> bool:
-    """Return whether a character that is not ASCII may be in a label of an international host: a letter, a mark, a digit, an emoji
-    or a joiner of emoji. The caller checks ASCII letters, digits, hyphens and underscores itself."""
+    """Return whether a non-ASCII character may be in a label of an internationalized domain name (IDN): a letter, a mark, a digit,
+    an emoji or a joiner of emoji. The caller checks ASCII letters, digits, hyphens and underscores itself."""
     category = unicodedata.category(character)
     return category[0] in "LM" or category in ("Nd", "So", "Sk") or (character in "\u200c\u200d")
 
 
 def _international_host_end(body: str, start: int) -> int | None:
-    """Return the end of an international host that ends in a known top-level domain; None if there is no such host."""
+    """Return the position after the internationalized domain name (IDN) at `start`. Return None if there is none.
+
+    The last label must begin with a known top-level domain, because text may follow the name without a space. A last label of at
+    least two characters that is entirely ASCII ends the name even if no known top-level domain is in it."""
     end = start
     while end < len(body) and (
         body[end] in "-_"

@@ -76,8 +76,8 @@ def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figur
 
 
 async def _hours(visit: Visit) -> list[Bucket]:
-    """Return one bucket for each hour. The same part of the previous period is the hour with the same local time. An hour that
-    occurs twice, because the clocks are put back, has such a part only the first time."""
+    """Return one bucket for each hour. Each hour is compared with the hour of the previous period that has the same local time. If
+    a local hour occurs twice because the clocks are put back, only the first of the two has an hour to compare with."""
     period = visit.period
     now = (await report_of(visit, hourly, period.zone)).groups
     before = (await report_of(visit, hourly, period.zone, scopes=scopes_of(visit, *period.previous))).groups

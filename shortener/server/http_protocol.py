@@ -53,7 +53,8 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class HasApp(Protocol):
-    """The ASGI application that uvicorn runs. `app` is None until the service has started (see `cli.serve.Worker`)."""
+    """The object that uvicorn calls for each request. Its attribute `app` is the application of the service, or None until the
+    service has started (see `cli.serve.Worker`)."""
 
     @property
     def app(self) -> HttpApplication | None: ...

@@ -51,7 +51,7 @@ MAX_WAL_FRAMES = 150_000
 #: A WAL with at least this number of frames is logged: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
 REPORT_INTERVAL_SECONDS = 60.0
-#: The maximum time that the writer waits for readers when it truncates the WAL. Commits wait meanwhile.
+#: The maximum time that the writer waits for readers when it truncates the WAL. Commits wait during this time.
 TRUNCATION_WAIT_MS = 20
 #: The time between two truncations, because commits take longer while the WAL grows again.
 TRUNCATION_INTERVAL_SECONDS = 30.0

@@ -4,7 +4,7 @@ The clocks of machines differ. A process whose clock is minutes ahead would clai
 attempting, expire links too early and record hits in the wrong order. Each process therefore regularly measures the difference
 between its clock and the clock of the database, and adds the difference to the time of its clock. It ignores differences up to
 MAX_IGNORED_OFFSET, because the network can cause them. Between two measurements, the process adds the time that has passed
-(`SteadyClock`), and does not read the clock of its machine, which somebody can set.
+(`SteadyClock`), and does not read the clock of its machine, because somebody may set that clock.
 
 While the database is not available, the last correction stays in use. With SQLite there is only one process, and therefore only one
 clock.

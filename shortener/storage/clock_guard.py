@@ -4,7 +4,8 @@ and the purge would delete everything.
 
 The rule: the clock has made a step if it moved ahead by more than the time that has passed. While a machine runs, the time that
 has passed is known (`CLOCK_BOOTTIME` on Linux), and a difference of MAX_KNOWN_STEP or less is no step. After a reboot, or if
-another machine stored the latest reading, it is unknown. Then a difference of more than MAX_UNKNOWN_STEP is a step.
+another machine stored the latest reading, the time that has passed is unknown. Then only a difference of more than
+MAX_UNKNOWN_STEP is a step.
 
 After a step, nothing expires because of it, and the purge deletes nothing, for WAIT_AFTER_STEP. Within this time, an
 administrator can correct the clock. When the clock is set back to the time before the step, everything continues at once. If the
@@ -16,9 +17,9 @@ A step of seconds is enough to end the leases of attempts in flight, and a messa
 ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits. With PostgreSQL, a
 process knows the clock of the database from its latest measurement, up to 10 seconds ago (storage/clock.py). Therefore it compares
 its time with the clock of the database in the transaction that examines leases, and the process that finds a step stores the time.
-A new process does not know whether the clock has moved shortly before. If it has, another process that runs has found and stored
-this after START_WAIT. Until the new process has read this (`knows_steps`), no lease counts as ended for it, the purge deletes
-nothing, and no message or delivery expires.
+A new process does not know whether the clock made a step shortly before its start. If so, a process that was already running finds
+and stores the step within START_WAIT. Until the new process has read the stored value (`knows_steps`), no lease counts as ended for
+it, the purge deletes nothing, and no message or delivery expires.
 
 Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
 the process is restarted. With PostgreSQL, a process also stores a step when it finds it, because a process that starts on another
@@ -56,8 +57,8 @@ PURGE_CLOCK = "purge_clock"
 _MOVED_CLOCK = "moved_clock"
 #: While the time that has passed is known, a clock that is ahead by more than this has made a step.
 MAX_KNOWN_STEP = timedelta(hours=1)
-#: If it is unknown: a wrong clock is usually wrong by many years, such as the 1,024 weeks of GPS. It is very rare that an
-#: installation does not run for so long.
+#: The same limit if the time that has passed is unknown. A wrong clock is usually wrong by many years, such as the 1,024 weeks of
+#: GPS, and an installation is very rarely stopped for longer than this limit.
 MAX_UNKNOWN_STEP = timedelta(days=730)
 WAIT_AFTER_STEP = timedelta(hours=24)
 #: A smaller step ends no lease of a running attempt, because a lease ends later than its attempt (delivery/claims.py).

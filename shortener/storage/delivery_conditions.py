@@ -1,6 +1,6 @@
 """Conditions on the status of deliveries.
 
-The SQL statement contains the status as a literal, because a database cannot use a partial index if the status is a parameter.
+The status is a literal in the SQL, because a database cannot use a partial index if the status is a parameter.
 """
 # Tested by tests/storage/test_delivery_conditions.py
 

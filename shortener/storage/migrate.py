@@ -41,7 +41,7 @@ PROGRESS_INTERVAL_SECONDS = 0.25
 #: that no click goes to the spool. It is longer than the default of PostgreSQL's deadlock_timeout (1 s), because a wait that is
 #: shorter than this timeout does not end an autovacuum that has the lock.
 LOCK_TIMEOUT_MS = 1500
-#: The pause between two attempts of a migration. The statements of the nodes run meanwhile.
+#: The pause between two attempts of a migration. The statements of the nodes run during the pause.
 LOCK_PAUSE_SECONDS = 3.0
 #: The default time limit for all attempts of one migration.
 LOCK_WAIT_SECONDS = 60.0

@@ -67,7 +67,8 @@ class NewLinksUpdateResponse(LinksUpdateResponse):
     """An update of many links that was just created."""
 
     warnings: list[str] = Field(
-        description="Warnings about the new destination or fallback: `&amp;`, and placeholders that will not be filled in."
+        description="Warnings about the new destination or fallback URL: it contains an HTML entity (such as `&amp;` in the place "
+        "of `&`), or a placeholder that will not be filled in."
     )
 
 

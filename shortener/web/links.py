@@ -84,7 +84,8 @@ class ChangedLinkResponse(LinkResponse):
     """A short link after a change."""
 
     warnings: list[str] = Field(
-        description="Warnings about the new destination or fallback: `&amp;`, and placeholders that will not be filled in."
+        description="Warnings about the new destination or fallback URL: it contains an HTML entity (such as `&amp;` in the place "
+        "of `&`), or a placeholder that will not be filled in."
     )
 
 

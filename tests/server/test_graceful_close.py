@@ -1,4 +1,4 @@
-"""Tests that a server that stops responds to the requests that clients have already sent."""
+"""Tests of a server that is shutting down: it still answers the requests that clients have already sent."""
 
 from __future__ import annotations
 

@@ -172,7 +172,8 @@ INVALID_OR_AMBIGUOUS_HEADERS = [
 
 
 async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(service: Service) -> None:
-    """Against request smuggling, both protocols must parse the bytes behind a redirect request alike: as a request or as a body."""
+    """Against request smuggling, RedirectProtocol and uvicorn's HttpToolsProtocol must agree on the bytes after the head of a
+    redirect request: whether they are its body or the next request."""
     code = await create_link(service)
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
         for header in INVALID_OR_AMBIGUOUS_HEADERS:

@@ -164,7 +164,7 @@ class InfobipV3Report(SparseModel):
     status: InfobipStatus
     error: InfobipError
     content: InfobipSmsContent | None = Field(
-        None, description="Only in logs: text of the message while it waits for a gateway. Otherwise absent."
+        None, description="Text of the message. Only in logs, and only while the message waits for a gateway."
     )
     campaignReferenceId: str | None = None
 

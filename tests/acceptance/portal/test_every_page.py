@@ -1,6 +1,6 @@
 """Each page of the portal in a browser: it is accessible, has no errors, never scrolls sideways, and calls no other host.
 
-A test fails if PATHS does not contain a new page.
+When you add a page, add it to PATHS; otherwise a test fails.
 """
 
 from __future__ import annotations
