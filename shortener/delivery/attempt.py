@@ -148,8 +148,8 @@ class AttemptRunner:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
 
         The attempt first waits until the task `earlier` has ended, for at most MAX_WAIT_SECONDS. Then it waits until the rate of
-        the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is given back. If a
-        fault of the service prevents the request, the result is a local failure."""
+        the tracker permits its start. If the process stops during these waits, the attempt does not begin, and the claim is given
+        back. If a fault of the service prevents the request, the result is a local failure."""
         try:
             return await self._run(attempt, earlier)
         except Exception:

@@ -1,10 +1,10 @@
 """This module repairs the stored times of deliveries and trackers after the system clock was set back.
 
 Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
-for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. A
-stored time is wrong if it was stored at a time that is now in the future, or if it is further in the future than the longest
-possible delay. `repair` may not find a wrong time if the planned delay of the retry is hours. Such a retry waits too long, but at
-most by the time by which the clock was set back.
+for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. It
+takes a stored time for wrong in two cases: the time was stored at a moment that is now in the future, or it is further in the
+future than the longest possible delay. `repair` may not find a wrong time if the planned delay of the retry is hours. Such a retry
+waits too long, but at most by the time by which the clock was set back.
 
 If the clock is set forward, retries are due earlier, and no stored time needs repair. Leases seem to end earlier, so for some
 minutes none counts as ended (storage/clock_guard.py).

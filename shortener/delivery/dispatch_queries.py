@@ -60,8 +60,8 @@ _QUEUE_COLUMNS = f"l.lane, {_DUE.format(part=FIRST_ATTEMPTS)}, {_DUE.format(part
 def _walk(after: str, before: str, same_before: str, limit: str, columns: str) -> str:
     """Return an SQL statement that selects up to `limit` queues with names between `after` and `before` by index lookups.
 
-    The arguments are the placeholders of parameters. The value of `before` is passed twice, and `same_before` is the placeholder of
-    the second one."""
+    The arguments are the placeholders of parameters. `before` and `same_before` are the placeholders of two parameters with the
+    same value."""
     return (
         f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after, before=before)}, 1 UNION ALL "
         f"SELECT {_NEXT_QUEUE.format(after='l.lane', before=same_before)}, l.n + 1 FROM l "
@@ -141,7 +141,7 @@ _CLAIM_POSTGRESQL = (
     f"UPDATE deliveries SET {START_ATTEMPT}, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
     "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
 )
-# The statements that claim no delivery whose lease seems to have ended.
+# These statements claim only deliveries without a lease, so they do not take a delivery whose lease seems to have ended.
 _PICK_IDLE, _CLAIM_IDLE_POSTGRESQL = (
     statement.replace("ORDER BY next_at", "AND deliveries.lease_until IS NULL ORDER BY next_at")
     for statement in (_PICK, _CLAIM_POSTGRESQL)

@@ -208,8 +208,8 @@ class Dispatcher:
             if self._stopping and not finished:
                 return 0
             started, throttled = loop.time(), self._throttle.is_busy
-            # If the cycle cannot record all outcomes, it claims nothing. It could claim deliveries whose lease has ended and whose
-            # outcome is not recorded yet, and they would be sent again.
+            # If the cycle cannot record all outcomes, it claims nothing. Otherwise it could claim a delivery whose outcome is not
+            # recorded yet but whose lease has ended. This delivery would be sent again.
             has_others = len(finished) < len(self.attempts.ended)
             limit = 0 if self._stopping or has_others else self.attempts.usage.free + len(finished)
             if throttled:

@@ -41,8 +41,9 @@ from shortener.model import Clock
 #: One response may have at most this many header lines.
 MAX_HEADER_LINES = 2000
 
-#: An idle connection is closed after this time. It is shorter than the timeout of common servers (gunicorn 2 s, Node 5 s), because
-#: a request on a connection that the server is closing must be sent twice.
+#: An idle connection is closed after this time. Common servers close an idle connection later (gunicorn after 2 s, Node after 5 s).
+#: So the service rarely writes a request to a connection that the server is just closing. Such a request would have to be sent
+#: again.
 IDLE_CONNECTION_SECONDS = 1.5
 
 #: The IP addresses of a host name are cached for this time.
@@ -140,7 +141,7 @@ class HttpSender:
             await self._single_use.close()
 
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
-        """Send a request and return the result within `deadline` seconds, which include the wait for a free slot."""
+        """Send a request and return the result. `deadline` limits the time in seconds, including the wait for a free slot."""
         attempt = SendState()
         CURRENT_SEND.set(attempt)
         failure = None

@@ -34,8 +34,8 @@ class MessageOrder:
         return attempts[-1] if 0 < len(attempts) <= MAX_WAITING else None
 
     def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
-        """Add the attempt of a delivery until it ends. If MAX_WAITING attempts already wait, do not add it: it begins at once, and
-        later attempts must wait for the waiting attempts and not for this one."""
+        """Add the attempt of a delivery until it ends. If MAX_WAITING attempts already wait, the attempt begins at once and is not
+        added. Later attempts then wait for the waiting attempts, and not for the attempt that began at once."""
         key = _key(claim)
         if key is None or len(self._in_flight.get(key, ())) > MAX_WAITING:
             return

@@ -5,8 +5,8 @@ dispatch cycle. A process without a heartbeat for `MAX_SILENCE_MS` milliseconds 
 random ids, so each process computes its own share.
 
 The shares of all processes add up to the concurrency of the tracker. If the concurrency is smaller than the number of processes,
-some processes have no share, and the others send the deliveries of the tracker. After a process has started or ended, the other
-processes may use a wrong number of processes for up to `MAX_SILENCE_MS` milliseconds.
+some processes have no share and send nothing to the tracker. After a process has started or ended, the other processes may use a
+wrong number of processes for up to `MAX_SILENCE_MS` milliseconds.
 
 With SQLite there is only one process. Its row is used only to detect that the clock was set back while the process was not running
 (clock_steps.py).

@@ -6,8 +6,8 @@ examines MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and t
 deliveries of a tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
 
 - The queues of an application whose callbacks may use no further slot are left out.
-- If there are more queues of callbacks than one cycle examines, a pause of CALLBACKS_PAUSE_MS follows after all were examined and
-  none had a due delivery that could be claimed.
+- If there are more queues of callbacks than one cycle examines, several cycles together examine all of them. If no queue had a due
+  delivery that could be claimed, the cycles then examine no callbacks for CALLBACKS_PAUSE_MS.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Sender:
             await self._http.close()
 
     def send(self, request: OutgoingRequest, deadline: float) -> Awaitable[SendResult]:
-        """Send a request and return the result within `deadline` seconds, which include the wait for a free slot.
+        """Send a request and return the result. `deadline` limits the time in seconds, including the wait for a free slot.
 
         The first request also waits until the HTTP client is imported."""
         return self._send_first(request, deadline) if self._http is None else self._http.send(request, deadline)

@@ -105,8 +105,8 @@ MAX_WHAT_IF_SECONDS = 20.0
 @record
 class SettingField:
     """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in the
-    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice with their labels; the
-    first one is empty if the setting may be absent."""
+    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice with their labels. If the
+    setting may be absent, the first value is empty."""
 
     name: str
     label: str

@@ -77,10 +77,10 @@ async def clicks(visit: Visit) -> Response:
 
 
 async def _reasons(visit: Visit) -> list[tuple[str, int]]:
-    """Return the rules because of which the hits of the page were not counted, with their numbers of hits.
+    """Return (rule, number of hits) for each rule because of which hits of the page were not counted as clicks.
 
-    The list is empty on pages of other hits, of one rule and of all applications, on later pages of a list, and if the hits are too
-    many to examine all."""
+    The list is empty if the page shows other hits, the hits of one rule, or the hits of all applications. It is also empty on later
+    pages of a list, and if there are too many hits to examine all."""
     metric = choice(visit, _METRIC)
     if metric not in _NOT_COUNTED or visit.application is None or visit.get("rule") or visit.get("cursor"):
         return []

@@ -71,7 +71,7 @@ async def add(visit: Visit) -> Response:
         )
     except FormRepeated:
         host = urlsplit(url).hostname or ""
-        if _find_host(visit, host) is None:  # The domain was removed meanwhile.
+        if _find_host(visit, host) is None:  # The domain was removed after the first request.
             raise
     except ApiError as error:
         return _list_page(visit, 422, error)

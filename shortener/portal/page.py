@@ -44,7 +44,8 @@ EXACT_FILTERS = ("campaign", "label")
 NAME_QUERY = "name"
 #: The query parameter that makes a CSV file begin with a byte order mark, as in the API. Excel needs this mark to read UTF-8.
 BOM_QUERY = "bom"
-#: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
+#: The query parameter with the key of kept entries. The form of the page shows these entries, which were kept during a new sign-in
+#: (kept_entries.py).
 KEPT_QUERY = "kept"
 
 
@@ -308,7 +309,8 @@ class Visit:
         actor: Actor | None = None,
         recipient: str | None = None,
     ) -> None:
-        """Add a row to the audit log, in the transaction of the action itself. The arguments are those of `AuditWriter.add`."""
+        """Add a row to the audit log, in the transaction of the action itself. The arguments have the same meaning as in
+        `AuditWriter.add`."""
         application_id = self.application.id if self.application is not None else None
         writer = self.audit_writer if actor is None else AuditWriter(actor, self.service.ids)
         writer.add(

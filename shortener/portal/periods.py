@@ -78,8 +78,8 @@ class PeriodChoice:
 
     @property
     def previous(self) -> tuple[datetime, datetime]:
-        """The period of the same length before this one. A period of whole days is shifted by whole days, even if daylight saving
-        time begins or ends in between."""
+        """The period of the same length before this period. A period of whole days is shifted by whole days, even if daylight
+        saving time begins or ends in between."""
         days = _days_of(self)
         if days is None:
             length = self.until - self.since
@@ -88,12 +88,12 @@ class PeriodChoice:
 
     @property
     def earlier(self) -> tuple[datetime, datetime]:
-        """The period of the same length that ends where this one begins."""
+        """The period of the same length that ends where this period begins."""
         return self.previous[0], self.since
 
     def later(self, now: datetime) -> tuple[datetime, datetime] | None:
-        """Return the period of the same length that begins where this one ends, until `now` at the latest. Return None if this
-        period ends now."""
+        """Return the period of the same length that begins where this period ends. It ends at `now` at the latest. Return None if
+        this period ends now."""
         if self.until >= now:
             return None
         days = _days_of(self)

@@ -1,11 +1,11 @@
 """Sessions of operators: rows of a table, found by the hash of a random token of 256 bits in a cookie.
 
-A session ends after PORTAL_SESSION_IDLE_HOURS without a request, PORTAL_SESSION_DAYS after the sign-in, when its operator signs
-out, is disabled or is reset, and when the operator or an admin ends it. A session that was ended has no row, so no process accepts
-its token any more. The row of an expired session stays for SESSION_RETENTION, because the portal keeps the entries of a form for
-the operator of an expired session (`kept_entries.py`). After an operator with a second factor has entered the correct password,
-`needs_code` of the session is true, and the session can open only the page for the code. When the operator has entered the code, a
-new session with a new token replaces this session. Therefore the token always changes at a sign-in.
+A session ends PORTAL_SESSION_DAYS after the sign-in, or earlier after PORTAL_SESSION_IDLE_HOURS without a request. It also ends
+when its operator signs out, is disabled or is reset, and when the operator or an admin ends it. A session that was ended has no
+row, so no process accepts its token any more. The row of an expired session stays for SESSION_RETENTION, because the portal keeps
+the entries of a form for the operator of an expired session (`kept_entries.py`). After an operator with a second factor has entered
+the correct password, `needs_code` of the session is true, and the session can open only the page for the code. When the operator
+has entered the code, a new session with a new token replaces this session. Therefore the token always changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 

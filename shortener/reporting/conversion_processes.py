@@ -71,9 +71,9 @@ def find_process(connection: Connection, application_id: int, process_key: str) 
 def split_interval(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
     """Split the time from `since` to `until` (UTC) into intervals. Return (start, time slots) of each interval.
 
-    The first interval starts at `since`. The others start at a full hour, at midnight, on Monday or on the first of a month. With
-    the granulation MINUTE, an interval has 15 minutes, because counts are stored for time slots of 15 minutes. With the granulation
-    None, there is one interval.
+    The first interval starts at `since`. Each further interval starts at a full hour, at midnight, on Monday or on the first of a
+    month, depending on the granulation. With the granulation MINUTE, an interval has 15 minutes, because counts are stored for time
+    slots of 15 minutes. With the granulation None, there is one interval.
 
     Raise ValueError if there are more than MAX_INTERVALS."""
     intervals: list[tuple[datetime, range]] = []

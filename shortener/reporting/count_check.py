@@ -171,7 +171,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements that count the first clicks whose time from sending to click the fan-out has not counted yet."""
+    """Yield statements that count the first clicks for which the fan-out has not counted the time from sending to click yet."""
     each = by_time_slot(OF_PENDING_CLICKS, within)
     return (each.where(id_range) for id_range in id_ranges(connection, events))
 
@@ -207,8 +207,8 @@ def _recount_devices(connection: Connection, within: range, counted: _ExactSums)
 
 
 def _merge_devices(sums: _ExactSums, erased: set[tuple[int, int]]) -> _ExactSums:
-    """Return the sums. In time slots with a click whose user agent was erased, merge the metrics of all devices into one, and those
-    of all browsers into one."""
+    """Return the sums with merged metrics. `erased` contains (cohort, time slot) of each click whose user agent was erased. For
+    this cohort and time slot, the metrics of all devices become one metric, and the metrics of all browsers become one metric."""
 
     def merged_rows() -> Iterator[tuple[int, int, str, int | Decimal]]:
         for (cohort, slot, metric), amount in sums.items():

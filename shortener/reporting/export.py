@@ -52,7 +52,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel r
 ExportRows = Literal["messages", "links"]
 # The number of messages in a page. Pages of 2,000 export a fifth faster, but delay clicks more (benchmarks/HISTORY.md).
 PAGE_MESSAGES = 500
-FORMATTED_MESSAGES = 50  # The number of messages whose lines are formatted at once, which blocks the event loop for about 2 ms.
+FORMATTED_MESSAGES = 50  # The number of messages that are formatted at once. This blocks the event loop for about 2 ms.
 
 HEADER = (
     "message_id",

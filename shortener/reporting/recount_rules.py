@@ -60,7 +60,7 @@ HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
 
 class LinkColumns:
-    """The columns of a link that a query uses instead of the columns of its message."""
+    """The columns of the table `links` that a query uses instead of the same columns of `messages`."""
 
     id = links.c.message_id
     cohort_id = links.c.cohort_id
@@ -69,15 +69,15 @@ class LinkColumns:
 
 @record
 class CountRule:
-    """Rows that count under one metric. `table` contains these rows, and a recount reads it in ranges of ids. `source` joins it to
-    the message or the link, whose columns `owner` contains the id of the message, the cohort and the link set. A row counts at the
-    time `at` if all `conditions` are true.
+    """Rows that count under one metric. `table` contains these rows, and a recount reads it in ranges of ids. `source` joins
+    `table` to the message or the link. `owner` contains columns of this message or link: the id of the message, the cohort and the
+    link set. A row counts at the time `at` if all `conditions` are true.
 
-    If `is_sum` is true, `amount` is an aggregate. Otherwise it is the amount of one row: amounts of money are read one by one,
-    because SQLite would add them as floating point numbers.
+    If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row: amounts of money are read one by
+    one, because SQLite would add them as floating point numbers.
 
-    A rule for clicks counts for the link set `link_set`. Its columns are in `link_source`, which also contains `source`, and which
-    only the rolled-up counts need. If `link_set` is None, the rows count for the link set of `owner`."""
+    A rule for clicks counts for the link set `link_set`. The columns of `link_set` are in `link_source`, which extends `source`.
+    Only the rolled-up counts need `link_source`. If `link_set` is None, the rows count for the link set of `owner`."""
 
     table: Table
     source: FromClause

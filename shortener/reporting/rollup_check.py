@@ -74,8 +74,8 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import from_ms
 
-#: The name of the value in the table `installation` that contains the first time slot whose messages have counts by time of
-#: sending. If there is no value, all messages have such counts.
+#: The name of a value in the table `installation`: the first time slot whose messages have counts by time of sending. Without this
+#: value, all messages have such counts.
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
 _COLUMNS = ("cohort", "quarter", "metric", "sent", "link_set")
@@ -298,8 +298,8 @@ def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
 
 
 def _grouped(rule: CountRule, within: range) -> Select[Any]:
-    """Return a statement that selects (cohort, time slot, metric, time slot of the message, link set, amount) of the rows that a
-    rule counts, in all ranges of ids."""
+    """Return a statement that selects the rows that a rule counts, in all ranges of ids. Its columns are (cohort, time slot,
+    metric, time slot of the message, link set, amount)."""
     chosen = _one_by_one(rule, within).add_columns(rule.amount)
     return chosen.group_by(*map(text, _COLUMNS)) if rule.is_sum else chosen
 

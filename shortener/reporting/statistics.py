@@ -6,9 +6,9 @@ clicks of a day may belong to messages of the day before, and a rate of a short 
 counts at the time when its message was created, so no rate exceeds 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
-than MAX_PENDING_ROWS rows of count deltas, the newest rows are not included, and `complete` is false in the response. `complete` is
-also false while counts of an older release are being rolled up, while its conversions are being counted as `converted_messages`,
-and while a row of count deltas is unreadable or quarantined, because a report does not include such a row.
+than MAX_PENDING_ROWS rows of count deltas, the newest rows are not included, and `complete` is false in the response. A report does
+not include unreadable or quarantined rows either, so `complete` is false while there is such a row. After an upgrade, `complete` is
+also false while a background job rolls up the counts of the older release or counts its conversions as `converted_messages`.
 """
 
 from __future__ import annotations
