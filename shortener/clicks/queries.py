@@ -159,8 +159,8 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
 
 
 def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, int]:
-    """Return the flags of the given hits that are already stored, by id. Call this only if an earlier attempt may have been
-    committed.
+    """Return the stored flags by hit id. Given hits that are not stored are missing in the result. Call this only if an earlier
+    attempt may have been committed.
 
     A stored hit with the same id and another code or time belongs to another process, and is not returned."""
     engine, ids = connection.dialect.name, [hit.id for hit in hits]

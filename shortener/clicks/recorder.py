@@ -5,8 +5,8 @@ share one commit. On an idle server, a hit does not wait for other hits.
 
 If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then read
 from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with the time
-of its arrival. At most `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in flight are
-not part of this number. If the link cannot be read from the cache or the database, the response is 503 at most
+of its arrival. At most `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in flight do
+not count towards this limit. If the link cannot be read from the cache or the database, the response is 503 at most
 `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,

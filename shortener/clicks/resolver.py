@@ -111,7 +111,8 @@ class LinkResolver:
         self._trusted_ms = trusted_ms
 
     def is_late(self, at: int, expires_at: int) -> bool:
-        """Return whether a link has expired at the time `at`. It has not if only a step of the clock passed its expiry."""
+        """Return whether a link has expired at the time `at`. A link has not expired if its expiry seems to have passed only
+        because of a step of the clock."""
         return at >= expires_at and self._trusted_ms(at) >= expires_at
 
     def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:

@@ -3,18 +3,18 @@
 The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once even if it was
 added to the spool twice, or if a drainer was killed before it deleted the entry.
 
-The database may reject all hits of a batch although it accepts test rows. It is then unknown whether these hits or the database
-have a fault. If the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits wait, as in
-an outage. If the hits of all WINDOW_ENTRIES oldest entries were rejected, the next step tries the entries after them, and so on to
-the end of the stream. Therefore old hits that the database rejects do not stop newer hits.
+The database may reject all hits of a batch although it accepts test rows. It is then unknown whether the cause is a fault of these
+hits or of the database. If the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits
+wait, as in an outage. If the hits of all WINDOW_ENTRIES oldest entries were rejected, the next step tries the entries after them,
+and so on to the end of the stream. Therefore old hits that the database rejects do not stop newer hits.
 
 One process drains the spool at a time, under a lease. It reads many entries at once and writes their hits in the order of their
 times, so that the earliest click on a link in the spool becomes the first click. If the database has already stored a later click
 as the first click, that click stays the first click, because its event may have been sent to a tracker. This case is rare, because
-each process adds its new hits to the spool for some time after the database is available again.
+each process adds its new hits to the spool during the recovery, which begins when the database is available again.
 
-This time ends when the drainer has written all entries that were in the stream when the database became available, at the latest
-after `MAX_CATCH_UP_SECONDS`. Then the process writes new hits to the database again. If entries are left in the stream, the process
+The recovery ends when the drainer has written all entries that were in the stream when the recovery began, at the latest after
+`MAX_CATCH_UP_SECONDS`. Then the process writes new hits to the database again. If entries are left in the stream, the process
 logs `outage_ended_before_spool` and drains them later. If Redis does not respond, the last known number of entries decides whether
 entries are left.
 """

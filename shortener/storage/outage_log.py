@@ -14,7 +14,7 @@ from collections.abc import Callable
 import structlog
 
 PAUSE_SECONDS = 5.0
-MAX_ERRORS = 100  # Errors that are remembered. The text of an error may contain changing values.
+MAX_ERRORS = 100  # The maximum number of errors in memory. Texts of errors may contain changing values.
 
 log = structlog.get_logger(__name__)
 

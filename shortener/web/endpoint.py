@@ -110,8 +110,9 @@ class Endpoint:
     the OpenAPI document. A GET endpoint also handles HEAD requests, unless `has_head` is false.
 
     `errors` lists the codes that the handler raises, in addition to those that every endpoint may raise. If the body is invalid,
-    `complete_error` adds the errors that the handler would have found, so that one error does not hide another. Before this,
-    `keep_valid` may return a part of the request, which the handler then gets in place of the body; None: the request is rejected.
+    `keep_valid` is called first. It may return the valid part of the request, which the handler then gets in place of the body. If
+    it returns None, the request is rejected, and `complete_error` adds the errors that the handler would have found, so that one
+    error does not hide another.
     `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a vendor to the body
     of an error.
 

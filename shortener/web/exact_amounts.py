@@ -2,7 +2,7 @@
 17th.
 
 `parse_number` is for a JSON decoder that reads all numbers exactly. Such a decoder is slow, so the bodies of messages are parsed
-with floats. `restore_amounts` then replaces those amounts in the parsed body that have more digits.
+with floats. `restore_amounts` then replaces the amounts that have more digits than a float can represent.
 """
 # Tested by tests/web/test_request_body.py and tests/web/test_report_input.py
 

@@ -5,8 +5,8 @@ Gateways send a GET or POST request, with the parameters in the query, in a form
 meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. For other calls, the service stores
 the reports that it can read and then responds with 200, because many gateways repeat a call until they get 200. Reports without a
 status or an id, about an unknown message or with an unknown status word are not stored, but counted and logged
-(gateways/unrecorded_reports.py). The exception is a report whose message may become known, because attempts to hand messages on are
-in flight: the call gets 503 UNAVAILABLE, so that the gateway repeats it (gateways/early_reports.py).
+(gateways/unrecorded_reports.py). There is one exception: while attempts to hand messages on are in flight, an unknown message may
+become known. The call then gets 503 UNAVAILABLE, so that the gateway repeats it (gateways/early_reports.py).
 """
 
 from __future__ import annotations

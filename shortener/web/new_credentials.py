@@ -1,7 +1,7 @@
-"""This module searches for a credential that may be newer than the accounts in memory, and limits how many wrong credentials a
-client may send. A request with an unknown credential causes a read of the database. Therefore the limit is checked first: a client
-above the limit gets 429, and the database is not read. If the accounts cannot be read, the request gets 503 and not 401, because
-the credential may be new and valid, and a tracker or a gateway does not repeat its report after 401.
+"""This module looks up credentials that are not among the accounts in memory, and limits how many wrong credentials a client may
+send. Such a credential may be new, so the service reads the accounts from the database again. To protect the database, the limit is
+checked first: a client above the limit gets 429, and the database is not read. If the accounts cannot be read, the request
+gets 503 and not 401, because the credential may be new and valid, and a tracker or a gateway does not repeat its report after 401.
 """
 
 # Tested by tests/web/test_callers.py

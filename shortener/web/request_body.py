@@ -2,7 +2,7 @@
 
 The service counts the values of a JSON body while the body arrives, and stops reading at the limit, because parsing millions of
 values would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large
-body is parsed and validated in a separate thread, so that the event loop can handle other requests meanwhile.
+body is parsed and validated in a separate thread, so that the event loop can handle other requests at the same time.
 
 Every function raises ApiError: BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_JSON, BATCH_TOO_LARGE or INVALID_REQUEST.
 """
@@ -174,8 +174,8 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
 
 
 def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
-    """Return whether a JSON text may exceed a limit of `check_sizes`. The answer is estimated from the numbers of its bytes, commas
-    and brackets."""
+    """Return whether a JSON text may exceed a limit of `check_sizes`. This is an estimate from the numbers of its bytes,
+    commas and brackets."""
     commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
     return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.accepted_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 

@@ -1,5 +1,5 @@
-"""This module returns the content of a request. It is stored with the Idempotency-Key, because a repeat must have the same content
-as the first request.
+"""This module returns the content of a request. The content is stored with the Idempotency-Key, because a repeat must have the same
+content as the first request.
 
 The content has only the fields that the caller sent, in a fixed order. Therefore a new release with new fields, or with another
 default, still recognizes a request that an earlier release stored.

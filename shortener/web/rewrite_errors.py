@@ -84,8 +84,9 @@ def _valid_parts(
 ) -> tuple[list[RewriteItem], list[int], set[int]]:
     """Return the valid parts of messages, the index of the message of each, and the indexes of the parts that lack some content.
 
-    `invalid` contains the paths of the invalid fields by the index of their message. If `has_hidden` is true, it does not contain
-    all of them, because an error has a limited number of details; then this function adds the others, except unknown fields."""
+    `invalid` contains the paths of the invalid fields by the index of their message. If `has_hidden` is true, some paths are
+    missing, because an error has a limited number of details. This function then adds the missing paths, except those of unknown
+    fields."""
     items: list[RewriteItem] = []
     places: list[int] = []
     incomplete: set[int] = set()

@@ -137,7 +137,7 @@ class ApiRouter:
         self._missing = re.compile("|".join(missing)) if missing else _NEVER
 
     async def _load(self, path: str) -> None:
-        """Import the modules that may have an endpoint for `path`. Skip modules that another request has imported meanwhile."""
+        """Import the modules that may have an endpoint for `path`. Skip modules that are already imported."""
         async with self._loading:
             modules = [module for module, starts in MODULES.items() if module not in self._loaded and path.startswith(starts)]
             if modules:

@@ -1,8 +1,8 @@
 """This module handles requests with `on_invalid: skip` in which messages do not match the model.
 
 These messages are left out, in the same way as messages with an invalid text or recipient: the response contains an error in the
-place of each of their recipients. If only entries of a list of recipients or message ids do not match the model, only these
-recipients are left out.
+place of each of their recipients. If the invalid parts of a message are entries in its list of recipients or message ids, only
+these recipients are left out.
 """
 # Tested by tests/web/test_skipped_messages.py
 
@@ -26,8 +26,9 @@ from shortener.web.validation import InvalidInput, validate
 
 @record
 class PartlyValidRequest:
-    """A request in which messages do not match the model and are left out. `items` has one item for each message, and the items of
-    the other messages are complete. `content` is the whole request, with which a repeat of its Idempotency-Key is compared."""
+    """A request in which some messages do not match the model and are left out. `items` has one item for each message; the item of
+    a message that matches the model is complete. `content` is the whole request. A repeat of its Idempotency-Key is compared with
+    it."""
 
     items: Sequence[RewriteItem]
     content: bytes
