@@ -56,8 +56,8 @@ from shortener.storage.types import iso_with_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: The maximum number of events that one transaction of the fan-out processes: normally the first number, and the second number
-#: while many hits arrive. There is a maximum, because on SQLite hits wait until the transaction ends.
+#: The maximum number of events that one transaction of the fan-out processes. The first number is the normal limit. The second
+#: number is the limit while many hits arrive. There is a maximum, because on SQLite hits wait until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 #: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends.
 #: Without this limit, 200 events of an application with 100 trackers would create 20,000 deliveries in one transaction, which takes

@@ -223,8 +223,8 @@ def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: 
     has_result = has_result and not finished.is_without_request
     outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:
-        # The probe has no result, so another probe may be sent: at once if the claim was given back, or after a pause if this host
-        # failed.
+        # The probe has no result, so another probe may be sent. It may be sent at once if the claim was given back, and after a
+        # pause if this host failed.
         until = finished.at if outcome is None else finished.at + LOCAL_FAILURE_PAUSE_MS
         return health.probing(until) if is_probe and health.open_until is not None else health
     if outcome.kind is OutcomeKind.DELIVERED:

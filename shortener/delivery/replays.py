@@ -125,8 +125,8 @@ async def start_replay(
 ) -> Replay:
     """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it.
 
-    Raise ApiError NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if nothing would be
-    sent to it, or if no delivery is dead."""
+    Raise ApiError with the code NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if
+    nothing would be sent to it, or if no delivery is dead."""
     # The deliveries are counted before the transaction begins, because counting many deliveries in it would delay clicks.
     total = await database.read(count_dead, DeliveryFilter(tracker_id=tracker_id, since=since, until=until), now)
     values = {

@@ -190,8 +190,9 @@ def _by_messages(groups: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
 
 @record
 class Step:
-    """One step of the way from a message to a conversion. `share` is the part of the campaign's messages of the previous step that
-    reached this step, `usual` is the same part of all messages of the application. A share of nothing is None."""
+    """One step of the way from a message to a conversion. `share` is a quotient: the campaign's messages that reached this step,
+    divided by its messages that reached the previous step. `usual` is the same quotient for all messages of the application. The
+    quotient is None if its divisor is 0."""
 
     metric: str
     label: str

@@ -1,4 +1,4 @@
-"""GET /portal/{app}/clicks: the list of the hits that a figure counts, with a sentence that explains the verdict of each hit."""
+"""GET /portal/{app}/clicks: the list of the hits that a figure counts. For each hit, a sentence explains the verdict."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations

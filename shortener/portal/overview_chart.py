@@ -117,7 +117,7 @@ def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
 
 
 def href_of(visit: Visit, part: Bucket, metric: str) -> str:
-    """Return the URL of the page that lists the rows which one bar of the chart counts."""
+    """Return the URL of the list of a bar: a page with the rows that this bar of the chart counts."""
     query: dict[str, Any] = visit.period.query(part.since, part.until)
     return visit.link(
         METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")

@@ -37,8 +37,8 @@ from shortener.portal.trackers import BREAKERS, tracker_health
 from shortener.storage.types import to_ms
 
 PATH = "deliveries/replays"
-#: The number of seconds after which htmx loads the progress of a replay again. For more than MANY deliveries the number is
-#: larger, because counting them takes longer.
+#: The number of seconds after which htmx loads the progress of a replay again. For more than MANY deliveries the number is larger,
+#: because counting so many deliveries takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
 #: The confirmation page searches for the last outcome of a tracker in this number of its newest deliveries.

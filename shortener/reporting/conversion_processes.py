@@ -87,7 +87,7 @@ def split_interval(since: datetime, until: datetime, granulation: Granulation | 
 
 
 def _next(at: datetime, granulation: Granulation) -> datetime:
-    """Return the end of the interval that contains the time `at`, which is the start of the next interval."""
+    """Return the end of the interval that contains the time `at`. The next interval starts at this end."""
     match granulation:
         case "MINUTE":
             return at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0) + timedelta(minutes=15)

@@ -177,8 +177,8 @@ def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Sel
 
 
 def by_time_slot(rule: CountRule, within: range, metric: ColumnElement[str] | None = None) -> Select[Any]:
-    """Return a statement that selects (cohort, time slot, metric, amount) of the rows that a rule counts within these time slots,
-    in all ranges of ids. `metric` replaces the metric of the rule."""
+    """Return a statement that selects the rows that a rule counts within these time slots, in all ranges of ids. Its columns are
+    (cohort, time slot, metric, amount). `metric` replaces the metric of the rule."""
     of = rule.metric if metric is None else metric
     cohort, slot = rule.owner.cohort_id, time_slot_of(rule.at).label("quarter")
     chosen = select(cohort, slot, of.label("metric"), rule.amount).select_from(rule.source)

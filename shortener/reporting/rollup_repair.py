@@ -31,7 +31,7 @@ from shortener.reporting.rollups import GroupName, PeriodAmounts
 from shortener.storage.database import Database
 from shortener.storage.installation import get, set_value
 
-#: The name of the value in the table `installation` that contains the number of transactions in which repairs corrected counts.
+#: The name of a value in the table `installation`: the number of transactions in which repairs corrected counts.
 REPAIRS = "repairs of counts"
 MAX_CHANGED_PERIODS = 500  # The maximum number of rows of rolled-up counts that one transaction of a repair changes.
 

@@ -102,7 +102,8 @@ async def erase_data(
     2. In each transaction, finish the messages that wait for a gateway (`give_up`), remove the personal data, list the messages for
        `erasure_repeats`, and add a row to the audit log.
 
-    Raise ApiError with the code INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT. Raise LinksStillCached or StoreUnavailable."""
+    Raise ApiError with the code INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT. Raise LinksStillCached if the links could not be
+    removed from the link cache. Raise StoreUnavailable if the database is unavailable."""
     if not await cache.invalidate(await database.read(find_codes, application_id, subject)):
         raise LinksStillCached
     if subject.phone:
@@ -191,7 +192,8 @@ def erase_message(
 ) -> ErasureResult:
     """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
 
-    Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
+    Raise ApiError with the code MESSAGE_NOT_FOUND if there is no such message, or CONFLICT if several applications have a message
+    with this id."""
     ids = list(connection.scalars(select(messages.c.id).where(_selects(application_id, Subject(message_id=message_id)))))
     if not ids:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
