@@ -1,7 +1,7 @@
 """The SQL that computes the next attempt number of a delivery, or of a message for a gateway. `attempt` is the number of attempts
 that were started. `base_attempt` is the number of started attempts that do not count towards the maximum. Both columns have 16 bits
 on PostgreSQL. Replays, responses with 429 and local failures start attempts without a limit, so the numbers could exceed the
-columns. One row with such a number would fail the transaction that claims all due rows.
+columns. One row with such a number would make the transaction fail that claims all due rows.
 """
 # Tested by tests/delivery/test_dispatch_queries.py and tests/gateways/test_queries.py
 

@@ -179,14 +179,14 @@ class ClockGuard:
         return reading
 
     def trusted_ms(self, at: int) -> int:
-        """Return a time of the clock without the step: what expired after this time must not expire yet. Return `at` if there is no
-        step, or if the time is before it."""
+        """Return the time `at` of the clock without the step. What expires later than the result must not expire yet. Return `at`
+        unchanged if there is no step, or if `at` is a time before the step."""
         reading = self.check()
         return at - reading.ahead if reading.found_at and at > reading.found_at - _MAX_KNOWN_MS else at
 
     def ahead(self) -> timedelta:
-        """Return the size of the present step of the clock; zero if there is none, and ten years if it is not known. What expires
-        after a time must not expire before this time and the size of the step have passed."""
+        """Return the size of the present step of the clock; zero if there is none, and ten years if it is unknown. The caller adds
+        this size to each lifetime, so that nothing expires because of the step."""
         return timedelta(milliseconds=self.check().ahead) if self.knows_steps else _UNKNOWN_STEP
 
     def trusted_time(self, at: datetime) -> datetime:
@@ -195,10 +195,10 @@ class ClockGuard:
 
     def leases_wait(self, connection: Connection) -> bool:
         """Return whether no lease counts as ended at present, because the clock moved ahead by more than MAX_LEASE_STEP within
-        LEASE_WAIT. A lease that was stored before seems to have ended, although its attempt may be in flight.
+        LEASE_WAIT. A lease that was stored before the step seems to have ended, although its attempt may be in flight.
 
         With PostgreSQL, also return True if the time of this process differs from the clock of the database, or if this process
-        cannot know yet whether the clock has moved. Call this after the time was read with which leases are compared."""
+        cannot know yet whether the clock has moved. Call this after reading the time with which leases are compared."""
         reading = self.check()
         if self._moved_at is not None and 0 <= reading.passed_ms - self._moved_at.passed_ms < _LEASE_WAIT_MS:
             return True
@@ -207,7 +207,7 @@ class ClockGuard:
         return self._follows_database and self._may_have_moved(connection, reading)
 
     def _may_have_moved(self, connection: Connection, reading: ClockReading) -> bool:
-        """Return whether the clock of the database may have moved without the knowledge of this process."""
+        """Return whether the clock of the database may have made a step that this process has not noticed."""
         if not self.knows_steps:
             return True
         database_ms, moved_at = connection.execute(_DATABASE_CLOCK).one()

@@ -24,8 +24,8 @@ Value = TypeVar("Value")
 
 MAX_CLASHES = 5  # The maximum number of attempts to write a batch if a unique index rejects its rows.
 MIN_ITEMS = 8  # The minimum number of requests that are written together, if at least this number wait.
-#: The time in which a batch that may be stored is repeated. It is shorter than the usual time limits of callers and the time in
-#: which a process must stop.
+#: A batch that may be stored is repeated for this time. It is shorter than the usual time limits of callers, and than the time
+#: within which a process must stop.
 UNCERTAIN_SECONDS = 5.0
 
 #: The results of the items of a batch, and a value for the batch.

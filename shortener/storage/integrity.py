@@ -1,4 +1,4 @@
-"""This module checks the whole database: whether its file is lost or damaged, and whether a write succeeds."""
+"""This module checks whether the file of the database is lost or damaged, and whether the database accepts a write."""
 
 # Tested by tests/storage/test_integrity.py
 

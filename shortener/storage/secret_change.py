@@ -73,7 +73,8 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def former_fingerprints(connection: Connection) -> list[str]:
-    """Return the fingerprints of the former secrets of this database. Hits may still wait in Redis under keys of these secrets."""
+    """Return the fingerprints of the former secrets of this database. Keys in Redis contain the fingerprint of the secret, so hits
+    may still wait there under the keys of a former secret."""
     return sorted((get(connection, _FORMER) or "").split())
 
 

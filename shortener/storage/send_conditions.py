@@ -1,6 +1,6 @@
 """Conditions on the status of messages that are handed on to gateways (table `sends`).
 
-The SQL statement contains the status as a literal, because a database cannot use a partial index if the status is a parameter.
+The status is a literal in the SQL, because a database cannot use a partial index if the status is a parameter.
 """
 
 from __future__ import annotations

@@ -219,9 +219,9 @@ class SqliteDatabase:
     def _begin(self, began: float | None) -> None:
         """Run BEGIN IMMEDIATE, which waits at most for the busy_timeout while another process has the write lock.
 
-        While another process holds the lock for longer than that, many transactions wait in the queue of this process. Each then
-        waits only for the rest of its own busy_timeout, which began with its request. Otherwise, each would wait after the others,
-        and requests would get their error after many seconds."""
+        If another process holds the lock for longer than that, many transactions wait in the queue of this process. The
+        busy_timeout of a transaction begins with its request, so each waits only for the rest of its own. If each waited for a full
+        busy_timeout after the previous one, requests would get their error after many seconds."""
         if self._is_locked:
             waited_ms = 0 if began is None else round((time.monotonic() - began) * 1000)
             raw_sql.execute(self._writer, f"PRAGMA busy_timeout={max(self._busy_timeout_ms - waited_ms, 0)}").close()

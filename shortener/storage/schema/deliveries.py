@@ -52,8 +52,8 @@ trackers = Table(
     Column("last_failure_at", Instant),
     # A client certificate: the encrypted PEM text of a certificate chain and its key.
     Column("client_certificate", Text, info={"encrypted": "client certificate"}),
-    # The columns from `max_per_second` to `paced_until` limit the deliveries per second (delivery/pace.py). The customer sets the
-    # first of these columns; the service sets the others after responses with status 429.
+    # The columns from `max_per_second` to `paced_until` limit the deliveries per second (delivery/pace.py). The customer sets
+    # `max_per_second`; the service sets the other columns after responses with status 429.
     Column("max_per_second", Float),
     Column("rate", Float),
     Column("rate_ceiling", Float),

@@ -47,7 +47,7 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    # The hash of the content, with which the hash of a repeat is compared; "" if the service generated the message_id.
+    # The hash of the content. A repeat must have the same hash. "" if the service generated the message_id.
     Column("content_hash", Text, nullable=False),
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
@@ -205,5 +205,5 @@ report_polls = Table(
     Column("reader", Text, primary_key=True),  # The vendor's API that the client calls, such as infobip-3.
     Column("after_event_id", BigInteger, nullable=False),  # The next call reads the events after this one.
     Column("returned", Json, nullable=False),  # The ids of the events after `after_event_id` that the client already got.
-    Column("revision", Integer, nullable=False),  # The number of calls, by which a concurrent call is detected.
+    Column("revision", Integer, nullable=False),  # The number of calls. A call that finds another number detects a concurrent call.
 )
