@@ -170,13 +170,13 @@ def hostile_bodies() -> dict[str, tuple[str, bytes]]:
         "long texts with URLs": (
             "/api/v1/rewrite",
             b'{"messages":['
-            + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see shop.example/a?b=1 now. " * 280 + b'"},') * 499
+            + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see SALE.shop.com/a?b=1 now. " * 280 + b'"},') * 499
             + b'{"to":"+14085550100","body":""}]}',
         ),
         "long texts with URLs and a field of a wrong type": (
             "/api/v1/rewrite",
             b'{"messages":['
-            + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see shop.example/a?b=1 now. " * 280 + b'"},') * 99
+            + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see SALE.shop.com/a?b=1 now. " * 280 + b'"},') * 99
             + b'{"to":"+14085550100","body":"","mt_price":[]}]}',
         ),
         "a text of signs": ("/api/v1/rewrite", b'{"to":"+14085550100","body":"' + b"#a\\u00e9(" * 3000 + b'"}'),
