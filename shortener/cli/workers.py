@@ -108,8 +108,9 @@ class _Worker:
 
 
 @dataclass
-class _Slot:
-    """The place of one worker. While a reload replaces the worker, `successor` starts."""
+class _WorkerPosition:
+    """One of the `count` workers that the supervisor keeps running: the current process (`worker`; None if none runs) and, during a
+    reload, the new process that takes its place when it is ready (`successor`; otherwise None)."""
 
     worker: _Worker | None = None
     successor: _Worker | None = None
@@ -128,13 +129,13 @@ class Supervisor:
     stop_seconds: float
     clock: Callable[[], float] = time.monotonic
     failed: bool = False  # Whether the supervisor has stopped because no worker could start.
-    _slots: list[_Slot] = field(default_factory=list)
+    _positions: list[_WorkerPosition] = field(default_factory=list)
     _stopping: list[_Worker] = field(default_factory=list)  # workers that received a signal to stop and have not ended yet
     _is_stopping: bool = False
     _has_served: bool = False
 
     def __post_init__(self) -> None:
-        self._slots = [_Slot() for _ in range(self.count)]
+        self._positions = [_WorkerPosition() for _ in range(self.count)]
 
     @property
     def is_done(self) -> bool:
@@ -143,8 +144,8 @@ class Supervisor:
 
     def reload(self) -> None:
         """Replace all workers, one after the other, in the next calls of `step`."""
-        for slot in self._slots:
-            slot.is_outdated = True
+        for position in self._positions:
+            position.is_outdated = True
 
     def stop(self) -> None:
         """Send SIGTERM to all workers, and start no further worker. A second call sends SIGTERM again, so that workers skip
@@ -152,73 +153,75 @@ class Supervisor:
         self._is_stopping = True
         for worker in self._stopping:
             worker.process.send_signal(signal.SIGTERM)
-        for slot in self._slots:
-            for running in (slot.worker, slot.successor):
+        for position in self._positions:
+            for running in (position.worker, position.successor):
                 if running is not None:
                     self._end(running, signal.SIGTERM)
-            slot.worker = slot.successor = None
+            position.worker = position.successor = None
 
     def step(self) -> None:
         """Examine all workers once: replace workers that ended or hang, continue a reload, and kill workers that do not stop."""
         now = self.clock()
         self._stopping = [worker for worker in self._stopping if not self._has_stopped(worker, now)]
-        for slot in self._slots:
+        for position in self._positions:
             if self._is_stopping:
                 return
-            self._examine_successor(slot, now)
-            self._examine(slot, now)
+            self._examine_successor(position, now)
+            self._examine(position, now)
         self._continue_reload(now)
 
-    def _examine(self, slot: _Slot, now: float) -> None:
-        worker = slot.worker
+    def _examine(self, position: _WorkerPosition, now: float) -> None:
+        worker = position.worker
         if worker is None:
-            self._start_if_due(slot, now)
+            self._start_if_due(position, now)
             return
         code = self._exit_code(worker, now)
         if code is None:
             if worker.is_ready:
-                slot.failed_starts = 0
+                position.failed_starts = 0
             return
         log.warning("worker_ended", worker=worker.process.pid, exit_code=code)
-        slot.worker, slot.successor = slot.successor, None
+        position.worker, position.successor = position.successor, None
         if code == STARTUP_FAILURE and not self._has_served:
             self.failed = True
             self.stop()
-        elif slot.worker is not None:  # A reload has already started a successor, which now replaces this worker.
-            slot.is_outdated = False
+        elif position.worker is not None:  # A reload has already started a successor, which now replaces this worker.
+            position.is_outdated = False
         else:
             if not worker.is_ready:
-                self._pause(slot, now)
-            self._start_if_due(slot, now)
+                self._pause(position, now)
+            self._start_if_due(position, now)
 
-    def _start_if_due(self, slot: _Slot, now: float) -> None:
-        if now >= slot.start_at:
-            slot.worker, slot.is_outdated = self._started(now), False
-            if slot.worker is None:
-                self._pause(slot, now)
+    def _start_if_due(self, position: _WorkerPosition, now: float) -> None:
+        if now >= position.start_at:
+            position.worker, position.is_outdated = self._started(now), False
+            if position.worker is None:
+                self._pause(position, now)
 
-    def _pause(self, slot: _Slot, now: float) -> None:
-        slot.start_at = now + min(MIN_PAUSE_SECONDS * 2**slot.failed_starts, MAX_PAUSE_SECONDS)
-        slot.failed_starts = min(slot.failed_starts + 1, 10)
+    def _pause(self, position: _WorkerPosition, now: float) -> None:
+        position.start_at = now + min(MIN_PAUSE_SECONDS * 2**position.failed_starts, MAX_PAUSE_SECONDS)
+        position.failed_starts = min(position.failed_starts + 1, 10)
 
-    def _examine_successor(self, slot: _Slot, now: float) -> None:
-        successor = slot.successor
+    def _examine_successor(self, position: _WorkerPosition, now: float) -> None:
+        successor = position.successor
         if successor is None:
             return
         code = self._exit_code(successor, now)
         if code is not None:
-            slot.successor = None
+            position.successor = None
             self._end_reload(successor.process.pid, code)
         elif successor.is_ready:
-            if slot.worker is not None:
-                self._end(slot.worker, signal.SIGHUP)  # the worker leaves waiting connections to the others
-            slot.worker, slot.successor, slot.is_outdated = successor, None, False
+            if position.worker is not None:
+                self._end(position.worker, signal.SIGHUP)  # the worker leaves waiting connections to the others
+            position.worker, position.successor, position.is_outdated = successor, None, False
 
     def _continue_reload(self, now: float) -> None:
         """Start the next successor when no other worker starts or stops, so that a reload uses little processor time and memory."""
-        if self._stopping or any(slot.successor or slot.worker is None or not slot.worker.is_ready for slot in self._slots):
+        if self._stopping or any(
+            position.successor or position.worker is None or not position.worker.is_ready for position in self._positions
+        ):
             return
-        outdated = next((slot for slot in self._slots if slot.is_outdated), None)
+        outdated = next((position for position in self._positions if position.is_outdated), None)
         if outdated is not None:
             outdated.successor = self._started(now)
             if outdated.successor is None:
@@ -226,8 +229,8 @@ class Supervisor:
 
     def _end_reload(self, worker: int | None, code: int | None) -> None:
         log.error("reload_failed", worker=worker, exit_code=code)
-        for slot in self._slots:
-            slot.is_outdated = False
+        for position in self._positions:
+            position.is_outdated = False
 
     def _started(self, now: float) -> _Worker | None:
         """Start a process. Return None if the operating system cannot start one."""
