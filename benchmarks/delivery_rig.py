@@ -207,7 +207,9 @@ class Sink:
         return requests
 
     def latencies(self) -> list[float]:
-        """Return the milliseconds from the time in the URL parameter `t` to the arrival of each request since the previous call."""
+        """Return the latency of each request that arrived since the previous call of this method, in milliseconds.
+
+        The latency is the time of arrival minus the time in the URL parameter `t`. Requests without `t` are left out."""
         self._pipe.send("latencies")
         milliseconds: list[float] = self._pipe.recv()
         return milliseconds

@@ -48,7 +48,7 @@ class Actor:
 
 #: The actor of commands. `cli.common.command_line_audit` adds the user of the operating system.
 COMMAND_LINE = Actor(name="command line")
-#: The actor of changes that a process makes while it starts, for example of the first application.
+#: The actor of changes that a process makes while it starts. Example: it creates the first application.
 SERVER_START = Actor(name="server start")
 #: The actor of a background job that stops the work of a person, for example an update of links that fails.
 BACKGROUND_JOB = Actor(name="background job")

@@ -74,7 +74,8 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The messages of one request. `start` is the index of its first recipient, counted over all messages."""
+    """The part of a bulk call that is sent as one request. `start` is the index of its first recipient among all recipients of the
+    bulk call."""
 
     parts: tuple[_Part, ...]
     start: int

@@ -102,8 +102,8 @@ class Candidate:
     pace: TrackerPace | None = None
 
     def is_limited(self, now: int) -> bool:
-        """Return whether the circuit breaker or the rate limits the queue. The caller must then lock the tracker before it claims
-        deliveries."""
+        """Return True if the circuit breaker or a rate of the tracker (learned or configured) restricts how many deliveries may be
+        claimed now. If True, the caller must lock the tracker before it claims deliveries."""
         if self.health is not None and not self.health.allows_any_number:
             return True
         return self.pace is not None and self.pace.limit(now) is not None

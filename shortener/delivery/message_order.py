@@ -34,8 +34,11 @@ class MessageOrder:
         return attempts[-1] if 0 < len(attempts) <= MAX_WAITING else None
 
     def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
-        """Add the attempt of a delivery until it ends. If MAX_WAITING attempts already wait, the attempt begins at once and is not
-        added. Later attempts then wait for the waiting attempts, and not for the attempt that began at once."""
+        """Remember the attempt of a delivery until it ends, so that the next attempt for the same message and tracker can wait for
+        it. Only attempts for new states and conversions are remembered.
+
+        If MAX_WAITING attempts already wait, do not remember it: it begins at once, and no later attempt waits for it. When fewer
+        attempts wait again, a new attempt waits for the last remembered one."""
         key = _key(claim)
         if key is None or len(self._in_flight.get(key, ())) > MAX_WAITING:
             return

@@ -46,7 +46,7 @@ _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
 
 
 class StopReason(enum.StrEnum):
-    """The reason for which a replay was stopped. The database contains the value."""
+    """Why a replay was stopped. The values of this enum are stored in the database, so do not change them."""
 
     OPERATOR = "operator"
     TRACKER_DELETED = "tracker_deleted"

@@ -21,10 +21,10 @@ _KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both Ka
 
 
 def mixed_scripts(host: str) -> tuple[str, ...]:
-    """Find the first label of `host` that combines scripts in a way in which no language combines them. Return its scripts; () if
-    there is no such label.
+    """Return the scripts of the first DNS label of `host` that mixes scripts which no language uses together. Return () if there is
+    no such label.
 
-    `host` is in lower case and punycode."""
+    `host` must be in lower case, with international labels in punycode (`xn--`)."""
     if "xn--" not in host:
         return ()
     for label in host.split("."):

@@ -60,8 +60,10 @@ MAX_MESSAGES_PER_BATCH = 100
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
 AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
 
-#: A function that gives up messages that wait for a gateway (gateways/decisions.py). It runs in the transaction of the erasure. Its
-#: arguments are the connection, row ids of messages and the time. Messages that do not wait for a gateway do not change.
+#: A function that discards those of the given messages that are held or wait for a gateway, so that they are not sent (see
+#: `give_up_erased` in gateways/decisions.py). They become FAILED, or get the state of a delivery report that has already arrived.
+#: The function runs in the transaction of the erasure. Its arguments are the connection, the row ids of the messages and the time.
+#: Other messages do not change, and neither do messages whose attempt is in flight.
 GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.

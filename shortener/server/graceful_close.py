@@ -48,8 +48,10 @@ class GracefulServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """End the server. A second SIGINT has no effect: uvicorn would drop the requests in flight and skip the end of the service.
-        The time of a stop is limited anyway (cli/stopping.py)."""
+        """Request a graceful stop on a signal.
+
+        Unlike in uvicorn, a second SIGINT does not force the exit, because a forced exit drops the requests in flight and skips the
+        lifespan shutdown of the application. A stop cannot hang: cli/stopping.py limits its duration."""
         self._captured_signals.append(sig)
         self.should_exit = True
 

@@ -32,7 +32,8 @@ from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 _NOT_KNOWN_YET = (
-    "The message of a report is not known yet, because the gateway's response with its id is not recorded. Repeat the call."
+    "The service does not know the message id of a report yet: it may not have recorded your response that assigned the id. Repeat "
+    "the call later (see Retry-After)."
 )
 
 

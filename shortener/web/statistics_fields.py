@@ -96,9 +96,10 @@ class StatisticsResponse(ResponseModel):
     until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
     complete: bool = Field(
         description=(
-            "false if events are missing: the newest events are missing under high load, and other events are missing if rows "
-            "cannot be read, or while a job counts events from before an upgrade. It does not cover `devices`, `browsers` and "
-            "`click_countries`, which count a click two minutes after it arrived."
+            "false if the figures do not contain all events. Under high load, the newest events are counted later. After an "
+            "upgrade, older events are missing until a job has counted them. Events in a damaged row of the database are missing "
+            "until an operator has repaired the row. `complete` says nothing about `devices`, `browsers` and `click_countries`: "
+            "these count a click two minutes after it arrived."
         )
     )
 

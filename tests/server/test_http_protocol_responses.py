@@ -191,7 +191,8 @@ async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(ser
 async def test_a_chunked_body_in_another_version_than_http_1_1_gets_400_and_closes_the_connection(
     service: Service, version: bytes, more: tuple[bytes, ...]
 ) -> None:
-    """Against request smuggling: HTTP/1.0 has no chunked bodies, so a proxy may read another end of the request."""
+    """Protects against request smuggling. Versions other than HTTP/1.1 have no chunked encoding, so a proxy in front of the service
+    may disagree with it about where the request ends."""
     code = await create_link(service)
     async with run_server(service) as server:
         for path, method in ((code, b"GET"), ("/docs", b"GET"), ("/api/v1/rewrite", b"POST")):

@@ -3,8 +3,8 @@
 - At most `window` requests wait for a response. `submit` waits for a place in the window.
 - The session responds to enquire_link and unbind. If nothing was received for a while, it tests the connection with enquire_link.
   If there is no response, the connection is closed.
-- Each deliver_sm is passed to a handler. The response is sent after the handler has returned. If a receipt could not be stored, or
-  if its message is not known yet, the gateway therefore sends it again.
+- Each deliver_sm is passed to a handler, and the status that the handler returns is sent as the response. If a receipt could not be
+  stored, or if its message is not known yet, this status is a temporary error, so the gateway sends the receipt again.
 - If the connection ends, all requests without a response fail with `LinkLost`. The field `was_sent` of the error states whether the
   gateway may have received the request.
 - While the gateway does not read the responses, the session reads nothing from the gateway, so that the memory of a session is
