@@ -178,7 +178,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     ):
         text = f"tracker {row.id} ({row.name}) is disabled: {row.disabled_reason}"
         if row.disabled_reason == LOST_SECRET:
-            remedy = f"`shortener trackers update {row.id} --secret - --header 'NAME: -' --enable`, with its earlier values"
+            remedy = f"`shortener trackers update {row.id} --header 'NAME: -' --secret - --enable`, with its earlier values"
         else:
             remedy = f"correct the receiver, then `shortener trackers update {row.id} --enable`"
         yield Finding("trackers", "warning", text, remedy)

@@ -305,7 +305,7 @@ def _print_lost(lost: list[LostValue]) -> None:
 def _remedy(value: LostValue) -> str:
     """Return a line with the command that replaces a lost value."""
     commands = {
-        "trackers": f"shortener trackers update {value.id} --secret - --header 'NAME: -' --enable",
+        "trackers": f"shortener trackers update {value.id} --header 'NAME: -' --secret - --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",
         "gateways": f"shortener gateways update {value.id} --option NAME=-, or remove and add the gateway",
         "operators": f"shortener operators reset {value.name}",

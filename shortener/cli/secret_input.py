@@ -161,7 +161,9 @@ def _read(option: str, file: str, label: str = "") -> str:
         try:
             secret = Path(file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise click.BadParameter(str(error), param_hint=option) from None
+            # Without the name of the file: it is the secret itself if somebody wrote the secret in place of the name.
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise click.BadParameter(f"the file cannot be read: {reason}", param_hint=option) from None
     elif is_terminal():
         secret = click.prompt(label or option.lstrip("-").removesuffix("-file").capitalize(), hide_input=True, err=True).strip()
     else:

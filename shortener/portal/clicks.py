@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.errors import StoreUnavailable
 from shortener.model import Verdict
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -84,7 +85,10 @@ async def _reasons(visit: Visit) -> list[tuple[str, int]]:
     metric = choice(visit, _METRIC)
     if metric not in _NOT_COUNTED or visit.application is None or visit.get("rule") or visit.get("cursor"):
         return []
-    found = await visit.service.database.read(count_rules, _filter(visit, visit.application.id))
+    try:
+        found = await visit.service.database.read(count_rules, _filter(visit, visit.application.id))
+    except StoreUnavailable:  # for example because the count takes too long; the list itself may be available
+        return []
     return [] if found is None else list(found.items())
 
 

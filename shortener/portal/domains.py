@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.accounts.administration import lock_domain, serialize_domain
 from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
-from shortener.accounts.directory import Domain
+from shortener.accounts.directory import Application, Domain
 from shortener.accounts.own_hosts import OwnHosts, unreachable_host_warnings
 from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -27,7 +26,7 @@ from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import FormRepeated, is_repeated, perform_once
-from shortener.urls import canonical_host
+from shortener.urls import canonical_host, host_of_domain
 
 MAX_URL_CHARACTERS = 2048
 _CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
@@ -70,8 +69,10 @@ async def add(visit: Visit) -> Response:
             perform_once, visit, add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
         )
     except FormRepeated:
-        host = urlsplit(url).hostname or ""
-        if _find_host(visit, host) is None:  # The domain was removed after the first request.
+        # If both requests were sent at the same time, `visit` has the accounts from before the first one.
+        await service.directory.refresh_if_available()
+        host = host_of_domain(url)
+        if _find_host(_current_application(visit), host) is None:  # The domain was removed after the first request.
             raise
     except ApiError as error:
         return _list_page(visit, 422, error)
@@ -122,15 +123,20 @@ def _values_of(domain: Any) -> dict[str, str]:
 
 def _find(visit: Visit) -> Domain:
     """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    found = _find_host(visit, str(visit.path["host"]))
+    found = _find_host(visit.one_application, str(visit.path["host"]))
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found
 
 
-def _find_host(visit: Visit, host: str) -> Domain | None:
+def _find_host(application: Application, host: str) -> Domain | None:
     wanted = canonical_host(host)
-    return next((one for one in visit.one_application.domains if canonical_host(one.host) == wanted), None)
+    return next((one for one in application.domains if canonical_host(one.host) == wanted), None)
+
+
+def _current_application(visit: Visit) -> Application:
+    """Return the application of the visit as it is after the latest refresh of the accounts."""
+    return visit.service.directory.application(visit.application_id) or visit.one_application
 
 
 async def change(visit: Visit) -> Response:
@@ -140,25 +146,29 @@ async def change(visit: Visit) -> Response:
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
     removed = visit.link("domains", keep=False, removed=1)
-    if name == "remove" and await is_repeated(visit):
+    if name == "remove" and await is_repeated(visit) and _find_host(visit.one_application, str(visit.path["host"])) is None:
         return visit.redirect(removed)
     domain = _find(visit)
     if name in _EFFECTS and not is_confirmed(visit):
         icon = "trash-2" if name == "remove" else "ban"
         question = Question(f"{name.capitalize()} the domain {domain.host}?", _EFFECTS[name], name.capitalize(), icon)
         return ask(visit, question, visit.link(f"domains/{domain.host}", keep=False))
+    is_repeat = False
     try:
         await visit.service.database.write(perform_once, visit, action, visit, domain)
     except FormRepeated:
-        pass
+        is_repeat = True
     except FormChanged as error:
         return _domain_page(visit, 409, error)
     except ApiError as error:
         return _domain_page(visit, 422, error)
     await visit.service.directory.refresh_if_available()
-    if name == "remove":
+    present = _find_host(_current_application(visit), domain.host)
+    if present is None:
         return visit.redirect(removed)
-    return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=1))
+    # Somebody may have undone the change after the first request. Then the page must not say that it is saved.
+    is_undone = is_repeat and (name == "remove" or (name in ("enable", "disable") and present.disabled != (name == "disable")))
+    return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=None if is_undone else 1))
 
 
 def _save(connection: Connection, visit: Visit, domain: Domain) -> None:

@@ -126,6 +126,9 @@ def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | 
     candidates, floor = _candidates(connection, filters, None)
     if floor is not None or filters.device is not None or filters.browser is not None or filters.click_time is not None:
         return None
+    examined = select(func.count()).select_from(candidates.limit(MAX_SCANNED_ROWS + 1).subquery())
+    if (connection.scalar(examined) or 0) > MAX_SCANNED_ROWS:  # the hits of one link or message
+        return None
     number = func.count()
     statement = (
         select(hits.c.rule, number)

@@ -169,7 +169,7 @@ def test_the_doctor_command_says_how_to_enable_a_tracker_that_lost_its_secret(sh
     shell("secret", "adopt", "--yes")
     found = check(shell)["trackers"]
     assert "the secret of the installation was lost" in found["text"]
-    assert "shortener trackers update 1 --secret - --header 'NAME: -' --enable" in found["remedy"]
+    assert "shortener trackers update 1 --header 'NAME: -' --secret - --enable" in found["remedy"]
 
 
 def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wait_or_are_held(shell: InProcessShell) -> None:

@@ -128,6 +128,7 @@ def test_a_terminal_is_asked_for_a_named_value_by_its_name(monkeypatch: pytest.M
         (("--header-file", "hunter22"), "Invalid value for --header-file: must be 'NAME: FILE'"),
         (("--variable", "key=a", "--variable-file", "key=-"), "key: use only one of --variable and --variable-file"),
         (("--variable-file", "key=/none"), "No such file"),
+        (("--header-file", "X-Key: hunter22"), "the file cannot be read: No such file"),
         (("--variable", "key=-"), "must not be empty"),
     ],
 )

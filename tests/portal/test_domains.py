@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -171,7 +172,7 @@ async def test_the_form_of_a_domain_that_is_sent_twice_performs_its_action_once_
     assert (await browser.post(page, data=disable)).status_code == 303
     await send_twice(page, await text(page), action="enable")
     # The back button leads to the page with the question. Its form was sent already, so the domain stays enabled.
-    assert (await browser.post(page, data=disable)).status_code == 303
+    assert (await browser.post(page, data=disable)).headers["location"] == page, "without the note that the change is saved"
     domain = service.directory.domain(HOST)
     assert domain is not None
     assert not domain.disabled
@@ -192,3 +193,30 @@ async def test_the_first_form_of_a_removed_domain_does_not_add_it_again(service:
     removed = service.directory.domain(HOST)
     assert removed is not None
     assert removed.removed
+
+
+@pytest.mark.parametrize("host", [HOST, f"{HOST}:8443"])
+async def test_two_equal_forms_of_a_new_domain_at_the_same_time_lead_to_its_page(
+    service: Service, sign_in: SignIn, host: str
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"domain": host, "form_id": "one"}
+    responses = await asyncio.gather(*(browser.post("/portal/1/domains", data=form) for _ in range(2)))
+    responses.append(await browser.post("/portal/1/domains", data=form))
+    locations = {response.headers.get("location") for response in responses}
+    assert locations == {f"/portal/1/domains/{host}?added=1&check=1"}
+    assert [row.action for row in (await log(service))[1:]] == ["domain_added"]
+
+
+async def test_the_form_that_removed_a_domain_does_not_say_that_it_is_removed_after_it_was_added_again(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page, remove = f"/portal/1/domains/{HOST}", {"action": "remove", "confirmed": "yes", "form_id": "two"}
+    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 303
+    assert (await browser.post(page, data=remove)).headers["location"] == "/portal/1/domains?removed=1"
+    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 303
+    assert (await browser.post(page, data=remove)).headers["location"] == page
+    domain = service.directory.domain(HOST)
+    assert domain is not None
+    assert not domain.removed

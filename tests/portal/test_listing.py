@@ -24,7 +24,7 @@ from shortener import portal
 from shortener.accounts.credentials import Credentials
 from shortener.cli.demo_traffic import DemoClock
 from shortener.container import Service
-from shortener.errors import StoreUnavailable
+from shortener.errors import ReadTooLong, StoreUnavailable
 from shortener.portal import listing
 from shortener.portal.campaigns import steps_of
 from shortener.portal.listing import ListedRow, ListSource, merge
@@ -32,6 +32,7 @@ from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
 from shortener.portal.verdict_texts import RULE_NAMES
 from shortener.reporting.figures import Figures
+from shortener.reporting.hits import HitFilter, count_rules
 from shortener.reporting.statistics import find_newest_campaigns
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts
@@ -476,6 +477,30 @@ async def test_the_list_of_hits_that_are_no_clicks_counts_the_reasons_and_each_n
         assert "Why they were not counted" not in shown, "the rest has one reason"
     for other in ("metric=clicks", f"metric={metric}&device=phone", f"metric={metric}&campaign=none"):
         assert "Why they were not counted" not in (await demo.browser.get(f"/portal/1/clicks?period=28d&{other}")).text
+
+
+@on_one_service
+@pytest.mark.parametrize("metric", ["suspected_hits", "ignored_hits"])
+async def test_the_list_of_hits_that_are_no_clicks_has_no_reasons_if_they_cannot_be_counted(
+    demo: DemoPortal, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    page = f"/portal/1/clicks?period=28d&metric={metric}"
+    _, _, href = (await demo.figures(page))[0]
+    code = next(row["code"] for row in await demo.rows(href))
+    of_link = f"{page}&code={code}"
+    assert "Why they were not counted" in (await demo.browser.get(of_link)).text
+    with monkeypatch.context() as patched:
+        patched.setattr("shortener.reporting.hits.MAX_SCANNED_ROWS", 0)
+        assert await demo.service.database.read(count_rules, HitFilter(1, code=code)) is None
+
+    def takes_too_long(*_: object) -> None:
+        raise ReadTooLong
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shortener.portal.clicks.count_rules", takes_too_long)
+        response = await demo.browser.get(of_link)
+    assert response.status_code == 200
+    assert "Why they were not counted" not in response.text
 
 
 @on_one_service
