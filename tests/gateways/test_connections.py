@@ -30,7 +30,7 @@ class ClosableGateway(SimulatorGateway):
         await super().close()
 
 
-class ClosableKind(type(KIND)):  # type: ignore[misc]
+class ClosableKind(type(KIND)):  # type: ignore[misc] # mypy permits no base class that is computed
     """The kind `simulator` with connections that state whether they were closed."""
 
     settings_model: type[BaseModel] = SimulatorSettings

@@ -98,7 +98,7 @@ async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gate
     other = await make_gateway("http://127.0.0.1:9/", name="other")
     service.gateway_reports._wait.seconds = 0
     for ids in ({"reference": encode((await stored_send(service)).id)}, {"gateway_message_id": "gw-1"}, {"message_id": message}):
-        assert not await receive(service, other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
+        assert not await receive(service, other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type] # `at` has another type
     assert (await stored_message(service, message)).state == State.SENT
 
 

@@ -49,7 +49,7 @@ async def test_without_a_wait_and_while_too_many_requests_wait_the_results_are_r
 async def test_a_cancelled_request_does_not_count_as_waiting() -> None:
     wait = ReportWait(PATIENCE, 1)
     request = asyncio.create_task(wait.retry_unknown(list[str | None]([None]), Reports().retry))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # let the request begin to wait
     assert wait.requests == 1
     request.cancel()
     await asyncio.wait([request])
