@@ -1,6 +1,6 @@
 """Run the `shortener` command. `python -m shortener` does the same.
 
-If only the client is installed, print how to install the packages that the command needs.
+If only the client library is installed, print how to install the server, which contains the commands.
 """
 # Tested by tests/acceptance/test_installation.py
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-#: Packages that the extra `server` installs and the client does not need.
+#: Packages that the command line needs. The extra `server` installs them; the client library does not need them.
 _SERVER_PACKAGES = ("click", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 
 

@@ -1,8 +1,8 @@
-"""This module encodes and checks the labels of a host, which are its parts between the dots.
+"""This module encodes and checks the labels of a host name. A label is a part between two dots.
 
-An international label becomes punycode, as browsers encode it: they follow UTS 46 and permit symbols, which IDNA 2008 rejects. The
-caller must apply the mapping of UTS 46 first, and must match the result with `LABEL`. A label that browsers reject raises
-`idna.IDNAError`, which states the reason.
+A label with characters outside of ASCII becomes punycode, in the same way as in browsers: they follow UTS 46, which permits
+symbols. IDNA 2008 rejects symbols. The caller must first apply the mapping of UTS 46, and must match the result of this module
+with `LABEL`. A label that browsers reject raises `idna.IDNAError`, which states the reason.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Iterable
 
 import idna
 
-#: A label in lower-case ASCII. The standards forbid host names with underscores, or with a hyphen at the start. This expression
-#: permits both, because phones resolve them.
+#: The form of a label in lower-case ASCII. The standards forbid a label with an underscore, or with a hyphen at the start. This
+#: expression permits both, because phones resolve such host names.
 LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 
 
 def check_directions(labels: Iterable[str]) -> None:
-    """Raise IDNAError if a host with right-to-left letters has an international label that breaks the Bidi rule (RFC 5893)."""
+    """If a host name has right-to-left letters, check its international labels. Raise IDNAError if a label breaks the Bidi rule
+    (RFC 5893)."""
     decoded = [decode_label(label) for label in labels]
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for label in decoded for character in label):
         for label in decoded:
@@ -35,7 +36,8 @@ def decode_label(label: str) -> str:
 def encode_label(label: str) -> str:
     """Encode a label of a host in ASCII (punycode). Raise IDNAError if browsers reject it.
 
-    IDNA 2008 rejects symbols and emoji, but browsers follow UTS 46, and such domains exist (`i❤.ws`)."""
+    Symbols and emoji are accepted, because browsers accept them (UTS 46) and such domains exist (`i❤.ws`). IDNA 2008 rejects
+    them."""
     if label.isascii() and not label.startswith("xn--"):
         return label
     try:
@@ -55,11 +57,12 @@ def encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether both are true: a label of a host would be valid without its symbols, and UTS 46 leaves the label unchanged."""
+    """Return whether a label is valid because browsers permit symbols: it has symbols and no right-to-left letters, its other
+    characters form a valid label, and the mapping of UTS 46 does not change it."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
-    # The Unicode category Me contains the character that draws the square of keycap emoji, such as 1 in a square. A label must not
-    # begin with a character of this category.
+    # A keycap emoji, such as 1 in a square, contains a combining character that draws the square. Its Unicode category is Me. A
+    # label must not begin with such a character.
     others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
     if unicodedata.category(text[:1] or " ") == "Me":
         return False

@@ -1,12 +1,14 @@
 """This module runs the background jobs of a process. One table contains the name, the interval and the function of each job.
 
-A job is an async function that does one run of work and returns how many items it processed. If a run processed items, the job runs
-again at once. Otherwise it runs again after `interval` seconds, or earlier if its wake-up event is set. A run that fails is logged
-and repeated. An error in a job never ends the process. At the start, the first runs of the jobs follow one after the other. At the
-same time, they would open ten connections to the database, each with a thread and 0.2 MB of memory that the process keeps.
+A job is an async function that does one run of work and returns how many items it processed. If a run processed items, the job
+runs again at once. Otherwise it runs again after `interval` seconds, or earlier if its wake-up event is set. A run that fails is
+logged and repeated. An error in a job never ends the process.
 
-A `TaskSupervisor` runs the tasks that must run as long as the process: the jobs, the loops of the recorder and the notifier. If a
-task ends, the supervisor logs it, counts it in `shortener_task_restarts` and starts it again.
+After the start of the process, the jobs make their first runs one after the other. If they ran at the same time, they would open
+ten connections to the database. The process would keep these connections, each with a thread and 0.2 MB of memory.
+
+A `TaskSupervisor` runs the tasks that must run until the process ends: the jobs, the loops of the recorder and the notifier. If a
+task ends earlier, the supervisor logs it, counts it in `shortener_task_restarts` and starts it again.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from shortener.model import mutable_record
 
 log = structlog.get_logger(__name__)
 
-RESTART_SECONDS = 0.1  # The pause before a task that ended is started again.
-FIRST_RUN_SECONDS = 0.2  # The first run of a job waits for the one before it, at most for this time.
-RECENT_SECONDS = 10.0  # The number of seconds for which /readyz reports that a task has ended unexpectedly.
+RESTART_SECONDS = 0.1  # The pause in seconds before a task that ended is started again.
+FIRST_RUN_SECONDS = 0.2  # The maximum time that the first run of a job waits for the first run of the previous job.
+RECENT_SECONDS = 10.0  # After a task has ended unexpectedly, /readyz reports it for this number of seconds.
 
 
 class TaskSupervisor:
@@ -102,7 +104,8 @@ class WakeUp:
         self._event.set()
 
     def notify_after(self, seconds: float | None) -> None:
-        """Set the wake-up event after this number of seconds. The new timer replaces the previous one. None only removes it."""
+        """Set the wake-up event after `seconds`. A second call replaces the timer of the first call. None only removes the
+        timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -110,7 +113,7 @@ class WakeUp:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.notify)
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the wake-up event is set, at most for this number of seconds, and then clear the event."""
+        """Wait until the wake-up event is set, but at most `seconds`. Then clear the event."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -124,9 +127,10 @@ class WakeUp:
 class Job:
     """A background job.
 
-    `step` does one run and returns how many items it processed. `interval` is the pause in seconds after a run without work.
-    `min_interval` is the pause in seconds after a run with work: items that arrive during this pause are processed together in the
-    next run, instead of in one transaction each. `runs`, `failures` and `done` (items) count since the start of the process."""
+    `step` does one run and returns how many items it processed. `interval` is the pause in seconds after a run that processed no
+    items. `min_interval` is the pause in seconds after a run that processed items. Items that arrive during this pause are
+    processed together in the next run, and not in one transaction each. `runs`, `failures` and `done` (items) count since the
+    start of the process."""
 
     name: str
     interval: float
@@ -136,7 +140,7 @@ class Job:
     runs: int = 0
     failures: int = 0
     done: int = 0
-    is_failing: bool = False  # Whether the last run ended with an error other than StoreUnavailable.
+    is_failing: bool = False  # Whether the last run raised an error other than StoreUnavailable (the database is unavailable).
 
 
 class Jobs:
@@ -183,7 +187,7 @@ class Jobs:
         ]
 
     async def stop(self) -> None:
-        """Cancel all background jobs. The transactions that they have committed stay stored."""
+        """Cancel all background jobs. A job loses only the transaction that it has not committed yet."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,7 +225,7 @@ async def _run_once(job: Job) -> int:
 
 @asynccontextmanager
 async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Wait for a turn. The turn ends with the `with` block, or after FIRST_RUN_SECONDS, so that a job that hangs stops no other
+    """Let only one job at a time run the `with` block. A job that runs longer than FIRST_RUN_SECONDS no longer delays the next
     job."""
     await turns.acquire()
     is_over = False

@@ -1,9 +1,11 @@
-"""This module imports libraries without parts that the service does not use or rarely uses: structlog without rich, SQLAlchemy's
-asyncio engine without the ORM, uvicorn without its command line and its supervisors, the Prometheus client without its HTTP
-servers, and pydantic without its plugins. This saves about 14 MB of memory and a tenth of the start.
+"""This module reduces the memory and the start time of a process. It imports large libraries without the parts that the service
+never or rarely uses: structlog without rich, SQLAlchemy's asyncio engine without the ORM, uvicorn without its command line and
+its supervisors, the Prometheus client without its HTTP servers, and pydantic without its plugins. This saves about 14 MB of
+memory and a tenth of the start time.
 
-These libraries import these parts unconditionally. A process that serves calls `import_without_extras` before its other imports.
-The function does nothing if the libraries were imported before. A program can still import all parts of the libraries.
+Normally, an import of these libraries also imports these parts. A server process therefore calls `import_without_extras` before
+its other imports. The function has no effect on a library that is already imported. A program can still import every part of the
+libraries.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-#: The modules that structlog imports if they are installed, to print tracebacks in colours. `shortener.logs` prints plain
-#: tracebacks.
+#: structlog imports these modules if they are installed, to print tracebacks in colours. The service does not need them, because
+#: `shortener.logs` prints plain tracebacks.
 _RICH = ("rich", "rich.pretty", "rich.console", "rich.traceback")
-#: Packages whose own code imports parts that the service does not need. For each package: the names that the service and the
-#: libraries use, and the module that contains each name. If the path of the module ends with the name, the name is the module
-#: itself.
+#: Packages and modules whose own code imports parts that the service does not need. For each of them, the dictionary contains the
+#: names that the service and the libraries import from it, and the module that defines each name. If the last part of the module
+#: path is the name, the name is the module itself.
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
-    # Modules of the standard library: SQLAlchemy, uvicorn and starlette use them in functions that the service does not call. They
-    # come first, because they must be prepared before these libraries are imported.
+    # SQLAlchemy, uvicorn and starlette use these modules of the standard library only in functions that the service does not
+    # call. These modules must be prepared before the libraries are imported, so they come first.
     "importlib.metadata": {},
     "logging.config": {},
     "http.client": {},
@@ -37,12 +39,13 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "uvicorn": {"Config": "uvicorn.config", "Server": "uvicorn.server"},
     "prometheus_client": {},
 }
-#: The module of pydantic that finds plugins. It imports importlib.metadata, which imports email and zipfile (1 MB).
+#: pydantic looks for plugins in this module. It imports importlib.metadata, which imports email and zipfile (1 MB).
 _PLUGINS = "pydantic.plugin._loader"
 
 
 def import_without_extras() -> None:
-    """Import structlog without rich. Prepare the packages of `_PACKAGES`, so that an import does not run their own code."""
+    """Import structlog without rich, and prepare the packages of `_PACKAGES`. The import of a prepared package does not run its
+    own code."""
     if "structlog" not in sys.modules:
         _import_structlog()
     for name in _PACKAGES:
@@ -51,10 +54,12 @@ def import_without_extras() -> None:
 
 
 def import_pydantic_without_plugins() -> None:
-    """Prepare pydantic, so that models have no plugins and importing pydantic does not import the module that finds plugins. Do
-    nothing if the environment variable PYDANTIC_DISABLE_PLUGINS is set, or if the module is already imported. Call this function
-    before pydantic is imported."""
-    # With this variable, pydantic does not search the metadata of all installed packages for plugins, which is slow.
+    """Prevent pydantic from loading plugins and from importing the module that looks for plugins. Call this function before
+    pydantic is imported.
+
+    Do nothing if the module of the plugins is already imported. Do nothing either if the environment variable
+    PYDANTIC_DISABLE_PLUGINS has another value than `__all__`."""
+    # This variable makes pydantic skip its slow search for plugins, which reads the metadata of all installed packages.
     if os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__") == "__all__" and _PLUGINS not in sys.modules:
         module = ModuleType(_PLUGINS)
         module.get_plugins = tuple  # type: ignore[attr-defined]  # the function returns an empty tuple
@@ -73,8 +78,9 @@ def _import_structlog() -> None:
 
 
 class _Package(ModuleType):
-    """A package before its own code has run. The code runs when a program uses a name that is not in `_PACKAGES`, such as
-    `AsyncSession`. It also runs if another version of the library has the name in another module."""
+    """A package whose own code has not run yet. A name of `_PACKAGES` is imported directly from its module. The `__init__` runs
+    when a program uses a name that is not in `_PACKAGES`, such as `AsyncSession`, or when the installed version of the library
+    defines the name in another module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":

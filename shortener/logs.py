@@ -1,8 +1,9 @@
-"""This module writes log lines to stderr: one JSON object per line, or readable text. The names of log events are stable and in
-snake_case.
+"""This module writes log lines to stderr: one JSON object per line, or readable text. The names of log events are in snake_case
+and do not change.
 
 A log line contains no credentials and identifies no person: `mask` hides most of a phone number, and the service logs no IP
-addresses, tokens or bodies. The log line of an exception has its message and its stack frames, but no values of variables and rows.
+addresses, tokens or bodies. The log line of an exception contains its message and its stack frames, but no values of variables
+and no values of database rows.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def configure(settings: Settings) -> None:
 
 
 def hold() -> None:
-    """Keep log lines in memory until `release` is called, so that a command can print its own text first."""
+    """Keep log lines in memory until `release` is called. A command can then print its own text before the first log line."""
     if _stream is not None:
         _stream.held = []
 
@@ -76,7 +77,7 @@ def release() -> None:
 
 
 def _describe_cancellation(record: logging.LogRecord) -> bool:
-    """Replace uvicorn's error text and traceback by one sentence if a request was cancelled because the process stops."""
+    """If the stop of the process cancelled a request, replace uvicorn's error text and traceback by one sentence."""
     if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
         record.msg, record.args, record.exc_info = "A request did not finish before the stop, and was cancelled.", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
@@ -84,12 +85,13 @@ def _describe_cancellation(record: logging.LogRecord) -> bool:
 
 
 def _is_not_logged_elsewhere(record: logging.LogRecord) -> bool:
-    """Return False for uvicorn's line about an invalid request. `server.http_protocol` logs it with the id of the request."""
+    """Return False for uvicorn's line about an invalid request, because `server.http_protocol` also logs the request, with its
+    id."""
     return record.msg != "Invalid HTTP request received."
 
 
-#: The lines of a PostgreSQL error that contain values of rows: "Failing row contains (...)", "Key (to_address)=(...) already
-#: exists".
+#: These lines of a PostgreSQL error contain values of rows, such as phone numbers: "Failing row contains (...)", "Key
+#: (to_address)=(...) already exists".
 _DETAIL_LINE = re.compile(r"^DETAIL: .*$", re.MULTILINE)
 
 
@@ -100,7 +102,7 @@ def _format_exception(exc_info: ExcInfo) -> str:
 
 
 class _TextRenderer:
-    """A renderer of log lines as readable text: the local time, the level unless it is info, the event, and its values.
+    """A renderer of log lines as readable text: the local time, the level (except info), the event, and the values of the event.
 
     In the lines of clicks and requests, the values have a fixed order, so that they form columns."""
 
@@ -135,7 +137,7 @@ class _TextRenderer:
 
 
 class _LogStream(io.TextIOBase):
-    """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail.
+    """A stream for log lines that ignores failed writes. A disk that is full must not make requests fail.
 
     `held` contains the lines since `hold` was called. If `held` is None, lines are written at once."""
 
@@ -156,26 +158,27 @@ class _LogStream(io.TextIOBase):
             self._file.flush()
 
 
-#: The stream to which log lines are written after `configure` was called.
+#: Log lines are written to this stream. It is None until `configure` is called.
 _stream: _LogStream | None = None
 
 
 def _dumps(event: dict[str, Any], **_: Any) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    # orjson rejects some values, for example an unpaired surrogate. A failure to log must not end the work that the line describes.
+    # orjson cannot encode some values, for example an unpaired surrogate. If a line cannot be logged, the work that it describes
+    # must still continue.
     except TypeError:
         return json.dumps(event, default=str)
 
 
 _INTERNATIONAL_NUMBER = r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]"
-#: A regular expression for international phone numbers in a text. Their plus sign may be percent-encoded.
+#: International phone numbers in a text. The plus sign may be percent-encoded.
 _INTERNATIONAL_NUMBERS = re.compile(_INTERNATIONAL_NUMBER)
-#: A regular expression for phone numbers in a text: international numbers, and texts that consist only of a number.
+#: Phone numbers in a text: international numbers, and texts that consist only of digits.
 _PHONE_NUMBERS = re.compile(rf"{_INTERNATIONAL_NUMBER}|^[0-9]{{8,15}}$")
-#: A regular expression for phone numbers in the value of a parameter whose name says that it contains one.
+#: Phone numbers in the value of a parameter whose name says that the value is a phone number.
 _NUMBERS = re.compile(r"(?:\+|%2[Bb])?[0-9][0-9 ().-]{5,}[0-9]")
-#: A regular expression for the names of parameters that contain phone numbers.
+#: Names of parameters whose value is a phone number.
 _NAMES_OF_NUMBERS = re.compile(r"phone|msisdn|mobile|recipient|^(?:to|tel|number|cell)$", re.IGNORECASE)
 
 
@@ -185,16 +188,16 @@ def mask_numbers(text: str) -> str:
 
 
 def mask_recipient(message_id: str, number: str) -> str:
-    """Return a message id in which the phone number of its recipient and international numbers are masked. An id that has only
-    digits stays readable. `number` may be empty."""
+    """Return a message id with masked phone numbers: `number`, which is the recipient of the message and may be empty, and
+    international numbers. Other digits stay readable, because many message ids consist of digits."""
     return _INTERNATIONAL_NUMBERS.sub(lambda found: mask(found[0]), mask_in(message_id, number))
 
 
 def mask_parameters(value: Any, name: str = "") -> Any:
-    """Return the parameters of a report, or the value of one of them, with all phone numbers masked.
+    """Return `value` with all phone numbers masked. `value` is the parameters of a report, or the value of the parameter `name`.
 
-    A number without a plus sign is masked if the name of its parameter says that it is a phone number. Otherwise it may be an id or
-    an amount."""
+    A number without a plus sign is masked only if the name of its parameter means a phone number. Otherwise the number may be an
+    id or an amount."""
     if isinstance(value, dict):
         return {key: mask_parameters(one, str(key)) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -208,7 +211,7 @@ def mask_parameters(value: Any, name: str = "") -> Any:
 
 
 def mask_in(text: str, number: str) -> str:
-    """Return a text in which one phone number is masked, also without its plus sign. `number` may be empty."""
+    """Return a text in which the phone number `number` is masked, with and without its plus sign. `number` may be empty."""
     if not number:
         return text
     masked = mask(number)

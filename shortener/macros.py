@@ -1,7 +1,6 @@
-"""This module finds macros in URLs: placeholders in braces, such as `{phone}`, and placeholders in the notations of other systems,
-such as `%phone%`, which this service does not replace. `find_macros` yields every macro, whatever its name; the caller decides
-which names it replaces. `macro_problems` checks destinations and fallback URLs, and `delivery/placeholders.py` checks the URLs of
-trackers.
+"""This module finds macros in URLs: placeholders in braces, such as `{phone}`, and placeholders of other systems, such as
+`%phone%`, which this service does not replace. `find_macros` yields every macro, whatever its name; the caller decides which
+names it replaces. `macro_problems` checks destinations and fallback URLs. delivery/placeholders.py checks the URLs of trackers.
 """
 
 from __future__ import annotations
@@ -12,29 +11,29 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
-# Braces around a name, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}. _BRACED
-# matches braces as written, and _ESCAPED matches braces that are percent-encoded once or twice.
+# Macros in braces, in the forms of common macro syntaxes: ${x}, #{x}, {{x}}, { x }, {_x}, {!x}, {x:raw}, {x|raw}. _BRACED finds
+# plain braces. _ESCAPED finds braces that are percent-encoded once or twice.
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
 _BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
 _ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
-# Other macro syntaxes: <x>, __x__, %x%, %%x%%. A text such as %cafe%20 is not a macro, because each of its percent signs can begin
-# a percent-encoded byte.
+# Macros in other syntaxes: <x>, __x__, %x%, %%x%%. A text such as %cafe%20 is not a macro, because %ca and %20 are
+# percent-encoded bytes.
 _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
 )
-# The macro ||x||, and the macros <x>, #x#, %x% and ||x|| with signs that are percent-encoded once or twice.
+# The macro ||x||, and forms of <x>, #x#, %x% and ||x|| in which the signs are percent-encoded once or twice.
 _PIPES = r"(?:\||%(?:25)?7C){2}"
 _ENCODED_MACROS = re.compile(
     rf"%(?:25)?3C({_WORD})%(?:25)?3E|%(?:25)?23({_WORD})%(?:25)?23|%25({_WORD})%25|{_PIPES}({_WORD}){_PIPES}", re.IGNORECASE
 )
-# Macros of the form (x) and [x], except directly after a name, because count(value), Users(phone) and user[phone]= are not macros.
+# Macros of the form (x) and [x]. Directly after a name they are not macros, as in count(value), Users(phone) and user[phone]=.
 _PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
 _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[_.-]")
 
-# The placeholder names of other systems, and the placeholder of this service that has the same meaning.
+# Placeholder names of other systems. Each value is the placeholder of this service that has the same meaning.
 _SYNONYMS = {
     "clickid": "click_id",
     "cid": "click_id",
@@ -61,8 +60,8 @@ _SYNONYMS = {
 
 
 class Macro(NamedTuple):
-    """A macro in a URL. `position` is the index of its first character in the URL. `is_braced` is true if it is written as `{name}`
-    or a variant of it."""
+    """A macro in a URL. `position` is the index of its first character in the URL. `is_braced` is true for `{name}` and its
+    variants, such as `{{name}}`."""
 
     text: str
     word: str
@@ -109,10 +108,10 @@ def entity_problems(url: str) -> list[str]:
 
 
 def macro_problems(url: str, names: Sequence[str]) -> list[str]:
-    """Return texts that explain why macros in a destination or fallback URL will not be replaced. Each text continues a sentence
-    that begins with "the destination".
+    """Explain why macros in a destination or fallback URL will not be replaced. Return one text for each such macro. The text
+    continues a sentence that begins with "the destination".
 
-    `names` are the placeholder names that the service replaces if they are written as `{name}`."""
+    The service replaces only `{name}`, for each name in `names`."""
     if not any(sign in url for sign in "{%[(<_|"):
         return []
     problems: dict[str, None] = {}

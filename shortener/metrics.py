@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from shortener.model import record
 
-#: The value of a metric: one number, or one number for each combination of label values.
+#: The value of a metric: one number, or a dictionary with one number for each combination of label values.
 Reading = float | Mapping[tuple[str, ...], float]
 
 
@@ -24,7 +24,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Histogram:
-    """A histogram of durations in seconds. Adding a value takes a binary search and two additions."""
+    """A histogram of durations in seconds. To add a duration takes one binary search and two additions."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -49,7 +49,8 @@ class Histogram:
         return self._sum
 
     def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """Return the cumulative counts by upper bound, as Prometheus requires them, and the sum of all values."""
+        """Return the cumulative counts that Prometheus requires: for each upper bound, the number of durations up to this bound.
+        Also return the sum of all durations."""
         total, rows = 0, []
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count
@@ -58,7 +59,7 @@ class Histogram:
 
 
 class RequestTotals:
-    """Requests of the API since the process started: durations by endpoint, and responses by endpoint, status and error code."""
+    """Requests to the API since the process started: durations by endpoint, and responses by endpoint, status and error code."""
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[str, ...], Histogram] = {}

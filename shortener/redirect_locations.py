@@ -1,4 +1,5 @@
-"""This module replaces the placeholders in the location of a destination, and appends the click id to its query."""
+"""This module replaces placeholders in the destination of a redirect, and appends the click id to the query of the
+destination."""
 
 # Tested by tests/test_urls.py
 
@@ -13,11 +14,10 @@ from shortener.urls import PLACEHOLDER
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
-    """Replace each placeholder `{name}` in `location` with the value of `name` in `values`, percent-encoded (RFC 3986). Return the
-    result.
+    """Replace each placeholder `{name}` in `location` with `values[name]`, percent-encoded (RFC 3986), and return the result.
 
-    The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
-    A placeholder without a value in `values` stays in the result, and a later call can replace it."""
+    The replacement is one pass, and braces in a value are encoded. Therefore a value cannot add a placeholder. A placeholder
+    without a value stays in the result, so that a later call can replace it."""
 
     def value(match: re.Match[bytes]) -> bytes:
         text = values.get(match[1].decode())
@@ -27,8 +27,8 @@ def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
 
 
 def message_values(message_id: str, campaign: str, phone: str) -> dict[str, str]:
-    """Return the values of the placeholders for a message. `phone` is the recipient's number in E.164, of which only a hash is
-    filled in."""
+    """Return the values that replace the placeholders of a message. `phone` is the recipient's number in E.164; the values
+    contain only its hash."""
     return {"message_id": message_id, "campaign": campaign, "phone_sha256": hashlib.sha256(phone.encode()).hexdigest()}
 
 

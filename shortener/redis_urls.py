@@ -1,4 +1,4 @@
-"""This module splits the URL of a Redis server, of Redis Sentinel or of a Redis Cluster into its parts."""
+"""This module parses Redis URLs: the URL of one server, of Redis Sentinel or of a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """The parts of a Redis URL. `mode` is "", "sentinel" or "cluster"; `path` has no slash at its edges, except for unix://."""
+    """The parts of a Redis URL. `mode` is "" for one server, "sentinel" or "cluster". `path` has no slash at its start and end,
+    unless the scheme is unix."""
 
     mode: str
     tls: bool

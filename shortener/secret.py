@@ -1,10 +1,11 @@
 """This module reads the master secret of an installation, and derives keys from it.
 
-The first start creates the secret in the file `DATA_DIR/secret` with mode 0600. An operator can use the setting SECRET instead. The
-setting is necessary if several machines share a database. A separate key is derived from the secret for each purpose: the salt of
-link codes, the check value in click ids, and the encryption of tracker secrets. The database stores the fingerprint of its secret,
-and no process starts with another secret. If the secret is lost, `shortener secret adopt` sets a new one: short links still work,
-but encrypted values are lost.
+The first start creates the secret in the file `DATA_DIR/secret` with mode 0600. An operator can set it with the setting SECRET
+instead. The setting is necessary if several machines share a database. A separate key is derived from the secret for each
+purpose: the salt of link codes, the check value in click ids, and the encryption of tracker secrets.
+
+The database stores the fingerprint of its secret, and a process with another secret does not start. If the secret is lost,
+`shortener secret adopt` replaces it: short links still work, but encrypted values are lost.
 
 `SecretError` is raised if the secret file is empty, weak, or writable by other users.
 """
@@ -53,7 +54,8 @@ class Secret:
 
     @cached_property
     def _fernet(self) -> Fernet:
-        # cryptography is imported here: it takes 6 MB, and a process without trackers and gateways encrypts and decrypts nothing.
+        # The library `cryptography` is imported here, because it takes 6 MB. A process without trackers and gateways does not
+        # need it.
         from cryptography.fernet import Fernet
 
         return Fernet(base64.urlsafe_b64encode(self.key("encryption")))
@@ -95,7 +97,7 @@ class Secret:
             raise SecretError("a stored value was encrypted with another SECRET") from None
 
     def is_encrypted(self, token: str | None, text: str | None) -> bool:
-        """Return whether `token` is the result of `encrypt` for this text. False if one of them is None."""
+        """Return whether `token` is the text in encrypted form. Return False if `token` or `text` is None."""
         try:
             return token is not None and self.decrypt(token) == text
         except SecretError:
@@ -108,11 +110,11 @@ def new_signing_secret() -> str:
 
 
 def open_secret(setting: SecretStr, data_dir: Path, *, create: bool = False) -> Secret:
-    """Return the secret of this installation: the setting SECRET, else the content of the secret file.
+    """Return the secret of this installation: the setting SECRET, or else the content of the secret file.
 
-    If neither exists and `create` is true, create a secret in the file. If `create` is false, raise SecretError, because a new
-    secret does not fit a database that already exists. Raise SecretError also if the secret is weak, or if the file cannot be read
-    or other users can write to it."""
+    If there is neither a setting nor a file: with `create`, create the file with a new secret; otherwise raise SecretError. A new
+    secret does not fit a database that already exists, so `create` must be false for such a database. SecretError is also raised
+    if the secret is weak, if the file cannot be read, or if other users can write to the file."""
     if text := setting.get_secret_value():
         return Secret(text)
     path = secret_file(data_dir)
@@ -137,7 +139,7 @@ def secret_file(data_dir: Path) -> Path:
 
 
 def write_secret(path: Path, value: str) -> None:
-    """Create the secret file atomically. If another process has created the file in the meantime, keep that file."""
+    """Create the secret file atomically. If another process has created it at the same time, keep the file of that process."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -145,7 +147,7 @@ def write_secret(path: Path, value: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)  # Unlike a rename, a hard link never replaces an existing file.
+            os.link(temporary, path)  # `os.link` never replaces an existing file. A rename would replace it.
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -1,7 +1,8 @@
 """The table of all settings, with the name, type, default and help text of each setting.
 
-`settings_sources.load` reads the values from TOML and from the environment. `make config` writes `config/shortener.toml` and
-docs/reference/settings.md from this table, and a test compares them. The module is long because it is one table.
+`settings_sources.load` reads the values from TOML and from the environment. `make config` generates config/shortener.toml and
+docs/reference/settings.md from this table, and a test checks that both files are up to date. The module is long because it is one
+table.
 """
 
 from __future__ import annotations
@@ -227,8 +228,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=1024,
-        description="Number of processes among which the concurrency of a tracker is divided. 0: the processes that deliver from "
-        "this database are counted.",
+        description="Number of processes among which the concurrency of a tracker is divided. 0: the number of "
+        "processes that deliver from this database.",
     )
     delivery_recovery_rate: float = Field(
         100.0,
@@ -423,7 +424,7 @@ class Settings(BaseModel):
 
     @property
     def has_default_base_url(self) -> bool:
-        """Whether BASE_URL is not set, so that short links contain the name of this machine only."""
+        """Whether BASE_URL is not set. Short links then work only on this machine."""
         return "base_url" not in self.model_fields_set
 
     @property

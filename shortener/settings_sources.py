@@ -1,12 +1,12 @@
-"""This module reads the settings of a process from TOML and from the environment, and writes the documents about them.
+"""This module reads the settings of a process from TOML and from the environment, and generates the documents about settings.
 
 `load` reads TOML first: the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or
 `config/shortener.toml` if it exists. An environment variable `SHORTENER_<NAME>`, or the content of the file that
 `SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error, unless
 Kubernetes made it for a Service whose name begins with "shortener" (`service_link_variables`).
 
-Every function raises `SettingsError` with one line for each setting that is not usable. A line ends with the source of the value:
-a variable, a file or an option of the command line.
+If settings are not usable, the functions raise `SettingsError` with one line for each of them. A line ends with the source of the
+value: a variable, a file or an option of the command line.
 """
 # Tested by tests/test_settings.py
 
@@ -24,7 +24,7 @@ from pydantic import SecretStr, ValidationError
 from shortener.settings import DEFAULT_BASE_URL, DEFAULT_CONFIG, PREFIX, Settings, SettingsError
 from shortener.validation_texts import named_reasons
 
-#: Names of the variables that Kubernetes and Docker links set for a service called, for example, `shortener` or `shortener-web`.
+#: Kubernetes and Docker links set variables with these names for a service called, for example, `shortener` or `shortener-web`.
 _SERVICE_LINK = re.compile(
     r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -52,17 +52,17 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     explicit = _read_environment(environ, sources) | options
     values |= explicit
     sources |= {name: "--" + name.replace("_", "-") for name in options}
-    # config/shortener.toml contains every default, so the default of BASE_URL in a file counts as not set.
+    # config/shortener.toml contains every default. Therefore a BASE_URL in a file counts as not set if it is the default.
     has_base_url = "base_url" in explicit or values.get("base_url", DEFAULT_BASE_URL) != DEFAULT_BASE_URL
     follows_port = not has_base_url and "port" in values
     if follows_port:
-        # If BASE_URL is not set, short links must contain the port that this process listens on.
+        # If BASE_URL is not set, short links begin with 127.0.0.1 and must contain the port on which this process listens.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. In this case,
-        # only the error of the port is reported.
+        # The default of BASE_URL contains the port. An invalid port therefore causes two errors, and only the error of the port
+        # is reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
         raise SettingsError("\n".join(_describe(name, reason, sources) for name, reason in named_reasons(items))) from None
     if not has_base_url:
@@ -83,13 +83,13 @@ def _describe(name: str, reason: str, sources: Mapping[str, str]) -> str:
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     import difflib  # imported here, because only errors need it
 
-    # Compare the names without the common prefix SHORTENER_, because it makes any two names similar.
+    # Compare the names without the prefix SHORTENER_. With the prefix, every two names are similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
 
 
 def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str, Any]:
-    """Return the settings in TOML files. Add the file of each setting to `sources`."""
+    """Return the settings in TOML files. Store in `sources` from which file each setting comes."""
     named = environ.get(PREFIX + "CONFIG", "")
     place = Path(named) if named else DEFAULT_CONFIG
     try:
@@ -97,7 +97,7 @@ def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str,
             raise SettingsError(f"{PREFIX}CONFIG: there is no file or folder {place}")
         files = sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
     except PermissionError:
-        # The user of the service started the command in a folder that it may not open, for example in /root.
+        # For example, somebody started the command in /root as the user of the service, who may not open that folder.
         folder = place.absolute().parent
         remedy = f"Use another folder (`cd /`), or set {PREFIX}CONFIG" if not named else f"Correct {PREFIX}CONFIG"
         raise SettingsError(f"the folder {folder} may not be opened by the user of this process. {remedy}") from None
@@ -113,7 +113,7 @@ def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str,
 
 
 def _read_environment(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str, Any]:
-    """Return the settings in variables. Add the variable of each setting to `sources`."""
+    """Return the settings in environment variables. Store in `sources` from which variable each setting comes."""
     links = service_link_variables(environ)
     environ = {name: value for name, value in environ.items() if name not in links}
     variables = {PREFIX + name.upper(): name for name in Settings.model_fields}

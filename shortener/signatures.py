@@ -1,13 +1,16 @@
-"""This module signs the requests of deliveries with the headers of Standard Webhooks and of 23 Telecom, and verifies signatures.
+"""This module signs the requests of deliveries with the headers of Standard Webhooks and of 23 Telecom, and verifies such
+signatures.
 
-In the scheme of 23 Telecom, the key is the text of the secret, exactly as it was shown. In the scheme of Standard Webhooks, the key
-is the decoded base64 text after the prefix `whsec_`. If a secret has no such prefix, its text is the key. The published libraries,
-however, decode every secret as base64, with or without the prefix. If a secret without the prefix is base64 of 24 to 64 bytes, the
-module therefore adds a second Standard Webhooks signature, whose key is the decoded bytes.
+In the scheme of 23 Telecom, the key is the text of the secret, exactly as it was shown. In the scheme of Standard Webhooks, a
+secret with the prefix `whsec_` is base64 after the prefix, and the key is the decoded bytes. For a secret without the prefix, the
+key is its text. The published libraries of Standard Webhooks, however, always decode a secret as base64. Therefore, if a secret
+without the prefix is base64 of 24 to 64 bytes, the module adds a second Standard Webhooks signature whose key is the decoded
+bytes.
 
-Secrets are sorted, newest first. During the rotation of a secret there are two secrets, and each signature header contains the
-signatures of both. Each attempt is signed with its own time, so receivers that reject old signatures accept a retry after days. The
-header `webhook-id` is the same in all attempts, so receivers can recognise repeated deliveries.
+Lists of secrets begin with the newest. During the rotation of a secret there are two secrets, and each signature header contains
+a signature for each of them. Each attempt is signed with the time of the attempt, so a receiver that rejects old signatures
+accepts a retry even after days. The header `webhook-id` is the same in all attempts, so receivers can recognise a repeated
+delivery.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-#: The prefix of signing secrets in the notation of Standard Webhooks. The secret follows the prefix in base64.
+#: Standard Webhooks writes a signing secret as this prefix, followed by the secret in base64.
 SIGNING_PREFIX = "whsec_"
 MAX_SECRET_LENGTH = 512
-#: A base64 secret without prefix gets a second signature if its decoded size is in this range, which Standard Webhooks permits.
+#: If a secret without prefix is base64, and its decoded size is in this range, requests get a second signature. Standard Webhooks
+#: permits keys of this size.
 MIN_DECODED_BYTES, MAX_DECODED_BYTES = 24, 64
-#: The key of a new secret with the prefix must have at least this many bytes. A shorter text is accepted with a warning, because
-#: receivers of 23 Telecom's scheme already have secrets of any length. Older releases stored shorter keys with the prefix, too.
+#: A new secret with the prefix must have a key of at least this many bytes. A shorter secret without the prefix is accepted with
+#: a warning, because receivers of 23 Telecom's scheme already have secrets of any length. Secrets with the prefix that older
+#: releases stored may also be shorter.
 MIN_KEY_BYTES = 24
 _SECONDS = re.compile(r"[0-9]{1,12}")
 
@@ -60,8 +65,8 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 def secret_warning(text: str) -> str | None:
-    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged, or if the secret is short, otherwise
-    None."""
+    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged. The warning also says if the secret
+    is too short. Return None if the libraries can use the secret."""
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
     warning = (

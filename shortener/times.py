@@ -1,6 +1,5 @@
-"""This module parses the times that callers send: ISO 8601, and seconds or milliseconds since 1970. Delivery reports of carriers
-and gateways may use more formats. All modules of the project parse times here. All results are aware UTC datetimes, except those of
-`parse_iso`.
+"""This module parses all times that callers send: ISO 8601, and seconds or milliseconds since 1970. Delivery reports of carriers
+and gateways may use more formats. The results are aware datetimes in UTC, except those of `parse_iso`.
 """
 
 from __future__ import annotations
@@ -11,22 +10,24 @@ from email.utils import parsedate_to_datetime
 from zoneinfo import ZoneInfo
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-#: A reported time may be this far in the future, because clocks differ and some systems send local time (up to 14 hours ahead)
+#: A reported time may be this far in the future: clocks differ, and some systems send local time (up to 14 hours ahead of UTC)
 #: without its zone.
 MAX_AHEAD = timedelta(hours=24)
 
-# The maximum number of characters of a time. A longer text is not a time, and the regular expression is slow for very long texts.
+# The maximum number of characters of a time. A longer text is rejected first, because the regular expression is slow for very
+# long texts.
 MAX_ISO_LENGTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-# A number of at least this size is a time in milliseconds, a smaller number is a time in seconds. As seconds, this number is a time
-# in the year 5138; as milliseconds, it is a time in 1973.
+# Numbers from this size are milliseconds, and smaller numbers are seconds. In seconds, this number is a time in the year 5138; in
+# milliseconds, it is a time in 1973.
 _FIRST_MILLISECONDS = 10**11
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# A + that was not percent-encoded in a query arrives as a space, so a space may precede the offset from UTC.
+# A + that a client did not percent-encode in a query arrives as a space. Therefore a space is also accepted before the offset
+# from UTC.
 _LOST_PLUS = re.compile(r"(.+T.+[0-9]) ([0-9]{2}:?[0-9]{2})")
-# The earliest and the latest time of a requested period. A time outside of these limits is replaced by the nearer limit.
+# The limits of the start and the end of a requested period. A time outside of these limits is replaced by the nearer limit.
 _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
 
 
@@ -54,15 +55,16 @@ def to_utc(moment: date) -> datetime:
 
 
 def is_reported_time(at: datetime, now: datetime) -> bool:
-    """Return whether a time can be a reported time: it must be between the year 2000 and 24 hours after `now`."""
+    """Return whether a caller can report this time: it must be between the year 2000 and 24 hours after `now`."""
     return EARLIEST <= at <= now + MAX_AHEAD
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """Return a reported time in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
+    """Parse a reported time. Return it in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
 
-    Raise ValueError with a reason for the caller if `text` is not a time, or if the time is not between the year 2000 and 24 hours
-    after `now`. These limits also reject numbers that have another meaning: 0, the date 20261120, and a time in microseconds."""
+    Raise ValueError with a reason for the caller if `text` is not a time, or if the time is not between the year 2000 and 24
+    hours after `now`. These limits also reject numbers that do not mean seconds or milliseconds: 0, the date 20261120, and a time
+    in microseconds."""
     try:
         at = _from_number(text) if _NUMBER.fullmatch(text) else _from_iso(text)
     except (ValueError, OverflowError):
@@ -74,7 +76,7 @@ def parse_time(text: str, now: datetime) -> datetime:
     return at
 
 
-#: The time formats of SMPP and of gateways, without separators: YYMMDDhhmm and YYMMDDhhmmss, also with a four-digit year.
+#: Times without separators, as SMPP and gateways write them: YYMMDDhhmm and YYMMDDhhmmss, also with a year of four digits.
 _COMPACT = {10: "%y%m%d%H%M", 12: "%y%m%d%H%M%S", 14: "%Y%m%d%H%M%S"}
 #: SMPP's absolute time: YYMMDDhhmmss, tenths of a second, and the offset from UTC in quarters of an hour.
 _SMPP = re.compile(r"([0-9]{12})[0-9]([0-9]{2})([+-])")
@@ -84,11 +86,11 @@ _SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$|Z$)")
 
 
 def parse_report_time(text: str, now: datetime) -> datetime:
-    """Return the time of a delivery report in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
+    """Parse the time of a delivery report. Return it in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
 
     Accept the formats of `parse_time`, RFC 2822 (`Fri, 27 Nov 2026 10:00:00 +0000`), `2026/11/27 10:00:00`, hour 24 of ISO 8601,
-    and the formats without separators of SMPP. A number of ten digits means seconds since 1970 if that time is not in the future.
-    Otherwise it means YYMMDDhhmm. Raise ValueError with a reason for the caller, as `parse_time` does."""
+    and SMPP's formats without separators. A number of ten digits means seconds since 1970, unless that time is in the future;
+    then the number means YYMMDDhhmm. Raise ValueError with a reason for the caller, as `parse_time` does."""
     text = text.strip()[:MAX_ISO_LENGTH]
     try:
         return parse_time(text, now)
@@ -129,7 +131,8 @@ def _from_other_iso(text: str) -> datetime:
 
 
 def start_of(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the start of a requested period in UTC. A period that starts with a date starts at its midnight in `zone`."""
+    """Return the start of a requested period in UTC. If the start is a date, it means midnight at the start of this day in
+    `zone`."""
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time(), zone)
     elif moment.tzinfo is None:
@@ -138,7 +141,7 @@ def start_of(moment: date, zone: tzinfo = UTC) -> datetime:
 
 
 def end_of(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the exclusive end of a requested period in UTC. A period that ends with a date includes the whole day."""
+    """Return the excluded end of a requested period in UTC. If the end is a date, the period includes this whole day."""
     if not isinstance(moment, datetime) and moment < _LAST.date():
         moment += timedelta(days=1)
     return start_of(moment, zone)

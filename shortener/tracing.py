@@ -1,12 +1,12 @@
 """This module creates OpenTelemetry traces: one trace for each message, from its rewrite to the last delivery of its events.
 
-The ids of a trace are computed from the application and the message id. No trace id is stored, and other processes can still add
-spans to the same trace, even days later. The rewrite is the root span; events, attempts of deliveries and conversion reports are
-its children. A sampled share of the messages is traced completely, and the others are not traced. Spans contain no phone numbers,
-no texts and no URLs.
+The ids of a trace are computed from the application and the message id. Therefore no trace id is stored, and another process can
+add spans to the same trace, even days later. The rewrite is the root span; events, attempts of deliveries and conversion reports
+are its children. A share of the messages is selected. All steps of a selected message are traced, and no step of another message.
+Spans contain no phone numbers, no texts and no URLs.
 
-Traces are off unless OTLP_ENDPOINT is set. They need the extra `tracing` of the package. Spans are sent by a thread in the
-background; if the collector does not respond, they are dropped.
+Traces are off unless OTLP_ENDPOINT is set. They need the packages of the extra `tracing`. A background thread sends the spans. If
+the collector does not respond, spans are dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shortener.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-#: How to install the packages for traces.
+#: The instruction that installs the packages for traces.
 HOW_TO_INSTALL = (
     "run .venv/bin/pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http in the folder of the repository"
 )
@@ -43,7 +43,8 @@ class Tracer:
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
         class Ids(RandomIdGenerator):
-            """A generator of random ids. The ids of root spans are not random: the tracer sets them before it starts the span."""
+            """A generator of ids: random ids, except for a root span, for which the tracer sets the ids in `root` before it
+            starts the span."""
 
             root: tuple[int, int] | None = None
 
@@ -86,8 +87,8 @@ class Tracer:
         is_request: bool = False,
         **attributes: Any,
     ) -> None:
-        """Create a span of a message as a child of its rewrite span. `is_request` is true if the span is a request that the service
-        sent. `error` is the reason if the step failed."""
+        """Create the span of one step of a message, as a child of the span of its rewrite. `is_request` is true if the step is a
+        request that the service sent. `error` is the reason if the step failed."""
         from opentelemetry.trace import (
             NonRecordingSpan,
             SpanContext,

@@ -1,7 +1,8 @@
-"""The texts of pydantic errors, in one style for the API, the command line and the settings: "must be at least 1" or "is required".
+"""The texts of pydantic errors, in one style for the API, the command line and the settings: "must be at least 1" or "is
+required".
 
-The texts contain no names of classes, validators or union members. The functions do not fail for an error of an unknown type: they
-return its own text.
+The texts contain no names of classes, validators or union members. For an error of an unknown type, the functions return
+pydantic's own text.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 Context = Mapping[str, Any]
 
-#: The text that describes the required type, by type of the pydantic error. Errors of the same field from several members of a
-#: union are joined with "or".
+#: The words that name the required type, by type of the pydantic error. A field that permits several types (a union) has one
+#: error for each type; their words are joined with "or".
 _TYPES: Mapping[str, str] = {
     "string_type": "a string",
     "string_unicode": "a string",
@@ -50,11 +51,11 @@ _TYPES: Mapping[str, str] = {
 
 
 def _shown(limit: object) -> object:
-    """Return a limit in the form in which people write it: 60 instead of 60.0."""
+    """Return a limit as people write it: 60 and not 60.0."""
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
-#: The reason for a field that the model does not have.
+#: The reason that is reported for a field that does not exist in the model.
 UNKNOWN_FIELD = "is not a known field"
 
 _REASONS: Mapping[str, Callable[[Context], str]] = {
@@ -76,13 +77,14 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
 
 
 def are_wrong_types(errors: Sequence[ErrorDetails]) -> bool:
-    """Return whether a value has a wrong type and no other error. `errors` are all errors of the value."""
+    """Return whether all errors of a value say that its type is wrong."""
     return all(error["type"] in _TYPES for error in errors)
 
 
 def error_reasons(errors: Sequence[ErrorDetails]) -> list[str]:
-    """Return the reasons why one value is invalid, each once. `errors` are all errors of the value, also those of the members of a
-    union. Wrong types are reported only if no member accepts the type of the value."""
+    """Return the different reasons why one value is invalid. `errors` contains all pydantic errors of the value. If the value may
+    have several types (a union), it contains the errors of each type. A wrong type is reported only if the value has none of the
+    permitted types."""
     others = [error for error in errors if error["type"] not in _TYPES]
     if others:
         return list(dict.fromkeys(map(_reason, others)))
@@ -92,11 +94,11 @@ def error_reasons(errors: Sequence[ErrorDetails]) -> list[str]:
 
 
 def named_reasons(errors: Sequence[ErrorDetails]) -> list[tuple[str, str]]:
-    """Return the name and the reason of each invalid value of a flat model. The name of an item of a list has its index, such as
-    trusted_proxies.0. The name is empty if the error concerns the whole model."""
+    """Return the name and the reason of each invalid value of a model without nested models. An item of a list is named with its
+    index, such as trusted_proxies.0. The name is empty if the error concerns the whole model."""
     by_name: dict[str, list[ErrorDetails]] = {}
     for error in errors:
-        # The other parts of the path are names of validators and union members.
+        # `loc` also contains names of validators and union members, which are left out.
         name = ".".join(str(part) for index, part in enumerate(error["loc"]) if index == 0 or isinstance(part, int))
         by_name.setdefault(name, []).append(error)
     return [(name, reason) for name, found in by_name.items() for reason in error_reasons(found)]
@@ -114,8 +116,8 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _unit(context: Context) -> str:
-    """Return the unit of a length: characters or items. pydantic calls the type of a text "Value" if a function has checked the
-    text."""
+    """Return the unit of a length: characters or items. pydantic's name for a text is "Value" if a function has checked the text
+    before."""
     return "character" if context.get("field_type") == "Value" else "item"
 
 
