@@ -45,6 +45,10 @@ RUNNING, DONE, STOPPED = "running", "done", "stopped"
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
 
 
+#: A function that calls `create_replay` with its arguments.
+CreateReplay = Callable[[Connection, AuditWriter, dict[str, Any]], "Replay"]
+
+
 class StopReason(enum.StrEnum):
     """Why a replay was stopped. The values of this enum are stored in the database, so do not change them."""
 
@@ -122,8 +126,10 @@ async def start_replay(
     since: datetime | None,
     until: datetime | None,
     now: datetime,
+    create: CreateReplay | None = None,
 ) -> Replay:
-    """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it.
+    """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it. `create` runs in the transaction
+    in place of `create_replay`, which it calls; it may raise an exception instead, for example if the request is a repeat.
 
     Raise ApiError with the code NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if
     nothing would be sent to it, or if no delivery is dead."""
@@ -140,7 +146,7 @@ async def start_replay(
         "created_at": now,
     }
     try:
-        return await database.write(_create_replay, audit, values)
+        return await database.write(create or create_replay, audit, values)
     except IntegrityError as error:  # Another process has created a replay of this tracker at the same time.
         if not is_unique_violation(error):
             raise
@@ -150,7 +156,8 @@ async def start_replay(
         raise _is_running_already(running) from None
 
 
-def _create_replay(connection: Connection, audit: AuditWriter, values: dict[str, Any]) -> Replay:
+def create_replay(connection: Connection, audit: AuditWriter, values: dict[str, Any]) -> Replay:
+    """Create a replay with the values of its columns, and add the audit row. Raise the ApiErrors of `start_replay`."""
     tracker_id, since, until = values["tracker_id"], values["since"], values["until"]
     require_tracker(connection, tracker_id, values["application_id"])
     running = find_running(connection, tracker_id)
@@ -187,6 +194,13 @@ def find_replay(connection: Connection, public_id: str, application_id: int) -> 
 def find_running(connection: Connection, tracker_id: int) -> Replay | None:
     """Return the running replay of a tracker, or None."""
     row = connection.execute(select(replays).where(replays.c.tracker_id == tracker_id, _IS_RUNNING)).first()
+    return None if row is None else _replay_from_row(row)
+
+
+def find_newest(connection: Connection, tracker_id: int) -> Replay | None:
+    """Return the replay of a tracker that was started last, or None."""
+    statement = select(replays).where(replays.c.tracker_id == tracker_id).order_by(replays.c.id.desc()).limit(1)
+    row = connection.execute(statement).first()
     return None if row is None else _replay_from_row(row)
 
 

@@ -26,7 +26,7 @@ from shortener.portal.form_versions import FormChanged, check_version, version_o
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.repeats import new_form_id, perform_once
+from shortener.portal.repeats import FormRepeated, new_form_id, perform_once
 from shortener.storage.types import to_iso
 
 PATH = "/portal/admin/applications"
@@ -90,7 +90,7 @@ def _page(
 async def change(visit: Visit) -> Response:
     """Create or change an application. The form field `action` contains the name of the change."""
     action = visit.form.get("action", "")
-    service, created = visit.service, None
+    service, created, is_repeat = visit.service, None, False
     try:
         if action == "disable" and not is_confirmed(visit):
             application_id = _number(visit, "application")
@@ -103,7 +103,10 @@ async def change(visit: Visit) -> Response:
             service.secret.load()
             created = await service.database.write(perform_once, visit, _create, visit)
         elif action in ("rename", "disable", "enable"):
-            await service.database.write(_update, visit, action)
+            try:
+                await service.database.write(perform_once, visit, _update, visit, action)
+            except FormRepeated:
+                is_repeat = True
         else:
             reason = "must be one of create, rename, disable, enable"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", reason)])
@@ -114,9 +117,20 @@ async def change(visit: Visit) -> Response:
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:
-        return visit.redirect(f"{PATH}?saved=1")
+        # Somebody may have undone the change after the first request. Then the page must not say that it is saved.
+        return visit.redirect(PATH if is_repeat and _is_undone(visit, action) else f"{PATH}?saved=1")
     domain = _domain(visit)
     return _page(visit, created=created, warnings=await new_domain_warnings(domain) if domain else ())
+
+
+def _is_undone(visit: Visit, action: str) -> bool:
+    """Return whether the application of the form differs from the result of the form's action."""
+    found = visit.service.directory.application(_number(visit, "application") or 0)
+    if found is None:
+        return True
+    if action == "rename":
+        return found.name != visit.form.get("name", "").strip()
+    return found.disabled != (action == "disable")
 
 
 def _not_found(application_id: int | None) -> ApiError:

@@ -32,6 +32,7 @@ from shortener.portal.form_versions import FIELD as VERSION
 from shortener.portal.form_versions import FormChanged, FormValues, check_version, version_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.web.validation import validate
 
 #: The settings that the settings page shows, by group, with their labels.
@@ -192,7 +193,11 @@ async def save(visit: Visit) -> Response:
         changes = _read_form(visit)
         if visit.form.get("action") == "try":
             return _page(visit, what_if=await _try(visit, changes))
-        await visit.service.database.write(_write, visit, changes)
+        await visit.service.database.write(perform_once, visit, _write, visit, changes)
+    except FormRepeated:
+        await visit.service.directory.refresh_if_available()
+        # Somebody may have changed the settings after the first request. Then the page must not say that this form is saved.
+        return visit.redirect(visit.link("settings", keep=False, saved=1 if _is_stored(visit, changes) else None))
     except FormChanged as error:
         return _page(visit, 409, error=error)
     except ApiError as error:
@@ -201,6 +206,13 @@ async def save(visit: Visit) -> Response:
         return _page(visit, 422, error=error)
     await visit.service.directory.refresh_if_available()
     return visit.redirect(visit.link("settings", keep=False, saved=1))
+
+
+def _is_stored(visit: Visit, changes: Mapping[str, Any]) -> bool:
+    """Return whether the stored settings equal the values in the form."""
+    application = visit.service.directory.application(visit.application_id) or visit.one_application
+    gateway = application.gateway.name if application.gateway else "none"
+    return _validated(application.settings, changes) == application.settings and visit.form.get("gateway", "none") == gateway
 
 
 def _read_form(visit: Visit) -> dict[str, Any]:

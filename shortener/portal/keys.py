@@ -27,7 +27,7 @@ from shortener.portal.getting_started import first_call
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.repeats import new_form_id, perform_once
+from shortener.portal.repeats import FormRepeated, new_form_id, perform_once
 from shortener.storage.types import to_iso
 
 MAX_NAME_CHARACTERS = 100
@@ -118,6 +118,8 @@ async def change(visit: Visit) -> Response:
     except KeyError:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
 
+    revoked = visit.redirect(visit.link("keys", revoked=1))
+
     def write(connection: Connection) -> tuple[NewSecret | None, dict[str, Any]]:
         created = perform_once(connection, visit, action, visit)
         # Read the lists in this transaction, because a read after the commit could fail, and the new key would be lost.
@@ -127,12 +129,16 @@ async def change(visit: Visit) -> Response:
         if (describe := _QUESTIONS.get(action)) is not None and not is_confirmed(visit):
             return ask(visit, await visit.service.database.read(describe, visit), visit.link("keys"))
         created, lists = await visit.service.database.write(write)
+    except FormRepeated as error:
+        if action in (_revoke, _revoke_postback_key):
+            return revoked
+        return await _page(visit, 422, error=error)
     except ApiError as error:
         if error.code not in (ErrorCode.INVALID_REQUEST, ErrorCode.CONFLICT):
             raise
         return await _page(visit, 422, error=error)
     await visit.service.directory.refresh_if_available()
-    return visit.redirect(visit.link("keys", revoked=1)) if created is None else _render(visit, lists, created=created)
+    return revoked if created is None else _render(visit, lists, created=created)
 
 
 def _create(connection: Connection, visit: Visit) -> NewSecret:

@@ -68,7 +68,7 @@ def _gateway_state(visit: Visit, status: MessageStatus) -> dict[str, Any]:
     state = "doubtful" if undecided and row.status == SendStatus.PENDING else SendStatus(row.status).api_name
     return {
         "send_state": (text, kind, visit.link("sends", keep=False, period="365d", state=state)),
-        "done": sends.DONE.get(visit.get("done") or ""),
+        "done": sends.NOTES.get(visit.get("done") or ""),
         "can_decide": undecided and visit.may(Role.MANAGER),
     }
 

@@ -9,10 +9,12 @@ intervals; without scripts, reload the page.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.audit import AuditWriter
 from shortener.delivery.deliveries import MAX_REPLAYED_PER_TRANSACTION, Delivery, DeliveryFilter, count_dead
 from shortener.delivery.replays import (
     MAX_UNATTEMPTED,
@@ -20,6 +22,8 @@ from shortener.delivery.replays import (
     ReplayOutcomes,
     StopReason,
     count_outcomes,
+    create_replay,
+    find_newest,
     find_obstacle,
     find_replay,
     find_running,
@@ -33,6 +37,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.listing import slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
+from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.portal.trackers import BREAKERS, tracker_health
 from shortener.storage.types import to_ms
 
@@ -51,12 +56,22 @@ async def confirm(visit: Visit) -> Response:
 
 
 async def start(visit: Visit) -> Response:
-    """Start a replay of the dead deliveries of a tracker."""
+    """Start a replay of the dead deliveries of a tracker. A form that was sent before leads to the newest replay of the tracker."""
     tracker = await _tracker(visit)
     since, until = _limits(visit)
     service = visit.service
+
+    def create_once(connection: Connection, audit: AuditWriter, values: dict[str, Any]) -> Replay:
+        return perform_once(connection, visit, create_replay, audit, values)
+
+    args = service.database, visit.audit_writer, visit.application_id, tracker.id, since, until, visit.now
     try:
-        replay = await start_replay(service.database, visit.audit_writer, visit.application_id, tracker.id, since, until, visit.now)
+        replay = await start_replay(*args, create_once)
+    except FormRepeated:
+        newest = await service.database.read(find_newest, tracker.id)
+        if newest is None:
+            raise
+        replay = newest
     except ApiError as error:
         if error.code is not ErrorCode.CONFLICT:
             raise

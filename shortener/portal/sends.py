@@ -57,8 +57,10 @@ CSV_COLUMNS = (
 _STATE = FilterField(
     "state", "State", {**{one.api_name: STATES[one][0] for one in SendStatus}, "doubtful": "Doubtful"}, is_common=True
 )
-#: The note that the page shows after an action, by the value of the form field `action`.
-DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
+#: The actions that an operator can choose, and the note that the page shows after each.
+_DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
+#: The notes that the page shows after a form, by the value of the query parameter `done`.
+NOTES = _DONE | {"repeated": "This decision was sent before and was carried out then. Nothing was done now."}
 
 
 async def sends(visit: Visit) -> Response:
@@ -73,7 +75,7 @@ async def sends(visit: Visit) -> Response:
         (_STATE, gateway),
         title="Messages of gateways",
         states=STATES,
-        done=DONE.get(visit.get("done") or ""),
+        done=NOTES.get(visit.get("done") or ""),
         can_decide=visit.application is not None and visit.may(Role.MANAGER),
     )
 
@@ -120,7 +122,7 @@ def is_undecided(row: AnyRow) -> bool:
 async def decide(visit: Visit) -> Response:
     """Ask for a confirmation. Then send an undecided message again, or give it up."""
     action, message_id = visit.form.get("action", ""), visit.form.get("message", "")
-    if action not in DONE:
+    if action not in _DONE:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")])
     back = safe_next(visit.form.get("back"), visit.link("sends"))
     if not is_confirmed(visit):
@@ -129,17 +131,18 @@ async def decide(visit: Visit) -> Response:
             raise decisions.already_finished(row.status)
         return ask(visit, _question(action, row), back)
     write: Callable[[Connection], int] = _resender(visit, message_id) if action == "resend" else _discarder(visit, message_id)
-    done = visit.redirect(f"{back}{'&' if '?' in back else '?'}done={action}")
+    next_page = f"{back}{'&' if '?' in back else '?'}done="
     try:
         events = await visit.service.database.write(perform_once, visit, write)
     except FormRepeated:
-        return done
+        # The message may be in another state than after the first form.
+        return visit.redirect(next_page + "repeated")
     dispatcher = visit.service.gateway_dispatcher
     if action == "resend":
         dispatcher.wake_up.notify()
     else:
         dispatcher.writer.published(events)
-    return done
+    return visit.redirect(next_page + action)
 
 
 def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:

@@ -17,6 +17,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.portal.tracker_editor import EVENTS, FORMAT_LABELS, find_tracker
 from shortener.portal.waiting import wait_of
 
@@ -56,10 +57,14 @@ async def tracker(visit: Visit) -> Response:
 
 
 async def send_sample(visit: Visit) -> Response:
-    """Send a test event to a tracker, and show its response."""
+    """Send a test event to a tracker, and show its response. If the form was sent before, send nothing."""
     found = await find_tracker(visit)
     service = visit.service
     with service.test_slots.take(visit.application_id) as sender:
+        try:
+            await service.database.write(perform_once, visit, lambda connection: None)
+        except FormRepeated:
+            return await _show(visit, None, is_repeat=True)
         sample = await send_test(
             service.database,
             visit.audit_writer,
@@ -74,7 +79,7 @@ async def send_sample(visit: Visit) -> Response:
     return await _show(visit, sample)
 
 
-async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
+async def _show(visit: Visit, sample: SampleDelivery | None, *, is_repeat: bool = False) -> Response:
     found = await find_tracker(visit)
     backlog = await visit.service.deliveries.backlog(found.id, visit.now)
     page = await visit.service.deliveries.page(DeliveryFilter(visit.application_id, found.id), RECENT)
@@ -93,6 +98,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
             for one in page.deliveries
         ],
         sample=sample,
+        is_repeat=is_repeat,
         states=STATES,
     )
 

@@ -33,7 +33,7 @@ async def test_an_application_form_that_is_sent_again_says_that_the_credentials_
     service: Service, sign_in: SignIn
 ) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
-    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(PATH)).text)
+    form_id = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(PATH)).text)[-1]
     form = {"action": "create", "name": "Shop", "form_id": form_id}
     assert "Its credentials are shown only now" in (await browser.post(PATH, data=form)).text
     rows = len(await log(service))
@@ -41,6 +41,27 @@ async def test_an_application_form_that_is_sent_again_says_that_the_credentials_
     assert repeated.status_code == 422
     assert "This form was sent before" in repeated.text
     assert len(await log(service)) == rows
+
+
+async def test_a_changed_application_stays_as_it_is_if_a_form_is_sent_again(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    page = (await browser.get(PATH)).text
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"><input type="hidden" name="application" value="1"', page)
+    disable = {"application": "1", "action": "disable", "confirmed": "yes", "form_id": "two"}
+    enable = {"application": "1", "action": "enable"}
+    rename = {"application": "1", "action": "rename", "name": "Marketing", "form_id": form_id}
+    for first, undo in ((rename, rename | {"name": "Sales", "form_id": "three"}), (disable, enable)):
+        assert (await browser.post(PATH, data=first)).headers["location"] == f"{PATH}?saved=1"
+        same = await browser.post(PATH, data=first)
+        assert same.headers["location"] == f"{PATH}?saved=1", "a double click leads to the page of the first"
+        assert (await browser.post(PATH, data=undo)).status_code == 303
+        rows = len(await log(service))
+        repeated = await browser.post(PATH, data=first)
+        assert repeated.headers["location"] == PATH, "somebody has undone the change, so the page does not say that it is saved"
+        assert len(await log(service)) == rows
+    application = service.directory.application(1)
+    assert application is not None
+    assert (application.name, application.disabled) == ("Sales", False)
 
 
 async def test_an_admin_renames_disables_and_enables_an_application_in_the_portal(service: Service, sign_in: SignIn) -> None:

@@ -178,3 +178,20 @@ async def test_an_error_text_of_a_form_that_begins_with_the_value_shows_the_valu
     assert "<span>must be" in page
     style = (Path(__file__).parents[2] / "shortener/portal/static/portal.css").read_text()
     assert style.count("::first-letter") == style.count(":not(.as-written)::first-letter") > 0
+
+
+async def test_application_settings_stay_as_they_are_if_a_form_is_sent_again(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(PATH)).text)
+    form = DEFAULTS | {"action": "save", "link_ttl_days": "30", "form_id": form_id}
+    saved = await browser.post(PATH, data=form)
+    assert (await browser.post(PATH, data=form)).headers["location"] == saved.headers["location"]
+    assert (await browser.post(PATH, data=DEFAULTS | {"action": "save", "link_ttl_days": "20"})).status_code == 303
+    repeated = await browser.post(PATH, data=form)
+    assert repeated.headers["location"] == PATH, "the page does not say that these values are saved"
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.settings.link_ttl_days == 20
+    tried = form | {"action": "try"}
+    for _ in range(2):
+        assert "With these rules, on your own data" in (await browser.post(PATH, data=tried)).text

@@ -101,6 +101,24 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     assert actions[-2:] == ["delivery_replayed", "test_delivery_sent"]
 
 
+async def test_a_form_that_sends_a_test_event_sends_no_second_one_if_it_is_sent_again(
+    service: Service, sign_in: SignIn, receiver: Receiver
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    new = NewTracker(url=receiver.url(), events=("click",), name="mine", signed=False)
+    path = f"/portal/1/trackers/{(await service.trackers.create(AUDIT, 1, new)).tracker.id}"
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(path)).text)
+    first = await browser.post(path, data={"form_id": form_id})
+    assert "The receiver accepted the test event" in first.text
+    repeated = await browser.post(path, data={"form_id": form_id})
+    assert repeated.status_code == 200
+    assert "The test event of this form was sent before." in repeated.text
+    assert len(receiver.requests) == 1
+    (next_id,) = re.findall(r'name="form_id" value="([^"]+)"', repeated.text)
+    assert "The receiver accepted the test event" in (await browser.post(path, data={"form_id": next_id})).text
+    assert len(receiver.requests) == 2
+
+
 async def test_the_number_of_dead_deliveries_of_a_tracker_links_to_the_list_of_these_deliveries_and_to_their_replay(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:

@@ -213,7 +213,11 @@ async def test_a_manager_sends_a_held_message_again_after_a_question(
     row = (await log(service))[-1]
     assert (row.action, row.operator, row.object) == ("send_resent", "Mia", messages["held"])
     repeated = await manager.post("/portal/1/sends", data=fields)
-    assert repeated.headers["location"] == done.headers["location"], "the second form shows the result of the first"
+    assert repeated.headers["location"] == "/portal/1/sends?state=held&period=365d&done=repeated"
+    for path in (repeated.headers["location"], f"/portal/1/messages/{messages['held']}?done=repeated"):
+        shown = (await manager.get(path)).text
+        assert "This decision was sent before and was carried out then. Nothing was done now." in shown
+        assert "The message is sent again as soon as possible." not in shown
     assert [row.action for row in await log(service)].count("send_resent") == 1
     assert "Give up…" in (await manager.get("/portal/1/sends?state=doubtful")).text, "the message can still be given up"
     receiver.default_reply = ACCEPTED

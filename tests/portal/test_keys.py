@@ -115,6 +115,21 @@ async def test_a_key_form_that_is_sent_again_creates_no_second_key_or_token(serv
     assert form_id not in (await browser.get("/portal/1/keys")).text
 
 
+async def test_a_revocation_form_that_is_sent_again_leads_to_the_page_of_the_first(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    await service.database.write(create_key, 1, "old", ["sms.read"], NOON)
+    assert (await browser.post("/portal/1/keys", data={"action": "create_postback_key", "network": "Net"})).status_code == 200
+    page = (await browser.get("/portal/1/keys")).text
+    _, key, postback_key = re.findall(r'name="key" value="(\d+)"', page)
+    for action, number in (("revoke", key), ("revoke_postback_key", postback_key)):
+        form = {"action": action, "key": number, "confirmed": "yes", "form_id": "one"}
+        first, repeated = [await browser.post("/portal/1/keys", data=form) for _ in range(2)]
+        assert first.status_code == 303
+        assert (repeated.status_code, repeated.headers.get("location")) == (303, first.headers["location"]), action
+    actions = [row.action for row in await log(service)]
+    assert (actions.count("api_key_revoked"), actions.count("postback_key_revoked")) == (1, 1)
+
+
 async def test_key_forms_that_are_sent_at_the_same_time_create_one_key(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     form = {"action": "create", "name": "x", "permissions": "sms.send", "form_id": "one"}

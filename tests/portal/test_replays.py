@@ -108,6 +108,26 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     assert row.after["total"] == 3
 
 
+async def test_a_replay_form_that_is_sent_again_leads_to_the_first_replay_and_starts_no_second_one(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Sue", Role.SUPPORT, 1)
+    tracker = await tracker_with_dead(service, 2)
+    url = f"{NEW}?tracker={tracker}&{EVER}"
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(url)).text)
+    first = await browser.post(url, data={"form_id": form_id})
+    assert first.status_code == 303
+    running = await browser.post(url, data={"form_id": form_id})
+    assert (running.status_code, running.headers.get("location")) == (303, first.headers["location"])
+    while await service.replays.step():
+        pass
+    await fill(service, tracker, DeliveryStatus.DEAD, 1)
+    ended = await browser.post(url, data={"form_id": form_id})
+    assert (ended.status_code, ended.headers.get("location")) == (303, first.headers["location"])
+    assert [row.action for row in await log(service)].count("replay_started") == 1
+    assert (await service.deliveries.backlog(tracker, service.clock())).dead == 1
+
+
 async def test_htmx_loads_only_the_numbers_of_a_replay_until_its_phase_changes(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in()
     path = await start(browser, await tracker_with_dead(service, 2))
