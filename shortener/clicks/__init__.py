@@ -1,1 +1,1 @@
-"""Clicks: this package redirects requests for short links, classifies them as hits, and stores the hits."""
+"""This package redirects requests for short links, classifies them as hits, and stores the hits."""

@@ -10,9 +10,9 @@ exception: ignored and suspected hits above a limit are counted in a metric and 
 rules of an application may change the verdict of a hit.
 
 If a statement fails, the transaction stores nothing, and the caller can write the batch again. The argument `is_uncertain` means
-that an earlier attempt may have been committed. In this case, hits that are already stored are not written again, but they count in
-the result. After a failed attempt, two changes remain in memory: the entries of RecentAddresses and RecentLinks, and the verdicts
-of the hits.
+that an earlier attempt may have been committed. In this case, hits that are already stored are not written again, but the result
+counts them. A failed attempt leaves two changes in memory: the entries of RecentAddresses and RecentLinks, and the verdicts of
+the hits.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
-# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several such
-# operations.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several of
+# them.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
 _FIRST = _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE
 _LATE, _OFF, _PAGE = int(HitFlag.LATE), int(HitFlag.DISABLED), int(HitFlag.CONFIRMATION_PAGE)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
-# The verdicts are module constants, because the look-up of an enum member takes longer than the comparison.
+# The verdicts are module constants, because looking up an enum member takes longer than comparing two of them.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 _NOT_REPORTED = ReportTimes()
 
@@ -60,13 +60,13 @@ class BatchResult:
     """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0  # the events that this attempt wrote, plus one for each hit that an earlier attempt stored
+    events: int = 0  # events that this attempt wrote; a hit that an earlier attempt stored counts as one event
     recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
     inserted: int = 0  # the number of hits that this attempt stored
     first_clicks: int = 0
     unknown: int = 0  # the number of hits whose code belongs to no link
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # the found links, by code
-    # The number of ignored and suspected hits that were not stored, because their link has reached its limit of stored hits.
+    # The number of ignored and suspected hits that were not stored, because their link had reached its limit of stored hits.
     not_stored: int = 0
 
 
@@ -79,9 +79,9 @@ _LinkHit = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
-    """A writer of batches of hits. It reads the hit policies from `directory` once for each batch. `ignored_limit` and
-    `suspected_limit` are the maximum numbers of ignored and of suspected hits of one link that are stored per minute; 0 means no
-    limit."""
+    """A writer of batches of hits. It reads the hit policies from `directory` once for each batch. `ignored_limit` is the maximum
+    number of ignored hits of one link that are stored per minute, and `suspected_limit` the maximum number of suspected hits; 0
+    means no limit."""
 
     def __init__(
         self,
@@ -184,10 +184,10 @@ class HitBatchWriter:
     def _await_confirmation(
         self, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution], policies: HitPolicies
     ) -> set[int]:
-        """Find the hits that get the confirmation page. Replace their resolutions and return their ids.
+        """Find the hits whose clients get the confirmation page. Replace the resolutions of these hits and return their ids.
 
-        The resolution of a suspected hit is computed again, because a contextual rule may have changed the verdict of the hit. If
-        no rule suspects a hit that gets the page, the hit becomes IGNORED, so that it is not a click. A hit that was redirected
+        The resolution of a suspected hit is computed again, because a contextual rule may have changed the verdict of the hit. A
+        hit that gets the page although no rule suspects it becomes IGNORED, so that it is not a click. A hit that was redirected
         before this transaction gets no page."""
         pages: set[int] = set()
         for index, hit in enumerate(hits):
@@ -208,8 +208,8 @@ class HitBatchWriter:
         """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules. Return the row ids of
         the messages with early hits, including early hits that an earlier attempt has classified.
 
-        A press of the button on the confirmation page stays HUMAN, because only a person presses the button. The rules also do not
-        use such a press as evidence against other hits."""
+        A press of the button on the confirmation page stays HUMAN, because only a person presses the button. Such a press is also
+        no evidence against other hits."""
         human = [
             (hit, link, chosen, from_ms(hit.at))
             for hit, link, _ in hits
@@ -246,7 +246,7 @@ class _Candidates(NamedTuple):
 
     claims: dict[int, queries.Claim]  # the possible first click on each message, by row id of the message
     links: dict[int, LinkRow]  # one link of each message, by row id of the message
-    first_on_link: dict[int, int]  # the id of the hit that may become the first click on a link, by row id of the link
+    first_on_link: dict[int, int]  # by row id of the link: the id of the hit that may become the first click on this link
 
 
 def _first_click_candidates(hits: Sequence[_LinkHit], is_late: Callable[[int, int], bool]) -> _Candidates:
@@ -285,8 +285,9 @@ class _BatchRows:
         pages: Collection[int],
         keep_clicks: bool,
     ) -> None:
-        """`won` is the result of `queries.claim_first_clicks`. `is_late` is `LinkResolver.is_late`. `pages` contains the
-        ids of the hits that get the confirmation page. If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
+        """`won` is the result of `queries.claim_first_clicks`. `is_late` is the function `LinkResolver.is_late`. `pages` contains
+        the ids of the hits whose clients get the confirmation page. If `keep_clicks` is true, `add` also collects the clicks in
+        `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
@@ -304,7 +305,7 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        # The number of hits by metric, flags of first clicks, cohort, time slot, time slot of the message, and link set.
+        # The number of hits by (metric, flags of first clicks, cohort, time slot, time slot of the message, link set).
         counts: dict[tuple[str, int, int, int, int, int], int] = {}
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
@@ -333,14 +334,14 @@ class _BatchRows:
                 group = (metric, flags & _FIRST, link.cohort_id, at // TIME_SLOT_MS, sent_slot(link.message), link.link_set)
                 counts[group] = counts.get(group, 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
-            if not link.url:  # The message was erased, so no personal data of its recipient is stored.
+            if not link.url:  # A link without a URL belongs to an erased message, so no personal data of the recipient is stored.
                 address, user_agent, country = "", "", None
             elif ip_privacy and (privacy := ip_privacy.get(link.application_id)) is not None:
                 address = shorten_address(address, privacy)
             hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent, country))
             if topics:
-                # The event of a first click has the same id as its hit. Therefore the event needs no entry in the index of
-                # schema.OTHER_EVENTS.
+                # The event of a first click has the same id as its hit. Therefore the index of schema.OTHER_EVENTS needs no entry
+                # for it.
                 event = hit.id if topics & _STATE else self._ids()
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
         for (metric, first, cohort, slot, sent, link_set), amount in counts.items():
@@ -349,13 +350,13 @@ class _BatchRows:
                 self.deltas.add_slots(cohort, slot, CLICKED_LINKS, sent, link_set, amount)
             if first & _FIRST_FOR_MESSAGE:
                 self.first_clicks += amount
-                # This delta does not contain the time from sending to the first click. The fan-out counts that time.
+                # This delta leaves out the time from sending to the first click. The fan-out counts that time.
                 self.deltas.add_slots(cohort, slot, CLICKED_MESSAGES, sent, link_set, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
-        """Return the flags of a click, and the topics of the event that it creates."""
+        """Return the flags of a click, and the topics of the event that the click creates."""
         if self._keep_clicks:
-            # The values that `add` stores for this hit.
+            # Use the same values that `add` stores for this hit.
             user_agent, country = (hit.user_agent, hit.country) if link.url else ("", None)
             self.clicks.append(Click(hit.id, link.cohort_id, hit.at, user_agent, link.message, link.link_set, country))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:

@@ -1,7 +1,7 @@
-"""The entries of the link cache for links that are stored in the database.
+"""This module makes the entries of the link cache from links that are stored in the database.
 
-A disabled link and an erased link have no entry, so that no redirect uses them while the database is unavailable. A rewrite creates
-the entries of its new links itself (messages/write.py), because their rows are not stored yet.
+A disabled link and an erased link have no entry, so that no redirect uses them while the database is unavailable. A rewrite does
+not use this module for its new links (messages/write.py), because their rows are not stored yet.
 """
 # Tested by tests/clicks/test_cache_entries.py
 
@@ -16,7 +16,7 @@ from shortener.redis.link_cache import CachedLink
 
 
 def cache_entries(links: Iterable[LinkRow]) -> dict[str, CachedLink]:
-    """Return the entries of links by code. Disabled and erased links are left out."""
+    """Return the cache entry of each link, by code. Disabled and erased links are left out."""
     return {
         link.code: CachedLink(
             code=link.code,
@@ -35,5 +35,6 @@ def cache_entries(links: Iterable[LinkRow]) -> dict[str, CachedLink]:
 
 
 def read_cache_entries(connection: Connection, codes: Iterable[str]) -> dict[str, CachedLink]:
-    """Read the links with these codes, and return their entries by code. Unknown, disabled and erased links are left out."""
+    """Read the links with these codes, and return the cache entry of each link, by code. Unknown, disabled and erased links are
+    left out."""
     return cache_entries(find_links(connection, codes).values())

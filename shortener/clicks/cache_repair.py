@@ -1,9 +1,9 @@
 """This module repairs the link cache after Redis was unavailable.
 
-A change of a link succeeds even if Redis does not respond. The process that made the change removes the old entry of the link from
-the cache as soon as Redis responds again. If this process ends before that, the old entry stays in the cache until the link
-expires. During the next outage of the database, clicks would then be redirected to the old destination. Therefore each process
-stores the recently changed links in the cache again: after its start, and whenever Redis responds again after an outage.
+A change of a link succeeds even if Redis does not respond. The process that made the change removes the old cache entry of the
+link as soon as Redis responds again. If this process ends before that, the old entry stays in the cache until the link expires.
+During the next outage of the database, clicks would then be redirected to the old destination. Therefore each process stores the
+recently changed links in the cache again: after its start, and whenever Redis responds again after an outage.
 """
 # Tested by tests/clicks/test_cache_repair.py
 
@@ -20,15 +20,15 @@ from shortener.redis.link_cache import RedisLinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import link_changes, links
 
-INTERVAL_SECONDS = 1.0  # The pause between two checks whether Redis responds.
-#: The pause between two batches.
+INTERVAL_SECONDS = 1.0  # The pause in seconds between two checks whether Redis responds.
+#: The pause in seconds between two batches.
 MIN_INTERVAL_SECONDS = 0.05
 BATCH_CHANGES = 500
-#: The maximum age of the changes that a repair repeats. An older change can only be missing in the cache if an outage of Redis
-#: lasted longer than MAX_AGE and no process was restarted during the outage.
+#: A repair covers changes up to this age. An older change can be missing in the cache only if Redis was unavailable for longer
+#: than MAX_AGE and no process was restarted in this time.
 MAX_AGE = timedelta(days=7)
-#: The maximum number of changes that a repair repeats. It repeats the newest changes. There is a maximum, because one link update
-#: may change millions of links.
+#: A repair covers at most this number of changes, the newest ones. The limit exists because one link update may change millions of
+#: links.
 MAX_CHANGES = 100_000
 
 
@@ -39,12 +39,13 @@ class CacheRepair:
         self._database = database
         self._cache = cache
         self._now_ms = now_ms
-        self._is_needed = True  # The previous process may have ended before it removed old entries.
-        self._before: int | None = None  # The row id of the oldest change that the current repair has processed.
+        self._is_needed = True  # True at the start: the previous process may have ended before it removed old entries.
+        self._before: int | None = None  # The current repair has processed all changes from this row id on.
         self._done = 0  # The number of changes that the current repair has processed.
 
     async def step(self) -> int:
-        """Store the links of one batch of changes again. Return the number of changes; 0 if Redis is down or nothing is left."""
+        """Store the links of one batch of changes in the cache again. Return the number of changes; 0 if Redis is down or no
+        changes are left."""
         if not self._cache.is_up:
             self._is_needed, self._before, self._done = True, None, 0
             return 0
@@ -63,8 +64,8 @@ class CacheRepair:
         return len(found)
 
     def _find_changes(self, connection: Connection) -> list[tuple[int, str]]:
-        """Return the row id and the code of the changes in the next batch, newest first. They are older than all changes that this
-        repair has processed."""
+        """Return (row id, code) of each change in the next batch, newest first. The batch follows the changes that this repair
+        has already processed."""
         c = link_changes.c
         oldest = first_id_at(self._now_ms() - int(MAX_AGE.total_seconds() * 1000))
         statement = select(c.id, links.c.code).join_from(link_changes, links, links.c.id == c.link_id).where(c.id >= oldest)

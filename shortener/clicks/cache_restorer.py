@@ -22,7 +22,8 @@ MAX_LINKS_PER_CHECK = 1000
 
 
 class CacheRestorer:
-    """A job that stores links in the link cache again. `spawn` is a function that runs a coroutine in the background."""
+    """A job that checks whether Redis has lost links, and stores lost links in the link cache again. `spawn` is a function that
+    runs a coroutine in the background."""
 
     def __init__(self, cache: LinkCache, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
         self._cache = cache
@@ -31,7 +32,7 @@ class CacheRestorer:
         self._is_running = False
 
     def add(self, links: Mapping[str, LinkRow]) -> None:
-        """Queue links for a check in the background. The links that the cache does not contain are then stored in it."""
+        """Queue links for the check in the background. The check stores the links that are missing in the cache."""
         if len(self._waiting) < MAX_WAITING:
             self._waiting.update(links)
             if not self._is_running:

@@ -2,8 +2,8 @@
 
 Behind a proxy, the peer of the connection is the proxy, and the header X-Forwarded-For contains the client's address. Any client
 can send this header. Therefore the header is used only if the peer is a trusted proxy. The header is read from right to left,
-because each proxy appends an address on the right. Text that is not an address is never stored. In its place, the peer's address is
-used, or "" if the peer has no address.
+because each proxy appends an address on the right. A text that is not an address is never stored. The peer's address is then
+stored instead, or "" if the peer has no address.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Privacy = Literal["full", "short", "none"]
 
-#: An IP address as 4 bytes (IPv4) or 16 bytes (IPv6) in network order. This form is used, because the functions of `socket` are
+#: An IP address as 4 bytes (IPv4) or 16 bytes (IPv6) in network order. Addresses are bytes, because the functions of `socket` are
 #: several times as fast as the functions of `ipaddress`.
 PackedAddress = bytes
 #: Networks, each as its first and its last IP address.
@@ -28,13 +28,14 @@ AddressRanges = Sequence[tuple[PackedAddress, PackedAddress]]
 
 _MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an IP address with zone, brackets and port
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # the first bytes of an IPv4 address in IPv6-mapped form
-_SHORT_BYTES = {4: 3, 16: 6}  # number of bytes that the privacy setting "short" keeps, by the number of all bytes
-_CLIENT_BYTES = {4: 4, 16: 8}  # number of bytes that identify a client: the IPv4 address, or the /64 network of IPv6
+_SHORT_BYTES = {4: 3, 16: 6}  # how many bytes the privacy setting "short" keeps: 3 of 4 (IPv4) or 6 of 16 (IPv6)
+# how many bytes identify a client: all 4 of an IPv4 address, or the first 8 of 16 (the /64 network) of an IPv6 address
+_CLIENT_BYTES = {4: 4, 16: 8}
 
 
 def client_of(request: HTTPConnection, trusted_proxies: Sequence[Network]) -> str:
-    """Return the IP address of the client that sent a request to the API or the portal. See `client_address`. A redirect reads the
-    same header in the loop over its headers, because that takes less time (`redirect.read_client_info`)."""
+    """Return the IP address of the client that sent a request to the API or the portal (see `client_address`). The click path
+    does not use this function: `redirect.read_client_info` reads all headers in one loop, which is faster."""
     forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
     return client_address(request.client.host if request.client else None, forwarded, trusted_proxies)
 
@@ -46,7 +47,7 @@ def client_address(peer: str | None, x_forwarded_for: str, trusted_proxies: Sequ
 
 
 def shorten_address(address: str, privacy: Privacy) -> str:
-    """Return the part of an IP address (a text) that is stored, according to the privacy setting. "full" keeps the address
+    """Return the part of the IP address `address` that the privacy setting permits to store. "full" returns the text
     unchanged."""
     if privacy == "full":
         return address
@@ -55,7 +56,7 @@ def shorten_address(address: str, privacy: Privacy) -> str:
 
 
 def hash_client(address: str, key: bytes) -> int:
-    """Return a keyed hash of the client with this IP address, or 0 if the address is unknown. See `hash_packed`."""
+    """Return a keyed hash of the client with this IP address (see `hash_packed`), or 0 if the address is unknown."""
     return hash_packed(_parse(address), key)
 
 
@@ -65,12 +66,13 @@ def address_ranges(networks: Sequence[Network]) -> AddressRanges:
 
 
 def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: AddressRanges) -> PackedAddress | None:
-    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. For a
-    local socket, `peer` is None. A local socket counts as a trusted proxy if at least one proxy is trusted. `x_forwarded_for`
-    contains the values of all headers X-Forwarded-For, joined by commas; "" if the request has none.
+    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection; None
+    for a local socket. A local socket counts as a trusted proxy if at least one proxy is trusted. `x_forwarded_for` contains the
+    values of all headers X-Forwarded-For, joined by commas; "" if the request has none.
 
-    The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, the client is the
-    left-most address. If an entry on the right of the client's entry is not an address, the peer is the client."""
+    If the peer is a trusted proxy, the entries of `x_forwarded_for` are read from right to left. The first address that is not a
+    trusted proxy is the client's. If all entries are trusted proxies, the left-most entry is the client. If an entry that is not
+    an address comes before the client's entry, the peer counts as the client."""
     peer_address = _parse(peer) if peer else None
     client = peer_address
     if x_forwarded_for and trusted_proxies and (peer_address is None or _is_in(peer_address, trusted_proxies)):
@@ -84,8 +86,8 @@ def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: Address
 
 
 def stored_address(address: PackedAddress, privacy: Privacy) -> str:
-    """Return the part of an IP address (in bytes) that is stored, according to the privacy setting. "full" stores the whole
-    address, and "none" stores "". "short" stores the network: only the first 24 bits (IPv4) or 48 bits (IPv6) of the address."""
+    """Return the part of an IP address (as bytes) that the privacy setting permits to store. "full" stores the whole address, and
+    "none" stores "". "short" stores the network: only the first 24 bits (IPv4) or 48 bits (IPv6) of the address."""
     if privacy == "none":
         return ""
     if privacy == "short":
@@ -95,9 +97,10 @@ def stored_address(address: PackedAddress, privacy: Privacy) -> str:
 
 
 def hash_packed(address: PackedAddress | None, key: bytes) -> int:
-    """Return a keyed hash of a client. The client is the IPv4 address, or the /64 network of the IPv6 address.
+    """Return a keyed hash of a client. A client is an IPv4 address, or the /64 network of an IPv6 address.
 
-    Return 0 for an unknown address. All processes of an installation return the same hash. The hash does not reveal the address."""
+    Return 0 for an unknown address. All processes of an installation return the same hash. The hash does not reveal the
+    address."""
     if address is None:
         return 0
     client = address[: _CLIENT_BYTES[len(address)]]
@@ -108,7 +111,8 @@ def address_text(address: PackedAddress) -> str:
     """Return an IP address as text in canonical form."""
     if len(address) == 4:
         return socket.inet_ntop(socket.AF_INET, address)
-    if not any(address[:12]):  # inet_ntop writes the end of an IPv6 address that begins with twelve zero bytes in IPv4 notation
+    # if the first twelve bytes are zero, inet_ntop writes the last four bytes in IPv4 notation, which is not canonical
+    if not any(address[:12]):
         return str(ipaddress.IPv6Address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
 

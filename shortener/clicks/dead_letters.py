@@ -1,10 +1,10 @@
-"""Dead letters are hits that can never be stored as hits. A separate table stores them, so that an administrator can examine them.
-A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit also becomes
-a dead letter. The row contains the reason, and either the hit as JSON or the unchanged entry. The service never writes the hits in
-this table again. The purge deletes the rows after `HIT_RETENTION_DAYS` days.
+"""Dead letters are hits that can never be stored in the table of hits. They are stored in a table of their own, so that an
+administrator can examine them. There are two kinds. The database rejects a hit although it accepts other hits; or an entry of the
+spool is not a hit. A row contains the reason, and the hit as JSON or the unchanged entry. The service does not try again to store
+these hits. The purge deletes the rows after `HIT_RETENTION_DAYS` days.
 
-A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes the address and the user agent. It
-finds the rows by the code of the link. An entry that is not a hit has no code, so only the purge deletes it.
+A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
+of the link. An entry that is not a hit has no code, so only the purge deletes it.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ class DeadLetter(NamedTuple):
 
 
 def from_hit(hit: Hit, reason: str, *, has_address: bool = True) -> DeadLetter:
-    """Return the dead letter of a hit. `has_address` states whether the dead letter may contain the client's IP address."""
+    """Return a dead letter that contains this hit. `has_address` states whether the dead letter may contain the client's IP
+    address."""
     fields: dict[str, Any] = {name: getattr(hit, name) for name in _NAMES}
     if not has_address:
         fields["address"] = ""
-    # The module json is used, because it encodes integers of any size, and orjson does not.
+    # The module json is used instead of orjson, because orjson cannot encode large integers.
     return DeadLetter(json.dumps(fields), str(hit.code), reason)
 
 
 def from_entry(content: bytes, reason: str) -> DeadLetter:
-    """Return the dead letter of an entry of the spool that is not a hit."""
+    """Return a dead letter that contains an entry of the spool which is not a hit."""
     text = content.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
     try:
         fields = json.loads(text)
-        # The database rejects text with surrogates or with NUL, and no code contains such characters.
+        # A text with a surrogate or with NUL is not used as the code: it cannot be a code, and the database would reject it.
         code = fields["code"] if isinstance(fields["code"], str) and fields["code"].isprintable() else None
     except (ValueError, KeyError, TypeError, RecursionError):
         code = None
@@ -54,8 +55,8 @@ def from_entry(content: bytes, reason: str) -> DeadLetter:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an error. The other lines of an error of PostgreSQL contain values of the row, so they are left
-    out."""
+    """Return the first line of an error. The other lines are left out, because in an error of PostgreSQL they contain values of
+    the row."""
     cause = getattr(error, "orig", None) or error
     return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 

@@ -1,14 +1,14 @@
 """This module contains the background job that counts clicks by device, browser and country of the client.
 
 The job reads hits in the order of their ids, about two minutes after they arrived. It parses the user agents of clicks and writes
-a count delta. Its position is the id of the last hit that it has counted. The position is a row of the table `installation`, and
-the transaction that writes the delta updates it. Therefore a crash neither loses a click nor counts it twice. If several processes
-count the same hits, only one of them succeeds.
+a count delta. Its position is the id of the last hit that it has counted. The transaction that writes the delta also stores the
+position in the table `installation`. Therefore a crash neither loses a click nor counts it twice. If several processes count the
+same hits, only one of them succeeds.
 
 After an outage, a hit may be stored so late that the job has already counted hits with higher ids. The job would never count this
 hit, so the transaction that stores the late hit also counts it. A hit is late if its id was generated more than LATE_ID_DISTANCE
-before the transaction. The difference between LAG_MS and LATE_ID_DISTANCE leaves time for commits and for clock differences between
-the nodes.
+before the transaction. LAG_MS is longer than LATE_ID_DISTANCE: the difference leaves time for commits and for clock differences
+between the nodes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 from shortener.storage.types import to_ms
 
-LAG_MS = 120_000  # the job counts only hits that are at least this old
+LAG_MS = 120_000  # the job counts only hits that are at least this many milliseconds old
 LATE_ID_DISTANCE = id_span(30_000)  # the difference between the ids of two rows that were created 30 seconds apart
 PAGE_HITS = 5000  # maximum number of hits that one step counts
 _MAX_AGENTS_PER_SLICE = 16  # the number of user agents that are parsed before other tasks run; each takes tens of microseconds
@@ -110,8 +110,8 @@ def last_counted_hit(connection: Connection) -> int:
 
 
 def stop_counting(connection: Connection) -> int:
-    """Stop the job until this transaction ends, and return the id of the last hit that the job has counted. If the job has already
-    read a page of hits but not stored its counts, the page becomes invalid. The job reads the page again later, with the verdicts
+    """Stop the job until this transaction ends, and return the id of the last hit that the job has counted. If the job has read a
+    page of hits and not stored its counts yet, the page becomes invalid. The job reads the page again later, with the verdicts
     that this transaction stores."""
     position = _lock(connection)
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
@@ -154,8 +154,8 @@ class DeviceCounter:
         self._clock = clock
 
     async def step(self) -> int:
-        """Count one page of hits that are older than LAG_MS, and return the number of its hits. Return 0 if the job must wait for
-        its interval: no more hits follow, or the page must be read again.
+        """Count one page of hits that are older than LAG_MS, and return the number of its hits. Return 0 if the caller must wait
+        for the interval of the job: no more hits follow, or the page must be read again.
 
         Raise StoreUnavailable if the database is unavailable."""
         counted, is_stored = await self._count_page()
@@ -169,7 +169,8 @@ class DeviceCounter:
                 return
 
     async def _count_page(self) -> tuple[int, bool]:
-        """Count one page. Return the number of its hits, and False if the page must be read again."""
+        """Count one page. Return (number of its hits, whether its counts were stored). If they were not stored, the page must be
+        read again."""
         if isinstance(self._clock, SharedClock):
             await self._clock.step()
         page = await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS))

@@ -1,8 +1,8 @@
-"""The early resolver finds the destinations of hits before the hits are stored, from the link cache or with a read-only query of
-the database.
+"""The early resolver finds the destinations of hits that are not stored yet. It reads the link cache, or the database with a
+read-only query.
 
-All functions have time limits, because Redis and the database may accept a connection and never respond. They raise no
-errors. If a hit cannot be resolved, its resolution is None.
+All functions have time limits, because Redis and the database may accept a connection and never respond. They raise no errors. If
+a hit cannot be resolved, its resolution is None.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ class EarlyResolver:
         self._resolver = resolver
 
     async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
-        """Resolve the hits from the cache. After at most `cache_seconds`, also read the missing links from the database, for at
-        most `read_seconds`. A response of the cache that arrives during this read is still used. On a busy machine the cache can be
-        slow, and the cache is the only source if the database is down.
-        """
+        """Resolve the hits. Read the link cache first, for at most `cache_seconds`. Then read the missing links from the
+        database, for at most `read_seconds`. If the cache responds only during this read, its response is still used: a busy
+        machine can delay the cache, and the cache is the only source while the database is down."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + cache_seconds + read_seconds
         lookup = asyncio.ensure_future(self.from_cache(hits, cache_seconds + read_seconds))
@@ -55,7 +54,7 @@ class EarlyResolver:
                 task.cancel()
 
     async def from_cache(self, hits: Sequence[WaitingHit], within: float) -> None:
-        """Resolve the hits whose links are in the link cache, within a time limit in seconds."""
+        """Resolve the hits whose links are in the link cache. `within` is the time limit in seconds."""
         codes = {waiting.hit.code for waiting in hits if waiting.resolution is None}
         if not codes:
             return
@@ -70,7 +69,7 @@ class EarlyResolver:
         self._resolve([waiting for waiting in hits if waiting.hit.code in links], links.get)
 
     async def from_database(self, hits: Sequence[WaitingHit], within: float) -> None:
-        """Find the link of each hit with a read-only query of the database. The time limit is in seconds."""
+        """Find the link of each hit with a read-only query of the database. `within` is the time limit in seconds."""
         unresolved = [waiting for waiting in hits if waiting.resolution is None]
         if not unresolved:
             return

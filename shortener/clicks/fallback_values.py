@@ -1,8 +1,8 @@
 """This module replaces the placeholders for values of a message in the fallback URL of a domain or an application.
 
-The rewriter fills in the fallback URL of a message. The fallback URL of a domain or an application applies to the links of all
-its messages, so its placeholders can be filled in only when an expired link redirects to it. Only for such a hit does this module
-read the values of the message from the database.
+The rewriter fills in the fallback URL of a single message. But the fallback URL of a domain or an application applies to many
+messages, so its placeholders are filled in only when an expired link redirects to it. Only for such a hit does this module read
+the values of the message from the database.
 """
 # Tested by tests/clicks/test_resolver.py and tests/clicks/test_redirect.py
 
@@ -22,19 +22,20 @@ _UNKNOWN = dict.fromkeys(DESTINATION_PLACEHOLDERS, "")
 
 
 def is_unfilled(resolution: Resolution) -> bool:
-    """Return whether a hit redirects to a fallback URL that may contain placeholders."""
+    """Return whether the resolution is a redirect to a fallback URL that may contain placeholders."""
     return resolution.gone and resolution.location is not None and b"{" in resolution.location
 
 
 def fill_empty(resolution: Resolution) -> Resolution:
-    """Replace the placeholders by empty texts. Call this if the values of the message cannot be read."""
+    """Replace the placeholders in the fallback URL by empty texts. Call this if the values of the message cannot be read."""
     return resolution._replace(location=fill_placeholders(resolution.location or b"", _UNKNOWN))
 
 
 def fill_from_messages(
     connection: Connection, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution]
 ) -> None:
-    """Replace the placeholders in the fallback URLs of `resolutions` by the values of the messages of the links."""
+    """Replace the placeholders in the fallback URLs of `resolutions`. The values come from the message of each link. `hits` and
+    `resolutions` have the same order."""
     unfilled = {index: links[hits[index].code].message for index, one in enumerate(resolutions) if is_unfilled(one)}
     if not unfilled:
         return

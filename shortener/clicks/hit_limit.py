@@ -1,16 +1,15 @@
-"""This module limits how many ignored and suspected hits are stored, so that programs that request one link again and again do not
-fill the disk.
+"""This module limits how many ignored and suspected hits are stored. Without a limit, programs that request one link again and
+again would fill the disk.
 
-In each minute, ignored and suspected hits of a link are stored and counted in the statistics until the link has reached the limit.
-Hits above the limit are redirected too, but they are counted only in the metric `shortener_hits_not_stored`. The statistics
-therefore agree with the stored rows. The limits do not apply
-to clicks. They also do not apply to suspected hits on opt-out links, because these hits create events. Each process has its own
-limits.
+In each minute, ignored and suspected hits of a link are stored and counted in the statistics until the link has reached the
+limit. Hits above the limit are redirected too, but they are counted only in the metric `shortener_hits_not_stored`. The
+statistics therefore agree with the stored rows. The limits do not apply to clicks. They also do not apply to suspected hits on
+opt-out links, because these hits create events. Each process has its own limits.
 """
 
 from __future__ import annotations
 
-MAX_LINKS = 10_000  # maximum number of links in memory; when it is exceeded, all counts are deleted
+MAX_LINKS = 10_000  # maximum number of links in memory; if more links get hits, all counts are deleted
 _MINUTE_MS = 60_000
 
 
@@ -23,7 +22,7 @@ class HitLimit:
         self._counts: dict[str, tuple[int, int]] = {}  # the current minute and the number of hits in it, by code of the link
 
     def admit(self, code: str, at_ms: int) -> bool:
-        """Count a hit on the link with `code` and return whether the hit must be stored."""
+        """Count a hit on the link with `code`, and return whether the hit is below the limit and must be stored."""
         if not self._per_minute:
             return True
         minute = at_ms // _MINUTE_MS

@@ -1,9 +1,9 @@
 """This module contains the only definition of the metric that counts a hit, for example `clicks` or `suspected_hits`.
 
-Three modules use this definition, and their counts must be equal. `clicks.batch` counts each hit that it stores.
-`clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.count_check` counts all rows
-again, to verify the stored counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from
-`_RULES`.
+Three modules use the definition, so that their counts are equal. `clicks.batch` counts each hit that it stores.
+`clicks.verdicts.correction` moves a hit to another metric when its verdict changes. `reporting.count_check` counts all rows
+again, to verify the stored counts. `hit_metric` is the definition in Python, and `HIT_METRIC` is the same definition in SQL. Both
+are made from `_RULES`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ CLICKED_MESSAGES = "clicked_messages"  # the name of the metric that counts the 
 
 
 class _Rule(NamedTuple):
-    """A rule that assigns a metric to hits with a flag or a verdict. If `metric` is None, these hits are not counted."""
+    """A rule that assigns a metric to all hits with certain flags or a certain verdict. If `metric` is None, these hits are not
+    counted."""
 
     metric: str | None
     flag: HitFlag = HitFlag.NONE
@@ -42,7 +43,7 @@ _RULES = (
 
 _RELEVANT_FLAGS = int(HitFlag.LATE | HitFlag.DISABLED)
 
-# The metric of every combination of verdict and flags, so that each hit needs only one look-up.
+# The metric of every combination of verdict and flags. With this table, each hit needs only one look-up.
 _METRICS = {
     (int(verdict), flags): next((rule.metric for rule in _RULES if rule.matches(verdict, flags)), CLICKS)
     for verdict in Verdict
@@ -69,11 +70,11 @@ HIT_METRIC = case(
     else_=CLICKS,
 )
 
-#: An SQL condition: the row of `hits` is a click. It is simpler than `HIT_METRIC = 'clicks'` and equivalent to it.
+#: An SQL condition: the row of `hits` is a click. It is equivalent to `HIT_METRIC = 'clicks'`, but simpler.
 IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(_RELEVANT_FLAGS) == 0)
 
-#: An SQL condition: the hit did not get the confirmation page. A hit that got the page never becomes a click, even if its verdict
-#: was HUMAN, because only the press of the button is a click.
+#: An SQL condition: the client of the hit did not get the confirmation page. A hit whose client got the page never becomes a
+#: click, even if its verdict was HUMAN, because only the press of the button is a click.
 GOT_NO_PAGE = hits.c.flags.bitwise_and(int(HitFlag.CONFIRMATION_PAGE)) == 0
 
 #: An SQL condition: the row of `hits` is the first click on its link.

@@ -2,7 +2,7 @@
 
 When Redis has acknowledged a hit, the hit is in the stream, and is as durable as other data in Redis. Later, the spool drainer
 (`spool_drainer`) writes the hits to the database. It deletes an entry only after the hit is committed. A second stream,
-`spool:dead`, stores dead letters until their table accepts them (`dead_letters.py`).
+`spool:dead`, stores dead letters until the table of dead letters accepts them (`dead_letters.py`).
 
 An entry contains all fields of `Hit` except `origin`, so the stream does not contain the hash of the full client address.
 """
@@ -21,11 +21,11 @@ from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-# The duration of a lease. If the lease ends while its process still writes hits, the order of the hits may be wrong, but no hit is
-# lost.
+# The duration of a lease on the spool. If the lease ends while its process still writes hits, hits may be written in the wrong
+# order, but none is lost.
 LEASE_MS = 5000
 MAX_MOVED = 500  # the number of entries that `HitSpool.move_from` moves at a time
-MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis; above it, the oldest ones are removed
+MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis; if there are more, the oldest ones are removed
 _FIELD, _REASON = b"h", b"r"
 _TYPES: dict[str, Any] = {name: hint for name, hint in get_type_hints(Hit).items() if name != "origin"}
 
@@ -39,8 +39,8 @@ class SpoolState(NamedTuple):
 
 
 class HitSpool:
-    """The spool of hits in Redis. `limit` is the maximum number of hits in the stream. `add` compares it with the last known
-    `depth`.
+    """The spool of hits in Redis. `limit` is the maximum number of hits in the stream. `add` compares the limit with `depth`,
+    which may be out of date.
 
     `depth` and `oldest_at` are the number of hits and the time of the oldest hit when this process last read the state of the
     stream."""
@@ -134,8 +134,8 @@ class HitSpool:
         return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
 
     async def move_from(self, prefix: str) -> int:
-        """Move the hits and dead letters of another spool, whose keys begin with `prefix`, to this spool. Return the number of
-        moved entries. During the move, no process may use either spool.
+        """Move the hits and dead letters of another spool to this spool. The keys of the other spool begin with `prefix`. Return
+        the number of moved entries. During the move, no process may use either spool.
 
         Raise RedisUnavailable if Redis does not respond. A second call then continues the move."""
 
@@ -161,8 +161,8 @@ class HitSpool:
         async def command(client: Client) -> bool:
             if await client.set(self._lease, self._own_id, nx=True, px=LEASE_MS):
                 return True
-            # If a lease has more than LEASE_MS left, the clock of Redis was set back after the lease was taken. This process then
-            # takes the lease, although another process has it.
+            # No process takes a lease for more than LEASE_MS. If a lease has more time left, the clock of Redis was set back, and
+            # this process takes the lease away from the other process.
             if await client.get(self._lease) != self._own_id and await client.pttl(self._lease) <= LEASE_MS:
                 return False
             await client.set(self._lease, self._own_id, px=LEASE_MS)
@@ -171,8 +171,8 @@ class HitSpool:
         return await self._redis.run(command)
 
     async def read(self, count: int, after: bytes | None = None) -> list[tuple[bytes, Hit | DeadLetter]]:
-        """Return up to `count` entries, oldest first, each as (entry id, hit). An entry that is not a hit has a dead letter in
-        place of the hit. The result begins after the entry with the id `after`; None: at the beginning of the stream.
+        """Return up to `count` entries that follow the entry with the id `after`, oldest first. If `after` is None, begin with
+        the oldest entry. Each result is (entry id, hit), or (entry id, dead letter) if the entry is not a hit.
 
         Raise RedisUnavailable if Redis does not respond."""
         start = "-" if after is None else b"(" + after

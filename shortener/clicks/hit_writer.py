@@ -1,11 +1,12 @@
-"""The hit writer writes hits to the database in batches, and retries each batch until the database accepts it. A hit whose client
-got the response 503 is never stored, and a batch leaves it out. If the client gets the 503 after the batch has begun and before its
-COMMIT, the batch runs again without this hit. When the COMMIT has begun, the destination of the hit is known, so the client gets a
-redirect and not 503.
+"""The hit writer writes hits to the database in batches, and retries each batch until the database accepts it.
 
-There are two cases in which the database rejects hits. If it rejects every hit (a table is missing, or a constraint rejects every
-row), the batch is retried, as in an outage. If it rejects one hit but accepts others, the hit becomes a dead letter. To distinguish
-the two cases, a transaction writes test rows and rolls back (`HitBatchWriter.probe`).
+A hit whose client got the response 503 is never stored, and a batch leaves it out. If a client gets 503 while a batch with its
+hit runs, the batch is rolled back and runs again without this hit. From the COMMIT on, the client cannot get 503: the destination
+of its hit is known, so the client gets a redirect.
+
+The database may reject hits for two reasons. If it rejects every hit (a table is missing, or a constraint rejects every row), the
+batch is retried, as in an outage. If it rejects one hit but accepts others, the hit becomes a dead letter. To distinguish the two
+cases, a transaction writes test rows and rolls back (`HitBatchWriter.probe`).
 """
 
 from __future__ import annotations
@@ -37,22 +38,23 @@ MIN_BATCH_HITS, MAX_BATCH_HITS = 16, 1024
 
 @record
 class _WrittenHits:
-    """The hits that a transaction has written, and the result of the batch. Obsolete hits are not included."""
+    """The hits that a transaction has written, and the result of the batch. Obsolete hits (`WaitingHit.is_obsolete`) are not
+    included."""
 
     hits: Sequence[WaitingHit]
     result: BatchResult
 
 
 class HitsRejected(StoreUnavailable):
-    """Raised if the database accepts test rows, but rejects MAX_PROBES hits of a batch in a row and stores none. If the database
-    stores another hit later, the rejected hits are the cause. If it does not, this may be an outage."""
+    """Raised if the database accepts test rows, but rejects MAX_PROBES hits of a batch one after another and stores none. If the
+    database later stores a hit of another batch, the rejected hits are faulty. Otherwise the cause may be an outage."""
 
 
 class HitWriter:
     """A writer that stores batches of hits in the database. `ids` generates a new id for a hit if another row already has its id.
-    `deadline` is the deadline of the `Recorder` in seconds. `on_stored` is called after each batch. `on_unavailable` receives the
-    hits that the database could not store. `on_rejected` receives each rejected hit with its error, and stores it as a dead letter.
-    `on_events` is called after a commit that wrote events."""
+    `deadline` is the number of seconds after which the `Recorder` responds to a hit that is not stored. `on_stored` is called
+    after each batch. `on_unavailable` receives the hits that the database could not store. `on_rejected` receives each rejected
+    hit with its error, and stores it as a dead letter. `on_events` is called after a commit that wrote events."""
 
     def __init__(
         self,
@@ -73,7 +75,8 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
-        self._loading: asyncio.Task[None] | None = None  # the task that loads the expressions for the user agents of late hits
+        # the task that loads the expressions with which the user agents of late hits are parsed
+        self._loading: asyncio.Task[None] | None = None
         self.is_failing = False  # true if the database could not store the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
@@ -95,8 +98,8 @@ class HitWriter:
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
-            waiting.written = resolution  # from now on the response is never 503, because the hit may be committed
-            if waiting.is_refused:  # leave the hit out, because it got the response 503 while this transaction ran
+            waiting.written = resolution  # from now on the client never gets 503, because the hit may be committed
+            if waiting.is_refused:  # leave the hit out, because its client got 503 while this transaction ran
                 waiting.written = None
                 raise RetryTransaction
         return _WrittenHits(hits, result)
@@ -123,9 +126,8 @@ class HitWriter:
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
         self.is_failing = True
         self._on_unavailable(items)
-        # A hit that waits until the database is available may become a late hit, and the transaction that stores a late hit parses
-        # its user agent (device_counts.py). The expressions for user agents are loaded now, so that this transaction does not wait
-        # for them.
+        # A hit that waits for the database may become a late hit. The transaction that stores a late hit parses its user agent
+        # (device_counts.py). The expressions for this are loaded now, so that the transaction does not wait for them.
         if self._loading is None and not has_expressions():
             self._loading = asyncio.create_task(load_expressions())
         return [waiting for waiting in items if not waiting.is_obsolete]
@@ -145,7 +147,7 @@ class HitWriter:
         for waiting, error in failures:
             if waiting.is_suspect:
                 log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
-            waiting.is_suspect = True  # the database may have had a fault that has ended, so the hit gets a second attempt
+            waiting.is_suspect = True  # the fault of the database may have ended, so the hit gets a second attempt
         if rejected:
             await self._on_rejected(rejected)
         return [waiting for waiting in hits if not waiting.is_obsolete]
@@ -171,12 +173,12 @@ class HitWriter:
     async def write_spooled(
         self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0
     ) -> tuple[int, list[tuple[Hit, Exception]]]:
-        """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and a
-        list of (rejected hit, error). `others_stored` is true if the database has stored other hits shortly before.
+        """Write the hits from the spool that are not stored yet. Return the number of newly stored hits, and a list of (rejected
+        hit, error). `others_stored` is true if the database has stored other hits shortly before.
 
-        After a rejected batch, the hits are written one by one. If MAX_PROBES of them fail and none is stored, this method stops.
-        The first hit is the one at the index `first_probe` (modulo the number of hits), so that a repeat can begin with another
-        hit.
+        If the database rejects the batch, the hits are written one by one, beginning at the index `first_probe` (modulo the
+        number of hits). If MAX_PROBES of them fail and none is stored, this method stops. The caller can then call it again with
+        another `first_probe`, so that other hits are tried.
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
@@ -186,7 +188,7 @@ class HitWriter:
         except Exception as batch_error:
             first_error = batch_error
         # A hit counts as rejected only if it failed twice, each time alone in its transaction, while the database accepts other
-        # hits. The cause of a single failure may be a fault of the database that has ended since.
+        # hits. A single failure may have another cause: a fault of the database that has ended.
         failures = [(hit, first_error) for hit in hits]
         stored = int(others_stored)
         begin = first_probe % max(len(hits), 1)
@@ -202,7 +204,8 @@ class HitWriter:
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write each hit in its own transaction. `stored` is the number of hits that earlier calls have stored. Return the new
-        total and the failures. Raise StoreUnavailable or HitsRejected if the database accepts no hits at all."""
+        total, and the failed hits with their errors. Raise StoreUnavailable or HitsRejected if the database accepts no hits at
+        all."""
         failures: list[tuple[Hit, Exception]] = []
         was_accepted = stored > 0
         for hit in hits:
@@ -214,8 +217,8 @@ class HitWriter:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
                     break
-            # The transaction inserts no row if another attempt has stored the hit, or if no link has its code. Such a transaction
-            # does not show that the database accepts hits.
+            # A transaction inserts no row if the hit is already stored, or if no link has its code. Such a transaction does not
+            # show that the database accepts hits.
             else:
                 stored += is_stored
                 was_accepted = was_accepted and not is_stored
@@ -235,7 +238,7 @@ class HitWriter:
             except IntegrityError:
                 if is_last:
                     raise
-                continue  # another process has stored one of the hits since this process looked for stored hits
+                continue  # another process has just stored one of the hits
             self._totals.recorded += outcome.recorded
             self._totals.not_stored += outcome.not_stored
             self._totals.first_clicks += outcome.first_clicks
@@ -246,10 +249,11 @@ class HitWriter:
         raise AssertionError("the second attempt returns or raises")
 
     async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
-        """Return whether the `failed` hits are the cause of their failure. They are the cause if the database accepts other hits.
-        If it accepts none, the cause is an outage.
+        """Return whether the `failed` hits themselves are faulty. They are faulty if the database accepts other hits. If it
+        accepts none, the cause is an outage.
 
-        `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in this time."""
+        `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in this
+        time."""
         if stored and not needs_probe:
             return True
         if failed >= MAX_PROBES and not stored:

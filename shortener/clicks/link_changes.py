@@ -1,10 +1,10 @@
-"""This module changes links that were already sent: the destination, the expiry, the fallback URL, and whether the link is enabled.
-Each change is stored in the history of the link.
+"""This module changes links that were already sent: the destination, the expiry, the fallback URL, and whether the link is
+enabled. Each change is stored in the history of the link.
 
 A redirect reads the row of the link each time, so a change takes effect at once on every node. The link cache serves redirects
-while the database is unavailable. A change updates the link cache in three steps: the caller deletes the entries, changes the rows
-in a transaction, and calls `refresh_cache_after_commit`, which stores the new values. If two processes change one link at the same
-time, `refresh_cache` reads the row again and stores the latest values.
+while the database is unavailable. Therefore a change has three steps: the caller deletes the cache entries of the links, changes
+their rows in a transaction, and calls `refresh_cache_after_commit`, which stores the new values in the cache. If two processes
+change one link at the same time, `refresh_cache` reads the row again and stores the latest values.
 
 The functions with the parameter `connection` are parts of one transaction.
 """
@@ -35,10 +35,10 @@ from shortener.times import EARLIEST, parse_iso, to_utc
 from shortener.urls import Destination, UrlError, host_of, parse_destination
 
 MAX_LIFETIME = timedelta(days=3650)  # a new expiry may be at most this long after the time of the change
-MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first
-MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change the link
+MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link
+MAX_REFRESHES = 5  # how often a cache entry is refreshed if other processes change the link at the same time
 
-#: The columns of a link that are read before a change.
+#: The columns of a link that are needed to compute a change.
 CHANGE_COLUMNS = (
     links.c.id,
     links.c.code,
@@ -56,7 +56,7 @@ CHANGE_COLUMNS = (
 
 
 def parse_changes(requested: Mapping[str, Any], application: Application, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
-    """Validate requested changes. Return them in their stored form: JSON values by field, as `write_changes` requires.
+    """Validate requested changes. Return them in the form that `write_changes` requires: JSON values by field.
 
     `requested` contains one or more of url, expires_at (aware datetime), fallback_url (None removes it) and enabled. Raise
     ApiError INVALID_REQUEST with a detail for each invalid field."""
@@ -98,7 +98,8 @@ def parse_changes(requested: Mapping[str, Any], application: Application, hosts:
 
 
 def change_warnings(requested: Mapping[str, Any]) -> list[str]:
-    """Return the warnings about a new destination or fallback URL: it contains an HTML entity, or a macro that is not filled in."""
+    """Return the warnings about a new destination or fallback URL. A warning says that the URL contains an HTML entity, or a
+    macro that is not filled in."""
     return [
         f"{name} {problem}"
         for name in ("url", "fallback_url")
@@ -108,7 +109,8 @@ def change_warnings(requested: Mapping[str, Any]) -> list[str]:
 
 
 def find_changeable(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
-    """Return a link for `write_changes`, and lock it until the transaction ends. Raise ApiError NOT_FOUND if it does not exist."""
+    """Return a link for `write_changes`, and lock it until the transaction ends. Raise ApiError NOT_FOUND if the application has
+    no link with this code."""
     statement = _select_changeable().where(links.c.code == code)
     if application_id is not None:
         statement = statement.where(links.c.application_id == application_id)
@@ -197,7 +199,7 @@ def audited_value(name: str, value: Any) -> Any:
 def _compute(
     row: AnyRow, changes: Mapping[str, Any], target: Destination | None, now: datetime
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the new values of all columns that can change. Also return [old, new] for each field whose value changes."""
+    """Return the new values of all columns that can change. Also return [old value, new value] for each field that changes."""
     values: dict[str, Any] = {
         "url": row.url,
         "location": row.location,
@@ -241,12 +243,12 @@ def _parse_stored(url: str) -> Destination:
 
 
 def _placeholder_values(row: AnyRow) -> dict[str, str]:
-    """Return the values of the placeholders in a destination, except {click_id}, which a redirect replaces."""
+    """Return the values of the placeholders in a destination. {click_id} is not included, because a redirect replaces it."""
     return {**message_values(row.message_id, row.campaign, row.to_address), "code": row.code}
 
 
 def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:
-    """Return the changes of a link in the form in which the API returns them, newest first."""
+    """Return the changes of a link as the API shows them, newest first."""
     c = link_changes.c
     rows = connection.execute(select(link_changes).where(c.link_id == link_id).order_by(c.id.desc()).limit(MAX_HISTORY_ENTRIES))
     return [
@@ -275,8 +277,7 @@ def read_original(connection: Connection, link_ids: Sequence[int]) -> dict[int, 
 async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
     """Store the current values of changed links in the link cache. Disabled links are not stored in it.
 
-    After storing, the rows are read again. If another process has changed a link since the first read, its latest values are
-    stored."""
+    Then read the rows again. If another process has changed a link since the first read, store its latest values."""
     stored: dict[str, CachedLink | None] = {}
     for _ in range(MAX_REFRESHES):
         current = await database.read(read_cache_entries, codes)
@@ -291,7 +292,7 @@ async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[st
 
 async def refresh_cache_after_commit(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
     """Refresh the link cache (see `refresh_cache`) after the commit of a change. If the database is unavailable, remove the links
-    from the link cache instead, so that it contains no old values."""
+    from the cache instead, so that it contains no old values."""
     try:
         await refresh_cache(database, cache, codes)
     except StoreUnavailable:

@@ -19,7 +19,8 @@ DisabledBy = Literal["link", "domain", "application", "host"]
 
 
 class Clicks(Protocol):
-    """The number of clicks on a link, and the time of the first click. `reporting.links.LinkClicks` implements it."""
+    """An interface that returns the number of clicks on a link and the time of its first click. `reporting.links.LinkClicks`
+    implements it."""
 
     @property
     def clicks(self) -> int: ...
@@ -27,7 +28,7 @@ class Clicks(Protocol):
     def first_at(self) -> datetime | None: ...
 
 
-#: The columns that are read to show a link. `message` is the row id of its message.
+#: The columns that are needed to show a link. `message` is the row id of its message.
 LINK_COLUMNS = (
     links.c.id,
     links.c.code,
@@ -66,7 +67,7 @@ def find_link(connection: Connection, code: str, application_id: int | None = No
 
 
 def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
-    """Return what disables the link, or None if the link is enabled. An expired link does not count as disabled."""
+    """Return what disables the link, or None if the link is enabled. The expiry of a link does not disable it."""
     domain = directory.domain_by_id(link.domain_id)
     application = directory.application(link.application_id)
     if link.disabled_at is not None:
@@ -81,7 +82,8 @@ def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
 def serialize_link(
     link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime, clicks: Clicks
 ) -> dict[str, Any]:
-    """Return a link as a JSON object. `base_url` is a function that returns the scheme, host and port of the links on a domain."""
+    """Return a link as a JSON object. `base_url` is a function of a domain: it returns the scheme, host and port of the links on
+    this domain."""
     off_by = disabled_by(directory, link)
     return {
         "code": link.code,

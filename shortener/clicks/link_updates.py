@@ -3,16 +3,17 @@ these.
 
 An update is a row in the database. Any process performs it in batches, under a lease. Therefore the update continues after a
 restart or a crash. The update first counts its links exactly, and then changes them; `done` of `total` shows the progress. A user
-can stop the update between two batches. Links that were changed before stay changed. A link does not change if its message was
-rewritten after the update was created.
+can stop the update between two batches. Links that were changed before stay changed. An update does not change the links of
+messages that are created after the update.
 
-The updates of one application are performed in the order in which they were created, so that the latest update decides. The updates
-of different applications take turns, so that a short update does not wait for a long update of another application.
+The updates of one application are performed in the order in which they were created, so that the latest update decides. The
+updates of different applications take turns, so that a short update does not wait for a long update of another application.
 
-For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
-stores the new position of the update. Then the current values are stored in the cache, even if the transaction failed or changed
-nothing. A batch that is repeated after a crash changes no link twice. If a batch fails for another reason than an unavailable
-database, the background job stops the update. Otherwise the later updates would wait for it.
+For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links
+and stores how far the update has come. Then the current values of the links are stored in the cache, even if the transaction
+failed or changed nothing. If a batch is repeated after a crash, it changes no link twice. If the database is unavailable, the
+batch is tried again later. If a batch fails for another reason, the background job stops the update, because the later updates of
+the application would otherwise wait for ever.
 """
 # Tested by tests/web/test_link_updates.py
 
@@ -45,10 +46,10 @@ log = structlog.get_logger(__name__)
 
 BATCH_MESSAGES = 200
 LEASE = timedelta(seconds=30)
-#: A new lease ends after LEASE, and the clocks of two processes may differ by LEASE. So if a stored lease ends later than MAX_LEASE
+#: A new lease ends after LEASE, and the clocks of two processes may differ by LEASE. If a stored lease ends later than MAX_LEASE
 #: from now, the clock was set back after the lease was taken. Such a lease counts as expired.
 MAX_LEASE = 2 * LEASE
-STEP_SECONDS = 1.0  # maximum time for which one step performs batches
+STEP_SECONDS = 1.0  # maximum time in seconds for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 
@@ -62,7 +63,8 @@ class LinkSelection:
     label: str | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the SQL conditions on links, without the condition on the campaign."""
+        """Return the SQL conditions that select the links. The condition on the campaign is not included, because it selects
+        messages."""
         found: list[ColumnElement[bool]] = []
         if self.url is not None:
             found.append(links.c.url.in_(spellings_of(self.url)))
@@ -73,8 +75,9 @@ class LinkSelection:
 
 @record
 class _MessageBatch:
-    """The next messages of an update. `ids` are the row ids of messages in a range of an index; the list is empty at the end of the
-    range. `is_end` is true if no range follows."""
+    """The messages of the next batch of an update. The update reads one index range after another: one range per cohort, or a
+    single one. `ids` are the row ids of the next messages in the range; an empty list means that the range is finished. `is_end`
+    is true if it was the last range."""
 
     range_index: int
     ids: list[int]
@@ -111,7 +114,8 @@ def create_update(
             actor=actor.name,
             filter=asdict(selection),
             changes=dict(changes),
-            last_message_id=update_id,  # Ids increase with time, so this limit leaves out messages that are created later.
+            # The update changes only messages with smaller ids. Ids increase with time, so later messages are left out.
+            last_message_id=update_id,
             created_at=clock(),
         )
     )
@@ -165,7 +169,7 @@ def stop_update(
 
 
 def serialize_update(row: AnyRow) -> dict[str, Any]:
-    """Return a link update in the form in which the API and the command line show it."""
+    """Return a link update as a JSON object for the API and the command line."""
     return {
         "update_id": LINK_UPDATE_IDS.encode(row.id),
         "state": row.state,
@@ -190,21 +194,21 @@ class LinkUpdates:
         self._ids = ids
         self._clock = clock
         self._owner = secrets.token_hex(8)
-        self._latest_application = 0  # the application whose update the latest step performed
-        # The codes of the links in failed batches. The batch deleted their cache entries. `step` stores the entries again, because
-        # a stopped update does not repeat its batch.
+        self._latest_application = 0  # the application whose update was performed in the latest step
+        # The codes of links whose cache entries a failed batch has deleted. `step` stores these entries again, because a stopped
+        # update does not repeat its batch.
         self._without_entry: set[str] = set()
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
-        """Perform batches of one link update. Return the number of batches. If a batch fails for another reason than
+        """Perform batches of one link update. Return the number of batches. If a batch fails and the error is not
         StoreUnavailable, stop the update and raise the error."""
         if codes := list(self._without_entry):
             try:
                 await refresh_cache(self._database, self._cache, codes)
             except StoreUnavailable:
                 raise
-            except Exception:  # not repeated, because the next redirect of each link stores its cache entry again
+            except Exception:  # no second attempt, because the next redirect of each link stores its cache entry again
                 log.exception("links_not_cached", links=len(codes))
             self._without_entry.difference_update(codes)
         free = await self._database.read(self._find_free)
@@ -220,8 +224,8 @@ class LinkUpdates:
             raise
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
-        """Perform batches of a link update for a time in seconds. Return the number of batches; 0 if another process performs the
-        update, or if it waits for an earlier update of its application."""
+        """Perform batches of a link update for at most `seconds`. Return the number of batches. Return 0 if another process
+        performs the update, or if the update waits for an earlier update of its application."""
         loop = asyncio.get_running_loop()
         end, batches = loop.time() + seconds, 0
         while loop.time() < end:
@@ -251,7 +255,8 @@ class LinkUpdates:
             raise
 
     def _find_free(self, connection: Connection) -> tuple[int, int] | None:
-        """Return the id and the application of the update to perform next, or None. The applications take turns."""
+        """Return (id of the update, id of its application) for the update to perform next, or None. The applications take
+        turns."""
         c = link_updates.c
         turn = c.application_id <= self._latest_application, c.application_id, c.id
         row = connection.execute(select(c.id, c.application_id).where(*self._is_free()).order_by(*turn).limit(1)).first()
@@ -294,7 +299,7 @@ class LinkUpdates:
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
     def _change(self, connection: Connection, row: AnyRow, batch: _MessageBatch, link_ids: list[int]) -> None:
-        """Change the links of a batch. If the update was stopped or another process has taken it over, change nothing."""
+        """Change the links of a batch. Do nothing if the update was stopped or another process has taken it over."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, batch, len(rows)):
             return
@@ -306,7 +311,7 @@ class LinkUpdates:
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
 
     def _advance(self, connection: Connection, row: AnyRow, batch: _MessageBatch, found: int) -> bool:
-        """Store the new position of the update and return True. If the update was stopped or another process has taken it over,
+        """Store how far the update has come and return True. If the update was stopped or another process has taken it over,
         store nothing and return False."""
         values: dict[str, Any] = {"range_index": batch.range_index, "cursor": batch.ids[-1] if batch.ids else 0}
         if not batch.ids:

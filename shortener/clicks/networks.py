@@ -1,10 +1,10 @@
-"""The network list contains the country, the network and the hosting provider of IP addresses. The list is read from files that the
-operator provides.
+"""The network list contains the country, the network and the hosting provider of IP addresses. The operator provides the files of
+the list.
 
-The setting NETWORK_FILES contains the paths of MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor) or
-text files. Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, for example `203.0.113.0/24,DE,AS64500 Example,hosting`.
-Only the first field is required. The files are read once at the start, and the program downloads nothing. Without files, IP
-addresses are not looked up.
+The setting NETWORK_FILES contains the paths of MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor)
+or text files. Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, for example `203.0.113.0/24,DE,AS64500
+Example,hosting`. Only the first field is required. The files are read once at the start, and the program downloads nothing.
+Without files, IP addresses are not looked up.
 
 `open_networks` raises NetworkFileError with the file and the line if a file is invalid.
 """
@@ -30,8 +30,8 @@ class NetworkFileError(Exception):
 
 
 class NetworkInfo(NamedTuple):
-    """The entry of the network list for an IP address. `country` is an ISO 3166 code. `network` is a name such as "AS64500
-    Example"."""
+    """The entry of the network list for an IP address. `country` is an ISO 3166 code of two letters. `network` is a name such as
+    "AS64500 Example"."""
 
     country: str | None = None
     network: str | None = None
@@ -49,7 +49,7 @@ class Networks:
         self.find = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._find)
 
     def _find(self, address: str) -> NetworkInfo:
-        """Return the data that the files contain about an IP address. Each field comes from the first file that contains it. Return
+        """Return the data of the files about an IP address. Each field comes from the first file that contains it. Return
         UNKNOWN_NETWORK if the text is not an address."""
         try:
             parsed = ipaddress.ip_address(address)
@@ -65,7 +65,8 @@ class Networks:
         )
 
     def classify(self, address: str, verdict: Verdict, rule: str) -> tuple[Verdict, str]:
-        """Return the verdict and the rule of a hit. A hit with the verdict HUMAN from a hosting network becomes SUSPECTED."""
+        """Return the verdict and the rule of a hit after a look at its network: a HUMAN hit from a hosting network becomes
+        SUSPECTED. Other hits keep `verdict` and `rule`."""
         if verdict is Verdict.HUMAN and self.find(address).is_hosting:
             return Verdict.SUSPECTED, HOSTING_RULE
         return verdict, rule
@@ -75,7 +76,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class _TextTable:
-    """The networks of a text file. For each IP address, the network with the longest prefix is used."""
+    """The networks of a text file. If several networks contain an IP address, the one with the longest prefix is used."""
 
     def __init__(self, path: Path) -> None:
         # The outer key is (IP version, prefix length), and the inner key is the first address of the network.

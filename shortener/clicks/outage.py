@@ -25,15 +25,15 @@ class OutageState(Enum):
 
 
 class Outage:
-    """The current state of an outage. Each method returns whether the state has changed. A transition that is not defined for the
-    state has no effect."""
+    """The current state of an outage. Each method returns whether the state has changed. If the current state does not permit the
+    transition, nothing changes."""
 
     def __init__(self) -> None:
         self.state = OutageState.NORMAL
 
     @property
     def uses_spool(self) -> bool:
-        """Whether the spool receives the hits."""
+        """Whether new hits go to the spool."""
         return self.state is not OutageState.NORMAL
 
     def begin(self) -> bool:

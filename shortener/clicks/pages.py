@@ -1,5 +1,5 @@
-"""The HTML pages for people who open a link without a destination: the link is expired, switched off, unknown or temporarily
-unavailable.
+"""The HTML pages that a person gets instead of a redirect: the link is expired, switched off, unknown or temporarily unavailable,
+the client has requested too many unknown codes, or the person must press a button first.
 
 Each page is one HTML document without scripts and without references to other files. It follows the light or dark mode of the
 phone. A page has at most 4 KiB of UTF-8 and is built once for each application name.
@@ -87,8 +87,8 @@ $text
 
 @lru_cache(maxsize=256)
 def confirmation_page(application_name: str) -> bytes:
-    """Return the confirmation page, whose only button a person presses to continue. The page has at most 1,500 bytes. The name may
-    be empty."""
+    """Return the confirmation page. It has one button, and a person who presses it is redirected to the destination. The page has
+    at most 1,500 bytes. `application_name` may be empty."""
     name = _displayed_name(application_name)
     text = f"<p>{name} sent you this link.</p>" if name else "<p>Press the button to open the page.</p>"
     return _CONFIRMATION.substitute(text=text).encode()
@@ -96,7 +96,7 @@ def confirmation_page(application_name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def expired_page(application_name: str) -> bytes:
-    """Return the page for the status 410, for a link that has expired. The application's name may be empty."""
+    """Return the page for the status 410, for an expired link. `application_name` may be empty."""
     name = _displayed_name(application_name)
     links = f"Links in messages from {name}" if name else "Links like this one"
     return _page(
@@ -109,8 +109,8 @@ def expired_page(application_name: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def switched_off_page(application_name: str) -> bytes:
-    """Return the page for the status 410, for a link that its sender or the operator has switched off. The application's name may
-    be empty."""
+    """Return the page for the status 410, for a link that its sender or the operator has switched off. `application_name` may be
+    empty."""
     name = _displayed_name(application_name)
     return _page(
         "This link is no longer active",
@@ -159,7 +159,7 @@ def _displayed_name(application_name: str) -> str:
         name = f"{name[: MAX_NAME_LENGTH - 1].rstrip()}…"
     if not name:
         return ""
-    from html import escape  # imported here, because the module takes 0.4 MB and most clicks need no page
+    from html import escape  # imported when a page is built: the module takes 0.4 MB of memory, and most clicks need no page
 
     return f"<b><bdi>{escape(name)}</bdi></b>"
 

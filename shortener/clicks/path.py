@@ -1,10 +1,10 @@
 """This module parses request paths: it finds the code of a short link in a path, and the prefix before the code.
 
 Programs turn text into links and often include characters after the link: a full stop, a bracket, an emoji, a space or an
-invisible character. People and proxies add a slash. Therefore all characters after a code are ignored if none of them is a letter
-or a digit of any script. Emoji that Unicode counts as letters or that begin with a digit (the sign for information, keycaps), and
-invisible letters are ignored too. The characters may be UTF-8 or percent-encoded. Any other path has no code, and no part of it is
-looked up, logged or stored.
+invisible character. People and proxies add a slash. Therefore the characters after a code are ignored if none of them is a letter
+or a digit of any script. Three kinds of characters are also ignored, although Unicode counts them as letters or digits: the emoji
+for information, keycap emoji (a digit in a square), and invisible letters. The characters may be UTF-8 or percent-encoded. Any
+other path has no code, and no part of it is looked up, logged or stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
 
-MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # the range of the number of characters of a code
+MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # minimum and maximum number of characters of a code
 MAX_PREFIX_LENGTH = 128  # maximum number of bytes of the prefix before a code
 
 _CODE = rb"[A-Za-z0-9]{%d,%d}" % (MIN_CODE_LENGTH, MAX_CODE_LENGTH)
@@ -29,7 +29,8 @@ _DIGIT_IN_KEYCAP = re.compile(f"[0-9]{_KEYCAP}")
 _END_OF_KEYCAP = re.compile(_KEYCAP)
 #: Characters that Unicode counts as letters: the emoji for information, and the fillers of Hangul, which are invisible.
 _IGNORED_LETTERS = "\u2139\u115f\u1160\u3164\uffa0"
-_ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")  # ASCII characters that may follow a code; `code_of` decodes "%" escapes
+# ASCII characters that may follow a code; "%" is missing, because `code_of` decodes it
+_ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")
 
 
 def code_of(path: bytes | str) -> str | None:
@@ -54,8 +55,7 @@ def code_of(path: bytes | str) -> str | None:
 def code_behind_prefix(path: bytes | str) -> tuple[str, str] | None:
     """Return (prefix, code) of a request path `/PREFIX/{code}`, or None if the path does not have this form.
 
-    The prefix begins with a slash and has at least one segment. The code is the last segment that is a code and is followed only
-    by ignored characters."""
+    The prefix begins with a slash and has at least one segment. Only ignored characters may follow the code."""
     path = path if isinstance(path, bytes) else path.encode(errors="surrogatepass")
     found = _PREFIX.match(path)
     if found is None or len(found[1]) > MAX_PREFIX_LENGTH:

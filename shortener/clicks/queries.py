@@ -2,12 +2,12 @@
 second.
 
 The statements work on sets (`json_each`, `unnest`), so the number of statements does not depend on the size of the batch. On
-SQLite, each statement and each fetched row passes the interpreter lock to the event loop and back. Therefore a query on SQLite
-returns all its rows as one row of JSON.
+SQLite, each statement and each fetched row passes the interpreter lock to the event loop and back, which takes time. Therefore a
+query on SQLite returns all its rows as one row of JSON.
 
-The transaction of a click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`,
-a table with few and small rows. The fan-out determines the state that the message had before its click, because the fan-out must
-read the message anyway.
+The transaction of a click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in
+`first_clicks`, a table with few and small rows. The transaction also does not need the state that the message had before the
+click. The fan-out determines this state, because it reads the message anyway.
 """
 # Tested by tests/clicks/test_batch.py
 
@@ -28,7 +28,8 @@ from shortener.storage.values_table import values_table
 
 
 class LinkRow(NamedTuple):
-    """The columns of a link that was found by its code, and the first click on its message. Times are milliseconds since 1970."""
+    """The columns of a link that was found by its code, and of the first click on its message. Times are milliseconds since
+    1970."""
 
     code: str
     link_id: int
@@ -44,7 +45,7 @@ class LinkRow(NamedTuple):
     expires_at: int
     disabled_at: int | None
     clicked_links: int
-    is_clicked: int  # 1 if the message was clicked before, otherwise 0
+    is_clicked: int  # 1 if the message already has a first click, otherwise 0
     link_set: int = 0  # the id of the link set in schema.link_sets; 0 for a link that was created before link sets existed
 
 
@@ -56,8 +57,8 @@ class ReportTimes(NamedTuple):
     read_at: int | None = None
 
 
-#: The clicks of a batch on one message: (message, at, hit_id, bits). `bits` has one bit for each clicked link; `at` and `hit_id`
-#: belong to the earliest click.
+#: The clicks of a batch on one message: (row id of the message, at, hit_id, bits). `bits` has one bit for each clicked link; `at`
+#: and `hit_id` belong to the earliest click.
 Claim = tuple[int, int, int, int]
 
 #: The columns of a row of `hits`: id, link_id, at, verdict, rule, flags, address, user_agent, country.
@@ -71,27 +72,28 @@ _COLUMNS = (
 )
 
 _FIND = {
-    # With CROSS JOIN, SQLite loops over the few codes and looks up each one in the index.
+    # CROSS JOIN makes SQLite loop over the few codes and look up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # With LIMIT, PostgreSQL always looks up each link in an index. Without LIMIT, PostgreSQL would scan the whole table if it made
-    # the query plan when the table was small.
+    # LIMIT makes PostgreSQL look up each link in an index. Without LIMIT, PostgreSQL could keep a query plan that it made when
+    # the table was small, and scan the whole table.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
 }
 
 _CLAIM = ("id", "at", "hit_id", "links")  # the names of the columns of the type Claim
-#: The statement that claims first clicks on SQLite. It adds the clicked links to the row of the message in `first_clicks`. If the
-#: row already contains a first click, this first click stays. SQLite has one writer, so the rows from `find_links` are current.
+#: The statement that stores first clicks on SQLite. It adds the clicked links to the row of the message in `first_clicks`. If the
+#: row already contains a first click, this first click stays. SQLite has one writer, so nothing has changed since `find_links`
+#: read the rows.
 _upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: The statement that claims first clicks on PostgreSQL. It inserts a row for each message that has no row yet. Nearly every message
-#: has none. `_claim_more` locks and reads the rows of the other messages.
+#: The statement that stores first clicks on PostgreSQL. It inserts a row for each message that has no row yet, which is nearly
+#: every message. `_claim_more` locks and reads the rows of the other messages.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
@@ -116,7 +118,7 @@ def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRo
     codes = list(codes)
     if engine == "sqlite":
         packed = raw_sql.value(connection, _FIND[engine], _dumps(codes))
-        make = tuple.__new__  # creating a row with this takes less than half the time of LinkRow._make
+        make = tuple.__new__  # half of the time of LinkRow._make
         return {row[0]: make(LinkRow, row) for row in orjson.loads(packed)}
     return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (codes,))}
 
@@ -124,13 +126,13 @@ def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRo
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
     """Store the first clicks of this batch, except those that another transaction has stored before.
 
-    `seen` contains one row of `find_links` for each message. For each message, return the bits of the links whose first click is in
-    this batch, and whether the batch contains the first click on the message."""
-    # The claims are sorted by message id, so that all nodes lock rows in the same order (outbox/first_clicks.py), and so that
-    # neighbouring rows are close in the index.
+    `seen` contains one row of `find_links` for each message. Return (bits, is_first) by message. `bits` has one bit for each link
+    whose first click is in this batch. `is_first` states whether the first click on the message is in this batch."""
+    # Sort the claims by message id: all nodes then lock rows in the same order (outbox/first_clicks.py), and neighbouring rows
+    # are close in the index.
     claims = sorted(claims)
     if connection.dialect.name == "sqlite":
-        # `find_links` ran in this transaction, and SQLite has one writer, so its rows are still current.
+        # `find_links` ran in this transaction, and SQLite has one writer, so the rows of `seen` are still current.
         _upsert_click(connection, claims)
         return {message: (bits, not seen[message].is_clicked) for message, _at, _hit, bits in claims}
     won: dict[int, tuple[int, bool]] = {}
@@ -142,14 +144,15 @@ def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Ma
 
 
 def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, tuple[int, bool]]) -> list[Claim]:
-    """Store the clicks on messages that already have a row in `first_clicks`. Return the claims whose row was deleted by another
-    transaction."""
+    """Store the clicks on messages that already have a row in `first_clicks`. Return the claims that could not be stored, because
+    another transaction has deleted the row."""
     stored = first_clicks.read(connection, [message for message, *_ in claims]) if claims else {}
     more: list[tuple[int, int | None, int | None, int]] = []
     for message, at, hit, bits in claims:
         if (before := stored.get(message)) is None:
             continue
-        # If the row contains this link but no first click, a correction of the message is running and will assign the first click.
+        # If the row contains this link but no first click, a correction of the message is running, and the correction will assign
+        # the first click.
         is_first = before.at is None and not before.links & bits
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))
@@ -159,8 +162,8 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
 
 
 def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, int]:
-    """Return the stored flags by hit id. Given hits that are not stored are missing in the result. Call this only if an earlier
-    attempt may have been committed.
+    """Return the flags of those hits that are already stored, by hit id. Call this only if an earlier attempt may have been
+    committed.
 
     A stored hit with the same id and another code or time belongs to another process, and is not returned."""
     engine, ids = connection.dialect.name, [hit.id for hit in hits]

@@ -3,15 +3,15 @@
 The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
 share one commit. On an idle server, a hit does not wait for other hits.
 
-If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then read
-from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with the time
-of its arrival. At most `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in flight do
-not count towards this limit. If the link cannot be read from the cache or the database, the response is 503 at most
-`RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
+If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then
+read from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with
+the time of its arrival. At most `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in
+flight do not count towards this limit. If the link can be read neither from the cache nor from the database, the client gets 503
+at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
-hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
-stay in memory. Later, `spool_drainer` writes the hits of the spool to the database and ends the outage.
+hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). If the spool does not store a
+hit, the hit stays in memory. Later, `spool_drainer` writes the hits of the spool to the database and ends the outage.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ from shortener.storage.database import Database
 log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
-_GROUP_SECONDS = 0.05  # the responses to hits that become overdue within this time are sent together
-_SLOW_PART = 0.25  # the share of the deadline after which the database counts as slow (see `_has_room`)
-_SPOOL_SECONDS = 0.1  # the time for which the response to an overdue hit waits until the spool has stored the hit
-# Time limits for finding the link of an overdue hit: in the link cache, and then also in the database. RESPONSE_GRACE_SECONDS must
-# be longer than the sum of _GROUP_SECONDS, _SPOOL_SECONDS and these two limits.
+_GROUP_SECONDS = 0.05  # hits that become overdue within this time get their responses together
+# if the oldest hit has waited for more than this share of the deadline, the database counts as slow (see `_has_room`)
+_SLOW_PART = 0.25
+_SPOOL_SECONDS = 0.1  # how long the response to an overdue hit waits for the spool to store the hit
+# Time limits for finding the link of an overdue hit: the first for the link cache, the second for the database, which is read
+# afterwards. RESPONSE_GRACE_SECONDS must be longer than the sum of _GROUP_SECONDS, _SPOOL_SECONDS and these two limits.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
@@ -81,8 +82,8 @@ class Recorder:
         resolver = LinkResolver(directory, click_ids, trusted_ms)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
-        # If fewer hits than this are queued, the number of waiting hits is below `waiting_limit`, even if the batches in flight are
-        # full.
+        # If fewer hits than this wait in the batcher, the limit `waiting_limit` cannot be reached, even if the batches in flight
+        # are full.
         self._sure_room = max(waiting_limit - MAX_IN_FLIGHT * MAX_BATCH_HITS, 0)
         self._spool = spool
         self._database = database
@@ -108,9 +109,9 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
-        # The hits that were not queued, because the maximum number of hits was already in memory.
+        # Hits for which there was no room, because the maximum number of hits was already in memory.
         self._overflow: list[WaitingHit] = []
-        self._refused = 0  # the number of hits that got the response 503 and that may still be in the batcher
+        self._refused = 0  # the number of hits whose clients got 503, and which may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -129,7 +130,7 @@ class Recorder:
 
     @property
     def is_failing(self) -> bool:
-        """Return whether the database could not store the hits that wait."""
+        """Return whether the last attempt to store the waiting hits failed."""
         return self.outage or (self._writer.is_failing and self.unrecorded > 0)
 
     @property
@@ -137,7 +138,7 @@ class Recorder:
         return self._outage.state
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the metrics that show the totals of the recorder."""
+        """Register the metrics of the recorder."""
         self.totals.register_metrics(metrics, lambda: self.unrecorded, lambda: self.outage)
 
     def start(self) -> None:
@@ -148,8 +149,8 @@ class Recorder:
             self._loops.append(self._supervisor.start("spool_writer", partial(_repeat, self._spool_writer.run_once)))
 
     async def record(self, hit: Hit) -> Resolution:
-        """Record a hit. When the hit is stored or overdue, return its resolution. Raise StoreUnavailable if the hit has no
-        resolution."""
+        """Record a hit. Return its resolution when the hit is stored or overdue. Raise StoreUnavailable if no resolution could be
+        found."""
         response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         if self.take(hit, response):
             return await response
@@ -180,9 +181,9 @@ class Recorder:
     def _has_room(self, overdue_at: float) -> bool:
         """Return whether the batcher may take a new hit, which becomes overdue at `overdue_at` (time of the event loop).
 
-        It may take the hit while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two
-        batches in flight are not counted, so that a burst of clicks is not dropped. If the oldest hit has waited for more than a
-        quarter of the deadline, the database may have stopped. Then the hits in flight are counted, too."""
+        It may take the hit while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the
+        two batches in flight do not count, so that no hits of a burst are dropped. If the oldest hit has waited for more than a
+        quarter of the deadline, the database may have stopped, and the hits in flight count too."""
         if self._batcher.waiting >= self._waiting_limit:
             return False
         oldest = self._overdue.next_at()
@@ -191,8 +192,7 @@ class Recorder:
 
     async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0) -> int:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
-        number of hits that the database has stored now, without dead letters. `others_stored` is true if the database has stored
-        other hits shortly before. `first_probe` is the argument of `HitWriter.write_spooled`.
+        number of newly stored hits, without dead letters. For `others_stored` and `first_probe`, see `HitWriter.write_spooled`.
 
         Raise StoreUnavailable if the database accepts no hits, and its subclass HitsRejected. The hits must then stay in the
         spool."""
@@ -215,19 +215,19 @@ class Recorder:
         self._outage.relapse()
 
     def end_outage(self) -> None:
-        """End the outage. From now on, new hits are written to the database again."""
+        """End the outage. New hits are written to the database again."""
         self._outage.begin_recovery()
         self._outage.end()
 
     async def flush(self) -> None:
-        """Return when no hit waits in memory."""
+        """Wait until no hit waits in memory."""
         while len(self._batcher) or self._batcher.in_flight or (self._spool_writer is not None and len(self._spool_writer)):
             await self._batcher.flush()
             if self._spool_writer is not None:
                 await self._spool_writer.flush()
 
     async def stop(self, grace: float) -> None:
-        """Write the waiting hits, for at most `grace` seconds. Hits that are still in memory after that are lost, and their number
+        """Write the waiting hits, for at most `grace` seconds. Then the hits that are still in memory are lost, and their number
         is logged."""
         try:
             async with asyncio.timeout(grace):
@@ -255,13 +255,13 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued for the spool earlier stay in the batcher, because the spool did not store them at that time.
+        # Hits that were queued for the spool before stay in the batcher: the spool did not store them at that time.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)
 
     def _keep(self, hits: Sequence[WaitingHit]) -> None:
-        """Put back into the batcher the hits that the spool did not store, up to the limit of hits in memory."""
+        """Put hits that the spool did not store back into the batcher, up to the limit of hits in memory. The others are lost."""
         room = max(self._waiting_limit - len(self._batcher), 0)
         for waiting in hits[:room]:
             waiting.is_in_batcher = True
@@ -271,7 +271,8 @@ class Recorder:
         self.totals.dropped += len(hits[room:])
 
     async def _respond_to_overdue(self) -> None:
-        """Wait until hits become overdue, and send their responses in the background."""
+        """Take the hits that are overdue now, and send their responses in the background. If there are none, wait until the next
+        hit becomes overdue."""
         loop = asyncio.get_running_loop()
         overdue = self._overdue.pop_overdue(loop.time())
         if overdue:
@@ -279,7 +280,7 @@ class Recorder:
             await asyncio.sleep(_GROUP_SECONDS)
             return
         next_at = self._overdue.next_at()
-        # A hit that arrives during this pause becomes overdue after the pause.
+        # A hit that arrives during this pause becomes overdue only after the pause.
         await asyncio.sleep(self._deadline if next_at is None else max(next_at - loop.time(), 0.001))
 
     async def _respond_early(self, overdue: Sequence[WaitingHit]) -> None:
@@ -290,7 +291,7 @@ class Recorder:
         await self._respond_now([waiting for waiting in overdue if not waiting.response.done()])
 
     async def _respond_now(self, open_hits: Sequence[WaitingHit]) -> None:
-        """Send the responses to these hits. A hit whose link cannot be found in time gets 503."""
+        """Send the responses to these hits. The client of a hit gets 503 if the link of the hit cannot be found in time."""
         try:
             await self._resolver.resolve(open_hits, _CACHE_SECONDS, _READ_SECONDS)
         finally:
@@ -305,14 +306,14 @@ class Recorder:
             self._forget_refused()
 
     def _forget_refused(self) -> None:
-        """When at least half of the hits in the batcher have already got the response 503, remove these hits from the batcher.
-        Removing many hits at once keeps the cost per hit constant."""
+        """If the clients of at least half of the hits in the batcher got 503, remove the hits of these clients from the batcher.
+        Each removal examines all hits. Removing many at once keeps the cost per hit constant."""
         if self._refused and self._refused * 2 >= self._batcher.waiting:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0
 
     async def _respond_to_overflow(self) -> None:
-        """Send the responses to the hits that exceed the limit of hits in memory. One read finds the links of all these hits. The
+        """Send the responses to the hits for which there was no room in memory. One read finds the links of all these hits. The
         hits are lost if the spool does not store them."""
         await asyncio.sleep(_GROUP_SECONDS)
         hits, self._overflow = self._overflow, []
@@ -333,12 +334,12 @@ class Recorder:
                     waiting.refuse(TimeoutError("too many hits wait, and the link could not be read in time"))
 
     async def _store_rejected(self, failures: Sequence[tuple[WaitingHit, Exception]]) -> None:
-        """Store hits that the database rejects as dead letters: in their table or, if that fails, in Redis. Then send the responses
-        to these hits."""
+        """Store the hits that the database rejected as dead letters: in the table of dead letters or, if that fails, in Redis.
+        Then send the responses to these hits."""
         hits = [waiting for waiting, _ in failures]
         await self._resolver.resolve(hits, _CACHE_SECONDS, _READ_SECONDS)
         letters = [
-            # Without a resolution, it is unknown whether the application may store addresses.
+            # Without a resolution, the application of the hit is unknown, and so is whether it permits to store addresses.
             dead_letters.from_hit(waiting.hit, dead_letters.reason_of(error), has_address=waiting.resolution is not None)
             for waiting, error in failures
         ]

@@ -1,4 +1,4 @@
-"""The numbers of recorded hits and responses of this process, which /metrics returns."""
+"""The numbers of recorded hits and responses of this process, for /metrics."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class RecorderTotals:
     """Numbers of hits and responses since the process started."""
 
     recorded: int = 0
-    not_stored: int = 0  # ignored and suspected hits above the limit of stored hits of their link
+    not_stored: int = 0  # ignored and suspected hits that were not stored, because their link had reached its limit
     first_clicks: int = 0
     batches: int = 0
     late_responses: int = 0  # responses that were sent before their hit was stored
@@ -35,7 +35,7 @@ class RecorderTotals:
     answers: dict[int, int] = field(default_factory=dict)  # number of responses to requests for a code, by HTTP status
 
     def register_metrics(self, metrics: Metrics, unrecorded: Callable[[], int], is_outage: Callable[[], bool]) -> None:
-        """Register the metrics that show the totals."""
+        """Register the metrics that show these totals."""
         metrics.counter(
             "shortener_redirects",
             "Responses to requests for a code, by status.",
@@ -62,12 +62,12 @@ class RecorderTotals:
         )
         metrics.gauge("shortener_hits_unrecorded", "Hits in memory that are not stored yet.", unrecorded)
         metrics.counter(
-            "shortener_hits_dropped", "Hits that were lost, usually because too many were waiting.", lambda: self.dropped
+            "shortener_hits_dropped", "Hits that were lost, usually because too many hits waited in memory.", lambda: self.dropped
         )
         metrics.counter(
             "shortener_hits_dead_letter",
-            "Hits that can never be stored: the database rejects them, or the entry in the spool is not a hit. The table "
-            "hits_dead_letter has them.",
+            "Hits that can never be stored: the database rejects them, or the entry in the spool is not a hit. They are in the "
+            "table hits_dead_letter.",
             lambda: self.dead_letters,
         )
         metrics.counter(
@@ -79,7 +79,7 @@ class RecorderTotals:
         metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: self.unknown)
         metrics.counter(
             "shortener_hits_unknown_redirected",
-            "Requests for codes that no link has, and that were redirected to the fallback URL of the domain.",
+            "Requests for unknown codes that were redirected to the fallback URL of the domain.",
             lambda: self.unknown_redirected,
         )
         metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)
@@ -89,6 +89,6 @@ class RecorderTotals:
         metrics.counter("shortener_hits_drained", "Hits that were written from the spool to the database.", lambda: self.drained)
         metrics.counter(
             "shortener_late_responses",
-            "Responses to hits that were sent before the database stored the hit.",
+            "Responses that were sent before the database stored their hit.",
             lambda: self.late_responses,
         )

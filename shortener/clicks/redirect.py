@@ -1,11 +1,11 @@
 """This module responds to GET /{code} without routing, middleware or templates. It makes a `Hit` of the request. When the
 resolution of the hit is known, the response is 302 with the header Location, 404 for an unknown code, or 410 for a link that is
-expired or switched off. A client that requests many unknown codes gets 429 for unknown codes. The response is 503 with Retry-After
-if the database can neither store the hit nor read the link. Prefetchers and link previews get the same response as people; the
-verdict only determines whether a hit counts as a click.
+expired or switched off. After many unknown codes, a client gets 429 instead of 404. The response is 503 with Retry-After if the
+database can neither store the hit nor read the link. Prefetchers and link previews get the same response as people; the verdict
+only determines whether a hit counts as a click.
 
-`Redirect` is an ASGI application. `server/http_protocol.py` calls `read_client_info`, `make_hit` and `respond` directly, without a
-task and without ASGI messages.
+`Redirect` is an ASGI application. `server/http_protocol.py` does not use the ASGI interface: it calls `read_client_info`,
+`make_hit` and `respond` directly, without a task and without ASGI messages.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _PAGE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
-#: The headers of the confirmation page. The Content-Security-Policy has no form-action, because browsers would apply form-action
-#: also to the redirect that follows the form.
+#: The headers of the confirmation page. The Content-Security-Policy has no form-action: browsers would also apply it to the
+#: redirect that follows when the form is sent.
 _CONFIRMATION_HEADERS = [
     *_PAGE_HEADERS[:-1],
     (
@@ -90,7 +90,7 @@ class ClientInfo(NamedTuple):
 
 
 def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> ClientInfo:
-    """Read the request headers and classify the request.
+    """Read the request headers and classify the request by them.
 
     The names of the headers must be in lower case. If the request has several Host headers, the host of the result is
     AMBIGUOUS_HOST."""
@@ -156,9 +156,9 @@ class Redirect:
         self._ip_privacy = ip_privacy
         self._networks = networks
         self._totals = recorder.totals
-        #: The function that returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a
-        #: log line. The third argument is the X-Request-Id of the response, or b"" if all log lines of this request
-        #: already contain it.
+        #: The function that returns the response to a hit and counts its verdict and status. With ACCESS_LOG it also writes a log
+        #: line. The third argument is the X-Request-Id for this log line, or b"" if all log lines of the request contain it
+        #: anyway.
         self.respond: Callable[[Hit, Resolution, bytes], RawResponse] = self._respond_and_log if logs_access else self._respond
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
@@ -168,7 +168,7 @@ class Redirect:
         client = scope.get("client")
         is_post = scope["method"] == "POST"
         client_info = read_client_info("GET" if is_post else scope["method"], scope["headers"])
-        # The form comes from the confirmation page itself, and not from another web site.
+        # A POST counts as a confirmation unless the browser says that the form was sent from another web site.
         if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:
             client_info = client_info._replace(verdict=Verdict.HUMAN, rule=CONFIRMED)
         hit = self.make_hit(client_info, client[0] if client else None, code, domain_id)

@@ -1,12 +1,15 @@
 """This module defines hits and their resolutions. The resolution of a hit is the destination to which its link redirects, or the
 reason why there is none.
 
-A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache. A code
-is unknown if no link has it, or if it was requested on another domain than the domain of its link. A link without a domain also
-works on a domain whose host was the host of BASE_URL before. An unknown code redirects to the
+A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache.
+
+A code is unknown if no link has it, or if it was requested on another domain than the domain of its link. There is one exception:
+a link without a domain also works on a domain whose host was formerly the host of BASE_URL. An unknown code redirects to the
 fallback URL of the domain if the domain has one. A fallback URL that leads to a host of the installation is not used, because the
-redirects could loop. A link is switched off if the link itself, its domain, its application or the
-host of its destination is switched off. Such a link has no destination, even if it has a fallback URL.
+redirects could loop.
+
+A link is switched off if the link itself, its domain, its application or the host of its destination is switched off. Such a link
+has no destination, even if it has a fallback URL.
 
 This module does no I/O and raises no errors. All data that a resolution needs is in memory.
 """
@@ -22,8 +25,8 @@ from shortener.model import LinkFlag, Verdict, mutable_record
 from shortener.redirect_locations import append_param, fill_placeholders
 from shortener.urls import DESTINATION_PLACEHOLDERS
 
-# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several such
-# operations.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several of
+# them.
 _FILL = int(LinkFlag.FILL_CLICK_ID)
 
 
@@ -32,10 +35,10 @@ class Hit:
     """One request for a code.
 
     `domain_id` is the domain of the request; None for the default host, where the codes of all domains are valid. `at` is in
-    milliseconds since 1970. `address` is the part of the client's IP address that may be stored, according to the privacy setting
-    of the installation. `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0
-    if the IP address is unknown. `country` is the country of the client's IP address in the network list. `is_redirected` is true
-    if the client was redirected before the hit was written to the database."""
+    milliseconds since 1970. `address` is the part of the client's IP address that the privacy setting of the installation permits
+    to store. `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0 if the IP
+    address is unknown. `country` is the country of the client's IP address, from the network list. `is_redirected` is true if the
+    client was redirected before the hit was written to the database."""
 
     id: int
     code: str
@@ -62,8 +65,8 @@ class Resolution(NamedTuple):
     unknown: bool = False  # no link has the code; the response is 404, or 302 to the fallback URL of the domain
 
 
-CONFIRMED = "confirmed"  # The name of the rule for a click that a person has confirmed on the confirmation page.
-# The name of the rule for a hit that got the confirmation page and that no other rule suspects.
+CONFIRMED = "confirmed"  # The name of the rule for a click that a person has confirmed by the button of the confirmation page.
+# The name of the rule for a hit whose client got the confirmation page, if no other rule suspects the hit.
 AWAITING_CONFIRMATION = "awaiting_confirmation"
 
 UNKNOWN_LINK = Resolution(None, unknown=True)
@@ -92,7 +95,7 @@ class LinkRecord(Protocol):
 
 
 class LinkDirectory(Protocol):
-    """The part of `accounts.directory.Directory` that is necessary to resolve and record hits."""
+    """The methods of `accounts.directory.Directory` that are necessary to resolve and record hits."""
 
     @property
     def hit_policies(self) -> HitPolicies: ...
@@ -102,8 +105,8 @@ class LinkDirectory(Protocol):
 
 
 class LinkResolver:
-    """A resolver that determines the destinations of hits. `click_ids` encodes the id of a hit as a click id, for destinations that
-    contain it. `trusted_ms` returns a time without a step of the clock (storage/clock_guard.py)."""
+    """A resolver that determines the destinations of hits. `click_ids` encodes the id of a hit as a click id, for destinations
+    that contain one. `trusted_ms` returns the current time without sudden steps of the clock (storage/clock_guard.py)."""
 
     def __init__(self, directory: LinkDirectory, click_ids: ClickIds, trusted_ms: Callable[[int], int] = lambda at: at) -> None:
         self._directory = directory
@@ -111,15 +114,15 @@ class LinkResolver:
         self._trusted_ms = trusted_ms
 
     def is_late(self, at: int, expires_at: int) -> bool:
-        """Return whether a link has expired at the time `at`. A link has not expired if its expiry seems to have passed only
-        because of a step of the clock."""
+        """Return whether a link has expired at the time `at`. If the expiry seems to have passed only because of a step of the
+        clock, the link has not expired."""
         return at >= expires_at and self._trusted_ms(at) >= expires_at
 
     def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:
         """Return the resolution of `hit`.
 
         `link` is the link with the code of the hit; None if no link has it. `policies` are the current `hit_policies` of the
-        directory, which the caller reads once per batch."""
+        directory. The caller reads them once per batch."""
         if link is None:
             return self._resolve_unknown(hit)
         is_elsewhere = hit.domain_id is not None and hit.domain_id != link.domain_id
@@ -135,8 +138,8 @@ class LinkResolver:
             return Resolution(None, application_id, gone=True, off=True)
         if hit.at >= link.expires_at and self.is_late(hit.at, link.expires_at):
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
-            # The host of the fallback URL may have been blocked, or may have become a host of the installation, after the URL was
-            # checked.
+            # The URL was checked when it was stored. Since then, its host may have been blocked, or may have become a host of the
+            # installation.
             if fallback and (policies.blocks(application_id, fallback) or self._directory.is_own(fallback)):
                 fallback = None
             return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)
@@ -165,8 +168,8 @@ class LinkResolver:
         return Resolution(location, unknown=True)
 
     def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
-        """Return a fallback URL in which the placeholders that depend on the hit are replaced. The rewriter or
-        `fallback_values` replaces the others."""
+        """Return a fallback URL in which the placeholders for values of the hit are replaced. The rewriter or `fallback_values`
+        replaces the placeholders for values of the message."""
         location = fallback.encode()
         if b"{" not in location:
             return location

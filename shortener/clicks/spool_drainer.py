@@ -1,22 +1,22 @@
 """The spool drainer writes the hits of the spool to the database.
 
-The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once even if it was
-added to the spool twice, or if a drainer was killed before it deleted the entry.
+The id of a hit is its primary key, so the database stores a hit only once. Therefore a hit counts once even if it was added to
+the spool twice, or if a drainer was killed before it deleted the entry.
 
-The database may reject all hits of a batch although it accepts test rows. It is then unknown whether the cause is a fault of these
-hits or of the database. If the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits
-wait, as in an outage. If the hits of all WINDOW_ENTRIES oldest entries were rejected, the next step tries the entries after them,
-and so on to the end of the stream. Therefore old hits that the database rejects do not stop newer hits.
+The database may reject all hits of a batch although it accepts test rows. Then either these hits or the database may be at fault.
+If the database stores a hit of another batch, the rejected hits become dead letters. Otherwise all hits wait, as in an outage.
+The drainer reads WINDOW_ENTRIES entries at a time. If all of their hits were rejected, the next step tries the next entries, and
+so on to the end of the stream. Therefore rejected old hits do not block newer hits.
 
 One process drains the spool at a time, under a lease. It reads many entries at once and writes their hits in the order of their
 times, so that the earliest click on a link in the spool becomes the first click. If the database has already stored a later click
-as the first click, that click stays the first click, because its event may have been sent to a tracker. This case is rare, because
-each process adds its new hits to the spool during the recovery, which begins when the database is available again.
+as the first click, that click stays the first click, because its event may have been sent to a tracker. This case is rare,
+because a process still adds its new hits to the spool during the recovery.
 
-The recovery ends when the drainer has written all entries that were in the stream when the recovery began, at the latest after
-`MAX_CATCH_UP_SECONDS`. Then the process writes new hits to the database again. If entries are left in the stream, the process
-logs `outage_ended_before_spool` and drains them later. If Redis does not respond, the last known number of entries decides whether
-entries are left.
+The recovery begins when the database is available again. It ends when the drainer has written all entries that were in the stream
+when the recovery began, at the latest after `MAX_CATCH_UP_SECONDS`. Then the process writes new hits to the database again. If
+entries are left in the stream, the process logs `outage_ended_before_spool` and drains them later. If Redis does not respond, the
+process uses the last known number of entries.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ log = structlog.get_logger(__name__)
 WINDOW_ENTRIES = 5000  # maximum number of entries that are read and sorted at once
 MAX_CATCH_UP_SECONDS = 10.0
 MAX_DEAD_LETTERS_MOVED = 500  # maximum number of dead letters that one transaction stores
-DATABASE_CHECK_SECONDS = 2.0  # the database counts as unavailable if it does not respond within this time
+DATABASE_CHECK_SECONDS = 2.0  # the database counts as unavailable if it does not respond within this number of seconds
 
 
 class SpoolDrainer:
-    """A job that writes the hits of the spool to the database, and ends the recorder's outage when the database is available
-    again."""
+    """A job that writes the hits of the spool to the database. When the database is available again, the job also ends the outage
+    of the recorder."""
 
     def __init__(self, spool: HitSpool, recorder: Recorder, database: Database) -> None:
         self._spool = spool
         self._recorder = recorder
         self._database = database
-        self._first_probe = 0  # the index of the hit in a rejected batch that is written first when the hits are written one by one
+        self._first_probe = 0  # If a batch is rejected, its hits are written one by one, beginning with the hit at this index.
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
-        # The id of the last entry of a group whose hits were all rejected. The next step reads the entries after it. None: the next
-        # step begins with the oldest entry.
+        # If all hits of a window were rejected: the id of its last entry. The next step reads the entries after it. None: the
+        # next step begins with the oldest entry.
         self._after: bytes | None = None
-        # True while rejected hits are written again, after the database has stored a hit of a later entry.
+        # True while the drainer retries rejected hits, because the database has stored a hit of a later entry.
         self._later_stored = False
-        # Id of the last entry when the recovery began; None if it is unknown.
+        # The id of the last entry in the stream when the recovery began; None if it is unknown.
         self._recovery_ends_with: tuple[int, int] | None = None
 
     async def step(self) -> int:
-        """Read one group of entries, write their hits to the database, delete the entries, and return their number.
+        """Read one window of entries, write their hits to the database, delete the entries, and return their number.
 
         Raise StoreUnavailable if the database is unavailable. Hits that are not stored then stay in the stream."""
         state: SpoolState | None
@@ -84,8 +84,8 @@ class SpoolDrainer:
         return drained
 
     async def _move_dead_letters(self) -> None:
-        """Move dead letters from Redis to their table. If the process is killed during the move, some of them may be in both
-        places."""
+        """Move dead letters from Redis to the table of dead letters. If the process is killed during the move, some of them may
+        be in both places."""
         try:
             found = await self._spool.read_dead_letters(MAX_DEAD_LETTERS_MOVED)
             if found and await self._spool.take_lease():
@@ -98,7 +98,8 @@ class SpoolDrainer:
         after, self._after = self._after, None
         later_stored, self._later_stored = self._later_stored, False
         entries = await self._spool.read(WINDOW_ENTRIES, after)
-        # The database has rejected the hits of all entries, so the drainer begins again with the oldest entry.
+        # This is the end of the stream. The database has rejected the hits of all entries, so the drainer begins again with the
+        # oldest entry.
         if after is not None and not entries:
             after, entries = None, await self._spool.read(WINDOW_ENTRIES)
             self._first_probe += MAX_PROBES
@@ -111,8 +112,8 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
-        # After the hits of all entries were rejected, the search for a hit that the database accepts begins with other hits of each
-        # batch. So the search finds such a hit even if the batch contains only one.
+        # If the database has rejected the hits of the whole stream, the next search for a hit that the database accepts tries
+        # other hits of each batch. So repeated searches find the hit even if it is the only one in its batch.
         first_probe = self._first_probe
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
@@ -141,7 +142,7 @@ class SpoolDrainer:
         return len(entries)
 
     async def _recover(self, state: SpoolState | None) -> None:
-        """Begin the recovery if the database accepts a transaction, and end the outage when enough entries are drained.
+        """Begin the recovery if the database accepts a transaction. End the outage when enough entries are drained.
 
         `state` is the state of the stream; None if Redis does not respond."""
         now = asyncio.get_running_loop().time()
@@ -155,7 +156,8 @@ class SpoolDrainer:
             self._recorder.begin_recovery()
             self._recovery_began_at, self._recovery_ends_with = now, None if state is None else state.last
         if state is None:
-            is_drained = not self._spool.depth  # the last known state, plus the hits that this process has added since then
+            # the last known number of hits, plus the hits that this process has added since then
+            is_drained = not self._spool.depth
         else:
             if self._recovery_ends_with is None:  # Redis did not respond when the recovery began
                 self._recovery_ends_with = state.last

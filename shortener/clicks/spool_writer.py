@@ -1,4 +1,4 @@
-"""The spool writer adds hits to the spool during an outage of the database, and sends their responses.
+"""The spool writer adds hits to the spool during an outage of the database, and sends the responses of these hits.
 
 A response is sent when its hit is in the spool. Hits that arrive during a round trip to Redis are sent together in the next round
 trip. A hit that the spool does not store stays in memory: either in the batch that contains it, or in the batcher.
@@ -22,7 +22,7 @@ from shortener.clicks.waiting_hit import WaitingHit
 log = structlog.get_logger(__name__)
 
 CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client usually gives up earlier
-READ_SECONDS = 5.0  # time limit for one read-only query of links; overdue hits get their responses earlier
+READ_SECONDS = 5.0  # time limit for one read-only query of links; hits that become overdue before get their responses earlier
 WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same kind
 
 
@@ -48,18 +48,18 @@ class SpoolWriter:
         self._keep = keep
         self._spawn = spawn
         self._waiting: deque[WaitingHit] = deque()
-        self._in_progress = 0  # number of hits that are being resolved or sent to Redis and that no batch contains
+        self._in_progress = 0  # number of hits that are being resolved or sent to Redis, without hits that are also in a batch
         self._work = asyncio.Event()
         self._became_idle = asyncio.Event()
         self._next_warning_at = 0.0  # no further warning is logged before this time of the event loop
 
     def __len__(self) -> int:
-        """Return the number of hits in the spool writer, including those that a batch also contains."""
+        """Return the number of hits in the spool writer, including hits that are also in a batch."""
         return len(self._waiting) + self._in_progress
 
     @property
     def unrecorded(self) -> int:
-        """Return the number of hits that only the spool writer contains."""
+        """Return the number of hits that are in the spool writer and nowhere else."""
         return sum(not (waiting.is_in_batcher or waiting.is_obsolete) for waiting in self._waiting) + self._in_progress
 
     def put(self, waiting: WaitingHit) -> None:
@@ -69,13 +69,13 @@ class SpoolWriter:
         self._work.set()
 
     async def flush(self) -> None:
-        """Wait until no hit waits in the spool writer."""
+        """Wait until the spool writer has no hits left."""
         while len(self):
             self._became_idle.clear()
             await self._became_idle.wait()
 
     async def run_once(self) -> None:
-        """Wait for hits, and process all waiting hits."""
+        """Wait for at least one hit, then process all hits that wait."""
         await self._work.wait()
         self._work.clear()
         while self._waiting:
@@ -84,7 +84,7 @@ class SpoolWriter:
             await self._counted(hits, self._process(hits))
 
     def _counted(self, hits: Sequence[WaitingHit], work: Coroutine[None, None, None]) -> Coroutine[None, None, None]:
-        """Return a coroutine that runs `work`. Until the coroutine ends, the hits are part of the number of hits in progress."""
+        """Return a coroutine that runs `work`. Until it ends, `_in_progress` includes the hits."""
         own = sum(not waiting.is_in_batcher for waiting in hits)
         self._in_progress += own
         return self._run(hits, own, work)
@@ -105,7 +105,7 @@ class SpoolWriter:
         unresolved = [waiting for waiting in hits if waiting.resolution is None]
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
         if unresolved:
-            # This runs in the background, because a database that does not respond must not delay hits that the cache resolves.
+            # This runs in the background: a database that does not respond must not delay hits whose links are in the cache.
             self._spawn(self._counted(unresolved, self._read_and_add(unresolved)))
 
     async def _read_and_add(self, hits: Sequence[WaitingHit]) -> None:
@@ -114,10 +114,10 @@ class SpoolWriter:
             if waiting.resolution is None:
                 waiting.refuse(ConnectionError("the link could not be read"))
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
-        self._keep_in_memory(hits)  # these hits already have a response, and their links were not found
+        self._keep_in_memory(hits)  # keeps hits that got their response before their links were found
 
     async def _add(self, hits: Sequence[WaitingHit]) -> None:
-        """Add resolved hits to the spool and send their responses."""
+        """Add hits to the spool and send their responses. The hits must have a resolution."""
         to_spool = [waiting for waiting in hits if not waiting.is_obsolete]
         is_spooled = bool(to_spool) and await self.add_to_spool(to_spool)
         now = asyncio.get_running_loop().time() + self._deadline
@@ -133,7 +133,7 @@ class SpoolWriter:
         """Add the hits to the spool. Return False if the spool did not store all of them."""
         try:
             is_spooled = await self._spool.add([waiting.hit for waiting in hits])
-        except Exception:  # one of the hits cannot be encoded; the database will reject that hit
+        except Exception:  # one of the hits cannot be encoded; the database will reject it later
             log.exception("hits_not_spoolable")
             is_spooled = False
         if is_spooled:

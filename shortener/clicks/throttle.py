@@ -1,8 +1,8 @@
 """The throttle slows down other work while many hits arrive. Fan-out and dispatchers use small batches and pause between them.
 Exports pause between their pages.
 
-Hits and this work share the event loop, the interpreter lock and, on SQLite, the only database writer. A delivery or an export may
-be late. A person who has tapped a link must not wait.
+Hits and the other work share the event loop, the interpreter lock and, on SQLite, the only database writer. A delivery or an
+export may be late, but a person who has tapped a link must not wait.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 #: If at least this number of hits arrive per second, the throttle slows down other work.
 BUSY_RATE = 20.0
-#: The throttle measures the number of hits in periods of this length.
+#: The throttle measures the rate of hits over periods of this length.
 WINDOW_SECONDS = 0.25
-#: Up to this number of hits per second, a pause is twice as long as the work before it. Above 1.4 times this number, the length of
-#: a pause grows with the square of the rate. Deliveries are then sent later, and exports take longer.
+#: A rate in hits per second. Up to 1.4 times this rate, a pause is twice as long as the work before it. At higher rates, the
+#: length of a pause grows with the square of the rate. Deliveries are then sent later, and exports take longer.
 FLOOD_RATE = 2_500.0
-#: The pauses grow in the same way with the average number of clients that wait for their redirect. Many clients wait if the hits
-#: use the whole capacity of the machine. On a slow machine, this begins at a rate below FLOOD_RATE.
+#: A number of clients that wait for their redirect, on average. The pauses grow with this number in the same way as with the rate.
+#: Many clients wait if the hits use the whole capacity of the machine. On a slow machine, this happens at a rate below FLOOD_RATE.
 FLOOD_WAITING = 8.0
-MAX_PAUSE_SECONDS = 0.25  # The maximum length of a pause. After work that took longer than this, the pause is as long as the work.
+MAX_PAUSE_SECONDS = 0.25  # The maximum length of a pause in seconds; but after longer work, the pause may be as long as the work.
 
 
 class Throttle:
-    """Slows down other work, depending on the rate of hits.
+    """Calculates pauses for other work from the rate of hits.
 
-    `hits` returns the number of hits that the process has recorded, and `waited` the sum of the seconds that their clients have
-    waited for their responses. `now` returns the current time in seconds."""
+    `hits` returns the number of hits that the process has recorded. `waited` returns the sum of the seconds for which clients
+    have waited for their responses. `now` returns the current time in seconds."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Throttle:
         return self._rate >= BUSY_RATE
 
     async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the pages of an iterator. While many hits arrive, pause before the next page. The pause is a multiple of the time
-        in which the page was read. It does not depend on the time in which the client receives the page."""
+        """Yield the pages of an iterator. While many hits arrive, pause before the next page. The length of the pause depends
+        only on the time that reading the page took, and not on the time in which the client receives it."""
         began = self._now()
         async for page in pages:
             worked = self._now() - began

@@ -1,14 +1,14 @@
 """This module finds the device and the browser in user agents, for the statistics.
 
-ua-parser with its native expressions takes tens of microseconds for a user agent that is not cached. Therefore a background job
-counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
-that requests desktop pages sends the user agent of a Mac and is counted as a Mac.
+ua-parser with its native expressions takes tens of microseconds for a user agent that is not cached. Therefore a redirect does
+not parse user agents; a background job does. Unknown parts of a user agent become "Other". An iPad that requests desktop pages
+sends the user agent of a Mac and is counted as a Mac.
 
-ua-parser has 630 expressions for devices. Only the dozen expressions for crawlers and iPads are loaded, because the service needs
-only the kind of the device. The other expressions would take half of the memory and half of the time.
+ua-parser has 630 expressions for devices. The service needs only the kind of the device, so it loads only the dozen expressions
+for crawlers and iPads. The other expressions would double the memory and the time.
 
-The first call in a process loads the expressions, which takes a tenth of a second. Code that parses user agents in a transaction
-first awaits `load_expressions`, because clicks wait for the transaction.
+The first call in a process loads the expressions, which takes a tenth of a second. Clicks wait while a transaction runs.
+Therefore code that parses user agents in a transaction first awaits `load_expressions`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
 MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are parsed
 
-#: The brand of crawlers in ua-parser's expressions for devices.
+#: The brand that ua-parser's expressions for devices give to crawlers.
 _CRAWLER = "Spider"
-#: The brand that this module assigns to ua-parser's last expression for crawlers. This expression contains words such as "bot" and
-#: "silk", which names of phones (Cubot) contain too. In ua-parser, the expressions for phones come before it, but this module does
-#: not load them. Therefore a device with this brand counts as a crawler only if it has no operating system of phones.
+#: The brand that this module gives to matches of ua-parser's last expression for crawlers. This expression contains words such as
+#: "bot" and "silk", which names of phones (Cubot) contain too. In ua-parser, the expressions for phones come before it, but this
+#: module does not load them. Therefore a device with this brand counts as a crawler only if its operating system is not one of
+#: phones.
 _UNLESS_PHONE = "Spider, unless it is a phone"
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
-_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones contain Mobile or Mobi; simple phones contain their platform
+# the user agents of phone browsers contain Mobile or Mobi; those of simple phones contain their platform
+_PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")
 
 
 @record
@@ -64,8 +66,7 @@ def parse_device(user_agent: str) -> Device:
     return _device_of(user_agent[:MAX_AGENT_LENGTH])
 
 
-#: The browser names in the statistics, each with the browser families of ua-parser. The list is fixed, which limits the number of
-#: metrics.
+#: The browser names in the statistics, each with its browser families of ua-parser. The fixed list limits the number of metrics.
 _BROWSERS = {
     "Safari": ("Safari", "Mobile Safari"),
     "Chrome": ("Chrome", "Chrome Mobile", "Chrome Mobile iOS", "Chromium"),
@@ -109,14 +110,14 @@ def browser_name(family: str) -> str:
 
 
 def device_class(user_agent: str) -> str:
-    """Return the kind of device and the browser name of a user agent as one text, which an erasure and the purge store instead
-    of the user agent. A line break separates the two, so no User-Agent header has this form."""
+    """Return the kind of device and the browser name of a user agent as one text. An erasure and the purge store this text
+    instead of the user agent. A line break separates the two parts, so the text differs from every User-Agent header."""
     device = parse_device(user_agent)
     return f"{device.kind}{_SEPARATOR}{browser_name(device.browser)}"
 
 
 def device_and_browser(agent: str) -> tuple[str, str]:
-    """Return the kind of device and the browser name of a user agent, or of a result of `device_class`."""
+    """Return the kind of device and the browser name. `agent` is a user agent or a result of `device_class`."""
     kind, _, browser = (agent if _SEPARATOR in agent else device_class(agent)).partition(_SEPARATOR)
     return kind, browser
 
@@ -124,7 +125,8 @@ def device_and_browser(agent: str) -> tuple[str, str]:
 @cache
 def _parser() -> ua_parser.Parser:
     """Return a parser with the expressions for browsers, operating systems, crawlers and iPads."""
-    import ua_parser  # imported here: its expressions take 12 MB of memory, and the first hit is counted minutes after the start
+    # imported here: the expressions take 12 MB of memory, and a process counts its first hit only minutes after its start
+    import ua_parser
 
     browsers, systems, all_devices = ua_parser.load_lazy_builtins()
     devices: list[Any] = []
@@ -156,6 +158,6 @@ def _kind(agent: str, os: str, device: ua_parser.Device) -> Kind:
         return "tablet"
     if os == "iOS" or _PHONE.search(agent):
         return "phone"
-    if os == "Android":  # on Android, the user agent of a phone contains Mobile, and the user agent of a tablet does not
+    if os == "Android":  # on Android, phones send Mobile in the user agent, and tablets do not
         return "tablet"
     return "desktop" if os in _DESKTOPS or "X11" in agent else "other"

@@ -1,4 +1,4 @@
-"""A waiting hit is a hit in memory that is not stored yet, with the response that its client waits for."""
+"""A waiting hit is a hit in memory that is not stored yet, together with the response that its client waits for."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ class WaitingHit:
     hit: Hit
     response: PendingResponse
     overdue_at: float
-    resolution: Resolution | None = None  # the resolution that was found before the transaction of the hit
-    written: Resolution | None = None  # the resolution in the transaction of the hit, set before its COMMIT; the commit may fail
+    resolution: Resolution | None = None  # the resolution that was found before the transaction that stores the hit
+    # the resolution that the transaction of the hit has found; set before the COMMIT, which may still fail
+    written: Resolution | None = None
     is_queued_for_spool: bool = False  # the spool writer has received the hit at least once
-    is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer does not keep it in memory
-    is_settled: bool = False  # the hit is not written to the database: it is in the spool, or no link has its code
+    is_in_batcher: bool = True  # the batcher has the hit, so the spool writer does not also keep it in memory
+    is_settled: bool = False  # the hit needs no row in the database any more: it is in the spool, or no link has its code
     is_suspect: bool = False  # the database rejected the hit and then accepted another one
-    is_refused: bool = False  # the response was 503, so the hit must not be stored
+    is_refused: bool = False  # the client got 503, so the hit must not be stored
 
     @property
     def is_obsolete(self) -> bool:
-        """Return whether the hit must not be written any more."""
+        """Return whether the hit must not be written to the database any more."""
         return self.is_settled or self.is_refused
 
     def respond(self, resolution: Resolution) -> bool:

@@ -3,22 +3,25 @@
 These rules detect scanners that send the user agent of an ordinary browser. Each rule is a setting of the application
 (`accounts.settings`). All rules are off by default, because each rule also suspects hits of some people:
 
-- `min_seconds_after_sent`: suspects a hit before SENT, or earlier than this time after SENT. Carriers scan links during delivery.
-  Hits of people are suspected if they react within the limit. If the clock of the sending system is fast, all hits are suspected.
-- `min_seconds_after_delivered`: suspects a hit less than this time before or after DELIVERED. A phone may scan the link before the
-  carrier records the time. A hit long before DELIVERED is not suspected, because carriers report late, and many report only the
-  minute. The fastest readers are suspected too. A report after the click has an effect only when the hit is reclassified.
-- `suspect_before_sent`: suspects a hit on a message that was never reported as SENT, DELIVERED or READ. If the sending system does
-  not report at all, all hits are suspected. A later report causes a new classification of such hits (early_hits.py).
-- `max_recipients_per_address_minute`: suspects an address that opens the links of many people. Carriers put thousands of
-  phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set a higher limit.
+- `min_seconds_after_sent`: suspects a hit before SENT, or earlier than this time after SENT. Reason: carriers scan links during
+  delivery. People who react within the limit are suspected too. If the clock of the sending system is fast, all hits are
+  suspected.
+- `min_seconds_after_delivered`: suspects a hit less than this time before or after DELIVERED. Reason: a phone may scan the link
+  before the carrier records the time. A hit long before DELIVERED is not suspected, because carriers report late, and many report
+  only the minute. The fastest readers are suspected too. A report after the click has an effect only when the hit is
+  reclassified.
+- `suspect_before_sent`: suspects a hit on a message that was never reported as SENT, DELIVERED or READ. If the sending system
+  does not report at all, all hits are suspected. A later report causes a new classification of such hits (early_hits.py).
+- `max_recipients_per_address_minute`: suspects an address that opens the links of many people within a minute. The limit must be
+  high: carriers put thousands of phones behind one address, so a large campaign has hundreds of real clicks per minute from one
+  address.
 - `all_links_within_second`: suspects hits that open all links of a message at once. People who tap two links quickly, and phones
   that prefetch links, are suspected too.
 
 The first hits of a scanner are not suspected, because no evidence exists yet. `reclassify` changes their verdicts later.
 
-The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state. Their state is in the memory of this
-process and has a maximum size.
+The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state. Their state is in the memory of
+this process and has a maximum size.
 """
 
 from __future__ import annotations
@@ -45,23 +48,24 @@ class HitContext:
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
     is_reported: bool = True  # false if no delivery report SENT, DELIVERED or READ has arrived for the message
-    # recipients whose links the client's address opened within a minute, including the recipient of this hit
+    # number of recipients whose links the client's address opened within a minute, including the recipient of this hit
     recipients_of_address: int = 0
     links_of_message: int = 0
-    # for each opened link of the message: the time of the hit on that link that is nearest to the time of this hit
+    # for each opened link of the message: the time of one hit on this link, the hit that is closest in time to this hit
     opened_at: Collection[datetime] = ()
 
 
 def sent_at_before(at: datetime, sent_at: datetime | None) -> datetime | None:
-    """Return the time of SENT for the context of a stored hit at the time `at`; None if no such time is before the hit.
+    """Return `sent_at` if it is before the hit at the time `at`, otherwise None.
 
-    A time of SENT after the hit can only be the time when the report arrived, because the message was sent before the hit."""
+    A later `sent_at` is not the true time of SENT, because the message was sent before the hit. It can only be the time when the
+    report arrived."""
     return sent_at if sent_at is not None and sent_at <= at else None
 
 
 def classify_by_context(settings: ApplicationSettings, context: HitContext) -> Classification | None:
-    """Return SUSPECTED with the first rule that matches. Return None if no rule matches; the verdict of the request rules then
-    remains."""
+    """Return SUSPECTED with the first rule that matches. Return None if no rule matches; the hit then keeps the verdict of the
+    request rules."""
     for name, rule in _RULES:
         if reason := rule(settings, context):
             return Classification(Verdict.SUSPECTED, name, reason)
@@ -118,17 +122,21 @@ RULES = tuple(name for name, _ in _RULES)
 
 class RecentAddresses:
     """The client IP addresses that opened links within the last minute, each with the number of recipients whose links it opened.
-    `limit` is the maximum number of pairs of address and recipient. If this number is exceeded, the oldest pairs are removed early.
-    Counts may then be too low, but they are never too high. Each process counts only its own hits. The times that are passed to
-    `count` should not decrease, because the order of the calls determines which pairs are the oldest. If a time is more than a
-    second before the time of the newest pair, for example because the clock was set back, all pairs with a later time are
-    removed."""
+    Each process counts only its own hits.
+
+    `limit` is the maximum number of pairs of address and recipient. If there are more, the oldest pairs are removed early. Counts
+    may then be too low, but never too high.
+
+    The times that are passed to `count` should not decrease, because the order of the calls determines which pairs are the
+    oldest. If a time is more than a second before the time of the newest pair, for example because the clock was set back, all
+    pairs with a later time are removed."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # The latest time at which each (address, recipient) opened a link, oldest first.
+        # For each (address, recipient): the latest time at which the address opened a link of the recipient. The oldest pair
+        # comes first.
         self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()
-        self._recipients: dict[Hashable, int] = {}  # the number of recipients in the pairs of _seen, by IP address
+        self._recipients: dict[Hashable, int] = {}  # for each IP address: the number of its pairs in _seen
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
         """Record that the client `address` opened a link of `recipient` at the time `at`. Return the number of recipients,
@@ -150,7 +158,7 @@ class RecentAddresses:
         return self._recipients.get(address, 0)
 
     def _remove(self, *, last: bool) -> None:
-        """Remove the newest pair (`last`) or the oldest one."""
+        """Remove the newest pair if `last` is true, otherwise the oldest one."""
         (address, _), _ = self._seen.popitem(last=last)
         self._recipients[address] -= 1
         if not self._recipients[address]:
@@ -165,8 +173,8 @@ class RecentLinks:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # The time of the latest hit on each message, and on each of its links. The keys are row ids
-        # of messages, in the order of their latest hits, the oldest first.
+        # For each message: the time of its latest hit, and the time of the latest hit on each of its links. The keys are row ids
+        # of messages; the message with the oldest hit comes first.
         self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()
 
     def add(self, message: int, link: int, at: datetime) -> None:
@@ -179,7 +187,8 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """Return the time of the latest hit on each link of the message that was opened within the last second."""
+        """Return the times of the latest hits on the links of the message that were opened within the last second, one time for
+        each link."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:

@@ -8,8 +8,10 @@ attempt it.
 
 A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
 changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
-click created an event. The setting `click_events` may have changed since the click. Therefore the event log, and not the setting,
-determines whether a click has an event. The events of hits older than `event_retention_days` may be purged. For such hits, the
+click created an event.
+
+The event log determines whether a click has an event. The setting `click_events` does not, because it may have changed since the
+click. But the event log is incomplete for hits older than `event_retention_days`, whose events may be purged. For them, the
 current settings decide whether the click counts as sent.
 """
 
@@ -52,8 +54,8 @@ _FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
 class VerdictChange(NamedTuple):
     """A new verdict for a hit. `hit` and `message` are row ids.
 
-    `seen` is the verdict that the hit had when the change was computed. `retracts` states whether a click that was sent as an event
-    may be retracted."""
+    `seen` is the verdict that the hit had when the change was computed. `retracts` states whether the change may retract a click
+    that was sent as an event."""
 
     hit: int
     message: int
@@ -66,9 +68,9 @@ class VerdictChange(NamedTuple):
 @mutable_record
 class CorrectionResult:
     """The numbers of changes that a correction has made. `kept` counts hits that keep their verdict, because their click was sent
-    and must not be retracted. `retracted` counts sent clicks that were retracted. `retracted_messages` counts those retracted
-    clicks that were the first click on their message. `first_clicks` counts messages whose state changed to CLICKTHRU. `unsettled`
-    contains the row ids of messages for which `assign_first_clicks` must be called after all corrections."""
+    and must not be retracted. `retracted` counts sent clicks that were retracted. `retracted_messages` counts the retracted
+    clicks that were the first click on their message. `first_clicks` counts messages whose state changed to CLICKTHRU.
+    `unsettled` contains the row ids of messages for which `assign_first_clicks` must be called after all corrections."""
 
     to_suspected: int = 0
     to_human: int = 0
@@ -96,9 +98,9 @@ def change_verdicts(
     includes_newest: bool = False,
     oldest_event: int = 0,
 ) -> CorrectionResult:
-    """Change the verdicts of hits that still have the verdict `seen`. If a click was sent as an event, its verdict changes only if
-    the field `retracts` of the change is true. `oldest_event` is the smallest row id within the event retention. Events of hits
-    with smaller ids may be purged.
+    """Change the verdicts of hits. A hit that does not have the verdict `seen` any more is skipped. A click that was sent as an
+    event changes only if the field `retracts` of the change is true. `oldest_event` is the smallest id that an event within the
+    event retention can have. Events of hits with smaller ids may be purged.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""
@@ -114,13 +116,13 @@ def change_verdicts(
     rows: list[dict[str, Any]] = []
     for change in changes:
         message, hit = locked.get(change.message), stored.get(change.hit)
-        # Skip a hit that was purged or erased, that another process corrected, or that is not counted by device yet.
+        # A hit is skipped if it was purged or erased, if another process has corrected it, or if it is not counted by device yet.
         is_counted = hit is not None and hit.id <= last_counted
         if message is None or hit is None or hit.verdict != change.seen or not (is_counted or includes_newest):
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
         sends_every_click = bool(hit.link_flags & LinkFlag.EVERY_CLICK) or message.application_id in every_click
-        # A suspected hit creates a click event only on an opt-out link.
+        # a suspected hit creates an event only on an opt-out link
         was_sent = sends_every_click if before == CLICKS else bool(hit.link_flags & LinkFlag.OPT_OUT)
         is_sent = sent.get(hit.id, was_sent and hit.id < oldest_event)
         if before == CLICKS:
@@ -165,8 +167,8 @@ def change_verdicts(
 def assign_first_clicks(
     connection: Connection, message_ids: Collection[int], ids: IdGenerator, oldest_event: int = 0
 ) -> CorrectionResult:
-    """Assign a first click to these messages and to their links. A message or a link that has a first click does not change. The
-    first click is the earliest hit by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
+    """Assign a first click to these messages and to their links: the earliest hit by a human. A message or a link that already
+    has a first click does not change. `oldest_event` has the same meaning as in `change_verdicts`."""
     result = CorrectionResult()
     locked = lock_messages(connection, message_ids)
     candidates = find_first_hits(connection, locked)
@@ -219,7 +221,8 @@ def _find_applications_with_every_click(connection: Connection, locked: Iterable
 
 
 def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, delta: CountDelta, *, is_sent: bool) -> dict[str, Any]:
-    """Set the message to the state that it has without this click. Return the data of the event `click_retracted`.
+    """Undo the effects of this click on its message and on the counts. If it is the first click on the message, the message gets
+    the state that it would have without the click. Return the data of the event `click_retracted`.
 
     `is_sent` is true if the fan-out has already processed the event of the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
@@ -229,7 +232,7 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
             delta.add(message.cohort_id, hit.at, CLICKED_LINKS, -1, message=message.id, link_set=hit.link_set)
     if message.click_hit_id == hit.id:
         _count_first(delta, message, -1, hit.link_set, timed=is_sent)
-        if not is_sent:  # the fan-out will send the click later, with the state that the message had before
+        if not is_sent:  # the fan-out will send the click later, and then needs the state that the message had before the click
             states = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
             connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=states))
         state = message.state_without_click
@@ -240,8 +243,8 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
-    """Add a first click to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also change the counts
-    of first clicks by the time between sending and click."""
+    """Add the first click on a message to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also
+    change the counts of first clicks by the time from sending to click."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, CLICKED_MESSAGES, amount, message=message.id, link_set=link_set)
     if timed:

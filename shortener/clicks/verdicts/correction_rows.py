@@ -26,8 +26,8 @@ _MAX_CANDIDATES = 100  # maximum number of hits that are examined to find the fi
 
 @mutable_record
 class LockedMessage:
-    """A locked message and its clicks. `state` is the state of the message before its first click. Times are milliseconds since
-    1970."""
+    """A message that this transaction has locked, and its clicks. `state` is the state before the first click. Times are
+    milliseconds since 1970."""
 
     id: int
     application_id: int
@@ -41,7 +41,8 @@ class LockedMessage:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    # The state and the clicks that the database contained when the message was locked.
+    # The state and the clicks that the database contained when the message was locked. `save_messages` compares them with the
+    # current values.
     before: tuple[int, FirstClick] = (0, NO_CLICK)
 
     @property
@@ -50,9 +51,10 @@ class LockedMessage:
 
     @property
     def state_without_click(self) -> State:
-        """Return the state that the message has without its click: the state before the click, or a state that was reported later.
+        """Return the state that the message would have without its click: the state before the click, or a state that was
+        reported later.
 
-        If a failure was reported after the click, the state is FAILED, never EXPIRED."""
+        If a failure was reported after the click, this state is FAILED and not EXPIRED."""
         reported = (
             (State(self.state), True),
             (State.SENT, self.sent_at),
@@ -107,8 +109,7 @@ _MESSAGE = tuple(
 
 
 def lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
-    """Lock these messages until the transaction ends. Return them by row id. The result does not contain purged and erased
-    messages."""
+    """Lock these messages until the transaction ends. Return them by row id. Purged and erased messages are left out."""
     chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
     statement = (
         select(*_MESSAGE)
@@ -139,12 +140,14 @@ def read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, LockedHit
 
 
 def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, LockedHit]]:
-    """Return one hit for each link, by message and link: its first click or, if the link has none, the hit that may become its
-    first click.
+    """Return one hit for each link, by message and link: the first click on the link or, if it has none, the hit that may become
+    its first click.
 
-    Such a hit is the earliest click on the link that a person has confirmed on the confirmation page, or that the current request
-    rules still classify as HUMAN. The result does not contain first clicks on messages, because the index `hits_by_link` does not
-    contain them. This is correct: a message and a link that have a first click need no other first click."""
+    This hit is the earliest click on the link that a person has confirmed on the confirmation page, or that the current request
+    rules still classify as HUMAN.
+
+    A first click that is also the first click on its message is left out, because it is not in the index `hits_by_link`. The
+    caller does not need it: its message and its link already have a first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")

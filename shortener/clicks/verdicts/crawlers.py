@@ -1,10 +1,12 @@
 """The list of crawlers and HTTP libraries in the package `crawler-user-agents`, compiled into one fast search.
 
 The list has about 1,500 regular expressions, and nearly all of them are plain words. The package searches for each expression
-separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one expression
-in the shape of a trie, which usually fails at the first letters. The few other expressions are applied after it. The result is the
-same as the result of the package without the patterns in `NOT_CRAWLERS`. The list is read when this module is imported. If the
-package is damaged, the service does not start, instead of failing in later requests.
+separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one
+expression, a trie, which usually fails at the first letters. The few expressions that are not plain words are applied after it.
+Without the patterns in `NOT_CRAWLERS`, the package would return the same results.
+
+The list is read when this module is imported. If the package is damaged, the service does not start; otherwise requests would
+fail later.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ NOT_CRAWLERS = frozenset(
     }
 )
 
-# One element of a pattern that matches only a few different texts. The element is an escaped character, a set of letters ([wW]),
-# alternative words (Bot|Audit), the start or a space (^| ), or a plain character.
+# One element of a simple pattern, which matches only a few different texts. The element is an escaped character, a set of letters
+# ([wW]), alternative words (Bot|Audit), the start or a space (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
-# A regular expression for a pattern that is a plain word. Nearly all patterns are plain words. Only the other patterns need
-# `_PIECE`, which takes longer.
+# A regular expression for a pattern that is a plain word, as nearly all are. Only the other patterns are split by `_PIECE`, which
+# takes longer.
 _PLAIN_WORD = re.compile(r"(?:\\[^\w]|[^\\\[\](){}|*+?.^$])+", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
@@ -44,9 +46,9 @@ _END = "\n"
 
 _NEVER = r"(?!)"
 
-#: The expression contains the beginning that a word shares with other words, and then this number of its own characters. The rest
-#: of the word is compared after a match. An expression with all characters would take twice as long to compile, at each start of
-#: the service.
+#: For each word, the expression contains the beginning that the word shares with other words, and then this number of further
+#: characters. The rest of the word is compared after a match. An expression with all characters would take twice as long to
+#: compile, at each start of the service.
 _OWN_CHARACTERS = 4
 
 
@@ -61,7 +63,7 @@ class CrawlerList:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         words, expressions = split_patterns(patterns)
-        self._words: dict[str, str] = {}  # the word for each beginning that `_beginnings` matches
+        self._words: dict[str, str] = {}  # the complete word for each beginning that `_beginnings` matches
         self._beginnings = re.compile(trie_expression(words, _OWN_CHARACTERS, self._words))
         self._expressions = re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
 
@@ -80,7 +82,7 @@ class CrawlerList:
 
 def split_patterns(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return two lists: all words that the simple patterns match, and the other patterns. A simple pattern matches only a few
-    words. Both lists are for a text that begins and ends with a line break."""
+    words. In the words, a line break stands for the start or the end of the user agent."""
     words: list[str] = []
     expressions: list[str] = []
     for pattern in patterns:
@@ -116,21 +118,22 @@ def _matching_texts(pattern: str) -> list[str] | None:
 
 
 def trie_expression(words: Iterable[str], own_characters: int | None = None, beginnings: dict[str, str] | None = None) -> str:
-    """Return an expression in the shape of a trie that matches all words. If there are no words, the expression matches nothing.
-    With `own_characters`, the expression contains the beginning that a word shares with other words, and then this number of its
-    own characters. The function stores each word in `beginnings`, by the text that the expression matches."""
+    """Return a regular expression in the shape of a trie that matches all words. If there are no words, it matches nothing.
+
+    With `own_characters`, the expression does not contain the whole word: it contains the beginning that the word shares with
+    other words, and then this number of further characters. `beginnings` is filled with the complete word for each text that the
+    expression matches."""
     needed: list[str] = []
     for word in sorted(words):
-        # A word that begins with another word is left out, because a text that contains the longer word also contains the shorter
-        # word.
+        # A word that begins with another word of the list is left out: a text that contains it also contains the shorter word.
         if not needed or not word.startswith(needed[-1]):
             needed.append(word)
     return _alternatives(needed, 0, own_characters, beginnings if beginnings is not None else {}) if needed else _NEVER
 
 
 def _alternatives(words: Sequence[str], start: int, own_characters: int | None, beginnings: dict[str, str]) -> str:
-    """Return an expression that matches sorted words from the index `start` on. The characters before `start` are equal in all
-    words, and the caller's expression matches them."""
+    """Return an expression that matches the rest of each word from the index `start` on. The words are sorted. Their first
+    `start` characters are equal, and the caller's expression matches these characters."""
     first, last = words[0], words[-1]
     if first is last:
         beginning = first if own_characters is None else first[: start + own_characters]
@@ -149,7 +152,7 @@ def _alternatives(words: Sequence[str], start: int, own_characters: int | None, 
 def _patterns() -> list[str]:
     """Return the patterns of the package without NOT_CRAWLERS.
 
-    The package itself is not imported, because it would keep its data of 1.4 MB in memory."""
+    The file is read directly: an import of the package would keep its data of 1.4 MB in memory."""
     spec = find_spec("crawleruseragents")
     assert spec is not None
     assert spec.origin is not None

@@ -1,14 +1,17 @@
-"""An early hit is a hit on a message that was not reported as sent yet. With the setting `suspect_before_sent`, such hits are
-suspected. A delivery report of the message causes a new classification. A hit that got the confirmation page stays suspected,
-because only the press of the button is a click.
+"""An early hit is a hit on a message that was not reported as sent yet. With the setting `suspect_before_sent`, early hits are
+suspected. When a delivery report of the message arrives, they are classified again. A hit whose client got the confirmation page
+stays suspected, because only the press of the button is a click.
 
-The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row, or
-updates its time. The transaction of a delivery report marks the row as due. The job then classifies the hits of the message again
-and deletes the row. If a report is committed while a hit is being stored, the transaction of the report may not see the new row.
-Therefore the job also examines all rows that were inserted or updated in the last minute. On PostgreSQL, the transactions also use
-the row as a lock, so that the job does not delete the row of a hit that it has not seen. Each transaction locks rows of `messages`
-first, then rows of `first_clicks`, and then rows of `early_hits` in the order of their ids, because two transactions could
-otherwise deadlock.
+The table `early_hits` has one row for each message with early hits. The transaction that stores an early hit inserts the row, or
+updates the time of the row. The transaction of a delivery report marks the row as due. The job then classifies the hits of the
+message again and deletes the row.
+
+If a report is committed while an early hit is being stored, the transaction of the report may not see the new row. Therefore the
+job also examines all rows that were inserted or updated in the last minute.
+
+On PostgreSQL, the row is also a lock: without it, the job could delete the row although a new hit was stored that the job has not
+seen. To avoid deadlocks, each transaction locks rows of `messages` first, then rows of `first_clicks`, and then rows of
+`early_hits`, each in the order of their ids.
 """
 
 from __future__ import annotations
@@ -38,24 +41,25 @@ RECENT = timedelta(minutes=1)
 
 
 def add(connection: Connection, found: Collection[int], now: datetime) -> None:
-    """Insert a row for each message with an early hit. If the message already has a row, set the time of the row. `found` contains
-    row ids of messages. `now` is the current time and not the time of the hit, because a hit from the spool may have waited for a
-    long time."""
+    """Insert a row for each message with an early hit. If the message already has a row, update the time of the row. `found`
+    contains row ids of messages. `now` is the current time and not the time of the hit, because a hit from the spool may be
+    old."""
     row = upsert(connection, early_hits)
     statement = row.on_conflict_do_update(index_elements=["id"], set_={"at": row.excluded.at})
     connection.execute(statement, [{"id": message, "at": now, "is_due": False} for message in sorted(found)])
 
 
 def mark_reported(connection: Connection, reported: Collection[int]) -> None:
-    """Mark the rows of these messages as due. Call this in the transaction of the first report SENT, DELIVERED or READ of a
-    message."""
+    """Mark the rows of these messages as due. Call this in the transaction that stores the first report SENT, DELIVERED or READ
+    of a message."""
     if found := _lock(connection, reported):
         chosen = values_table(connection, [(message,) for message in found], id=BigInteger)
         connection.execute(update(early_hits).where(early_hits.c.id.in_(select(chosen.c.id))).values(is_due=True))
 
 
 def _lock(connection: Connection, chosen: Collection[int]) -> list[int]:
-    """Lock the rows of these messages until the transaction ends. Return the row ids of the messages that have a row."""
+    """Lock the rows of these messages in `early_hits` until the transaction ends. Return the row ids of the messages that have
+    such a row."""
     ids = values_table(connection, [(message,) for message in sorted(chosen)], id=BigInteger)
     statement = select(early_hits.c.id).join_from(ids, early_hits, early_hits.c.id == ids.c.id)
     return list(connection.scalars(statement.order_by(early_hits.c.id).with_for_update(of=early_hits)))
@@ -85,7 +89,7 @@ class EarlyHits:
 
     def _classify(self, connection: Connection, due: Sequence[int], now: datetime) -> int:
         lock_messages(connection, due)
-        locked = _lock(connection, due)  # Another process may have classified some of the messages.
+        locked = _lock(connection, due)  # only rows that still exist: another process may have classified some of the messages
         changes: list[VerdictChange] = []
         columns = (hits.c.id, hits.c.at, hits.c.user_agent, links.c.application_id, links.c.message_id)
         times = (messages.c.sent_at, messages.c.delivered_at)

@@ -1,11 +1,17 @@
 """The reclassification gives stored hits a new verdict when the rules have changed or more evidence exists.
 
 A hit is classified by its stored user agent with the current request rules, and then by the contextual rules of its application.
-The context now includes later events: all recipients whose links the client address opened within a minute, all links of the
-message that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
-prefetches stay ignored. If the application stores addresses in short form, an address is a network of 256 addresses. Hits on
-erased messages do not change. First clicks whose user agent was removed after its retention time do not change either. A hit that
-got the confirmation page does not change, because only the press of the button is a click. The press keeps its verdict too.
+These rules now also see later evidence: all recipients whose links the client address opened within a minute, all links of the
+message that were opened within a second, and delivery reports that arrived late. If the application stores addresses in short
+form, an address stands for a network of 256 addresses.
+
+Only stored data can be used. Therefore some hits keep their verdict:
+
+- HEAD requests and prefetches stay ignored.
+- Hits on erased messages do not change.
+- First clicks whose user agent was removed after its retention time do not change.
+- A hit whose client got the confirmation page does not change, because only the press of the button is a click. The press keeps
+  its verdict too.
 
 No hit is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
 
@@ -14,16 +20,16 @@ changes only if its application has the setting `retract_clicks` on. With this s
 
 - A sent click that is no longer HUMAN creates one event `click_retracted`. If the click was the first click on its message, the
   message returns to the state that it had before the click, or to a state that was reported later.
-- The next click of a person becomes the first click. If this click is already stored, an event of a first click is created with the
-  time of this click.
+- The next click of a person becomes the first click. If this click is already stored, an event of a first click is created with
+  the time of this click.
 - A hit that becomes HUMAN counts as a click. If its link or message has no first click, the hit becomes the first click, and the
   event of a first click is created.
 - A correct first click stays the first click, even if an earlier hit becomes HUMAN.
 
-A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. This order ensures
-that no hit becomes a first click before its new verdict is stored. A run may be interrupted at any point and repeated. On
-PostgreSQL, a click that is recorded during a correction of its message may not become the first click. The job finds it some
-minutes later.
+A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. In this order, no
+hit becomes a first click before its new verdict is stored. A run may be interrupted at any point and repeated. On PostgreSQL, a
+click that is recorded during a correction of its message may not become the first click. The job finds such a click some minutes
+later.
 """
 
 from __future__ import annotations
@@ -63,17 +69,18 @@ from shortener.storage.types import from_ms, to_ms
 
 PAGE_HITS = 1000
 BATCH_CHANGES = 100  # maximum number of changes in one transaction
-#: The minimum age of the hits that a run examines. Newer hits have incomplete evidence and are not counted by device yet.
+#: The minimum age of the hits that a run examines. For newer hits, the evidence is incomplete, and the device job has not counted
+#: them yet.
 DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
 INTERVAL = timedelta(seconds=30)  # time between two runs of the job
-# Maximum age of the hits that the job examines, for example after the process was stopped for a long time.
+# The maximum age of the hits that the job examines, even if the process was stopped for longer.
 MAX_LOOKBACK = timedelta(hours=1)
 
 
 @mutable_record
 class ReclassifyResult:
-    """The changes that a run has made, or would have made. `hits` is the number of examined hits. `until` is the time up to which
-    hits were examined."""
+    """The changes that a run has made, or would have made in a dry run. `hits` is the number of examined hits. `until` is the
+    time up to which hits were examined."""
 
     hits: int = 0
     corrections: CorrectionResult = dataclasses.field(default_factory=CorrectionResult)
@@ -82,7 +89,7 @@ class ReclassifyResult:
 
 class Reclassifier:
     """A job that classifies stored hits again. `on_events` is called after a commit that wrote events. Events that are older than
-    `event_retention_days` may be purged."""
+    `event_retention_days` may already be purged."""
 
     def __init__(
         self,
@@ -123,7 +130,8 @@ class Reclassifier:
             return 0
         until = now - DELAY
         reached = await self._database.read(_read_position)
-        if reached is not None and reached > until:  # the clock was ahead in the previous step, so examine the last hour again
+        # the clock was ahead in the previous step, so the last hour is examined again
+        if reached is not None and reached > until:
             reached = until - MAX_LOOKBACK
         if reached is not None and until - reached < INTERVAL:
             return 0
@@ -145,9 +153,10 @@ class Reclassifier:
         """Reclassify the hits from `since` to `until`.
 
         `applications` contains application ids; None selects all. `settings` replaces the stored settings of applications, by
-        application id. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called with the time
-        up to which hits were examined. Raise StoreUnavailable if the database is unavailable; changes that were committed before
-        remain."""
+        application id. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called with the
+        time up to which hits were examined.
+
+        Raise StoreUnavailable if the database becomes unavailable. The changes that are already committed remain."""
         await self._devices.catch_up()
         until = min(until, now - DELAY)
         result = ReclassifyResult(until=until)
@@ -170,8 +179,8 @@ class Reclassifier:
             for start in range(0, len(unsettled), BATCH_CHANGES):
                 batch = unsettled[start : start + BATCH_CHANGES]
                 await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids, oldest), result.corrections)
-            # The first clicks of the messages in `unsettled` are assigned at this point. Therefore the total leaves out this list,
-            # which would only grow.
+            # The messages in `unsettled` now have their first clicks. The total leaves out this list, because the list would only
+            # grow.
             self.total.add(dataclasses.replace(result.corrections, unsettled=[]))
         progress(until)
         return result
@@ -183,11 +192,12 @@ class Reclassifier:
         )
 
     def _oldest_event(self, now: datetime) -> int:
-        """Return the smallest row id of an event within the event retention. Events with a smaller id may be purged."""
+        """Return the smallest id that an event within the event retention can have. Events with a smaller id may already be
+        purged."""
         return first_id_at(to_ms(now - self._event_retention))
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
-        """Await `work`, and pause for as long as it took, so that clicks can use the database for half of the time."""
+        """Await `work`. Then pause for as long as it took, so that clicks can use the database for half of the time."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         result = await work
@@ -235,8 +245,8 @@ class _HitToClassify:
 
 
 class _PendingHits:
-    """Groups of hits that are not classified yet, oldest first in each group. The key of a group is a client address or a
-    message."""
+    """Hits that are not classified yet, in groups. The key of a group is a client address or a message. In each group, the oldest
+    hit comes first."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[_HitToClassify]] = {}
@@ -249,7 +259,7 @@ class _PendingHits:
         return self._groups.pop(key)
 
     def discard(self, key: Hashable, hit: _HitToClassify) -> None:
-        """Remove a hit from its group if it is still there. The hit must be the oldest one in its group."""
+        """Remove a hit from its group if the group still contains it. The hit must be the oldest one in its group."""
         group = self._groups.get(key)
         if group and group[0] is hit:
             group.popleft()
@@ -258,7 +268,8 @@ class _PendingHits:
 
 
 class _EvidenceWindow:
-    """Hits in the order of their ids. A hit is classified when all hits of the minute after it were added."""
+    """A moving window over the hits, in the order of their ids. A hit is classified when all hits of the minute after it were
+    added."""
 
     def __init__(self, settings: Mapping[int, ApplicationSettings], since: datetime, until: datetime) -> None:
         self._settings = settings
@@ -273,11 +284,11 @@ class _EvidenceWindow:
         self.unsettled: list[int] = []  # row ids of messages that have a click by a human but no first click
 
     def add(self, page: Sequence[_HitToClassify]) -> list[VerdictChange]:
-        """Add a page of hits. Return the changes for the hits whose evidence is now complete."""
+        """Add a page of hits. Some hits then have complete evidence; return the changes of their verdicts."""
         changes: list[VerdictChange] = []
         for hit in page:
             if hit.application not in self._settings:
-                continue  # the directory does not contain the application yet, because the application is new
+                continue  # the application is so new that the directory does not contain it yet
             self._waiting.append(hit)
             if hit.classification.verdict is Verdict.HUMAN and hit.rule != CONFIRMED:
                 self._collect_evidence(hit, self._settings[hit.application])
@@ -293,7 +304,7 @@ class _EvidenceWindow:
         return changes
 
     def _collect_evidence(self, hit: _HitToClassify, settings: ApplicationSettings) -> None:
-        """Add the evidence of this hit for its own classification, and for the classification of earlier hits."""
+        """Use this hit as evidence for its own classification, and for the classification of earlier hits."""
         limit = settings.max_recipients_per_address_minute
         if limit is not None and hit.address:
             address = (hit.application, hit.address)
@@ -333,7 +344,8 @@ class _EvidenceWindow:
         return ()
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """Return the new classification of a hit. Return None if the old classification used data that is not stored."""
+        """Return the new classification of a hit. Return None if the old one must stay, because it used data that is not
+        stored."""
         if hit.classification.verdict is not Verdict.HUMAN or hit.rule == CONFIRMED or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == MANY_RECIPIENTS and settings.max_recipients_per_address_minute is not None:
@@ -374,8 +386,8 @@ _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id
 def read_page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
-    """Read the next PAGE_HITS hits in the order of their ids. Return the hits among them that can be reclassified, and the last id.
-    The last id is None if no hits follow."""
+    """Read the next PAGE_HITS hits in the order of their ids. Return the hits among them that can be reclassified, and the last
+    id of the page. The last id is None if there are no more hits."""
     next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:
@@ -388,8 +400,8 @@ def read_page(
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule != HOSTING_RULE, messages.c.to_address != "")
         .where(GOT_NO_PAGE)
-        # If a HUMAN hit has no user agent, the purge has removed the user agent. The only exception is a confirmed click, which may
-        # have arrived without a user agent.
+        # A HUMAN hit without a user agent is left out: the purge has removed its user agent. Only a confirmed click may have
+        # arrived without a user agent.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != "", hits.c.rule == CONFIRMED))
         .order_by(hits.c.id)
     )
@@ -400,14 +412,13 @@ def read_page(
 
 
 def _classify_request(rule: str, user_agent: str) -> Classification:
-    """Return the classification of a stored hit by the request rules. A click that a person has confirmed keeps its verdict."""
+    """Return the classification of a stored hit by the request rules. A click that a person has confirmed stays HUMAN."""
     if rule == CONFIRMED:
         return Classification(Verdict.HUMAN, CONFIRMED, "a person pressed the button of the confirmation page")
     return classify(RequestTraits("GET", user_agent))
 
 
-# The key under which the database stores the position of the job, in milliseconds since 1970. It contains the former name of the
-# job.
+# The key of the stored position of the job, which is in milliseconds since 1970. The key is the former name of the job.
 _POSITION_NAME = "rejudged"
 _ROW = installation.c.name == _POSITION_NAME
 

@@ -1,11 +1,11 @@
 """The request rules classify a hit by its request alone: as a person, as a suspected machine, or as a prefetch that must be
-ignored. The rules are applied in the order of `RULES`, and the first rule that matches determines the verdict. Some rules examine
-the method and the headers. The user agent rules examine the header User-Agent only. Their results are cached, for as many user
-agents as arrive in a busy hour. If no rule matches, the hit is HUMAN. `classify` does no I/O and raises no errors.
+ignored. The rules are applied in the order of `RULES`, and the first rule that matches determines the verdict. If no rule
+matches, the hit is HUMAN. Some rules examine the method and the headers. The user agent rules examine only the header User-Agent.
+Their results are cached, for as many user agents as arrive in a busy hour. `classify` does no I/O and raises no errors.
 
-If both people and machines send a user agent, the verdict is HUMAN. A counted hit by a machine only makes a number wrong. A hit by
-a person that is not counted loses a customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
-KakaoTalk). Therefore the name of such an app in a user agent is not a reason to suspect the hit.
+If both people and machines send a user agent, the verdict is HUMAN. A machine that counts as a person only makes a number wrong,
+but a person who does not count is a lost customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp,
+LINE, KakaoTalk). Therefore the name of such an app in a user agent is not a reason to suspect the hit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RequestTraits(NamedTuple):
 
 @record
 class Classification:
-    """A verdict, the name of the rule that matched, and a text that explains the reason."""
+    """A verdict, the name of the rule that matched, and the reason as a text for people."""
 
     verdict: Verdict
     rule: str
@@ -45,7 +45,7 @@ class Classification:
 # --- Rules for methods and headers
 # --------------------------------------------------------------------------------------------------
 
-# The words with which browsers and apps mark prefetches and previews. The headers are Sec-Purpose: prefetch[;prerender] (Fetch
+# The words with which browsers and apps mark prefetches and previews in headers: Sec-Purpose: prefetch[;prerender] (Fetch
 # standard), Purpose: prefetch (older Chrome), X-Moz: prefetch (older Firefox), and X-Purpose: preview (Facebook's apps, Safari's
 # top sites).
 _PREFETCH = re.compile(r"prefetch|prerender|preview", re.IGNORECASE)
@@ -67,11 +67,12 @@ def _prefetch(request: RequestTraits) -> str | None:
 
 #: The apps that fetch link previews, each with an expression for its user agent. The first match determines the app.
 PREVIEWS = (
-    # iMessage fetches the preview on the sender's phone. Its user agent is Safari on a Mac and also contains Facebook and Twitter.
+    # iMessage fetches the preview on the sender's phone. Its user agent is the one of Safari on a Mac, and also contains Facebook
+    # and Twitter.
     ("iMessage", r"facebookexternalhit/[\d.]+ Facebot Twitterbot/"),
     ("Google Messages", r"Google-PageRenderer|developers\.google\.com/\+/web/snippet|GoogleMessages"),
-    # Signal's apps send "WhatsApp/2". If WhatsApp or Viber is in another place of a user agent, the user agent is the browser
-    # inside this app.
+    # Signal's apps send "WhatsApp/2". A user agent that contains WhatsApp or Viber in another place is the browser inside this
+    # app, so it is not a preview.
     ("WhatsApp or Signal", r"^WhatsApp"),
     ("Telegram", r"TelegramBot"),
     ("Viber", r"^Viber"),
@@ -90,13 +91,14 @@ PREVIEWS = (
 _PREVIEW = re.compile("|".join(f"(?:{pattern})" for _, pattern in PREVIEWS), re.IGNORECASE)
 _PREVIEW_NAMES = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in PREVIEWS)
 
-# The parts that the user agents of nearly all browsers contain. The rules examine only the other parts, which are short.
+# The parts of a user agent that nearly all browsers send. The rules examine only the rest, which is short.
 _COMMON = re.compile(
     r"Mozilla/5\.0 \((?P<system>(?:[^()]|\([^()]*\))*)\) AppleWebKit/[\d.]+ \(KHTML, like Gecko\)(?= |$)"
     r"(?: (?:Version|Chrome|CriOS)/[\d.]+(?= |$))*(?: Mobile(?:/\w+)?(?= |$))?(?: Safari/[\d.]+(?= |$))?"
 )
 
-# The model and build of an Android phone. The rules must not examine them, because some models are named Sonic, Fever or CUBOT.
+# The model and build of an Android phone. The rules must not examine them, because there are models with the names Sonic, Fever
+# and CUBOT.
 _MODEL = re.compile(
     r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http(?![^;)]* Build/))"
     r"[^;()@]+(?:\([^;()@]*\) (?=Build/)[^;()@]*)?(?=[;)(])",
@@ -118,7 +120,8 @@ _PROGRAM = re.compile(
     re.IGNORECASE,
 )
 
-# Monitors, test tools, developer tools and measuring programs that control a complete browser and add their name to its user agent.
+# Monitors, test tools, developer tools and measuring programs. They control a complete browser and add their name to its user
+# agent.
 _TOOLS = (
     "PTST",
     "GTmetrix",
@@ -210,7 +213,7 @@ _TOOLS = (
     "SnapSearch",
     "mixed-content-scan",
     "BacklinkHttp",
-    # Programs that contain a browser and fetch pages or previews without a person: Java and Electron, readers of feeds, Outlook.
+    # Programs that contain a browser and fetch pages or previews without a person: Java, Electron, feed readers and Outlook.
     "JavaFX/",
     "Electron/",
     "AtomShell/",
@@ -226,15 +229,14 @@ _TOOLS = (
     "ms-office",
 )
 _TOOL = re.compile(trie_expression(split_patterns(_TOOLS)[0]), re.IGNORECASE)
-#: An e-mail address after `Build/` is the address of the author of a modified Android. A person's phone sends it, so it is not a
-#: sign of a program.
+#: An e-mail address after `Build/` is the address of the author of a modified Android. The phones of people send it, so it is not
+#: a sign of a program.
 _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
 # A regular expression for programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones
-# put their model before the user agent (`LG-D802 Mozilla/5.0`), and some browsers put their name and version before it. Therefore,
-# in the user agents of phones, only a word without digits matches, or a name with a version that is followed by a comma or another
-# mark.
+# put their model there (`LG-D802 Mozilla/5.0`), and some browsers their name and version. Therefore, before the user agent of a
+# phone, only two forms match: a word without digits, or a name with a version and then a comma or another mark.
 _WORD_BEFORE_MOZILLA = re.compile(
     r"""[^\s(]{1,40}?(?: \w{1,20})?[\s;:=/."',|-]{1,4}Mozilla/\d\.\d \(|[\w .-]{1,60}\([\w .]{1,30}\)[:(]\s?Mozilla/"""
 )
@@ -243,22 +245,22 @@ _WORD_BEFORE_PHONE = re.compile(
 )
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
-# A regular expression for the user agents of desktop browsers without additions. A phone's browser that requests a desktop page
-# does not match, because its user agent contains an additional name or a new version.
+# A regular expression for the user agents of desktop browsers without additional names. A phone's browser that requests a desktop
+# page does not match, because its user agent contains an additional name or a new version.
 _DESKTOP = re.compile(
     r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*(?:HTC|PadFone|MOT-))[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
 )
-# A regular expression for Internet Explorer up to 10 on Windows with any additions, except on phones and tablets.
+# A regular expression for Internet Explorer up to 10 on Windows, also with additional names, but not on phones and tablets.
 _ENDED_EXPLORER = re.compile(
     r"[\w-]+/[\d.]+ \((?:compatible; ?)?(?:[^()]*; ?)?MSIE (?:\d|10)\.[^()]*Windows NT"
     r"(?![^()]*(?:ARM|Touch|Tablet|Mobile|Phone|Windows CE|XBLWP|XV\d))"
 )
-# A regular expression for the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used
+# `_ENDED_DESKTOP` matches the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used
 # Chromium, and Opera before it used Chromium. Phones send similar user agents, but with a model, `ARM`, `Touch` or another
-# operating system (Linux zvav is Opera Mini). Therefore only the listed names of operating systems match.
+# operating system (Linux zvav is Opera Mini). Therefore the expression lists the names of the operating systems that match.
 _WINDOWS = r"Windows (?:NT \d+\.\d+|9[58]|2000|ME|XP)"
 _ENDED_DESKTOP = re.compile(
     r"Mozilla/[45]\.0 \((?:compatible; MSIE (?P<msie>\d+)\.\d+\w?; )?(?:IE 11\.0; )?(?:"
@@ -270,11 +272,13 @@ _ENDED_DESKTOP = re.compile(
     r"(?:; (?:WOW64|Win64|x64|U|Edition \w+|[a-z]{2}(?:-\w{2})?))*\) Presto/[\d.]+ Version/(?P<opera>\d+)\.\d+"
 )
 _ENDED_NAMES = {"msie": "Internet Explorer", "ie": "Internet Explorer", "edge": "Edge", "opera": "Opera"}
-# The last browser versions for Windows XP and OS X 10.9, from 2013 to 2018. A few people still use such computers, but they do
-# not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24 on Ubuntu.
+# The last browser versions for Windows XP and OS X 10.9, from 2013 to 2018; older versions are suspected. The few people who
+# still use such old computers do not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24
+# on Ubuntu.
 _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
 
-# The names of browser engines. Simple phones send parts of the name of their platform instead, or only their manufacturer.
+# The names of browser engines and of simple phones. A user agent without any of them is not a browser: simple phones send parts
+# of the name of their platform, or only their manufacturer.
 _BROWSER = re.compile(
     r"WebView/|^Safari/[\d.]+ Mobile|^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
@@ -298,8 +302,7 @@ class ParsedAgent(NamedTuple):
 
 
 def parse_agent(text: str) -> ParsedAgent:
-    """Split a User-Agent header: separate the parts that most browsers share, and the model of the phone, from the rest of the
-    text."""
+    """Split a User-Agent header into the parts that most browsers share, the model of the phone, and the rest of the text."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
     model = _MODEL.search(particular)
@@ -367,7 +370,7 @@ AGENT_RULES: tuple[tuple[str, Callable[[ParsedAgent], str | None]], ...] = (
 )
 _PERSON = Classification(Verdict.HUMAN, "browser", "no rule matched")
 
-#: All rules as (verdict, name), in the order in which they are applied. The last rule applies to hits that match no other rule.
+#: All rules as (verdict, name), in the order in which they are applied. The last entry is for hits that match no rule.
 RULES = (
     *((Verdict.IGNORED, name) for name, _ in _REQUEST_RULES),
     *((Verdict.SUSPECTED, name) for name, _ in AGENT_RULES),
@@ -385,7 +388,7 @@ def classify(request: RequestTraits) -> Classification:
 
 @lru_cache(maxsize=MAX_CACHED_AGENTS)
 def classify_agent(text: str) -> Classification:
-    """Return the verdict of the user agent rules, for a User-Agent of at most MAX_AGENT_LENGTH characters. Results are cached."""
+    """Return the verdict of the user agent rules. The text has at most MAX_AGENT_LENGTH characters. Results are cached."""
     agent = parse_agent(text)
     for name, rule in AGENT_RULES:
         if reason := rule(agent):
