@@ -1,6 +1,6 @@
-"""This module changes applications, domains and blocked hosts. Each function runs inside one transaction of `Database.write`. After
-the transaction, the caller refreshes the `Directory`, which is the copy in memory. The functions of `audited_accounts` also add a
-row to the audit log.
+"""This module changes applications, domains and blocked hosts. Each function runs inside one transaction of `Database.write`.
+After the transaction, the caller refreshes the `Directory`, which is the copy of the accounts in memory. The functions here add
+no row to the audit log; the functions of the same names in `audited_accounts` do.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from shortener.urls import (
 )
 from shortener.validation_texts import named_reasons
 
-# The maximum number of blocked hosts of one application, and of the installation. It is limited because every process has all
+# The maximum number of blocked hosts of one application, and of the installation. There is a limit, because every process has all
 # blocked hosts in memory.
 MAX_BLOCKED_HOSTS = 10_000
 MAX_NAME_CHARACTERS = 200
 MAX_PREVIOUS_PATHS = 20
-MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length of a JSON file that associates apps with a domain.
+MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length in bytes of a JSON file that associates apps with a domain.
 
 
 def create_application(
@@ -64,13 +64,13 @@ def create_application(
     tracker_token: str = "",
     own_hosts: OwnHosts = NO_HOSTS,
 ) -> Credentials:
-    """Create an application with a tracker token and with an API key that has all permissions. Return the credentials.
+    """Create an application with a tracker token and with an API key that has all permissions. Return these credentials.
 
     `domain` is the base URL of its own domain. If the caller passes the `secret` of the installation, the application also gets a
     callback secret, which is stored encrypted. If `api_key` or `tracker_token` is empty, a random one is created. Raise ApiError
     CONFLICT or INVALID_REQUEST."""
     table = schema.applications
-    # Other changes of accounts wait from here on, so that two applications do not get the same name at the same time.
+    # From here on, other changes of accounts wait, so that two applications cannot get the same name at the same time.
     mark_accounts_changed(connection)
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
@@ -128,14 +128,15 @@ def lock_application(connection: Connection, application_id: int) -> Row[Any]:
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime, *, own_hosts: OwnHosts = NO_HOSTS) -> int:
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
-    If the same application had this domain and removed it, the domain gets its old id again, so that its links still belong to it.
+    If the same application had this domain before and removed it, the domain gets its old id again, so that its links still
+    belong to it.
 
-    A host name in `own_hosts` is accepted only if the domain has a path before its codes. Without such a path, the service could
-    not distinguish its links from the links of applications without a domain, because it responds on this host as on BASE_URL.
+    The service responds on a host in `own_hosts` as on BASE_URL. Such a host is accepted only if the domain has a path before its
+    codes. Without this path, the service could not distinguish links of the domain from links of applications without a domain.
     `localhost` and IP addresses are accepted with a warning. Raise ApiError with the code NOT_FOUND, INVALID_REQUEST or
     CONFLICT."""
     lock_application(connection, application_id)
-    # Other changes of accounts wait from here on, so that two applications do not add the same host at the same time.
+    # From here on, other changes of accounts wait, so that two applications cannot add the same host at the same time.
     mark_accounts_changed(connection)
     table = schema.domains
     try:
@@ -147,7 +148,8 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
                 "application without a domain begin with BASE_URL already; choose another host, or add a path before the code"
             )
         existing = _find_host(connection, host)
-        if existing is None:  # A stored domain is not checked again, because earlier versions stored hosts that are rejected now.
+        # A domain that is already stored is not checked again, because earlier versions accepted hosts that are rejected now.
+        if existing is None:
             parse_own_domain(base_url)
     except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
@@ -210,7 +212,8 @@ def update_domain(
     table = schema.domains
     if "default" in changes:
         values["is_default"] = bool(changes["default"])
-        if changes["default"]:  # An application has at most one default domain, so the previous default domain loses this role.
+        # An application has at most one default domain, so the previous default domain is not the default any more.
+        if changes["default"]:
             connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
     if values:
         connection.execute(update(table).where(table.c.id == domain.id).values(values))
@@ -218,7 +221,7 @@ def update_domain(
 
 
 def remove_domain(connection: Connection, host: str, now: datetime, *, application_id: int | None = None) -> None:
-    """Remove a domain: no new links use it, and lists do not contain it. Its existing links work until they expire.
+    """Remove a domain. New links do not use it, and lists do not contain it. Its existing links work until they expire.
 
     Raise ApiError NOT_FOUND."""
     domain = find_domain(connection, host, application_id)
@@ -236,8 +239,9 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[Any]:
-    """Return the row of a domain that is not removed. `host` may be in upper case, or another notation of the stored IPv6 address.
-    If `application_id` is None, the domain may belong to any application. Raise ApiError NOT_FOUND."""
+    """Return the row of a domain that is not removed. `host` may contain capitals, and an IPv6 address may be written in another
+    notation than the stored one. If `application_id` is None, the domain may belong to any application. Raise ApiError
+    NOT_FOUND."""
     row = _find_host(connection, host)
     if row is None or row.removed_at is not None or application_id not in (None, row.application_id):
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
@@ -252,8 +256,8 @@ def lock_domain(connection: Connection, host: str, application_id: int | None = 
 
 
 def _find_host(connection: Connection, host: str) -> Row[Any] | None:
-    """Return the row of the domain with this host, also if the domain is removed. IPv6 addresses are compared in their canonical
-    forms, because earlier versions stored them as they were entered."""
+    """Return the row of the domain with this host, even if the domain is removed. IPv6 addresses are compared in canonical form,
+    because earlier versions stored them as they were entered."""
     column, canonical = schema.domains.c.host, canonical_host(host)
     statement = select(schema.domains)
     for exact in dict.fromkeys((host.lower(), canonical)):
@@ -266,8 +270,8 @@ def _find_host(connection: Connection, host: str) -> Row[Any] | None:
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
-    """Return a domain as the API and the command line show it. `new_links` is true for the domain of new links whose request
-    selects no domain."""
+    """Return a domain as the API and the command line show it. `new_links` is true for the domain that new links use if their
+    request selects none."""
     return {
         "host": domain.host,
         "application_id": domain.application_id,
@@ -299,11 +303,11 @@ def _previous_paths(domain: Row[Any], path: str) -> list[str] | None:
 def _parse_own_target(
     connection: Connection, name: str, url: str | None, own_hosts: OwnHosts, settings: ApplicationSettings
 ) -> str | None:
-    """Return the fallback URL or home URL of a domain as the value of a Location header. Return None if `url` is empty or None.
+    """Return the fallback URL or home URL of a domain in the form of a Location header. Return None if `url` is empty or None.
     `name` is the name of the field, for errors.
 
-    Raise ApiError INVALID_REQUEST if the URL is invalid or its host belongs to the installation, or if a fallback URL contains a
-    macro that the service does not replace and the application has `strict_destinations`."""
+    Raise ApiError INVALID_REQUEST if the URL is invalid or its host belongs to the installation. Also raise it if the application
+    has `strict_destinations` and a fallback URL contains a macro that the service does not replace."""
     if not url:
         return None
     try:
@@ -347,7 +351,7 @@ def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> tuple[str, bool]:
-    """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS). Return the
+    """Block a host: short links of one application, or of all applications (ALL_APPLICATIONS), must not lead to it. Return the
     normalized host, and True if the host was not blocked before.
 
     `*.shop.example` blocks every subdomain of shop.example, but not shop.example. Raise ApiError with the code INVALID_REQUEST,
@@ -392,8 +396,7 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
 
 
 def _normalize_host(host: str) -> str:
-    """Return a host or a wildcard (*.shop.example) in the form in which `HitPolicies` compares hosts. Raise ApiError
-    INVALID_REQUEST."""
+    """Return a host or a wildcard (*.shop.example) in the form that `HitPolicies` compares. Raise ApiError INVALID_REQUEST."""
     wildcard = "*." if host.startswith("*.") else ""
     try:
         return wildcard + parse_host(host.removeprefix("*."))
@@ -402,7 +405,7 @@ def _normalize_host(host: str) -> str:
 
 
 def _check_name(connection: Connection, name: str, application_id: int | None = None) -> None:
-    """Raise ApiError if the name is not valid, or if an application other than `application_id` has the same name."""
+    """Raise ApiError if the name is invalid, or if another application than `application_id` has this name."""
     if not name.strip() or len(name) > MAX_NAME_CHARACTERS or "\x00" in name:
         reason = f"must have 1 to {MAX_NAME_CHARACTERS} characters, not only spaces"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])

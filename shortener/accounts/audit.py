@@ -1,9 +1,9 @@
-"""This module writes the audit log: what people have changed in an installation with the portal, the API or the command line. The
-audit log also contains attempts to sign in to the portal and each view of personal data in the portal. It does not contain traffic:
-messages, delivery reports, clicks, conversions and replies.
+"""This module writes the audit log. The log contains what people have changed in an installation with the portal, the API or the
+command line. It also contains attempts to sign in to the portal, and each view of personal data in the portal. It does not
+contain traffic: messages, delivery reports, clicks, conversions and replies.
 
 A change and its row in the audit log are written in one transaction. Every function that performs a change for a person therefore
-has an `AuditWriter` as a parameter. A change in many transactions, such as the replay of all dead deliveries, has one row in the
+has an `AuditWriter` as a parameter. A change in many transactions, such as the replay of all dead deliveries, has one row, in the
 first of them. `tests/test_audit_complete.py` examines all calls of the API and all commands.
 
 Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
@@ -30,9 +30,9 @@ MAX_OBJECT_CHARACTERS = 200
 
 @record
 class Actor:
-    """The actor of an action, as the audit log names it: an operator, the command line, an API key, a background job, or the start
-    of a server. Only an operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a
-    command. This name is only in the audit log. It is not in the history of links, because customers can read that history."""
+    """The actor of an action, as the audit log names it: an operator, the command line, an API key, a background job, or the
+    start of a server. Only an operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who
+    ran a command. Only the audit log contains `os_user`: the history of links, which customers can read, does not."""
 
     operator_id: int | None = None
     name: str = ""
@@ -48,9 +48,9 @@ class Actor:
 
 #: The actor of commands. `cli.common.command_line_audit` adds the user of the operating system.
 COMMAND_LINE = Actor(name="command line")
-#: The actor of changes that a process makes while it starts. Example: it creates the first application.
+#: The actor of changes that a process makes while it starts, for example when it creates the first application.
 SERVER_START = Actor(name="server start")
-#: The actor of a background job that stops the work of a person, for example an update of links that fails.
+#: The actor if a background job stops something that a person has started, for example a link update that fails.
 BACKGROUND_JOB = Actor(name="background job")
 
 
@@ -70,7 +70,7 @@ class AuditWriter:
     ids: IdGenerator
 
     def can_add(self, connection: Connection) -> bool:
-        """Return whether the database has an audit log. A restored database of an old version may have none."""
+        """Return whether the database has a table for the audit log. A restored database of an old version may have none."""
         return inspect(connection).has_table(audit_log.name)
 
     def add(
@@ -85,8 +85,8 @@ class AuditWriter:
         after: Mapping[str, Any] | None = None,
         recipient: str | None = None,
     ) -> None:
-        """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
-        `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
+        """Add a row to the audit log. Call this in the transaction of the action itself. `action` is a verb in snake case, such
+        as `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
 
         If `subject` is a message id, `recipient` is the phone number of the message. The id is then masked only where it contains
         this number or an international number, so an id that consists of digits stays readable. Without `recipient`, every number
@@ -119,7 +119,7 @@ class AuditWriter:
         *,
         application_id: int | None,
     ) -> None:
-        """Add a row with the values that differ between `old` and `new`, which have the same keys. If no value differs, add no
+        """Add a row with the values that differ between `old` and `new`. Both have the same keys. If no value differs, add no
         row."""
         names = [name for name in new if old[name] != new[name]]
         if names:

@@ -1,8 +1,8 @@
-"""Changes of applications, domains and blocked hosts that people make in the portal, with the API or on the command line. Each
-change adds a row to the audit log, in the same transaction. A request that changes no value adds no row.
+"""Functions with which the portal, the API and the command line change applications, domains and blocked hosts. Each change adds
+a row to the audit log, in the same transaction. A request that changes no value adds no row.
 
-Each function has the same name as a function of `administration`, and has the writer of audit rows as its second parameter. Code
-that performs a change for a person must call the functions of this module. A test checks that (tests/test_audit_complete.py).
+Each function has the same name as a function of `administration`, and its second parameter is the writer of audit rows. Code that
+performs a change for a person must call the functions of this module. A test checks that (tests/test_audit_complete.py).
 """
 # Tested by tests/test_audit_complete.py, tests/accounts/test_audited_accounts.py and tests/portal/test_domains.py
 
@@ -54,8 +54,8 @@ def ensure_default(
     api_key: str = "",
     tracker_token: str = "",
 ) -> Credentials | None:
-    """Create the first application with `administration.ensure_default`, and add a row to the audit log. Return its credentials, or
-    None if there is an application already."""
+    """Create the first application with `administration.ensure_default`, and add a row to the audit log. Return its credentials,
+    or None if an application already exists."""
     created = administration.ensure_default(connection, now, secret, api_key=api_key, tracker_token=tracker_token)
     if created is not None:
         audit.add(connection, now, "application_created", DEFAULT_NAME, application_id=created.application_id)
@@ -138,7 +138,7 @@ def _domain_fields(row: Row[Any]) -> dict[str, Any]:
 
 
 def _domain_action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return the name of the action for the audit log. If only one field changes, the name depends on this field. Otherwise it is
+    """Return the name of the action for the audit log. If only one field has changed, it depends on the field. Otherwise it is
     `domain_changed`."""
     changed = {name: value for name, value in after.items() if before[name] != value}
     if changed.keys() == {"disabled"}:

@@ -1,5 +1,5 @@
-"""Changes of API keys, tracker tokens and postback keys by the portal, the command line and the API. Each change adds a row to the
-audit log, in the same transaction. The row names the key and never contains its plain text.
+"""Functions with which the portal, the command line and the API change API keys, tracker tokens and postback keys. Each change
+adds a row to the audit log, in the same transaction. The row names the key and never contains its plain text.
 """
 # Tested by tests/web/test_keys.py, tests/web/test_postback_keys.py and tests/cli/test_commands.py
 
@@ -39,8 +39,8 @@ def create_key(
 def update_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, changes: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Change an API key and return its columns. If `application_id` is None, any application may own the key. Raise the same
-    ApiErrors as `credentials.update_key`."""
+    """Change an API key and return its columns. If `application_id` is None, the key may belong to any application. Raise the
+    same ApiErrors as `credentials.update_key`."""
     old = credentials.find_key(connection, application_id, key_id)
     owner = old["application_id"]
     credentials.update_key(connection, owner, key_id, changes)
@@ -54,8 +54,8 @@ def update_key(
 def revoke_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime
 ) -> dict[str, Any]:
-    """Revoke an API key and return its columns. If `application_id` is None, any application may own the key. Raise the same
-    ApiErrors as `credentials.revoke_key`."""
+    """Revoke an API key and return its columns. If `application_id` is None, the key may belong to any application. Raise the
+    same ApiErrors as `credentials.revoke_key`."""
     owner = credentials.find_key(connection, application_id, key_id)["application_id"]
     credentials.revoke_key(connection, key_id, now)
     row = credentials.find_key(connection, owner, key_id)

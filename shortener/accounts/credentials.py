@@ -1,6 +1,6 @@
 """This module creates, lists and revokes API keys and tracker tokens, which are credentials of 32 random bytes each.
 
-The database stores only the SHA-256 of a credential, and is searched by this hash. The duration of a search therefore reveals
+The database stores only the SHA-256 of a credential and searches for this hash. Therefore the duration of a search reveals
 nothing about the stored credentials. The plain text is returned once. Each function here is part of one transaction of
 `Database.write`, and the caller refreshes the directory afterwards.
 """
@@ -77,7 +77,8 @@ def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
 
 
 def list_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Return the API keys of an application, or all API keys, without their plain text.
+    """Return the API keys of an application without their plain text. If `application_id` is None, return the keys of all
+    applications.
 
     Each has id, application_id, name, hint (the first characters), permissions, created_at, revoked_at and rate_limit."""
     table = schema.api_keys
@@ -88,8 +89,8 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
 
 
 def find_key(connection: Connection, application_id: int | None, key_id: int) -> dict[str, Any]:
-    """Return an API key with the columns of `list_keys`. If `application_id` is None, any application may own the key. Raise
-    ApiError NOT_FOUND."""
+    """Return an API key with the columns of `list_keys`. If `application_id` is None, the key may belong to any application.
+    Raise ApiError NOT_FOUND."""
     found = next((row for row in list_keys(connection, application_id) if row["id"] == key_id), None)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")
@@ -97,7 +98,7 @@ def find_key(connection: Connection, application_id: int | None, key_id: int) ->
 
 
 def key_name(row: Mapping[str, Any]) -> str:
-    """Return a label for an API key or postback key: its name, or its first characters."""
+    """Return a label for an API key or postback key: its name or, without a name, its first characters."""
     return str(row["name"] or f"{row['hint']}…")
 
 
@@ -118,7 +119,7 @@ def update_key(connection: Connection, application_id: int, key_id: int, changes
 
 
 def list_tokens(connection: Connection, application_id: int, now: datetime) -> list[dict[str, Any]]:
-    """Return id, created_at and valid_until of the tracker tokens of an application that are valid."""
+    """Return id, created_at and valid_until of each valid tracker token of an application."""
     table = schema.tracker_tokens
     statement = (
         select(table.c.id, table.c.created_at, table.c.valid_until)
@@ -131,10 +132,10 @@ def list_tokens(connection: Connection, application_id: int, now: datetime) -> l
 def rotate_token(connection: Connection, application_id: int, now: datetime, overlap: timedelta) -> tuple[str, datetime]:
     """Create a tracker token. Return its plain text, and the time until which the previous token stays valid.
 
-    Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
+    Still older tokens become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
-    # A change of the version locks its row, so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the
-    # second rotation would not see the token that the first rotation created, and both new tokens would stay valid.
+    # This locks the row of the version, so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the
+    # second rotation would not see the new token of the first one, and both new tokens would stay valid.
     mark_accounts_changed(connection)
     table = schema.tracker_tokens
     until = now + overlap

@@ -1,8 +1,9 @@
-"""The directory contains the applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory. A
-redirect or an API call therefore identifies its caller without a database read. Every transaction that changes accounts also
-changes their version. Every process reads this version a few times per second, and reads the accounts again if it has changed. A
-revoked key, a disabled application or domain and a blocked host therefore take effect in all processes within a second. They stay
-in effect while the database is down.
+"""The directory contains the applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory.
+Therefore a redirect or an API call needs no database read to identify its caller.
+
+Every transaction that changes accounts also changes their version. Every process reads this version a few times per second, and
+reads the accounts again if it has changed. Therefore a revoked key, a disabled application or domain and a blocked host take
+effect in all processes within a second. They stay in effect while the database is down.
 
 A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
 """
@@ -36,7 +37,7 @@ from shortener.storage.installation import find_former_base_urls
 from shortener.urls import canonical_host, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
-#: The maximum time that a request with an unknown credential waits until the accounts have been read again.
+#: The maximum time in seconds that a request with an unknown credential waits for the accounts to be read again.
 MAX_CATCH_UP_SECONDS = 0.5
 
 
@@ -44,8 +45,8 @@ MAX_CATCH_UP_SECONDS = 0.5
 class Domain:
     """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port.
 
-    `base_url` is scheme, host and port. `path` precedes the code of each new link and may contain `{sender}`. Links
-    with a path of `previous_paths` still work. A removed domain gets no new links, but its existing links work."""
+    `base_url` is scheme, host and port. `path` precedes the code of each new link and may contain `{sender}`. Links with a path
+    in `previous_paths` still work. A removed domain gets no new links, but its existing links still work."""
 
     id: int
     application_id: int
@@ -62,7 +63,7 @@ class Domain:
     removed: bool = False
 
     def accepts(self, prefix: str) -> bool:
-        """Return whether links of this domain can have the path `prefix` before their codes. `prefix` is "" or for example
+        """Return whether links of this domain can have the path `prefix` before their codes. `prefix` is "" or a path such as
         "/ABCDEF"."""
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
@@ -72,8 +73,8 @@ DEFAULT_NAME = "default"  # The name of the application that the first start of 
 
 @record
 class Application:
-    """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
-    is true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
+    """An application (a tenant) with its settings and its domains. `domains` does not contain removed domains. `had_domains` is
+    true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
     gateways that a request may select. If the gateway of the application was removed, `removed_gateway` is the name of that
     gateway. Otherwise `removed_gateway` is ""."""
 
@@ -98,7 +99,8 @@ class Application:
 
     @property
     def public_name(self) -> str:
-        """The name that recipients read. It is "" while the application still has the name that the first start gave to it."""
+        """The name that recipients read. It is "" while the application still has the name that the first start of a server gave
+        it."""
         return "" if self.name == DEFAULT_NAME else self.name
 
     def find_gateway(self, name: str) -> GatewayEntry | None:
@@ -138,15 +140,15 @@ class _Snapshot:
     link_paths: frozenset[str] = frozenset()
     #: The paths of former BASE_URLs, by the name of their host.
     former_base_paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    #: The key id, the application id, the permissions and the rate limit of each API key, by hash of the key.
+    #: By hash of the API key: key id, application id, permissions and rate limit.
     keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
-    # The application id and the end of the validity of each tracker token, by hash of the token.
+    # By hash of the tracker token: application id, and the time at which the token expires.
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
-    #: The key id, the application id and the end of the validity of each postback key, by hash of the key.
+    #: By hash of the postback key: key id, application id, and the time at which the key expires.
     postback_keys: dict[str, tuple[int, int, datetime | None]] = field(default_factory=dict)
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
     gateways: dict[int, GatewayEntry] = field(default_factory=dict)
-    report_keys: dict[str, int] = field(default_factory=dict)  # The id of each gateway, by hash of its report key.
+    report_keys: dict[str, int] = field(default_factory=dict)  # By hash of the report key: the id of the gateway.
 
 
 class Directory:
@@ -159,31 +161,31 @@ class Directory:
         self._own_hosts = own_hosts
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
-        self._applied = 0  # The number of the refresh that has read `_snapshot`.
+        self._applied = 0  # The number of the refresh from which `_snapshot` comes.
         self._reading: asyncio.Task[bool] | None = None  # The latest refresh that `catch_up` has begun.
         self._waiting: asyncio.Task[bool] | None = None  # The refresh that begins when `_reading` has ended.
 
     async def refresh(self) -> bool:
-        """Read all accounts if an account has changed. Return whether an account has changed.
+        """Read all accounts if an account has changed. Return whether one has changed.
 
-        If the database is unavailable, raise StoreUnavailable. The old accounts then stay in use."""
+        Raise StoreUnavailable if the database is unavailable. The old accounts then stay in use."""
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
-        # If this refresh began before the refresh that read `_snapshot`, its accounts are older, and are dropped.
+        # Refreshes can overtake each other. Accounts that an older refresh has read are dropped.
         if fresh is not None and number > self._applied:
             self._snapshot, self._applied = fresh, number
         return fresh is not None
 
     async def catch_up(self) -> bool:
-        """Read all accounts as they are now, if an account has changed. Return whether this succeeded.
+        """If an account has changed, read all accounts as they are now. Return False if this failed.
 
-        Concurrent callers share one read, so many unknown credentials do not load the database. If the database is unavailable, or
-        does not respond within MAX_CATCH_UP_SECONDS, the old accounts stay in use and the result is False."""
+        Concurrent callers share one read, so many unknown credentials do not load the database. If the database is unavailable,
+        or does not respond within MAX_CATCH_UP_SECONDS, the old accounts stay in use and the result is False."""
         if self._reading is None or self._reading.done():
             self._reading = read = asyncio.ensure_future(self.refresh_if_available())
         elif self._waiting is None or self._waiting.done():
-            # The refresh in progress may have begun before the account was created, so it may not find the account.
+            # A refresh is already running. It may have begun before the account was created, so another one must follow.
             self._waiting = read = asyncio.ensure_future(self._refresh_after(self._reading))
         else:
             read = self._waiting
@@ -196,9 +198,11 @@ class Directory:
         return await self.refresh_if_available()
 
     async def refresh_if_available(self) -> bool:
-        """Call `refresh` and return True. If the database is unavailable, return False; the old accounts then stay in use until the
-        background job refreshes them. Call this function after a committed change: the change is stored, so the client that made it
-        must not get an error."""
+        """Call `refresh` and return True. If the database is unavailable, return False. The old accounts then stay in use until
+        the background job refreshes them.
+
+        Use this function after a committed change: the change is stored, so the client must not get an error if only the refresh
+        fails."""
         try:
             await self.refresh()
         except StoreUnavailable:
@@ -207,7 +211,7 @@ class Directory:
 
     @property
     def version(self) -> str:
-        """The version of the accounts in memory: another random text after each change of an account."""
+        """The version of the accounts in memory. Each change of an account creates another random text."""
         return self._snapshot.version
 
     def application(self, application_id: int) -> Application | None:
@@ -220,11 +224,11 @@ class Directory:
 
     @property
     def hit_policies(self) -> HitPolicies:
-        """The settings that affect hits and that differ from the defaults."""
+        """The settings that affect hits, as far as they differ from the defaults."""
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """Return the domain with this host, or None. `host` must be written as it is stored, or in the canonical form."""
+        """Return the domain with this host, or None. `host` must be written as it is stored or in canonical form."""
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
@@ -232,8 +236,8 @@ class Directory:
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
 
     def is_former_base(self, name: str) -> bool:
-        """Return whether a name was the host of BASE_URL before. Links that were sent with it still work. The host may have another
-        use now, such as a shop, so links may lead to it (`is_own`)."""
+        """Return whether a name was formerly the host of BASE_URL. Links that were sent with this BASE_URL still work. The host
+        may now be something else, such as a shop, so new links may lead to it (`is_own`)."""
         return name in self._snapshot.former_base_paths
 
     def accepts_former_path(self, name: str, prefix: str) -> bool:
@@ -266,8 +270,8 @@ class Directory:
 
     def is_own(self, url: str) -> bool:
         """Return whether the host of a URL belongs to the installation: the settings contain the host, or it is a domain of any
-        application. If the domain is a name, the port of the URL does not matter, because the service responds to the name on every
-        port. If the domain is an IP address, the port must be the port of the domain."""
+        application. For a domain that is a name, the port of the URL does not matter, because the service responds to the name on
+        every port. For a domain that is an IP address, the URL must have the port of the domain."""
         host = host_of(url)
         if not host:
             return False
@@ -276,7 +280,8 @@ class Directory:
         return is_domain or self._own_hosts.contains(url)
 
     def find_by_api_key(self, key: str) -> Principal | None:
-        """Return the caller with this API key; None for an unknown or revoked key and for a disabled application."""
+        """Return the caller with this API key. Return None if the key is unknown or revoked, or if its application is
+        disabled."""
         found = self._snapshot.keys.get(hash_credential(key))
         if found is None:
             return None
@@ -284,15 +289,16 @@ class Directory:
         return self._principal(application_id, permissions, key_id, rate_limit)
 
     def find_by_tracker_token(self, token: str, now: datetime) -> Principal | None:
-        """Return the caller with this tracker token; None for an unknown or expired token and for a disabled application."""
+        """Return the caller with this tracker token. Return None if the token is unknown or expired, or if its application is
+        disabled."""
         found = self._snapshot.tokens.get(hash_credential(token))
         if found is None or (found[1] is not None and found[1] <= now):
             return None
         return self._principal(found[0], frozenset(), 0)
 
     def find_by_postback_key(self, key: str, now: datetime) -> Principal | None:
-        """Return the caller with this postback key in its URL; None for an unknown, revoked or expired key and for a disabled
-        application."""
+        """Return the caller with this postback key in its URL. Return None if the key is unknown, revoked or expired, or if its
+        application is disabled."""
         found = self._snapshot.postback_keys.get(hash_credential(key))
         if found is None or (found[2] is not None and found[2] <= now):
             return None
@@ -318,9 +324,10 @@ class Directory:
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function that maps a domain id to the scheme, host and port of its short links. The id 0 means BASE_URL.
+    """Return a function that returns the scheme, host and port of the short links on a domain, by domain id. The id 0 means
+    BASE_URL.
 
-    The path before the code is stored with each link (see `short_url`)."""
+    The path before the code is not included: it is stored with each link (see `short_url`)."""
     shared = settings.base_origin
 
     def base_url(domain_id: int) -> str:
@@ -346,7 +353,9 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
-    for host in list(fresh.domains):  # A domain is also found by its canonical host: earlier versions stored IPv6 as entered.
+    # A domain is also found by the canonical form of its host, because earlier versions stored IPv6 addresses as they were
+    # entered.
+    for host in list(fresh.domains):
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     former_paths: dict[str, list[str]] = {}
     for url in find_former_base_urls(connection):
@@ -410,8 +419,8 @@ def _domain_of(row: Row[Any]) -> Domain:
 def _application_of(
     row: Row[Any], domains: Sequence[Domain], gateways: Mapping[int, GatewayEntry], removed: Mapping[int, str]
 ) -> Application:
-    """Convert a row of the table `applications` to an `Application`. `domains` are all domains of the application. `gateways` are
-    all gateways by id. `removed` are the names of removed gateways by id."""
+    """Return the `Application` for a row of the table `applications`. `domains` are all domains of the application. `gateways`
+    are all gateways by id. `removed` are the names of removed gateways by id."""
     gateway = gateways.get(row.gateway_id) if row.gateway_id is not None else None
     return Application(
         id=row.id,

@@ -1,5 +1,5 @@
-"""The gateways in the directory of accounts. This module reads the gateways without their settings: it reads only the columns that
-a process needs to accept messages and delivery reports. It also decides which gateways the requests of an application may name.
+"""The gateways in the directory of accounts. This module reads only the columns that a process needs to accept messages and
+delivery reports, not the settings of the gateways. It also decides which gateways the requests of an application may name.
 """
 # Tested by tests/gateways/test_store.py
 
@@ -28,8 +28,8 @@ class GatewayEntry:
 
 
 def read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict[str, int]]:
-    """Return a dictionary of the gateways by id, and a dictionary of their ids by the hash of the report key. Both are without
-    removed gateways."""
+    """Return a dictionary of the gateways by id, and a dictionary of their ids by the hash of their report key. Removed gateways
+    are left out."""
     g = schema.gateways.c
     columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
     gateways: dict[int, GatewayEntry] = {}
@@ -41,7 +41,7 @@ def read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict
 
 
 def read_removed_gateways(connection: Connection) -> dict[int, str]:
-    """Return the names of removed gateways by id, if an application has selected the gateway."""
+    """Return the name of each removed gateway that an application still has selected, by id."""
     g, a = schema.gateways.c, schema.applications.c
     selected = select(a.gateway_id).where(a.gateway_id.is_not(None))
     rows = connection.execute(select(g.id, g.name).where(g.removed_at.is_not(None), g.id.in_(selected)))
@@ -54,7 +54,8 @@ def usable_gateways(
     """Return the gateways that requests of an application may name: its own gateways, the gateway that it has selected, and the
     simulator.
 
-    A gateway of the application comes before a gateway of the installation with the same name."""
+    If a gateway of the application and a gateway of the installation have the same name, the gateway of the application comes
+    first."""
     own = [one for one in gateways if one.application_id == application_id]
     simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
     return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))

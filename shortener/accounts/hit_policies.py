@@ -1,4 +1,4 @@
-"""The settings that affect hits and differ from the defaults. Redirects read them from memory (`directory.py`)."""
+"""The settings that affect hits, as far as they differ from the defaults. Redirects read them from memory (`directory.py`)."""
 
 # Tested by tests/accounts/test_administration.py and tests/clicks/test_resolver.py
 
@@ -18,33 +18,36 @@ from shortener.urls import canonical_name, embedded_ipv4
 
 @record
 class HitPolicies:
-    """The settings that affect hits and differ from the defaults. In most installations, all fields are empty.
+    """The settings that affect hits, as far as they differ from the defaults. In most installations, all fields are empty.
 
-    The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field states
+    The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field says
     otherwise."""
 
     # Settings of the applications with at least one contextual rule, by application id.
     contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
     every_click: frozenset[int] = frozenset()  # Ids of the applications with the setting `click_events: every`.
-    click_id_params: Mapping[int, str] = field(default_factory=dict)  # Names of the query parameters for click ids.
+    # The name of the query parameter for the click id, by application id.
+    click_id_params: Mapping[int, str] = field(default_factory=dict)
     with_suspected: frozenset[int] = frozenset()  # Ids of the applications with a tracker that receives suspected hits.
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
     # Blocked hosts by application id; the key ALL_APPLICATIONS contains the hosts that are blocked for every application.
     blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
-    # Ids of the domains whose host was the host of BASE_URL before. The links that begin with that BASE_URL also work on them.
+    # Ids of the domains whose host was formerly the host of BASE_URL. Links that begin with the former BASE_URL still work on
+    # these domains.
     former_base_domains: frozenset[int] = frozenset()
     confirm_clicks: Mapping[int, Literal["suspicious", "always"]] = field(default_factory=dict)
 
     def blocks(self, application_id: int, url: str) -> bool:
-        """Return whether the host of a Location header value is blocked for the application."""
+        """Return whether the host of a URL is blocked for the application. `url` has the form of a Location header."""
         return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
 
     def blocks_host(self, application_id: int, host: str) -> bool:
-        """Return whether a host is blocked. `host` is in lower case and punycode, without a port and brackets.
+        """Return whether a host is blocked for the application. `host` is in lower case and punycode, without a port and
+        brackets.
 
-        An IPv4 address and the IPv6 addresses that contain it (`embedded_ipv4`) are one host."""
+        An IPv4 address and the IPv6 addresses that contain it (`embedded_ipv4`) count as one host."""
         if ":" in host:
             host = embedded_ipv4(host) or host
         for owner in (ALL_APPLICATIONS, application_id):
@@ -87,12 +90,12 @@ def _host_in(url: str) -> str:
     if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
         return ""
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    # The canonical form is compared, because earlier versions stored IPv6 addresses in links as they were entered.
+    # IPv6 addresses are compared in canonical form, because earlier versions stored them in links as they were entered.
     return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _blocked_name(host: str) -> str:
-    """Return a stored blocked host in the form in which `HitPolicies.blocks_host` compares hosts."""
+    """Return a stored blocked host in the form that `HitPolicies.blocks_host` compares."""
     return embedded_ipv4(host) or canonical_name(host)
 
 

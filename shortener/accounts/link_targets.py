@@ -14,7 +14,7 @@ from shortener.accounts.directory import Application
 from shortener.macros import macro_problems, url_warnings
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
 
-#: A function that parses a URL. The latest results are cached, because the messages of a campaign usually have the same
+#: A function that parses a URL. Its latest results are cached, because the messages of a campaign usually have the same
 #: destinations.
 _parse = lru_cache(maxsize=1024)(parse_destination)
 
@@ -33,7 +33,7 @@ class TargetHosts(Protocol):
 
 
 def check_link_target(application: Application, url: str, hosts: TargetHosts) -> Destination:
-    """Return the parsed destination or fallback URL of a link. Raise UrlError if it is not permitted."""
+    """Return the parsed destination or fallback URL of a link. Raise UrlError if the rules do not permit it."""
     destination = _parse(url, application.settings.extra_schemes)
     if hosts.is_own(destination.url):
         raise UrlError("leads to a host of this service, so the redirect would loop")
@@ -45,19 +45,20 @@ def check_link_target(application: Application, url: str, hosts: TargetHosts) ->
 
 
 def target_warnings(url: str) -> list[str]:
-    """Return the warnings about a destination or fallback URL: `&amp;`, and macros that will not be replaced."""
+    """Return the warnings about a destination or fallback URL: it contains `&amp;`, or macros that the service will not
+    replace."""
     return url_warnings(url, DESTINATION_PLACEHOLDERS)
 
 
 def target_problems(url: str) -> list[str]:
-    """Return the reasons why macros in a destination or fallback URL will not be replaced."""
+    """For each macro in a destination or fallback URL that the service will not replace, return the reason."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS)
 
 
 def spellings_of(url: str) -> tuple[str, ...]:
-    """Return the forms in which the database may contain the destination `url`, for a filter. The first form is the normalized URL.
-    If the host is an IPv6 address, the second form is the unchanged `url`, because earlier versions did not normalize these
-    addresses. If `url` is not a valid URL, the only form is the unchanged text."""
+    """Return the forms in which the database may contain the destination `url`. A filter searches for all of them. The first form
+    is the normalized URL. If the host is an IPv6 address, the second form is the unchanged `url`, because earlier versions did
+    not normalize these addresses. If `url` is not a valid URL, the only form is the unchanged text."""
     try:
         stored = parse_destination(url).url
     except UrlError:

@@ -1,9 +1,8 @@
-"""This module determines the hosts on which the service itself responds, without the domains of applications. A redirect to one of
-these hosts would loop.
+"""This module determines the hosts on which the service itself responds: the hosts of BASE_URL and PORTAL_URL, and `localhost`
+and IP addresses with the port of the service. The domains of applications are not included. A redirect to one of these hosts
+would loop.
 
-The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
-
-The module also recognizes domain hosts that recipients' phones cannot reach.
+The module also recognizes hosts of domains that the phones of recipients cannot reach.
 """
 # Tested by tests/accounts/test_own_hosts.py
 
@@ -34,7 +33,7 @@ class OwnHosts:
 
     @classmethod
     def of(cls, settings: Settings) -> OwnHosts:
-        """Return the own hosts of the installation with these settings."""
+        """Return the hosts of the service for an installation with these settings."""
         urls = [url for url in (settings.base_url, settings.portal_url) if url]
         names = {url: urlsplit(url).hostname or "" for url in urls}
         local = {url for url, name in names.items() if is_local(name)}
@@ -76,7 +75,7 @@ def name_of(host: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_local(name: str) -> bool:
-    """Return whether a host is `localhost` or an IP address. No DNS record can map such a host to this server."""
+    """Return whether a host is `localhost` or an IP address. DNS cannot map such a host to this server."""
     if name == "localhost":
         return True
     try:
@@ -86,14 +85,14 @@ def is_local(name: str) -> bool:
     return True
 
 
-#: A regular expression for names that have no address in the public DNS: names without a dot, and names with an ending that the
-#: standards reserve for one machine or one network (RFC 6761, RFC 6762, RFC 8375).
+#: A regular expression for names that have no address in the public DNS: names without a dot, and names whose ending is reserved
+#: for one machine or one network (RFC 6761, RFC 6762, RFC 8375).
 _PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|home\.arpa)")
 
 
 def unreachable_host_warnings(host: str) -> list[str]:
-    """Return warnings about the host of a domain (with or without a port). There is a warning if the phones of recipients cannot
-    reach the host, or if the service responds on the host as on BASE_URL. The function makes no DNS look-up."""
+    """Return warnings about the host of a domain (with or without a port). One warning says that the phones of recipients cannot
+    reach the host. Another says that the service responds on the host as on BASE_URL. The function makes no DNS look-up."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
         text = "a name of one machine or one network only, so phones of recipients cannot open links on it"

@@ -1,7 +1,9 @@
-"""This module creates, rotates and revokes postback keys: credentials in the path of a URL, for networks that can store only a URL.
-A postback key permits reports of conversions and nothing else. A new application has no postback key. Only the SHA-256 of a key is
-stored, and the plain text is returned once. Each function runs inside one transaction of `Database.write`. After the transaction,
-the caller refreshes the `Directory`, which is the copy in memory.
+"""This module creates, rotates and revokes postback keys. A postback key is a credential in the path of a URL, for networks that
+can store only a URL. It permits reports of conversions and nothing else. A new application has no postback key. Only the SHA-256
+of a key is stored, and the plain text is returned once.
+
+Each function runs inside one transaction of `Database.write`. After the transaction, the caller refreshes the `Directory`, which
+is the copy of the accounts in memory.
 """
 # Tested by tests/accounts/test_postback_keys.py
 
@@ -21,7 +23,7 @@ from shortener.storage import schema
 
 PATH = "/api/v1/postback/{postback_key}"
 MAX_NAME_CHARACTERS = 100
-MAX_KEYS = 100  # The maximum number of postback keys of one application that are neither revoked nor expired.
+MAX_KEYS = 100  # The maximum number of valid postback keys of one application. Revoked and expired keys do not count.
 MAX_OVERLAP = timedelta(days=90)
 _HINT_CHARACTERS = 8
 
@@ -49,7 +51,8 @@ def rotate_postback_key(
     """Replace a postback key by a new key of the same name. Return the id and the plain text of the new key, and the time until
     which the old key stays valid.
 
-    If `application_id` is None, any application may own the key. Raise ApiError with the code NOT_FOUND or INVALID_REQUEST."""
+    If `application_id` is None, the key may belong to any application. Raise ApiError with the code NOT_FOUND or
+    INVALID_REQUEST."""
     if not timedelta() <= overlap <= MAX_OVERLAP:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be between 0 and {MAX_OVERLAP.days} days")])
     row = _find_usable(connection, application_id, key_id, now)
@@ -63,7 +66,7 @@ def rotate_postback_key(
 def revoke_postback_key(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> None:
     """Revoke a postback key.
 
-    If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND if no valid key has this id."""
+    If `application_id` is None, the key may belong to any application. Raise ApiError NOT_FOUND if no valid key has this id."""
     _find_usable(connection, application_id, key_id, now)
     table = schema.postback_keys
     connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=now))
@@ -71,7 +74,8 @@ def revoke_postback_key(connection: Connection, application_id: int | None, key_
 
 
 def list_postback_keys(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Return the postback keys of an application, or all postback keys, without their plain text.
+    """Return the postback keys of an application without their plain text. If `application_id` is None, return the keys of all
+    applications.
 
     Each has id, application_id, name, hint (the first characters), created_at, valid_until and revoked_at."""
     table = schema.postback_keys

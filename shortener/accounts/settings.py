@@ -21,7 +21,7 @@ Permission = Literal[
 ]
 #: All permissions. The first API key of an application has all of them.
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
-#: The permissions of an API key if its creator requests none.
+#: The permissions of a new API key if the request names none.
 DEFAULT_PERMISSIONS: tuple[Permission, ...] = ("sms.send", "sms.read")
 Privacy = Literal["full", "short", "none"]
 
@@ -137,7 +137,7 @@ class ApplicationSettings(BaseModel):
     @field_validator("extra_schemes", mode="before")
     @classmethod
     def _split_schemes(cls, value: Any) -> Any:
-        # The command line passes the values of a list as one text, separated by commas.
+        # The command line passes a list as one text, with commas between the values.
         return [one for one in re.split(r"[\s,]+", value) if one] if isinstance(value, str) else value
 
     @field_validator("extra_schemes")
@@ -154,14 +154,14 @@ class ApplicationSettings(BaseModel):
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        # This check permits any scheme. The scheme is compared with `extra_schemes` only when a change is stored, because a change
-        # may contain one of these two settings without the other.
+        # Any scheme is accepted here. Only when a change is stored, the scheme is compared with `extra_schemes`, because a change
+        # may contain only one of the two settings.
         url = None if value is None else trim_url(value)
         return None if url is None else parse_fallback_url(url, {url.partition(":")[0].lower()})
 
     @property
     def uses_report_times(self) -> bool:
-        """Whether an enabled rule needs the time when a message was sent or delivered."""
+        """Whether an enabled rule needs the time at which a message was sent or delivered."""
         return self.suspect_before_sent or self.min_seconds_after_sent is not None or self.min_seconds_after_delivered is not None
 
     @property
@@ -171,8 +171,8 @@ class ApplicationSettings(BaseModel):
 
 
 def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
-    """Return the settings that the database contains for an application. A setting or a value that this release does not know is
-    replaced by the default, because a newer node may have stored it during an upgrade."""
+    """Return the settings of an application from their stored form. If this release does not know a setting or a value, the
+    default is used: a newer node may have stored it during an upgrade."""
     known = {name: value for name, value in stored.items() if name in ApplicationSettings.model_fields}
     try:
         return ApplicationSettings(**known)
@@ -183,9 +183,10 @@ def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
 
 
 def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings to store after `changes`. Raise ValidationError if a changed setting is unknown or invalid.
+    """Return the stored settings with `changes`, in the form in which they are stored. Raise ValidationError if a changed setting
+    is unknown or invalid.
 
-    Settings that only a newer release supports stay unchanged, so that a change by this version does not delete them."""
+    Settings that only a newer release knows stay unchanged, so that a change on this node does not delete them."""
     usable = from_stored(stored).model_dump(exclude_unset=True)
     merged = ApplicationSettings(**(usable | dict(changes))).model_dump(exclude_defaults=True)
     kept = {name: value for name, value in stored.items() if name not in usable and name not in changes}
@@ -193,7 +194,7 @@ def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
-    """Return a fallback URL as the value of a Location header. Raise ValueError with the reason."""
+    """Return a fallback URL in the form of a Location header. Raise ValueError with the reason if it is invalid."""
     try:
         return parse_destination(url, extra_schemes).location.decode()
     except UrlError as error:
@@ -201,10 +202,11 @@ def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
 
 
 def fallback_warnings(url: str | None) -> list[str]:
-    """Return the warnings about the fallback URL of an application or a domain: `&amp;`, and macros that will not be replaced."""
+    """Return the warnings about the fallback URL of an application or a domain: it contains `&amp;`, or macros that the service
+    will not replace."""
     return url_warnings(url, DESTINATION_PLACEHOLDERS) if url else []
 
 
 def fallback_problems(url: str | None) -> list[str]:
-    """Return the reasons why macros in the fallback URL of an application or a domain will not be replaced."""
+    """For each macro in the fallback URL of an application or a domain that the service will not replace, return the reason."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS) if url else []

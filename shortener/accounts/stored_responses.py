@@ -1,14 +1,14 @@
 """This module stores the responses to requests with an Idempotency-Key for 24 hours, so that a repeated request does not create
 anything a second time.
 
-Rewrites store their responses themselves, in the transaction that creates the messages (table `idempotency`). All other requests
-use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
-caller encrypts a response before it is stored here. The portal also uses this module: for the ids of its forms, and for the values
-that a user has entered in a form when the session ends and the user must sign in again.
+Rewrites do not use this module: they store their responses in the transaction that creates the messages (table `idempotency`).
+All other requests claim their key here, are performed, and then store their response. Responses may contain new credentials, so
+the caller encrypts a response before it is stored. The portal also uses this module, for the ids of its forms. If the session of
+a user ends while the user fills in a form, the portal also stores the entered values here until the user signs in again.
 
-If a process ends before it stores the response, it is unknown whether the request changed anything. After CLAIM_LEASE, a repeated
-request therefore takes the claim over and is performed. If the first request is only slow, both requests are performed. Then the
-first response that is stored stays, and a request that fails releases only its own claim.
+If a process ends before it stores the response, it is unknown whether the request changed anything. Therefore, after CLAIM_LEASE,
+a repeated request takes the claim over and is performed. If the first request is still running, both requests are performed. Then
+the response that is stored first stays, and a request that fails releases only its own claim.
 """
 
 # Tested by tests/web/test_idempotency.py
@@ -25,20 +25,21 @@ from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: If a claim has no response after this time, a repeat of the request takes the claim over. The repeat also takes over a claim
-#: whose time is further than this in the future, because the clock was then set back after the claim.
+#: If a claim has no response after this time, a repeat of the request takes the claim over. A claim whose time is further than
+#: this in the future is also taken over, because the clock was set back after the claim.
 CLAIM_LEASE = timedelta(seconds=60)
-#: A request usually takes less than this time. If it takes longer, it was probably interrupted. Retry-After of a repeat is then the
-#: rest of CLAIM_LEASE, and otherwise one second.
+#: A request usually takes less than this time. While the first request is younger, a repeat gets the Retry-After of one second. If
+#: it is older, it was probably interrupted, and Retry-After is the rest of CLAIM_LEASE.
 USUAL_REQUEST = timedelta(seconds=10)
 
 
 @record
 class RequestKey:
-    """The key by which a repeat of a request is recognized: the application, its API key, the operation (method and path), and the
-    Idempotency-Key.
+    """The key by which a repeat of a request is recognized: the application, its API key, the operation (method and path), and
+    the Idempotency-Key.
 
-    The API key is included, because a response can contain new credentials, which the owner of another API key may not receive."""
+    The API key is included, because a response can contain new credentials. The owner of another API key must not receive
+    them."""
 
     application_id: int
     api_key_id: int
@@ -60,7 +61,7 @@ class FirstResponse:
 
 
 def claim(connection: Connection, request: RequestKey, content_hash: str, now: datetime) -> FirstResponse | None:
-    """Claim a request. Return its stored response, or None if the caller must perform the request.
+    """Claim a request. Return None if the caller must perform the request, or the stored response if it was performed before.
 
     Raise ApiError IDEMPOTENCY_CONFLICT if the first request with this key had another content, and REQUEST_IN_PROGRESS while the
     first request is being performed."""
@@ -73,7 +74,7 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         "created_at": now,
     }
     row = None
-    while row is None:  # another request can release its claim between the two statements
+    while row is None:  # repeated, because another request can release its claim between the two statements
         if connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount:
             return None
         row = connection.execute(select(table).where(*_chosen(request)).with_for_update()).one_or_none()
@@ -96,10 +97,10 @@ def find(connection: Connection, request: RequestKey) -> FirstResponse | None:
 
 
 def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:
-    """Store the response to a request that was performed. If a response is stored already, do not replace it.
+    """Store the response to a request that was performed. A response that is already stored stays.
 
-    The response is stored even if a repeat of the request has taken the claim over. Later repeats then get this response, also if
-    that repeat fails."""
+    The response is stored even if a repeat of the request has taken the claim over. Later repeats then get this response, even if
+    the repeat that took the claim over fails."""
     values = {"status": response.status, "body": response.body}
     connection.execute(update(stored_responses).where(*_chosen(request), stored_responses.c.status.is_(None)).values(values))
 
@@ -112,7 +113,7 @@ def store_for_claim(connection: Connection, request: RequestKey, response: First
 
 def release(connection: Connection, request: RequestKey, claimed_at: datetime) -> None:
     """Delete the claim that a failed request made at `claimed_at`, so that the next repeat is performed at once. Do nothing if a
-    repeat has taken the claim over, because that repeat may still be running."""
+    repeat has taken the claim over: this repeat may still be running."""
     connection.execute(delete(stored_responses).where(*_chosen(request), *_is_own_claim(claimed_at)))
 
 

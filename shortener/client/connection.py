@@ -1,7 +1,8 @@
-"""This module contains the HTTP connection pool, and the loop that repeats a call until it succeeds, fails or its deadline passes.
+"""This module contains the HTTP connection pool, and the loop that repeats a call until it succeeds, fails or its deadline
+passes.
 
-This is the only module that uses httpx: it maps every exception of httpx to a `ClientError`. At the deadline, the whole attempt is
-cancelled, even if a name look-up hangs or a response arrives byte by byte.
+This is the only module that uses httpx: it maps every exception of httpx to a `ClientError`. At the deadline, the attempt in
+progress is cancelled, even if a name look-up hangs or a response arrives byte by byte.
 """
 # Tested by tests/client/test_async_client.py
 

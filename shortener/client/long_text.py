@@ -1,9 +1,9 @@
 """This module replaces the directives in a text by their long URLs, without the service.
 
-The client uses the same parser of directives and the same check of destinations as the server. If the server rejects a text because
-of a directive or its URL, the client therefore rejects it too, with the same error code, position and reason. A raw directive never
-reaches a handset. The client does not know rules that depend on the installation: blocked hosts, hosts of the service itself and
-`strict_destinations`.
+The client uses the same parser of directives and the same check of destinations as the server. Therefore, if the server would
+reject a text because of a directive or its URL, the client rejects it with the same error code, position and reason. A raw
+directive never reaches a phone. The client does not know rules that depend on the installation: blocked hosts, hosts of the
+service itself and `strict_destinations`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _INVALID_DIRECTIVE, _INVALID_URL = "INVALID_TRACK_DIRECTIVE", "INVALID_TRACK_URL
 
 
 def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values: Mapping[str, str] | None = None) -> str:
-    """Return a text in which the long URL replaces each directive. Raise BadRequestError if the server would reject a directive.
+    """Return the text with each directive replaced by its long URL. Raise BadRequestError if the server would reject a directive.
 
     `extra_schemes` contains the additional URL schemes that the application permits, in lower case. `values` replace the
-    placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link can
-    fill it."""
+    placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link
+    can fill it."""
     directives, errors = parse_directives(body)
     problems = [(error.position, _INVALID_DIRECTIVE, error.reason) for error in errors]
     parts: list[str] = []
@@ -72,7 +72,7 @@ def long_text(message: Mapping[str, Any], to: str, message_id: str, reason: str,
 
 
 def _invalid(problems: list[tuple[int, str, str]]) -> BadRequestError:
-    """Return the error for problems, given as (position, error code, reason). The code of the error is the code of the first
+    """Return one error for these problems, each (position, error code, reason). The code of the error is that of the first
     problem."""
     details = [ErrorDetail("body", f"position {position}: {reason}", code, position, 0) for position, code, reason in problems]
     return BadRequestError(400, problems[0][1], "The text cannot be rewritten; the client checked it without the service.", details)

@@ -1,12 +1,12 @@
-"""This module contains a receiver of events for Starlette (and FastAPI) and Flask, which verifies each request and ignores repeated
-events.
+"""This module contains a receiver of events for Starlette (and FastAPI) and Flask. The receiver verifies each request and ignores
+repeated events.
 
-The service delivers at least once: a response that gets lost causes another delivery with the same event id. `EventReceiver` calls
-the handler once for each event. If the handler raises an exception, the response is 500, and the next attempt calls the handler
-again.
+The service delivers each event at least once: if the response is lost, it sends another delivery with the same event id.
+`EventReceiver` calls the handler once for each event. If the handler raises an exception, the response is 500, and the next
+attempt calls the handler again.
 
-`RecentEvents` stores the ids of the latest events in the memory of one process. Several processes, or a handler that must not run
-twice after a restart, need an `EventMemory` in the database of the receiver.
+`RecentEvents` stores the ids of the latest events in the memory of one process. Another `EventMemory`, in the database of the
+receiver, is necessary in two cases: there are several processes, or the handler must not run twice after a restart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The maximum size of a request body in bytes. The service sends bodies far below this size.
+#: The maximum size of a request body in bytes. The bodies that the service sends are far smaller.
 MAX_BODY_BYTES = 1024 * 1024
 DEFAULT_REMEMBERED_EVENTS = 100_000
 
@@ -43,16 +43,16 @@ Handler = Callable[[WebhookEvent], Awaitable[None] | None]
 
 
 class EventMemory(Protocol):
-    """The interface of a store that remembers which events were handled. Several threads or processes must be able to call its
-    methods at the same time."""
+    """The interface of a store of handled events. Several threads or processes must be able to call its methods at the same
+    time."""
 
     def claim(self, event_id: str) -> Claim:
-        """Claim an event. Return `new` if the caller must handle the event, `done` if it was handled, and `busy` if it is being
-        handled."""
+        """Claim an event. Return `new` if the caller must handle the event, `done` if it was handled before, and `busy` if
+        another request is handling it."""
         ...
 
     def finish(self, event_id: str) -> None:
-        """Store that a claimed event was handled."""
+        """Store that the claimed event was handled."""
         ...
 
     def release(self, event_id: str) -> None:
@@ -61,7 +61,7 @@ class EventMemory(Protocol):
 
 
 class RecentEvents:
-    """An `EventMemory` in the memory of this process, for at most `size` events; the oldest handled events are removed."""
+    """An `EventMemory` in the memory of this process. It has at most `size` events; the oldest handled events are removed."""
 
     def __init__(self, size: int = DEFAULT_REMEMBERED_EVENTS) -> None:
         self._size = size
@@ -93,7 +93,7 @@ class RecentEvents:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The response to a received request. `event` is the event if this request handled it."""
+    """The response to a received request. `event` is set only if this request handled the event."""
 
     status_code: int
     reason: str
@@ -127,7 +127,7 @@ class EventReceiver:
         self.max_body_bytes = max_body_bytes
 
     def handle(self, headers: Mapping[str, str], body: bytes, *, now: datetime | None = None) -> Receipt:
-        """Verify a request and handle its event in this thread. Return the response to send."""
+        """Verify a request and handle its event in the calling thread. Return the response to send."""
         event = self._verify(headers, body, now)
         if isinstance(event, Receipt):
             return event
@@ -147,8 +147,8 @@ class EventReceiver:
         return Receipt(200, "the event was handled", event)
 
     async def handle_async(self, headers: Mapping[str, str], body: bytes, *, now: datetime | None = None) -> Receipt:
-        """Verify a request and handle its event. The methods of the memory and the handler run in threads. A handler that is a
-        coroutine function runs in the event loop."""
+        """Verify a request and handle its event. The methods of the memory run in threads. The handler also runs in a thread,
+        unless it is a coroutine function, which runs in the event loop."""
         event = self._verify(headers, body, now)
         if isinstance(event, Receipt):
             return event
@@ -185,8 +185,8 @@ def _not_claimed(claim: Claim) -> Receipt:
 
 
 def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
-    """Return the response for an event whose handler raised `error`. If the error ends the request or the process, such as
-    KeyboardInterrupt, raise it again."""
+    """Return the response for an event whose handler raised `error`. An error that ends the request or the process, such as
+    KeyboardInterrupt, is raised again."""
     if not isinstance(error, Exception):
         raise error
     log.error("the handler of the event %s failed", event.event_id, exc_info=error)
@@ -194,7 +194,8 @@ def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
 
 
 class _Claiming:
-    """The claim of an event by one request. A thread makes the claim, so the request may be cancelled before the claim is made."""
+    """The claim of an event by one request. A thread makes the claim, so the request may be cancelled before the thread has
+    finished."""
 
     def __init__(self, memory: EventMemory, event_id: str) -> None:
         self._memory = memory
@@ -210,7 +211,7 @@ class _Claiming:
             return claim
 
     def give_up(self) -> None:
-        """Release the event if this request claimed it. If the claim is still being made, wait until it is made."""
+        """Release the event if this request claimed it. If the thread is still making the claim, wait for it."""
         with self._lock:
             self._given_up = True
             if self._claimed:
@@ -218,8 +219,8 @@ class _Claiming:
 
 
 async def _run_shielded(function: Callable[[], None]) -> None:
-    """Run a function in a thread and wait for its end, even if the request is cancelled. The function changes the stored event ids.
-    If it did not end, an event could stay claimed."""
+    """Run a function in a thread and wait for its end, even if the request is cancelled. The function changes the stored event
+    ids. Without the wait, an event could stay claimed."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(function)
 
@@ -238,8 +239,8 @@ def starlette_endpoint(receiver: EventReceiver) -> Callable[[Request], Awaitable
         receipt = await receiver.handle_async(dict(request.headers), body)
         return Response(receipt.content, receipt.status_code, _headers(receipt), "application/json")
 
-    # FastAPI reads the class of the parameter from its annotation. The annotations in this module are texts, so the class is set
-    # here.
+    # FastAPI reads the class of the parameter from its annotation, which is only a text in this module. Therefore the class is
+    # set here.
     receive.__annotations__ = {"request": Request, "return": Response}
     return receive
 

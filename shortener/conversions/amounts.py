@@ -16,12 +16,13 @@ from typing import NamedTuple
 MAX_WHOLE_DIGITS, MAX_FRACTION_DIGITS = 18, 6
 _CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _STEP = Decimal(1).scaleb(-MAX_FRACTION_DIGITS)
-#: Rounding an amount by less than this causes no warning: the difference is an error of binary floating point.
+#: If rounding changes an amount by less than this, there is no warning: the difference comes from binary floating point.
 _NOISE = Decimal("1e-9")
 
 
 class Rule(NamedTuple):
-    """A rule for amounts: an example input, the parsed amount (None if the parser rejects the input), and the explanation."""
+    """A rule for amounts: an example input, the amount that the parser returns (None if it rejects the input), and the
+    explanation."""
 
     text: str
     amount: str | None
@@ -32,8 +33,8 @@ RULES: tuple[Rule, ...] = (
     Rule("12.50", "12.50", "A decimal with a point. Trailing zeros are kept."),
     Rule("-3", "-3", "A negative amount, for example a refund. `−3`, `3-` and `(3)` mean the same."),
     Rule("12,50", "12.50", "A comma before one, two, or more than three digits is a decimal point."),
-    Rule("1,234.50", "1234.50", "If there are a comma and a point, the last of them is the decimal point."),
-    Rule("1.234,50", "1234.50", "The same, in the notation of most of Europe."),
+    Rule("1,234.50", "1234.50", "If the amount contains commas and points, the sign that comes last is the decimal point."),
+    Rule("1.234,50", "1234.50", "The same rule, for the notation of most of Europe."),
     Rule("1,234", "1234", "A comma before exactly three digits separates thousands (with a warning)."),
     Rule("0,125", "0.125", "After a single 0, a comma is always a decimal point."),
     Rule("1.234", "1.234", "A single point is always a decimal point."),
@@ -46,9 +47,9 @@ RULES: tuple[Rule, ...] = (
         "29.99",
         "More than 6 digits after the point are rounded to 6 digits (with a warning if the amount changes).",
     ),
-    Rule("2.5e2", "250", "An exponent, as some JSON libraries write it."),
+    Rule("2.5e2", "250", "An exponent, which some JSON libraries write."),
     Rule("１２.５", "12.5", "Digits of any script."),
-    Rule("1,23,4", None, "Separators of thousands between groups that do not have three digits."),
+    Rule("1,23,4", None, "Thousands separators must be between groups of three digits."),
     Rule("12.50.1", None, "More than one decimal point."),
     Rule("10%", None, "Other characters."),
     Rule("free", None, "Words."),
@@ -85,8 +86,8 @@ _GROUPED = re.compile(r"[0-9]{1,3}(?:([ ',.])[0-9]{3})(?:\1[0-9]{3})*")
 
 
 class Amount(NamedTuple):
-    """A parsed amount. `currency` is the code that the text contains, or None. `warning` is a text about a guess or a rounding, or
-    ""."""
+    """A parsed amount. `currency` is the code that the text contains, or None. `warning` says that the parser has guessed or
+    rounded; "" without a warning."""
 
     value: Decimal
     currency: str | None = None
@@ -119,8 +120,8 @@ def parse_amount(text: str) -> Amount:
 
 
 def _ascii(text: str) -> str:
-    """Replace digits, spaces and hyphens of any script by ASCII characters, and remove invisible characters. Return the new
-    text."""
+    """Return the text with ASCII characters in place of the digits, spaces and hyphens of all scripts, and without invisible
+    characters."""
     characters = []
     for character in text.translate(_MINUS):
         digit = unicodedata.decimal(character, None)
@@ -136,7 +137,7 @@ def _ascii(text: str) -> str:
 
 
 def _split_currency(text: str) -> tuple[str, str | None]:
-    """Remove a currency symbol or code from an amount. Return the rest of the text, and the currency code or None."""
+    """Remove a currency symbol or code from an amount. Return the rest of the text, and the currency code, which may be None."""
     symbols = list(_SYMBOL.finditer(text))
     if len(symbols) == 1:
         (found,) = symbols
@@ -157,7 +158,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 def _point(number: str) -> tuple[str, str]:
     """Remove the thousands separators from an unsigned number and replace its decimal separator by a point.
 
-    Return the new text and a warning, or "" without a warning. Raise ValueError if the text is not a number."""
+    Return the new text and a warning, which is "" if nothing was guessed. Raise ValueError if the text is not a number."""
     if _EXPONENT.fullmatch(number):
         return number, ""
     whole, fraction, warning = number, "", ""

@@ -1,16 +1,17 @@
-"""The first conversions of messages. The figure `converted_messages` counts each message with a conversion once, at the time of its
-first conversion. Later conversions of the message and later revisions do not change this figure.
+"""The first conversions of messages. The figure `converted_messages` counts each message with a conversion once, at the time of
+its first conversion. Later conversions of the message and later revisions do not change this figure.
 
-`claim` stores the first conversion of a message in the transaction that stores the conversion. The primary key of the table
-`first_conversions` decides which of several concurrent transactions counts the message, even if the transactions run in different
-processes.
+`claim` stores the first conversion of a message in the transaction that stores the conversion. If several transactions do this at
+the same time, even in different processes, the primary key of the table `first_conversions` decides which of them counts the
+message.
 
 A process of a release before 0.3 stores conversions without a row in `first_conversions`. The background job `FirstConversions`
-finds these conversions and counts their messages. After an upgrade, it finds the conversions from before the upgrade. If some nodes
-are not upgraded yet, it finds their conversions two minutes after they arrive. The job reads conversions in the order of their ids.
-Its position is a row of the table `installation`, and the transaction that counts a page changes it. So a crash neither loses a
-message nor counts it twice. If several processes read the same page, only one of them counts it. Reports are incomplete while the
-job is more than ten minutes late.
+finds these conversions and counts their messages: after an upgrade, the conversions from before the upgrade; and while some nodes
+are not upgraded yet, their conversions two minutes after they arrive.
+
+The job reads conversions in the order of their ids. Its position is a row of the table `installation`. The transaction that
+counts a page also changes this row, so a crash neither loses a message nor counts it twice. If several processes read the same
+page, only one of them counts it. Reports are incomplete while the job is more than ten minutes late.
 """
 
 from __future__ import annotations
@@ -34,26 +35,30 @@ from shortener.storage.types import to_ms
 
 CONVERTED_MESSAGES = "converted_messages"  # The name of the metric that counts messages with a conversion.
 
-LAG_MS = 120_000  # The job reads only conversions that are at least this old, so that none with a lower id is stored later.
-PAGE_ROWS = 500  # The maximum number of conversions that one step of the job reads. SQLite writes their messages in about 10 ms.
-#: Reports are incomplete while the job has not read conversions that arrived this long before.
+# The job reads only conversions that are at least this many milliseconds old. By then, all conversions with lower ids are stored.
+LAG_MS = 120_000
+# The maximum number of conversions that one step of the job reads. For this many, SQLite writes the rows of the messages in about
+# 10 ms.
+PAGE_ROWS = 500
+#: Reports count as incomplete if the job has not read conversions that arrived this long ago.
 MAX_DELAY_MS = 600_000
-#: The job counts no message while count deltas of this age wait to be added to the counts, because reports include only a limited
-#: number of waiting deltas. Usually a delta is added within a second.
+#: Reports include only a limited number of waiting count deltas. Therefore the job counts no message while deltas of this age wait
+#: to be added to the counts. Usually a delta waits for less than a second.
 MAX_DELTA_AGE_MS = 5000
 
-#: The name of the value in the table `installation` that contains the position of the job. Migration 0023 sets it.
+#: The row of the table `installation` with this name contains the position of the job. Migration 0023 creates it.
 _NAME = "first conversions"
 _BEHIND = "behind"
 
-# The time of the conversion with the lowest id. With "+ 0", the database does not search for it along the primary key.
+# The time of the conversion with the lowest id. Because of "+ 0", the database does not search along the primary key, which would
+# be slow.
 _FIRST_AT = "SELECT c.at FROM conversions AS c WHERE c.message_id = m.id ORDER BY c.id + 0 LIMIT 1"
 _CLAIM = {
-    # SQLite has one writer, so no other transaction stores these messages before `_insert`.
+    # SQLite has one writer, so no other transaction can store these messages before `_insert` does.
     "sqlite": f"SELECT json_group_array(json_array(m.id, ({_FIRST_AT}))) FROM (SELECT value AS id FROM json_each(?)) AS m "
     "WHERE NOT EXISTS (SELECT 1 FROM first_conversions AS f WHERE f.id = m.id)",
-    # With LIMIT, PostgreSQL looks up each message in the index, even if it made the query plan when the table was small. With
-    # OFFSET 0, it searches for conversions only of the messages that have no row.
+    # LIMIT makes PostgreSQL look up each message in the index, even if it made the query plan when the table was small. OFFSET 0
+    # makes it search for conversions only of the messages that have no row.
     "postgresql": "INSERT INTO first_conversions (id, at) SELECT m.id, c.at FROM (SELECT i.id FROM unnest($1::bigint[]) AS i(id) "
     "LEFT JOIN LATERAL (SELECT id FROM first_conversions WHERE id = i.id LIMIT 1) AS f ON true WHERE f.id IS NULL OFFSET 0) AS m "
     f"CROSS JOIN LATERAL ({_FIRST_AT}) AS c ORDER BY m.id ON CONFLICT DO NOTHING RETURNING id, at",
@@ -69,17 +74,18 @@ class ConvertedMessage(NamedTuple):
     link_set: int
 
 
-#: Numbers of messages that are counted although their row in `first_conversions` is missing, by cohort and time slot.
+#: Numbers of messages that are already counted although their row in `first_conversions` is missing, by (cohort, time slot).
 CountedSlots = Counter[tuple[int, int]]
 
 
 def count_converted(
     connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage], counted: CountedSlots | None = None
 ) -> None:
-    """Store the first conversions of the messages, and add each message that was not counted yet to `delta`.
+    """Store the first conversions of the messages. Add each message that was not counted yet to `delta`.
 
-    A message whose row was lost was counted before. `counted` has the numbers of such messages. A message with a cohort and time
-    slot of `counted` is not added to `delta`; instead, the number in `counted` is reduced by one.
+    If the row of a message was lost, the message is already counted. `counted` contains the numbers of such messages by (cohort,
+    time slot). While the number for the cohort and time slot of a message is above 0, it is reduced by one, and the message is
+    not added to `delta`.
 
     All transactions store the messages in the order of their ids, because two transactions could otherwise deadlock on
     PostgreSQL."""
@@ -95,8 +101,8 @@ def count_converted(
 
 
 def claim(connection: Connection, ids: Sequence[int]) -> Sequence[Sequence[int]]:
-    """Store the first conversion of each message that has a conversion. `ids` are row ids of messages in order. Return the row id
-    of each message that had no stored first conversion, and the time of the conversion in milliseconds."""
+    """Store the first conversion of each message that has a conversion. `ids` are sorted row ids of messages. Return (row id,
+    time in milliseconds) of each first conversion that was not stored before; the row id is that of the message."""
     new = [row for row in raw_sql.rows(connection, _CLAIM, list(ids)) if row[1] is not None]
     if connection.dialect.name == "sqlite":
         _insert(connection, [tuple(row) for row in new])
@@ -125,7 +131,8 @@ def _parse(text: str | None) -> CountProgress:
 
 
 def is_missed(position: CountProgress) -> ColumnElement[bool]:
-    """Return the SQL condition for the first conversions of messages that the job should have counted and did not count."""
+    """Return an SQL condition on `conversions`. It selects the first conversions that the job has passed although their messages
+    are not counted."""
     earlier = conversions.alias("earlier")
     return and_(
         conversions.c.id <= position.last,
@@ -135,8 +142,8 @@ def is_missed(position: CountProgress) -> ColumnElement[bool]:
 
 
 class _ConversionPage(NamedTuple):
-    """One page of conversions: the position before and after it, whether more conversions follow, and the messages of which no
-    first conversion is stored."""
+    """One page of conversions: the position before and after it, whether more conversions follow, and the messages whose first
+    conversion is not stored."""
 
     before: CountProgress
     after: CountProgress
@@ -145,7 +152,7 @@ class _ConversionPage(NamedTuple):
 
 
 class FirstConversions:
-    """The background job that counts converted messages whose conversions a process of a release before 0.3 has stored."""
+    """The background job that counts the messages of conversions which a process of a release before 0.3 has stored."""
 
     def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
         self._database = database
@@ -153,9 +160,9 @@ class FirstConversions:
         self._clock = clock
 
     async def step(self) -> int:
-        """Count the messages of one page of conversions. Return 0 if the job must wait for its interval: no more conversions wait,
-        another process has counted the page, or old count deltas wait. Otherwise return the number of counted messages, but at
-        least 1.
+        """Count the messages of one page of conversions. Return the number of counted messages, but at least 1. Return 0 if the
+        caller must wait for the interval of the job: no more conversions wait, another process has counted the page, or old count
+        deltas wait.
 
         Raise StoreUnavailable if the database is unavailable."""
         page = await self._read_page()
@@ -170,10 +177,11 @@ class FirstConversions:
         audit: Callable[[Connection, int], None] = lambda connection, stored: None,
         counted: CountedSlots | None = None,
     ) -> int:
-        """Read all conversions from the beginning, store the missing rows and count their messages. Return the number of rows. The
-        transaction that stores rows calls `audit` with their number. Raise StoreUnavailable if the database is unavailable.
+        """Read all conversions from the beginning, store the missing rows and count their messages. Return the number of stored
+        rows. The transaction that stores rows calls `audit` with their number. Raise StoreUnavailable if the database is
+        unavailable.
 
-        `counted` has the numbers of those messages that are counted already, because only their row was lost."""
+        `counted` contains the numbers of messages that are already counted and only lost their row."""
         stored, position = 0, CountProgress()
         left = Counter() if counted is None else counted
         while True:
@@ -208,8 +216,8 @@ class FirstConversions:
         audit: Callable[[Connection, int], None],
         counted: CountedSlots,
     ) -> tuple[int, CountedSlots]:
-        """Store the rows of the messages. Return the number of messages, and what is left of `counted`, which does not change,
-        because the transaction may run again."""
+        """Store the rows of the messages. Return the number of messages, and the rest of `counted`. The rest is a copy, because
+        the transaction may run again."""
         left = counted.copy()
         self._add(connection, missing, left)
         audit(connection, len(missing))
@@ -222,15 +230,15 @@ class FirstConversions:
 
 
 def _has_deltas_before(connection: Connection, row_id: int) -> bool:
-    """Return whether count deltas with lower ids than `row_id` were not added to the counts yet. Quarantined deltas do not matter;
+    """Return whether count deltas with lower ids than `row_id` wait to be added to the counts. Quarantined deltas do not matter;
     their ids are negative."""
     oldest = select(func.min(schema.count_deltas.c.id)).where(schema.count_deltas.c.id > 0)
     return (connection.scalar(oldest) or row_id) < row_id
 
 
 def read_page(connection: Connection, end: int, position: CountProgress | None = None) -> _ConversionPage:
-    """Read the next page of conversions: those after `position` whose ids are below `end`. If `position` is None, the position of
-    the job is used."""
+    """Read the next page of conversions: those after `position` whose ids are below `end`. If `position` is None, the stored
+    position of the job is used."""
     before = position or read_progress(connection)
     c = conversions.c
     ids = select(c.id).where(c.id > before.last, c.id < end).order_by(c.id).limit(PAGE_ROWS).subquery("page")

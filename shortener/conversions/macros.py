@@ -1,10 +1,11 @@
 """This module detects placeholders, such as `{transaction_id}`, that a network sent without replacing them by a value.
 
-If such a text were accepted as a transaction id, every later conversion of a message would be a repeat of the first conversion.
+A placeholder must not be accepted as a transaction id: all later conversions of the message would have the same id, and would
+count as repeats of the first one.
 
-NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked unchanged, and again after its
-percent-encoding and HTML entities are decoded, because copies of URLs contain them. Ids of other systems are not placeholders, even
-in braces: the name of a placeholder begins with a letter, and a GUID or a hexadecimal number is not a name.
+NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked unchanged, and again after
+its percent-encoding and HTML entities are decoded, because copies of URLs contain them. Ids of other systems are not
+placeholders, even in braces: the name of a placeholder begins with a letter, and a GUID or a hexadecimal number is not a name.
 """
 # Tested by tests/conversions/test_macros.py
 
@@ -23,7 +24,7 @@ WHOLE = (
 )
 NOTATIONS = (*IN_BRACES, *WHOLE)
 
-# The name inside a placeholder. A filter or a format may follow it: {cost:2}, {{ id | raw }}.
+# The name inside a placeholder is not an id, such as a GUID. A filter or a format may follow the name: {cost:2}, {{ id | raw }}.
 _NOT_AN_ID = r"(?![0-9a-f]{8}-[0-9a-f]{4}-|(?=[a-f]*[0-9])[0-9a-f]{12,}(?!\w))"
 _NAME = rf"\s?{_NOT_AN_ID}[a-z_][\w .:|-]{{0,63}}"
 _PLAIN_NAME = rf"\s?{_NOT_AN_ID}[a-z][\w .:-]{{0,63}}"
@@ -38,17 +39,17 @@ _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
 #: A regular expression for texts that contain only the characters of usual ids. Such a text contains no placeholder.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
-# The parser of a query decodes a percent sign and two hexadecimal letters, such as %ca, to one of these characters. For example, it
-# reads %campaign% as Êmpaign% (in Windows-1252).
+# Characters that a query parser makes of a percent sign and two hexadecimal letters. For example, it decodes %ca, so it reads the
+# placeholder %campaign% as Êmpaign% (in Windows-1252).
 _HALF_DECODED = re.compile("[\xaa-\xaf\xba-\xbf\xca-\xcf\xda-\xdf\xea-\xef\xfa-\xff]")
-_MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already encoded
+_MAX_DECODINGS = 2  # at most twice, because some systems encode a URL that is already encoded
 
 
 def is_unexpanded(text: str) -> bool:
     """Return whether a text contains a placeholder in braces, or whether the whole text is a placeholder in another notation."""
     if _USUAL.fullmatch(text):
         return False
-    from html import unescape  # imported here, because the table of HTML entities takes 0.4 MB and few values need it
+    from html import unescape  # imported here, because the table of HTML entities takes 0.4 MB, and few values need it
 
     texts = {text}
     if "%" in text and not any(character.isspace() for character in text.strip()):
@@ -56,7 +57,7 @@ def is_unexpanded(text: str) -> bool:
     for _ in range(_MAX_DECODINGS + 1):
         if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True
-        # Each of the two decodings is also applied alone, because percent-decoding destroys the placeholder in &lt;%ad_id%&gt;: %ad
+        # Apply each decoding also without the other: percent-decoding destroys the placeholder in &lt;%ad_id%&gt;, because %ad
         # looks like an escape.
         decoded = {decode(one) for one in texts for decode in (unquote, unescape)} - texts
         if not decoded:

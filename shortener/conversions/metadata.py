@@ -1,8 +1,9 @@
-"""This module limits and cleans the parameters of a conversion report that are stored as metadata, or with a refused report.
+"""This module limits and cleans the parameters of a conversion report before they are stored as metadata or with a refused
+report.
 
-Keys and tokens of this service are removed, because lists show the stored parameters. Characters that PostgreSQL or JSON cannot
-store are removed too. From the parameters of a refused report, all secrets are removed. If the parameters have more than 4 KiB as
-JSON, the longest ones are cut or left out.
+Keys and tokens of this service are removed, because people see the stored parameters in lists. Characters that PostgreSQL or JSON
+cannot store are removed too. From the parameters of a refused report, all secrets are removed. If the parameters have more than 4
+KiB as JSON, the longest ones are cut or left out.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ MAX_METADATA_BYTES = 4096  # the maximum size of the metadata as JSON
 MAX_METADATA_DEPTH = 50
 MAX_WARNING_CHARACTERS = 60  # a warning quotes at most this many characters of an input
 
-#: A regular expression for API keys, tracker tokens and postback keys. These credentials are removed from stored parameters, so
-#: that no list shows them.
+#: A regular expression for API keys, tracker tokens and postback keys. They are removed from stored parameters, so that no list
+#: shows them.
 _CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
-#: A regular expression for a name and its value in a text such as a URL, incomplete JSON, XML or a header. No part before the name
-#: can match a long text, so the search takes linear time.
+#: A regular expression for a name and its value in a text such as a URL, incomplete JSON, XML or a header. The part before the
+#: name matches only a short text, so the search takes linear time.
 _SECRET_IN_TEXT = re.compile(
     rf"""((?:{_SECRET_NAME.pattern})[\w.-]{{0,20}}\\?["']?\s{{0,5}}(?:[=:>]|%3D)\s{{0,5}})"""
     r"""(\\?"[^"]*"?|'[^']*'?|(?:(?:Bearer|Basic|App)\s+)?[^\s"'&,;<>{}\[\]]+)""",
@@ -38,7 +39,7 @@ REMOVED = "[removed]"
 
 
 def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]) -> dict[str, Any]:
-    """Return parameters as metadata: without credentials and characters that the database cannot store, and with at most
+    """Return parameters as metadata: without credentials, without characters that the database cannot store, and with at most
     MAX_METADATA_BYTES bytes as JSON.
 
     `warn(name, text)` is called for each parameter that is cut or left out."""
@@ -48,7 +49,7 @@ def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]
         name = _storable(name)
         try:
             value = _storable(value)
-            # The size of the entry in the JSON of all metadata: without its two braces, but with a comma.
+            # The size of this entry in the JSON of all metadata: without the two braces of the object here, but with a comma.
             sizes[name] = len(orjson.dumps({name: value})) - 1
         except (TypeError, RecursionError):
             warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")
@@ -71,7 +72,7 @@ def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]
 
 
 def _storable(value: Any, depth: int = 0) -> Any:
-    """Return a parameter without credentials, and without NUL and lone surrogates, which PostgreSQL and JSON cannot store.
+    """Return a parameter without credentials, NUL and lone surrogates. PostgreSQL and JSON cannot store NUL and lone surrogates.
 
     Raise TypeError if the value is nested more deeply than MAX_METADATA_DEPTH."""
     if isinstance(value, str):
@@ -94,19 +95,20 @@ def _storable(value: Any, depth: int = 0) -> Any:
 
 
 def _is_exact(number: float, value: Decimal) -> bool:
-    """Return whether the JSON number of a float is the decimal `value`. Otherwise the value is stored as text, with all digits."""
+    """Return whether `number` in JSON has exactly the decimal `value`. If not, the value must be stored as text, with all
+    digits."""
     return math.isfinite(number) and Decimal(repr(number)) == value
 
 
 def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a refused report for storage: without credentials, and with at most 4 KiB as JSON.
 
-    The value of each name that contains a word such as token or password is removed, in nested objects and in texts too."""
+    If a name contains a word such as token or password, its value is removed, in nested objects and in texts too."""
     return fit_metadata(_without_secrets(parameters), lambda name, text: None)
 
 
 def _without_secrets(value: Any, depth: int = 0) -> Any:
-    """Return a value without secrets. Parts that are nested more deeply than MAX_METADATA_DEPTH stay unchanged, because
+    """Return a value without secrets. Parts that are nested more deeply than MAX_METADATA_DEPTH are not examined, because
     `fit_metadata` does not store them."""
     if isinstance(value, str):
         return _PASSWORD_OF_URL.sub(rf"\1{REMOVED}", _SECRET_IN_TEXT.sub(rf"\1{REMOVED}", value))

@@ -1,8 +1,8 @@
 """This module validates conversion reports. The parameters of a query, a form or a JSON body become a `ConversionReport`.
 
 A report is rejected if an id is missing, ambiguous or an unexpanded placeholder. An invalid value, currency, disposition or time
-does not reject the report, because networks do not repeat a rejected postback. The invalid text is stored in the metadata under the
-name of its parameter, and the report gets a warning. Texts that are too long are cut, with a warning.
+does not reject the report, because networks do not repeat a rejected postback. The invalid text is stored in the metadata under
+the name of its parameter, and the response contains a warning. Texts that are too long are cut, with a warning.
 
 An empty parameter counts as absent, because trackers also send parameters without a value. Unknown parameters are stored as
 metadata.
@@ -31,7 +31,8 @@ from shortener.model import record
 from shortener.times import parse_time
 
 DEFAULT_ACTION = "conversion"
-#: A report with this action and without a transaction_id ends the conversion process of a message (Infobip), at most once.
+#: A report with this action and without a transaction_id ends the conversion process of a message (Infobip). A message has at most
+#: one such report.
 END_ACTION = "end"
 MAX_ID_CHARACTERS = 255
 MAX_SHORT_CHARACTERS = 64
@@ -96,8 +97,8 @@ class ConversionParameters(BaseModel):
 
 _NAMES = tuple(ConversionParameters.model_fields)
 _IDENTITY = ("message_id", "click_id", "action", "transaction_id")
-#: A report with an unexpanded placeholder in one of these parameters is rejected. An unexpanded placeholder in any other parameter
-#: is stored.
+#: An unexpanded placeholder in one of these parameters causes the rejection of the report. In any other parameter, it is stored as
+#: it is.
 _STRICT = (*_IDENTITY, "status")
 
 
@@ -105,7 +106,7 @@ _STRICT = (*_IDENTITY, "status")
 class ConversionReport:
     """A valid report of a conversion that happened at `at`. At least one of `message_id` and `click_id` is set.
 
-    `disposition` is the reported disposition. If none was reported, it is the disposition that the status word means.
+    `disposition` is the reported disposition or, if none was reported, the disposition that the status word means.
     `has_timestamp` is true if the tracker reported the time `at`, and false if `at` is the time of arrival."""
 
     at: datetime
@@ -138,8 +139,8 @@ class ConversionReport:
 
 
 class RepeatedValues(list[Any]):
-    """The values of a parameter that a request contains several times: in its query, in its form, in its JSON, or in both query
-    and body."""
+    """All values of a parameter that a request contains more than once: in its query, its form or its JSON, or in both query and
+    body."""
 
 
 def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...] = ()) -> ConversionReport:
@@ -151,16 +152,17 @@ def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tup
     return _Parser(parameters, now, warnings).report()
 
 
-#: An unpaired surrogate, which JSON may contain as an escape such as \ud800.
+#: A surrogate without its other half. JSON may contain one as an escape such as \ud800.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-#: Names that other systems give to the click id, without underscores. An error about a missing id mentions them.
+#: Names that other systems give to the click id, written without underscores. If an id is missing and a report has one of these
+#: names, the error mentions the name.
 _OTHER_CLICK_ID_NAMES = frozenset(
     (
         *("clickid", "cid", "subid", "subid1", "sub1", "affsub", "affsub1", "s2", "externalid", "refid", "clid", "cnvid"),
         *("messageid", "msgid"),
     )
 )
-#: Names, without underscores, that other systems use for the amount of a conversion.
+#: Names that other systems give to the amount of a conversion, written without underscores.
 _OTHER_VALUE_NAMES = frozenset({"amount", "payout", "price", "profit", "revenue", "sum"})
 
 
@@ -214,7 +216,8 @@ class _Parser:
         self.warnings.append(f"{name}: {text}")
 
     def _text(self, name: str, value: Any) -> str | None:
-        """Return the text of a known parameter. Store a list or object as metadata; reject it if the parameter is an id."""
+        """Return the text of a known parameter. If its value is a list or an object, store it as metadata, or reject it if the
+        parameter is an id."""
         if isinstance(value, RepeatedValues):
             given = list(dict.fromkeys(text for one in value if (text := self._text(name, one)) is not None))
             if len(given) > 1:
@@ -239,7 +242,7 @@ class _Parser:
             text = text.replace("\x00", "").strip()
             self.warn(name, "the character NUL was removed")
         if not text.isascii() and _LONE_SURROGATE.search(text):
-            # A database cannot store an unpaired surrogate. Its escape keeps different ids different.
+            # A database cannot store such a surrogate. Its escape is stored, so that different ids stay different.
             text = text.encode("utf-8", "backslashreplace").decode()
             self.warn(name, "an unpaired surrogate was replaced by its escape")
         if not text:
@@ -263,7 +266,8 @@ class _Parser:
         return None
 
     def _shortened(self, name: str, limit: int) -> str | None:
-        """Return an action or transaction_id. In a long text, a hash replaces the end, so that different texts stay different."""
+        """Return an action or transaction_id. If the text is too long, a hash replaces its end, so that different texts stay
+        different."""
         text = self._texts.get(name)
         if text is None or len(text) <= limit:
             return text
@@ -279,7 +283,7 @@ class _Parser:
         return text[:limit]
 
     def _keep(self, name: str, value: Any, reason: str) -> None:
-        """Store a parameter in the metadata, because it cannot be parsed, and add a warning."""
+        """Store a parameter that cannot be parsed in the metadata, and add a warning."""
         self.metadata[name] = value
         if isinstance(value, str):
             self.warn(name, f"{value[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")
@@ -309,7 +313,7 @@ class _Parser:
                 self.warn("currency", warning)
         except ValueError as error:
             self._keep("currency", currency_text, str(error))
-            if value is not None:  # without a known currency, the amount counts as invalid
+            if value is not None:  # an amount without a known currency counts as invalid
                 self.metadata["value"] = value_text
             return None, None
         if named not in (None, currency):

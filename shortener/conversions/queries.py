@@ -20,7 +20,8 @@ MAX_COUNTED_ACTIONS = 200
 
 
 class ConversionTarget(NamedTuple):
-    """The message of a conversion, and the click if it is known. `row_id` (of the message), `link_id` and `hit_id` are row ids."""
+    """The message of a conversion, and the click if it is known. `row_id` is the row id of the message. `link_id` and `hit_id`
+    are row ids too."""
 
     application_id: int
     row_id: int
@@ -28,16 +29,16 @@ class ConversionTarget(NamedTuple):
     cohort_id: int
     link_id: int | None = None
     hit_id: int | None = None
-    link_set: int | None = None  # the id of the set of links in the message
-    is_erased: bool = False  # whether the personal data of the message was erased
+    link_set: int | None = None  # the id of the link set of the message
+    is_erased: bool = False  # whether the personal data of the message were erased
 
 
-#: The identity of a conversion: row id of the message, case-folded action, and case-folded transaction_id.
+#: The identity of a conversion: (row id of the message, case-folded action, case-folded transaction_id).
 ConversionKey = tuple[int, str, str]
 
 
 class StoredRevision(NamedTuple):
-    """A stored revision of a conversion. `at` is the time of the conversion in its report."""
+    """A stored revision of a conversion. `at` is the time of the conversion according to the report of the revision."""
 
     revision: int
     status: str | None
@@ -51,7 +52,8 @@ class StoredRevision(NamedTuple):
 
 
 class StoredConversion(NamedTuple):
-    """A stored conversion with its latest revision. `id` is its row id; `at` is the time that the first revision reported."""
+    """A stored conversion with its latest revision. `id` is its row id; `at` is the time of the conversion according to its first
+    report."""
 
     id: int
     hit_id: int | None
@@ -60,7 +62,8 @@ class StoredConversion(NamedTuple):
     latest: StoredRevision
 
 
-#: Inserts conversions and returns the number of new rows. A row is skipped if a conversion with the same identity is stored.
+#: Inserts conversions and returns the number of new rows. If a conversion with the same identity is already stored, its row is
+#: skipped.
 insert_new_conversions = BulkInsert(
     schema.conversions,
     "id",
@@ -83,7 +86,7 @@ insert_new_conversions = BulkInsert(
     on_conflict="DO NOTHING",
 )
 
-#: Inserts earlier revisions of conversions. Each row has the values of the columns as the database stores them.
+#: Inserts earlier revisions of conversions. The values of a row have the types that the database stores.
 insert_revisions = BulkInsert(
     schema.conversion_revisions,
     "id",
@@ -101,7 +104,8 @@ insert_revisions = BulkInsert(
 
 
 def find_targets_by_hit(connection: Connection, hits: Iterable[int]) -> Mapping[int, ConversionTarget]:
-    """Return the message and click of each hit by the row id of the hit. Hits that are not stored are missing in the result."""
+    """Return the message and the click of each hit, by the row id of the hit. Hits that are not stored are missing in the
+    result."""
     requested = values_table(connection, [(hit,) for hit in hits], id=BigInteger)
     h, li, m = schema.hits.c, schema.links.c, schema.messages.c
     statement = (
@@ -136,7 +140,7 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return the `keys` that belong to a stored conversion. The comparison is case-sensitive, because releases before 0.3 stored
+    """Return those of the `keys` that belong to a stored conversion. Capitals matter here, because releases before 0.3 stored
     keys without case-folding."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
@@ -182,7 +186,8 @@ def _stored(row: Row[Any]) -> StoredConversion:
 
 
 def find_revisions(connection: Connection, conversions: Sequence[int]) -> dict[int, list[StoredRevision]]:
-    """Return the earlier revisions of conversions, oldest first, by row id. Conversions with one revision are missing."""
+    """Return the earlier revisions of each conversion, oldest first, by row id of the conversion. Conversions with one revision
+    are missing."""
     found: dict[int, list[StoredRevision]] = {}
     if conversions:
         r = schema.conversion_revisions.c
@@ -234,15 +239,15 @@ class CountedActions:
         self._known: dict[int, set[str]] = {}
 
     def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return those (application_id, action) pairs whose actions are counted separately. While an application has fewer than
-        MAX_COUNTED_ACTIONS such actions, its new actions are counted separately too."""
+        """Return those (application_id, action) pairs that are counted separately. An application's new actions are added to them
+        until it has MAX_COUNTED_ACTIONS such actions."""
         unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
         if not unknown:
             return actions
         table = schema.conversion_actions
         counted = {one for one in actions if one[1] in self._known.get(one[0], ())}
         for application_id in sorted({application_id for application_id, _ in unknown}):
-            # Only committed rows are cached, because this transaction may be rolled back.
+            # This transaction may be rolled back, so only rows that were committed before are cached.
             stored = set(connection.scalars(select(table.c.action).where(table.c.application_id == application_id)))
             self._known[application_id] = stored
             room = MAX_COUNTED_ACTIONS - len(stored)

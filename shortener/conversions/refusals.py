@@ -3,12 +3,12 @@
 Some reports are accepted with a warning but do not change the conversion. They are stored in the same way, with the reason
 NOT_APPLIED.
 
-Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Credentials are removed from the
-stored parameters.
+At most MAX_ROWS rejected reports are stored for each application, and the purge deletes them after 30 days. Credentials are
+removed from the stored parameters.
 
-Only a limited number of rejected reports of one application is stored per minute (redis/rate_limit.py), so that a sender in a loop
-does not fill the database. With Redis, all processes share this limit. Reports above the limit are only counted. A report is also
-only counted if the database cannot store it. In both cases, the sender gets the same response as for a stored report.
+Only a limited number of rejected reports of one application is stored per minute (redis/rate_limit.py), so that a sender in a
+loop does not fill the database. With Redis, all processes share this limit. A report is only counted if it is above the limit, or
+if the database cannot store it. Its sender gets the same response as for a stored report.
 """
 # Tested by tests/conversions/test_refusals.py
 
@@ -39,7 +39,7 @@ from shortener.storage.types import to_ms
 MAX_ROWS = 10_000  # maximum number of rejected reports of one application; a few more exist until `trim` runs
 TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
 MAX_DESCRIPTION_CHARACTERS = 500
-#: The reason of a report that was accepted, with a warning in the response, but did not change the conversion.
+#: The reason of a report that was accepted with a warning, but did not change the conversion.
 NOT_APPLIED = "NOT_APPLIED"
 
 log = structlog.get_logger(__name__)
@@ -77,13 +77,13 @@ class RefusedConversions:
         self._clock = clock
         self._group: GroupCommit[_Refusal, None, None] = GroupCommit(database, self._store)
         self._limiter = limiter
-        # the first report of a process runs `trim`, so that `trim` also runs in processes that restart often
+        # Already the first report of a process runs `trim`, so that `trim` also runs if the process restarts often.
         self._since_trim = TRIM_INTERVAL_ROWS
         self.counted: Counter[str] = Counter()
         self.not_stored = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counters of rejected conversion reports as metrics."""
+        """Register the metrics that count rejected conversion reports."""
         metrics.counter(
             "shortener_conversions_refused",
             "Rejected reports of conversions, by error code. NOT_APPLIED: the report was accepted but had no effect.",
@@ -97,7 +97,7 @@ class RefusedConversions:
         )
 
     def count(self, error: ApiError) -> None:
-        """Count a rejected report without storing it, for example if its credential is unknown."""
+        """Count a rejected report without storing it. Use this, for example, if its credential is unknown."""
         self.counted[error.code.name] += 1
 
     async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class RefusedConversions:
         await self._record(application_id, endpoint, error.code.name, error.description, error.details, parameters)
 
     async def record_unapplied(self, application_id: int, endpoint: str, description: str, parameters: Mapping[str, Any]) -> None:
-        """Store a report that was accepted but did not change the conversion. This works like `record`."""
+        """Store a report that was accepted but did not change the conversion. Like `record`, raise no error."""
         await self._record(application_id, endpoint, NOT_APPLIED, description, (), parameters)
 
     async def _record(

@@ -2,12 +2,13 @@
 
 A later report of the same conversion is a repeat, an update or a conflict:
 
-- A repeat contains only values that are already stored. A report that equals an *earlier* revision is also a repeat if it arrives
-  within REPEAT_WINDOW after the latest change, unless it has a newer timestamp. The report may have been sent before the latest
-  change, so the result has a warning (docs/decisions/0018).
+- A repeat contains only values that are already stored. It may also equal an *earlier* revision, if it arrives within
+  REPEAT_WINDOW after the latest change and has no newer timestamp. Such a report may have been sent before the latest change, so
+  the result has a warning (docs/decisions/0018).
 - An update contains a status, disposition, value or currency that differs from the stored one. A field that is absent from the
-  report keeps its value.
-- A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
+  report keeps its stored value.
+- A conflict is a second, different value without a transaction_id. The two values may belong to two sales, so the report is
+  rejected.
 """
 # Tested by tests/conversions/test_service_updates.py
 
@@ -24,19 +25,18 @@ from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionTarget, StoredConversion, StoredRevision
 from shortener.model import mutable_record
 
-#: For this time after the latest change, a report that equals an earlier revision counts as a repeat. The network may have sent the
-#: report before the change, or may have sent it again because it did not receive the response.
+#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: the network may have sent it
+#: before the change, or again because a response did not arrive.
 REPEAT_WINDOW = timedelta(minutes=1)
-#: The maximum number of revisions of one conversion, so that a sender in a loop does not fill the database.
+#: The maximum number of revisions of one conversion. Without it, a sender in a loop could fill the database.
 MAX_REVISIONS = 1000
 
 
 @mutable_record
 class ConversionState:
-    """A conversion in memory, to which the reports of a batch are applied.
+    """The state of a conversion in memory. The reports of a batch are applied to it.
 
-    `earlier` are the revisions before the latest revision, oldest first. The first `stored_revisions` of them are in the
-    database."""
+    `earlier` are all revisions except the latest one, oldest first. The first `stored_revisions` of them are in the database."""
 
     id: int
     target: ConversionTarget
@@ -49,12 +49,12 @@ class ConversionState:
 
 
 def existing_state(stored: StoredConversion, target: ConversionTarget, earlier: list[StoredRevision]) -> ConversionState:
-    """Return the state of a stored conversion. `earlier` are its stored revisions before the latest revision, oldest first."""
+    """Return the state of a stored conversion. `earlier` are its stored revisions except the latest one, oldest first."""
     return ConversionState(stored.id, target, stored.hit_id, stored.at, stored.counted_as, stored.latest, earlier, len(earlier))
 
 
 def first_revision(report: ConversionReport, target: ConversionTarget, now: datetime) -> StoredRevision:
-    """Return the revision that the first report of a conversion creates at the time `now`."""
+    """Return the first revision of a conversion, which `report` creates at the time `now`."""
     return StoredRevision(
         1,
         report.status,
@@ -69,9 +69,10 @@ def first_revision(report: ConversionReport, target: ConversionTarget, now: date
 
 
 def _metadata(report: ConversionReport, target: ConversionTarget) -> Mapping[str, Any] | None:
-    """Return the metadata of a report. If its click_id does not identify a click on the message, add the click_id to the metadata.
+    """Return the metadata of a report, or None. If its click_id does not identify a click on the message, the metadata contains
+    the click_id.
 
-    Metadata may be personal data, so no metadata is stored for a message that was erased."""
+    Metadata may be personal data, so a report on an erased message has none."""
     if target.is_erased:
         return None
     if report.click_id is None or target.hit_id is not None:
@@ -80,7 +81,7 @@ def _metadata(report: ConversionReport, target: ConversionTarget) -> Mapping[str
 
 
 class TriedUpdate(NamedTuple):
-    """A revision that a transaction has tried to store at the time `received_at`."""
+    """A revision that a transaction has tried to store. `received_at` is the time at which its report arrived."""
 
     conversion: int
     revision: int
@@ -88,12 +89,12 @@ class TriedUpdate(NamedTuple):
 
 
 def stored_by(state: ConversionState, report: ConversionReport, tried: Collection[TriedUpdate]) -> int | None:
-    """Return the number of the revision that this report has stored in an earlier transaction whose commit seemed to fail. Return
-    None if the report has stored no revision. `tried` contains the revisions that such transactions have tried to store."""
+    """A transaction whose commit seemed to fail may have stored this report. Return the number of the revision that it has
+    stored, or None. `tried` contains the revisions that such transactions have tried to store."""
     stored = [*state.earlier, state.latest][: state.stored_revisions + 1]
     for one in stored:
-        # The values are compared too: if the earlier transaction was rolled back, another report may have stored a revision with
-        # the same number and time.
+        # The values must also be the same: if the earlier transaction was rolled back, another report may have stored a revision
+        # with the same number and time.
         if TriedUpdate(state.id, one.revision, one.received_at) in tried and _is_same(_merge(one, report), one):
             return one.revision
     return None
@@ -109,7 +110,7 @@ class Effect(enum.Enum):
     CONFLICT = "conflict"
 
 
-#: The warnings for reports that change nothing although their values differ from the values of the latest revision.
+#: The warnings for reports that were accepted without effect, although their values differ from the latest revision.
 EFFECT_WARNINGS = {
     Effect.REPEAT_OF_EARLIER: "the report was not applied: it equals an earlier revision and arrived within "
     f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "
@@ -119,7 +120,7 @@ EFFECT_WARNINGS = {
 
 
 def apply_report(state: ConversionState, report: ConversionReport, target: ConversionTarget, now: datetime) -> Effect:
-    """Apply a report to a conversion at the time `now`, and return its effect. Only an UPDATE changes the state."""
+    """Apply a report to a conversion at the time `now`, and return the effect. The state changes only if the effect is UPDATE."""
     latest = state.latest
     changed = _merge(latest, report)
     if _is_same(changed, latest):

@@ -16,7 +16,8 @@ from shortener.storage.types import to_ms
 
 
 def new(state: ConversionState, application_id: int, report: ConversionReport, key: ConversionKey) -> tuple[Any, ...]:
-    """Return the row of a new conversion, for `queries.insert_new_conversions`. `report` creates the conversion."""
+    """Return the row of a new conversion, for `queries.insert_new_conversions`. `report` is the report that creates the
+    conversion."""
     latest = state.latest
     _, action, transaction_id = key
     return (
@@ -60,7 +61,7 @@ def updated(state: ConversionState) -> tuple[object, ...]:
 
 
 def new_revisions(state: ConversionState, ids: IdGenerator) -> list[tuple[Any, ...]]:
-    """Return a row, with a new id, for each earlier revision that is not stored yet, for `queries.insert_revisions`."""
+    """Return one row for each earlier revision that is not stored yet, for `queries.insert_revisions`. Each row has a new id."""
     return [
         (
             ids(),

@@ -1,16 +1,17 @@
 """This module records each conversion once, with its event, counts and revisions. One transaction stores many reports.
 
-Message, action and transaction_id identify a conversion. Upper and lower case of action and transaction_id make no difference. A
-unique index decides which of several concurrent reports is the first, even if several processes receive the reports. `revisions.py`
-decides whether a later report of the same conversion is a repeat, an update or a conflict:
+A conversion is identified by its message, action and transaction_id. Upper and lower case of action and transaction_id make no
+difference. If several reports of one conversion arrive at the same time, even in different processes, a unique index decides
+which of them is the first. `revisions.py` decides whether a later report of the same conversion is a repeat, an update or a
+conflict:
 
-- The sender of a repeat gets the first result, and no event is created.
+- The sender of a repeat gets the result of the first report, and no event is created.
 - For an update, the previous revision is stored, the counts are corrected, and an event is created.
 - A conflict is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
-was stored. After its subclass CommitUncertain, the conversion may be stored. A caller that did not receive the response may
-safely repeat the request.
+was stored. If its subclass CommitUncertain is raised, the conversion may be stored. A caller that did not receive the response
+may safely repeat the request.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ from shortener.storage.group_commit import GroupCommit
 from shortener.storage.types import from_ms, to_ms
 from shortener.tracing import Tracer
 
-#: The name under which all actions beyond queries.MAX_COUNTED_ACTIONS are counted together.
+#: The name under which actions are counted together if the application already has MAX_COUNTED_ACTIONS actions with counts of
+#: their own.
 OTHER_ACTIONS = "(other)"
 
 
 @record
 class ConversionResult:
     """The result of a conversion report. `duplicate` is true if the report was a repeat, and `updated` if it changed a stored
-    conversion. `unapplied` is the reason why a report that differs from the latest revision was not applied, or None."""
+    conversion. `unapplied` is the reason why a report had no effect although it differs from the latest revision, or None."""
 
     conversion_id: str
     message_id: str
@@ -69,10 +71,10 @@ class ConversionResult:
 
 @record
 class _Submission:
-    """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies.
+    """A conversion report to store. `hit_id` is the row id of the hit that the click_id of the report identifies.
 
-    `tried_ids` are the row ids with which transactions tried to insert the conversion, and `tried_updates` the revisions that they
-    tried to store. If such a row or revision is stored, this report created it in a transaction whose commit seemed to fail."""
+    The report may be stored already, by a transaction whose commit seemed to fail. `tried_ids` are the row ids with which such
+    transactions tried to insert the conversion, and `tried_updates` are the revisions that they tried to store."""
 
     application_id: int
     report: ConversionReport
@@ -83,15 +85,16 @@ class _Submission:
 
 @mutable_record
 class _BatchChanges:
-    """What the reports of a transaction change: new events, counts, and conversions with a new revision by row id."""
+    """What the reports of a transaction change: the new events, the counts, and the conversions with a new revision (by row
+    id)."""
 
     events: list[Event] = field(default_factory=list)
     delta: CountDelta = field(default_factory=CountDelta)
     updated: dict[int, ConversionState] = field(default_factory=dict)
 
 
-#: A function that returns the category and the action under which a revision of a conversion is counted. Its arguments are the
-#: application id, the case-folded action and the revision.
+#: A function of (application id, case-folded action, revision) that returns the category and the action under which the revision
+#: is counted.
 _CountedAs = Callable[[int, str, StoredRevision], str]
 
 
@@ -114,7 +117,7 @@ class Conversions:
         self.tracer: Tracer | None = None  # None if messages are not traced
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counters of accepted conversion reports as metrics."""
+        """Register the metrics that count accepted conversion reports."""
         metrics.counter(
             "shortener_conversion_reports",
             "Reports of conversions that were accepted, by result: new, updated or duplicate.",
@@ -128,7 +131,7 @@ class Conversions:
         )
 
     async def ingest(self, application_id: int, report: ConversionReport) -> ConversionResult:
-        """Store a conversion, or update it if it is already stored. Return after the commit.
+        """Store a conversion. If it is already stored, apply the report to it. Return after the commit.
 
         Raise ApiError with the code MESSAGE_NOT_FOUND, CONVERSION_CONFLICT or INVALID_REQUEST (message_id and click_id do not
         match). Raise StoreUnavailable if the database is unavailable."""
@@ -200,8 +203,8 @@ class Conversions:
         counted_as: _CountedAs,
         now: datetime,
     ) -> tuple[dict[ConversionKey, ConversionState], dict[ConversionKey, int]]:
-        """Insert the conversions that are not stored yet. Return the state of each conversion, and for each new conversion the
-        index in `items` of the report that creates it."""
+        """Insert the conversions that are not stored yet. Return the state of each conversion. Also return, for each new
+        conversion, the index in `items` of the report that creates it."""
         states: dict[ConversionKey, ConversionState] = {}
         firsts: dict[ConversionKey, int] = {}
         new_rows: dict[ConversionKey, tuple[Any, ...]] = {}
@@ -213,9 +216,9 @@ class Conversions:
                 item.tried_ids.append(states[key].id)
                 firsts[key] = index
                 new_rows[key] = rows.new(states[key], item.application_id, item.report, key)
-        # The rows are sorted, so that two processes that insert the same keys cannot deadlock.
+        # The rows are sorted, because two processes that insert the same keys in different orders could deadlock.
         if queries.insert_new_conversions(connection, [new_rows[key] for key in sorted(new_rows)]) < len(new_rows):
-            # Stored conversions are read only if the insert skipped a row.
+            # If the insert has skipped no row, no conversion of these reports was stored before.
             self._load_existing(connection, states, firsts)
         return states, firsts
 
@@ -236,7 +239,8 @@ class Conversions:
         now: datetime,
         changes: _BatchChanges,
     ) -> ConversionResult | ApiError:
-        """Apply a report of a conversion that another report has created, in this batch or earlier. Return its result."""
+        """Apply a report of a conversion that already exists: another report has created it, in this batch or earlier. Return the
+        result of the report."""
         report = item.report
         own_revision = 1 if state.id in item.tried_ids else stored_by(state, report, item.tried_updates)
         if own_revision is not None:
@@ -266,7 +270,7 @@ class Conversions:
     def _load_existing(
         self, connection: Connection, states: dict[ConversionKey, ConversionState], firsts: dict[ConversionKey, int]
     ) -> None:
-        """Load the conversions that were stored before this transaction into `states`, and remove their keys from `firsts`."""
+        """Load those conversions that were stored before this transaction into `states`, and remove their keys from `firsts`."""
         stored = queries.lock_conversions(connection, states)
         existing = {key: found for key, found in stored.items() if found.id != states[key].id}
         revised = [found.id for found in existing.values() if found.latest.revision > 1]
@@ -278,7 +282,7 @@ class Conversions:
     def _event(self, state: ConversionState, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
         """Return the event for the latest revision of a conversion.
 
-        The event contains a copy of the values, because the conversion may change before the deliveries are created."""
+        The event contains a copy of the values of the conversion, because they may change before the deliveries are created."""
         latest = state.latest
         return Event(
             id=self._ids(),
@@ -318,8 +322,7 @@ def _keys_of(
 ) -> list[ConversionKey | None]:
     """Return the key of the conversion of each report; None if the message is unknown.
 
-    A key contains action and transaction_id in lower case. The keys of conversions that a release before 0.3 stored may contain
-    capitals."""
+    A key contains action and transaction_id in lower case. Only keys that a release before 0.3 stored may contain capitals."""
     folded: list[ConversionKey | None] = []
     exact: list[ConversionKey | None] = []
     for item, target in zip(items, targets, strict=True):
@@ -360,22 +363,23 @@ def _target_of(
         return target
     if message_id is None:
         return _unknown_target("click_id")
-    # The click_id may belong to another system, or to a hit that was purged or is not stored yet. In these cases, the message_id
-    # alone identifies the message.
+    # The click_id may belong to another system, or to a hit that was purged or is not stored yet. The message is then found by
+    # the message_id alone.
     return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 
 def _count(
     delta: CountDelta, state: ConversionState, ends_process: bool, revision: StoredRevision | None = None, *, sign: int = 1
 ) -> None:
-    """Add a revision to the counts of conversions (`sign` 1) or subtract it (`sign` -1). The metrics, which
-    docs/reference/conversions.md describes, are:
+    """Add a revision to the counts of conversions (`sign` 1), or subtract it (`sign` -1). docs/reference/conversions.md describes
+    the metrics:
 
     - `conversions`: the number of conversions
     - `conversions:{category}:{action}`: the same by category and action
     - `ends`: the number of conversion processes that ended
-    - `value:{currency}`: the value of conversions that are neither negative nor pending; the currency is empty if there is none
-    - `value:{currency}:{category}:{action}`: the value of all conversions by category and action"""
+    - `value:{currency}`: the sum of the values of all conversions that are neither negative nor pending. A value without a
+      currency is counted under an empty currency.
+    - `value:{currency}:{category}:{action}`: the sum of the values of all conversions, by category and action"""
     revision = revision or state.latest
     target, counted_as = state.target, state.counted_as
     cohort, slot, sent = target.cohort_id, to_ms(state.at) // count_deltas.TIME_SLOT_MS, count_deltas.sent_slot(target.row_id)

@@ -15,7 +15,8 @@ from typing import Literal
 Disposition = Literal["positive", "negative"]
 Category = Literal["positive", "negative", "pending", "other"]
 
-#: The categories by which conversions are counted. `other` has no disposition and no status word that means pending.
+#: The categories by which conversions are counted. A conversion is in `other` if it has no disposition and its status word does
+#: not mean pending.
 CATEGORIES: tuple[Category, ...] = ("positive", "negative", "pending", "other")
 
 WORDS: Mapping[Literal["positive", "negative", "pending"], Sequence[str]] = {
@@ -115,13 +116,14 @@ def classify(status: str | None) -> Literal["positive", "negative", "pending"] |
 
 
 def derive_disposition(status: str | None) -> Disposition | None:
-    """Return the disposition that a status word means; None if the word means pending or is unknown."""
+    """Return the disposition that a status word means. Return None if the word means pending or is unknown."""
     word = classify(status)
     return None if word == "pending" else word
 
 
 def category_of(status: str | None, disposition: str | None) -> Category:
-    """Return the category by which a conversion is counted. The disposition takes precedence over the status word."""
+    """Return the category by which a conversion is counted. If disposition and status word contradict each other, the disposition
+    decides."""
     if disposition == "positive":
         return "positive"
     if disposition == "negative":
@@ -130,8 +132,8 @@ def category_of(status: str | None, disposition: str | None) -> Category:
 
 
 def is_revenue(counted_as: str | None) -> bool:
-    """Return whether the value of a conversion is part of the sums of values. It is a part if the conversion is neither negative
-    nor pending.
+    """Return whether the value of a conversion belongs to the sums of values. It does if the conversion is neither negative nor
+    pending.
 
     `counted_as` is the category and the action, such as "positive:sale"; None for conversions of an older version."""
     return counted_as is None or counted_as.startswith(("positive:", "other:"))
