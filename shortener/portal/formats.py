@@ -46,6 +46,17 @@ def money(amount: Decimal | str | None, currency: str | None) -> str:
     return (f"{whole}.{decimals}" if decimals else whole).replace("-", _MINUS)
 
 
+def decimal_places(amount: Decimal | str | None, currency: str | None) -> int:
+    """Return the number of decimal places that `money` shows."""
+    return len(money(amount, currency).partition(".")[2])
+
+
+def padding(amount: Decimal | str | None, currency: str | None, places: int) -> str:
+    """Return the text that a table adds invisibly to `money`, so that the amount is as wide as one with `places` decimal places."""
+    own = decimal_places(amount, currency)
+    return ("" if own or not places else ".") + "0" * (places - own)
+
+
 def money_with_currency(amount: Decimal | str | None, currency: str | None) -> str:
     """Return an amount of money and its currency, such as 1,589.50 EUR."""
     return f"{money(amount, currency)} {currency or ''}".strip()

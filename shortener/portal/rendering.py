@@ -154,6 +154,8 @@ def environment() -> Environment:
     environment.filters.update(
         number=formats.number,
         money=formats.money,
+        decimal_places=formats.decimal_places,
+        padding=formats.padding,
         short_number=formats.short_number,
         percent=formats.percent,
         points=formats.points,

@@ -130,5 +130,12 @@ def test_an_amount_has_the_decimal_places_of_its_currency_and_is_never_rounded()
     ):
         assert formats.money(None if amount is None else Decimal(amount), currency) == text
         assert formats.money(amount, currency) == text
+    assert [formats.decimal_places(*one) for one in (("25.0", "JPY"), ("37.5", "EUR"), ("0.0095", "EUR"), (None, None))] == [
+        0,
+        2,
+        4,
+        0,
+    ]
+    assert [formats.padding(*one) for one in (("25", "JPY", 2), ("3.5", "EUR", 4), ("37.5", "EUR", 2))] == [".00", "00", ""]
     assert formats.money_with_currency(Decimal("12.5"), None) == "12.5"
     assert formats.money_with_currency("12.5", "EUR") == "12.50 EUR"

@@ -130,6 +130,29 @@ async def test_hostile_text_from_senders_visitors_and_trackers_is_escaped_on_por
         assert "&lt;script&gt;alert" in (await browser.get(f"/portal/1/{path}")).text, path
 
 
+async def test_amounts_without_decimal_places_are_aligned_with_the_other_amounts_of_a_column(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    credentials = service.first_credentials
+    assert credentials is not None
+    for campaign in ("Tokyo", "Berlin"):
+        message = await send(service, browser, campaign=campaign)
+        for currency, value in (("JPY", "25"), ("EUR", "37.5")) if campaign == "Berlin" else (("JPY", "900"),):
+            report = {"message_id": message["message_id"], "value": value, "currency": currency, "transaction_id": currency}
+            headers = {"X-Api-Token": credentials.tracker_token}
+            assert (await browser.get("/api/v1/track", params=report, headers=headers)).status_code == 200
+    clock.forward(minutes=20)
+    yen = r'(?:25|900)(?:</a>)?<span class="pad" data-pad=".00"></span> <span class="currency">JPY</span>'
+    euro = r'37\.50(?:</a>)? <span class="currency">EUR</span>'
+    for path in ("conversions", "campaigns?compare=Tokyo&compare=Berlin&basis=event"):
+        page = (await browser.get(f"/portal/1/{path}")).text
+        assert len(re.findall(yen, page)) == (2 if path == "conversions" else 4), path
+        assert re.search(euro, page), path
+    only_yen = (await browser.get("/portal/1/conversions?campaign=Tokyo")).text
+    assert '900 <span class="currency">JPY</span>' in only_yen
+
+
 async def test_the_list_of_conversions_shows_the_status_as_the_tracker_reported_it(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
