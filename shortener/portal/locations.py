@@ -10,8 +10,9 @@ from urllib.parse import quote, urlencode, urlsplit
 from starlette.requests import Request
 
 from shortener.delivery.dot_segments import has_dot_segments
+from shortener.portal.invitation_url import PATH as WELCOME_PATH
 from shortener.portal.page import NAME_QUERY, url
-from shortener.portal.security import SAFE_METHODS
+from shortener.portal.security import SAFE_METHODS, is_own_origin
 
 SIGN_IN_PATH = "/portal/signin"
 CODE_PATH = "/portal/signin/code"
@@ -48,8 +49,28 @@ def sign_in_first(request: Request, path: str) -> str:
 
 def previous_page(request: Request, default: str = "/portal/me") -> str:
     """Return the URL of the portal page whose form was sent, from the header Referer."""
-    parts = urlsplit(request.headers.get("referer", ""))
-    return safe_next(parts.path + ("?" + parts.query if parts.query else ""), default)
+    return _portal_referer(request)[1] or default
+
+
+def page_before(request: Request, origin: str) -> str | None:
+    """Return the URL of the portal page from which the operator came, from the header Referer. Return None if another site or a
+    sign-in page sent the operator, or if this page is the page of the request itself. `origin` is the origin of the portal."""
+    sender, location = _portal_referer(request)
+    if location is None or not is_own_origin(request, origin, sender):
+        return None
+    is_same = request.method in SAFE_METHODS and location == location_of(request)
+    is_sign_in = location.startswith((SIGN_IN_PATH, CONFIRM_PATH, WELCOME_PATH))
+    return None if is_same or is_sign_in else location
+
+
+def _portal_referer(request: Request) -> tuple[str, str | None]:
+    """Return the origin in the header Referer, and its root-relative URL. This URL is None if no page of the portal has it."""
+    try:
+        parts = urlsplit(request.headers.get("referer", ""))
+    except ValueError:  # The header contains no valid URL.
+        return "", None
+    location = parts.path + ("?" + parts.query if parts.query else "")
+    return f"{parts.scheme}://{parts.netloc}", safe_next(location, "") or None
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:

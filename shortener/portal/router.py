@@ -40,7 +40,7 @@ from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration
 from shortener.portal.kept_entries import entries_of, load_entries
-from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, sign_in_first
+from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, page_before, sign_in_first
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit
 from shortener.portal.pages import all_pages
@@ -228,10 +228,23 @@ class Portal(PortalParts):
         )
         title = "This period is not valid" if is_period else _TITLES.get(error.code, "Not possible")
         response = visit.render(
-            "error.html", error.code.http_status, error=error, text=text, title=title, is_period=is_period, labels=_PERIOD_LABELS
+            "error.html",
+            error.code.http_status,
+            error=error,
+            text=text,
+            title=title,
+            is_period=is_period,
+            labels=_PERIOD_LABELS,
+            is_unknown_application=_names_unknown_application(visit),
+            back=page_before(visit.request, self.origin),
         )
         response.headers.update(headers)
         return response
+
+
+def _names_unknown_application(visit: Visit) -> bool:
+    """Return whether the URL path contains an application that does not exist or that the operator may not see."""
+    return visit.application is None and "{app}" in visit.page.path and visit.path["app"] != ALL
 
 
 def load_portal(service: Service) -> Portal:

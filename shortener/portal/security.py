@@ -48,11 +48,18 @@ def comes_from_portal(request: Request, origin: str) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    sender = request.headers.get("origin", "")
+    return is_own_origin(request, origin, request.headers.get("origin", ""))
+
+
+def is_own_origin(request: Request, origin: str, sender: str) -> bool:
+    """Return whether `sender` is the scheme and the host of the portal. `sender` is a header of the request, such as `Origin`."""
     if sender == origin:
         return True
-    # The portal is also served on localhost and on IP addresses. `Origin` may therefore also contain the host of the header `Host`,
+    # The portal is also served on localhost and on IP addresses. `sender` may therefore also contain the host of the header `Host`,
     # which the service has already checked.
-    parts = urlsplit(sender)
+    try:
+        parts = urlsplit(sender)
+    except ValueError:  # The header contains no valid URL.
+        return False
     own = urlsplit(origin)
     return bool(parts.netloc) and parts.netloc == request.headers.get("host") != own.netloc and parts.scheme in ("http", "https")

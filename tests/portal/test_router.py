@@ -17,7 +17,7 @@ from shortener.portal.pages import MODULES, all_pages
 from shortener.portal.rendering import environment
 from shortener.portal.router import Portal, load_portal
 from shortener.portal.security import CONTENT_SECURITY_POLICY
-from tests.conftest import MakeService, client_of
+from tests.conftest import Clock, MakeService, client_of
 from tests.one_service import on_one_service
 from tests.portal.conftest import SAME_ORIGIN, NewBrowser, SignIn
 
@@ -124,6 +124,7 @@ async def test_the_setting_portal_url_serves_the_portal_on_this_host_only(make_s
         {"Sec-Fetch-Site": "none"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {},
     ],
 )
@@ -224,6 +225,50 @@ async def test_the_error_page_of_a_wrong_period_has_plain_words_and_links_that_l
     assert '<a class="button main" href="/portal/1/clicks?metric=clicks">Show the last 28 days</a>' in page.text
     assert 'href="/portal/1/campaigns"' in page.text, "the navigation does not keep the wrong period"
     assert "2026-05-01" not in page.text
+
+
+async def test_the_error_page_leads_back_to_the_portal_page_from_which_the_operator_came(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    origin = str(browser.base_url).rstrip("/")
+    here = "/portal/1/links/unknown"
+    for referer, back in (
+        (f"{origin}/portal/1/clicks?metric=clicks&period=7d", "/portal/1/clicks?metric=clicks&amp;period=7d"),
+        (f"{origin}{here}", None),
+        (f"{origin}/portal/signin?next=/portal/1/", None),
+        (f"{origin}/portal/../8kVnq2LmRd", None),
+        (f"{origin}/docs", None),
+        ("https://evil.example/portal/1/clicks", None),
+        ("http://[/portal/1/clicks", None),
+        ("", None),
+    ):
+        page = await browser.get(here, headers={"Referer": referer})
+        assert page.status_code == 404
+        found = re.findall(r'<a class="button" href="([^"]+)">Back to the previous page</a>', page.text)
+        assert found == ([] if back is None else [back]), referer
+        assert '<a class="button main" href="/portal/1/links">Links</a>' in page.text
+    form = {"action": "nonsense"}
+    page = await browser.post("/portal/1/keys", data=form, headers={"Referer": f"{origin}/portal/1/keys"})
+    assert page.status_code == 400
+    assert '<a class="button main" href="/portal/1/keys">Back to the previous page</a>' in page.text
+
+
+async def test_the_error_page_of_an_unknown_application_leads_to_the_applications_of_the_operator(sign_in: SignIn) -> None:
+    for path in ("/portal/999/", "/portal/999/links/unknown"):
+        page = await (await sign_in()).get(path)
+        assert page.status_code == 404
+        assert '<a class="button main" href="/portal/admin/applications">Applications</a>' in page.text
+        page = await (await sign_in("Mia", Role.MANAGER, 1)).get(path)
+        assert '<a class="button main" href="/portal/1/">default</a>' in page.text
+        assert "/portal/admin/applications" not in page.text
+
+
+async def test_a_confirmation_page_is_shown_even_if_the_referer_is_no_valid_url(sign_in: SignIn, clock: Clock) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    clock.forward(minutes=11)
+    form = {"action": "create", "name": "x", "permissions": "sms.send"}
+    page = await browser.post("/portal/1/keys", data=form, headers={"Referer": "http://[/portal/1/keys"})
+    assert page.status_code == 403
+    assert "Confirm your password" in page.text
 
 
 async def test_the_list_of_keyboard_shortcuts_is_on_each_page_unless_the_operator_has_switched_them_off(sign_in: SignIn) -> None:
