@@ -97,13 +97,14 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit. Every error becomes a message on stderr and an exit code.
 
-    The traceback of an unexpected error is printed only with SHORTENER_LOG_LEVEL=debug. Other users cannot read the files that a
-    command creates, because an installation, an export and a backup contain personal data.
+    The traceback of an unexpected error is printed only with SHORTENER_LOG_LEVEL=debug. Installations, exports and backups
+    contain personal data, so other users of the machine cannot read the files that a command creates.
     """
     os.umask(0o077)
     import_pydantic_without_plugins()
     try:
-        # click's standalone mode exits the process. Without this mode, click returns the exit code and raises errors.
+        # In its standalone mode, click exits the process itself. Without this mode, click returns the exit code and raises
+        # errors.
         sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)

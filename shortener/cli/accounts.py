@@ -79,7 +79,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
     print_result(fields, as_json, print_text)
-    # The credentials are printed before this check, because the check makes a DNS look-up, which the user can interrupt.
+    # Print the credentials before the domain is checked. The check makes a DNS look-up, which the user can interrupt.
     await _warn_of_domain(domain)
 
 
@@ -96,7 +96,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 @json_option
 @async_command
 async def rotate_callback_secret(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
-    """Create a new secret that signs the requests to lt_callbackurl and conversion_url, and print it.
+    """Create and print a new callback secret, which signs the requests to lt_callbackurl and conversion_url.
 
     For the time --overlap, requests are signed with both the new and the previous secret. Older secrets are no longer used.
     """
@@ -216,7 +216,7 @@ async def update_application(
 
 
 async def _warn_of_domain(base_url: str | None) -> None:
-    """If a domain was added, print the warnings about its host."""
+    """Print the warnings about the host of a domain that was added. Do nothing if `base_url` is None."""
     from shortener.delivery.dns_warnings import new_domain_warnings
 
     if base_url:
@@ -224,7 +224,7 @@ async def _warn_of_domain(base_url: str | None) -> None:
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Parse NAME=VALUE pairs to settings by name. An empty value resets a setting to its default."""
+    """Parse NAME=VALUE pairs, and return the values by name. An empty value resets a setting to its default."""
     from shortener.accounts.settings import ApplicationSettings
 
     settings: dict[str, Any] = {}

@@ -6,8 +6,8 @@ from shortener.settings import Settings, is_loopback
 
 
 def unreachable_links(settings: Settings) -> str | None:
-    """Return the reason why short links would not work: other machines can reach the service, but BASE_URL is not set. Return None
-    if there is no such reason."""
+    """Return the reason why phones could not open short links: other machines can reach the service, but BASE_URL is not set.
+    Return None if there is no such reason."""
     if not settings.has_default_base_url:
         return None
     if not is_loopback(settings.host):

@@ -78,7 +78,8 @@ async def show_balance(application: int | None, as_json: bool) -> None:
 async def set_balance(application: int, amount: Decimal, currency: str | None, yes: bool, as_json: bool) -> None:
     """Set the balance of an application. The application becomes prepaid: messages that cost more than the balance are rejected.
 
-    Prices are numbers in the currency of the balance. If the currency changes, a script must add --yes."""
+    Prices have no currency of their own: they are numbers in the currency of the balance. If a script changes the currency, it
+    must add --yes."""
     from shortener.messages.balances import read_balance
 
     what = ""
@@ -213,7 +214,8 @@ async def list_prices(application: int | None, as_json: bool) -> None:
 
 
 async def _currency(database: Any, application: int) -> str | None:
-    """Return the currency of an application's balance. Return None for all applications (0), and if there is no balance."""
+    """Return the currency of an application's balance. Return None if there is no balance, or if the id is 0 (all
+    applications)."""
     from shortener.messages.balances import read_balance
 
     found = await database.read(read_balance, application) if application else None

@@ -66,7 +66,7 @@ async def list_all(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List hits, newest first, each with its verdict and rule. The period covers complete time slots of 15 minutes."""
+    """List hits, newest first, each with its verdict and rule. The period is extended to complete time slots of 15 minutes."""
     from shortener.cli.stats import find_application
     from shortener.ids import ClickIds
     from shortener.model import Verdict
@@ -107,7 +107,8 @@ async def list_all(
 async def reclassify(since: datetime, until: datetime | None, applications: tuple[int, ...], dry_run: bool, as_json: bool) -> None:
     """Classify stored hits again with the current rules and the current data.
 
-    A click that was already sent to trackers is retracted only if the setting retract_clicks of its application is on.
+    If trackers have already received the event of a click, the click is retracted only if its application has the setting
+    retract_clicks.
     """
     from shortener.accounts.directory import Directory
     from shortener.clicks.device_counts import DeviceCounter
@@ -130,7 +131,8 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
         now = clock()
         if not dry_run:
-            # The hits are classified in many transactions, so the audit row is stored before the first of them.
+            # The hits are classified in many transactions. The audit row is stored before the first of them, so that it exists
+            # even if the command is interrupted.
             period = {"since": to_iso(since), "until": to_iso(until or now), "applications": list(applications) or "all"}
             await database.write(command_line_audit(database).add, now, "hits_reclassified", after=period)
         result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
@@ -139,7 +141,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     data: dict[str, Any] = {"hits": result.hits, "until": to_iso(result.until), "dry_run": dry_run}
     data |= {name: value for name, value in dataclasses.asdict(result.corrections).items() if name not in ("events", "unsettled")}
     if dry_run:
-        del data["first_clicks"]  # a dry run assigns no first clicks, so their number is unknown
+        del data["first_clicks"]  # a dry run does not look for new first clicks, so their number is unknown
 
     def print_text() -> None:
         done = result.corrections

@@ -1,6 +1,7 @@
-"""The clock of a command. It is the clock of the database that the command has opened, as in the processes of the service.
+"""The clock of a command: the clock of the database that the command has opened. The processes of the service use the same clock.
 
-The clock of the machine on which an operator runs a command may be wrong. Before a command opens a database, it uses that clock.
+The machine on which an operator runs a command may have a wrong clock. A command uses the clock of this machine only until it
+opens a database.
 """
 # Tested by tests/cli/test_command_clock.py
 

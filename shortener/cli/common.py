@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Width of a table in characters if stdout is a file or a pipe, so that no line is wrapped.
+#: The width in characters of a table that is written to a file or a pipe. It is so large that no line is wrapped.
 UNLIMITED_WIDTH = 1_000_000
 
-#: The time that a process may need to read changed accounts, in addition to the pause between two reads.
+#: A process reads changed accounts every REFRESH_SECONDS. This is the additional time that the reading may take.
 _REFRESH_MARGIN_SECONDS = 0.15
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
@@ -57,8 +57,8 @@ def is_terminal() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl+C interrupt synchronous code at once. In a command that asyncio runs, the first Ctrl+C would only cancel the next
-    `await`, after the code has done its work."""
+    """Let Ctrl+C interrupt synchronous code in the `with` block at once. Without this, asyncio handles the first Ctrl+C: it
+    cancels the next `await`, and the synchronous code continues until then."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -67,8 +67,9 @@ def interruptible() -> Iterator[None]:
 
 
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
-    """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines. If `yes`
-    is true or `what` is empty, do nothing. If stdin is not a terminal, continue without asking, or raise ClickException if
+    """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines.
+
+    Do nothing if `yes` is true or `what` is empty. If stdin is not a terminal, do not ask: continue, or raise ClickException if
     `is_required` is true."""
     if yes or not what:
         return
@@ -81,7 +82,7 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
 
 
 class _RolledBack(Exception):
-    """Raised to roll back a transaction that ran only to find out whether the database rejects it."""
+    """Rolls back a transaction that ran only as a test. The test shows whether the database rejects the change."""
 
 
 async def confirm_write(
@@ -93,11 +94,11 @@ async def confirm_write(
     is_required: bool = False,
     **kwargs: Any,
 ) -> T:
-    """Confirm a change with `confirm`, write it as one transaction, and return the result of the transaction.
+    """Ask the user to confirm a change (`confirm`), write it in one transaction, and return the result of the transaction.
 
-    If the user must confirm, the transaction first runs once and is rolled back. Therefore an impossible change, for example of an
-    object that does not exist, fails with its reason before the user is asked. `transact` must have no effects outside of the
-    database."""
+    If the user must confirm, the transaction first runs once as a test and is rolled back. If the change is impossible, for
+    example because an object does not exist, the command then fails before it asks the user. `transact` must have no effects
+    outside of the database."""
 
     def rehearse(connection: Connection) -> None:
         transact(connection, *args, **kwargs)
@@ -111,12 +112,12 @@ async def confirm_write(
 
 
 def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:
-    """Return the text that `confirm` prints before a key or secret is replaced. Return "", so that `confirm` does not ask, if the
-    replacement makes no key or secret invalid at once.
+    """Return the text that `confirm` prints before a key or secret is replaced. Return "" if no key or secret becomes invalid at
+    once; then `confirm` does not ask.
 
-    `what` names the present key or secret, which stays valid for `overlap`. If `overlap` is 0, it becomes invalid at once. If an
-    earlier key or secret is still valid, `earlier_until` is the end of its validity; otherwise it is None. The replacement always
-    makes the earlier key or secret invalid at once."""
+    `what` names the present key or secret. It stays valid for `overlap`, or becomes invalid at once if `overlap` is 0.
+    `earlier_until` is the end of the validity of the key or secret before the present one, or None. That earlier key or secret
+    always becomes invalid at once."""
     from shortener.storage.types import to_iso
 
     now = current_time()
@@ -141,13 +142,16 @@ HELP_PAGE = "docs/reference/errors.md"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings. `overrides` are options of the command line that replace single values. Raise ClickException with one
-    line for each unusable setting. If an option is the cause, raise its subclass WrongValue."""
+    """Return the settings. `overrides` are options of the command line that replace single values.
+
+    Raise ClickException with one line for each unusable setting. Raise its subclass WrongValue if an option of the command line
+    is the cause."""
     try:
         return settings_sources.load(**overrides)
     except SettingsError as error:
         text = f"unusable settings:\n{error}\n({HELP_PAGE})"
-    # The files are read again only if an option may be the cause. A settings file may be a pipe, which can be read only once.
+    # If an option may be the cause, read the files again without the options. Otherwise do not read them again, because a
+    # settings file may be a pipe, which can be read only once.
     if any(value is not None for value in overrides.values()):
         with suppress(SettingsError):
             settings_sources.load()
@@ -155,7 +159,7 @@ def load_settings(**overrides: Any) -> Settings:
     raise click.ClickException(text)
 
 
-#: Commands that use uvloop, because they run long enough to justify the time to import it.
+#: The commands that use uvloop. The import of uvloop takes time, which only long-running commands recover.
 _SERVERS = frozenset({"_serve_one", "deliver"})
 
 
@@ -172,13 +176,13 @@ class WrongValue(click.ClickException):
 
 
 def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Return a command that runs an async function. Failures that an operator can correct become a ClickException."""
+    """Return a command that runs an async function. An error that an operator can correct becomes a ClickException."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         is_server = command.__name__ in _SERVERS
         if is_server:
-            gc.disable()  # Collections delay the start. A server enables them again when its start is complete.
+            gc.disable()  # Garbage collection delays the start. A server enables it again at the end of its start.
         import_without_extras()
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError
@@ -192,7 +196,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if is_server else None) as runner:
                 return runner.run(command(*args, **kwargs))
         except ApiError as error:
-            # Some descriptions mention `details`, a field of API responses. The lines below contain its content.
+            # Some descriptions mention `details`, a field of API responses. That part is removed, because the lines below show
+            # the details.
             text, for_callers_of_the_api, _ = error.description.partition("; `details`")
             lines = [f"{error.code.name}: {text}{'.' if for_callers_of_the_api else ''}"]
             lines += [f"  {detail.field}: {detail.reason}" for detail in error.details]
@@ -226,8 +231,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 @contextmanager
 def after_change() -> Iterator[None]:
-    """Raise an error which says that the change is stored, if the database becomes unavailable in the `with` block. There, after
-    the commit, a command reads the values that it prints."""
+    """Put this context around the code that reads, after the commit, what the command prints. If the database becomes unavailable
+    there, raise an error which says that the change is stored."""
     try:
         yield
     except StoreUnavailable as error:
@@ -236,7 +241,8 @@ def after_change() -> Iterator[None]:
 
 @contextmanager
 def _logs_on_stderr() -> Iterator[None]:
-    """Write log lines of level error to stderr, so that stdout has only the result. A server configures its log itself."""
+    """Write log lines of level error to stderr, so that stdout contains only the result of the command. A server replaces this
+    configuration with its own."""
     import structlog
 
     before = structlog.get_config() if structlog.is_configured() else None
@@ -255,14 +261,13 @@ def _logs_on_stderr() -> Iterator[None]:
 
 @asynccontextmanager
 async def open_store(application: int | None = None) -> AsyncIterator[Any]:
-    """Open the database of an installation and check its schema. A running server may use the database at the same time.
+    """Open the database of an installation and check its schema. A server may use the database at the same time.
 
-    Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked.
+    Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked. Raise NoInstallation if there
+    is no database: a command in the wrong folder must not create one.
 
-    If the command has changed an account, wait at the end until the processes of the installation use the change. Without this
-    wait, a script that revokes a key or adds a domain would see the old state in its next request.
-
-    Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
+    If the command has changed an account, wait at the end until all processes of the installation use the change. Otherwise the
+    next request of a script could still meet the old state, for example after the script has revoked a key."""
     from shortener.accounts.directory import require_application
     from shortener.accounts.version import read_version
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
@@ -280,7 +285,8 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
                 await database.read(require_application, application)
             version = await database.read(read_version)
             yield database
-            with suppress(StoreUnavailable):  # The change is stored, and the command must print its result, such as a new key.
+            # Ignore the error: the change is stored, and the command must still print its result, such as a new key.
+            with suppress(StoreUnavailable):
                 if await database.read(read_version) != version:
                     await _wait_for_refresh(database)
         finally:
@@ -341,8 +347,8 @@ def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> No
 
 
 def print_json(data: Any) -> None:
-    """Print `data` as indented JSON on stdout. Times have the format of the API, such as 2026-11-20T12:00:00Z."""
-    # OPT_NON_STR_KEYS also permits the names of tables and columns, which are instances of a subclass of str.
+    """Print `data` as indented JSON on stdout. Times are printed as in the API, such as 2026-11-20T12:00:00Z."""
+    # OPT_NON_STR_KEYS is necessary because the names of tables and columns are instances of a subclass of str.
     options = orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
     click.echo(orjson.dumps(data, default=_to_json, option=options).decode())
 
@@ -358,7 +364,7 @@ def _to_json(value: Any) -> Any:
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
-    """Print each warning to stderr, also with --json. It begins with `Warning:`, as an error begins with `Error:`."""
+    """Print each warning to stderr, also with --json. A warning begins with `Warning:`."""
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
 
@@ -371,7 +377,8 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def print_nested_fields(fields: Mapping[str, Any]) -> None:
-    """Print one line for each value of nested objects and of lists of objects. Its name is its path, such as settings.url."""
+    """Print one line for each value of nested objects and of lists of objects. The line begins with the path of the value, such
+    as settings.url."""
     print_fields(dict(_flatten(fields)))
 
 
@@ -403,7 +410,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
 
 
 def cell(value: Any) -> str:
-    """Return a value as the commands print it: "-" for an empty value, true or false, and without control characters."""
+    """Return a value as tables show it: "-" for an empty value, "true" or "false" for a bool. Control characters are escaped."""
     if value is None or value in ("", [], ()):
         return "-"
     if isinstance(value, bool):
@@ -421,6 +428,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with escapes such as \\x1b in place of control characters and changes of the writing direction. A
-    terminal would execute such characters, and anybody who reports a conversion or responds to a request can send them."""
+    """Return a text on one line, with escapes such as \\x1b in place of control characters and of changes of the writing direction.
+
+    A terminal would execute these characters. The text may come from anybody who reports a conversion or responds to a
+    request."""
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)

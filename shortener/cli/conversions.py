@@ -240,7 +240,7 @@ async def revoke_postback_key(key: int, application: int | None, yes: bool, as_j
 
 
 async def _describe_postback_key(database: Any, application: int | None, key: int) -> str | None:
-    """Return the name of a postback key and its application, for the text of `confirm`. Return None if no key has this id."""
+    """Return the name of a postback key and of its application, for the text of `confirm`. Return None if no key has this id."""
     from shortener.accounts.postback_keys import list_postback_keys
 
     row = next((row for row in await database.read(list_postback_keys, application) if row["id"] == key), None)

@@ -66,7 +66,8 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
         if step is not None:
             what = f"The clock moved ahead by {step.text}. If it is wrong, this deletes too much."
             confirm(what, trust_clock)
-        # The purge has many transactions, so the audit row is stored before the first of them.
+        # The purge runs in many transactions. The audit row is stored before the first of them, so that it exists even if the
+        # purge is interrupted.
         await database.write(command_line_audit(database).add, clock(), "purge_started")
         purged = await run(database, load_settings(), clock(), progress)
     if sys.stderr.isatty():

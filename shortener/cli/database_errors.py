@@ -1,7 +1,7 @@
-"""This module adds the place of the configured database, and what to check, to the error of a database that is unavailable.
+"""This module adds two facts to the error of an unavailable database: where the configured database is, and what to check.
 
-The error of a driver, such as "Connection refused", does not name the database. An operator whose settings select another database
-than expected could not find the cause.
+The error of a driver, such as "Connection refused", does not name the database. Without the name, operators could not find out
+that their settings select another database than they expect.
 """
 # Tested by tests/cli/test_database_errors.py
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from shortener.errors import StoreUnavailable
 from shortener.settings import Settings
 
-# Errors of SQLite and of the operating system if the user of the process may not open or write a file.
+# Errors of SQLite and of the operating system if the user of the process has no permission to open or write a file.
 _NO_PERMISSION = re.compile("readonly database|unable to open database file|Permission denied|Read-only file system")
 
 
@@ -31,7 +31,7 @@ def user_name() -> str:
 
 @contextmanager
 def name_database(settings: Settings) -> Iterator[None]:
-    """Add the place of the configured database as a note to a StoreUnavailable that is raised in the `with` block."""
+    """If the `with` block raises StoreUnavailable, add a note to this error that says where the configured database is."""
     try:
         yield
     except StoreUnavailable as error:
@@ -49,5 +49,5 @@ def name_database(settings: Settings) -> Iterator[None]:
 
 
 def describe(error: StoreUnavailable) -> str:
-    """Return the text of an error with the note of `name_database`."""
+    """Return the text of an error, followed by the note that `name_database` added."""
     return ". ".join([str(error), *getattr(error, "__notes__", [])])

@@ -1,7 +1,8 @@
-"""The command `shortener demo`, which processes one message with a real server and a local receiver, and prints each step.
+"""The command `shortener demo`: it takes one message through all its steps with a real server and a local receiver, and prints
+each step.
 
-The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is the same as
-in `shortener listen`. All requests and responses that the command prints are real.
+The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is the one of
+`shortener listen`. All requests and responses that the command prints are real.
 """
 # Tested by tests/cli/test_demo.py and tests/cli/test_commands.py
 
@@ -35,7 +36,7 @@ PREVIEW = (
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_11_1) AppleWebKit/601.2.4 (KHTML, like Gecko) Version/9.0.1 Safari/601.2.4 "
     "facebookexternalhit/1.1 Facebot Twitterbot/1.0"
 )
-TIMEOUT_SECONDS = 20.0  # time limit of each step of the demo
+TIMEOUT_SECONDS = 20.0  # the maximum duration of each step of the demo
 
 
 @click.command()
@@ -76,8 +77,8 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
         environment |= {"SHORTENER_DATA_DIR": folder, "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", "SHORTENER_LOG_LEVEL": "warning"}
         command = [sys.executable, "-m", "shortener", "serve", "--port", str(port), *(["--json"] if as_json else [])]
-        # The server runs in a separate session of the operating system. Ctrl+C does not reach it directly, and this process sends
-        # it the signal once.
+        # The server runs in a separate session of the operating system. Ctrl+C therefore reaches only this process, which sends
+        # the server one signal. Otherwise the server would receive two.
         process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - all arguments are constants
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: process.send_signal(received))
@@ -92,7 +93,7 @@ async def _fill(folder: str, messages: int, receivers: str) -> None:
     from shortener.cli.demo_traffic import fill_installation
     from shortener.settings import Settings
 
-    # Hide the log lines, because failing deliveries are a part of the demo.
+    # Hide the warnings, because the demo contains deliveries that fail on purpose.
     logs.configure(Settings(data_dir=Path(folder), log_level="error"))
     await fill_installation(folder, messages, receivers)
 
@@ -120,14 +121,14 @@ def _introduction(folder: str, base: str, receiver_port: int) -> list[str]:
 
 
 class _Printer:
-    """A printer of the steps of the demo: as text with headings, or as one line of JSON for each step."""
+    """A printer of the steps of the demo. It prints text with headings, or one line of JSON for each step."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._number = 0
 
     def note(self, text: str) -> None:
-        """Print a sentence before the first step. As JSON, it is a line of step 0."""
+        """Print a sentence before the first step. In JSON, its line has the step number 0."""
         if self._as_json:
             click.echo(orjson.dumps({"step": 0, "what": "note", "text": text, "body": ""}).decode())
         else:
@@ -155,7 +156,7 @@ _SECRET = "whsec_" + "c2hvcnRlbmVyIGRlbW8gc2VjcmV0IDMyIGJ5dGVzISE="
 
 
 class _Session:
-    """The requests of the demo to its server, and the events that its receiver gets. Each of them is printed."""
+    """The requests that the demo sends to its server, and the events that its receiver gets. All of them are printed."""
 
     def __init__(self, printer: _Printer, client: httpx.AsyncClient, receiver: Any) -> None:
         self._printer = printer
@@ -175,7 +176,7 @@ class _Session:
         return response.json()
 
     async def tap(self, url: str, agent: str) -> httpx.Response:
-        """Open a short link with this User-Agent, and return the redirect."""
+        """Open a short link with this User-Agent, print the request and the response, and return the response."""
         path = url.removeprefix(str(self._client.base_url).rstrip("/"))
         response = await self._client.get(path, headers={"User-Agent": agent})
         self._printer.show("request ", f"GET {path}  User-Agent: {agent[:60]}...")
@@ -183,7 +184,7 @@ class _Session:
         return response
 
     async def show_received(self, number: int) -> None:
-        """Wait for the request with this index, from 0, that the receiver gets, and print it."""
+        """Wait until the receiver has got the request number `index` (counted from 0), and print this request."""
         received = await self._receiver.wait_for(number, TIMEOUT_SECONDS)
         self._printer.show("received", f"{received.method} {received.target}  (signature: {received.signature})", received.body)
 

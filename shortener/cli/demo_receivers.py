@@ -30,8 +30,8 @@ TRACKERS: tuple[dict[str, Any], ...] = (
     {"name": "Affiliate partner", "url": "{receivers}/partner", "events": ["conversion"], "max_attempts": 3},
 )
 GATEWAY = "Backup route"
-FAILS_AFTER = 10  # After this number of requests, every request to /partner fails.
-FAILS_EVERY = 9  # One of this number of requests to /attribution fails.
+FAILS_AFTER = 10  # The number of requests to /partner that succeed. All later requests fail.
+FAILS_EVERY = 9  # Every request to /attribution whose number is a multiple of this number fails.
 
 
 class DemoReceivers:

@@ -1,7 +1,9 @@
 """This module creates three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and
-conversions. It sends real requests to the application in this process, whose clock moves through the three weeks. Therefore the
-service itself writes every row. The same `seed` creates the same traffic. With receivers, the installation also has trackers and a
-gateway, whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
+conversions.
+
+It sends real requests to the application in this process, so every row is written by the service itself. The clock of the
+application moves through the three weeks. The same `seed` creates the same traffic. With receivers, the installation also has
+trackers and a gateway, whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py
 
@@ -66,9 +68,9 @@ _PREVIEW = (
 
 @record
 class DemoCampaign:
-    """A campaign of the demo. `day` and `hour` are the time at which it was sent. If `day` is None, it is sent every day at working
-    hours. `share` is the part of all messages that belongs to the campaign. `click_share` is the part of its delivered messages
-    that people click."""
+    """A campaign of the demo. `day` and `hour` say when it was sent. If `day` is None, it is sent every day at working hours.
+    `share` is the part of all messages that belongs to the campaign. `click_share` is the part of its delivered messages whose
+    links people click."""
 
     name: str
     body: str
@@ -136,8 +138,8 @@ class _Step:
 
 
 async def fill_installation(folder: str | Path, messages: int = 900, receivers: str | None = None) -> None:
-    """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of running `demo_receivers`. If
-    it is None, this function starts receivers, and stops them after the traffic is created."""
+    """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of `demo_receivers` if they
+    already run. If it is None, this function starts receivers, and stops them after the traffic is created."""
     from shortener.container import open_service
     from shortener.settings import Settings
 
@@ -163,9 +165,10 @@ async def fill(
     seed: int = 7,
     receivers: str | None = None,
 ) -> None:
-    """Create the traffic of the last DAYS days before the current time of the clock. The service must be opened with `clock`. The
-    application should be older than the traffic, which begins at `start_of_traffic`. `receivers` is the base URL of the demo's
-    trackers; if it is None, the demo has no trackers."""
+    """Create the traffic of the last DAYS days before the current time of the clock.
+
+    The service must be opened with this clock. Its application should be created before the traffic, which begins at
+    `start_of_traffic`. `receivers` is the base URL of the demo's trackers; if it is None, the demo has no trackers."""
     import httpx
 
     from shortener.reporting.counts import fold
@@ -187,7 +190,7 @@ async def fill(
             if receivers is not None:
                 await _deliver(service)
     clock.now = end
-    await service.fanout.flush()  # flush the fan-out, because it also counts the times from sending to click
+    await service.fanout.flush()  # run the fan-out now, because it also counts how long after sending each click came
     if receivers is not None:
         await _deliver(service)
     while await service.database.write(fold):

@@ -1,8 +1,9 @@
-"""The command `shortener doctor`, which checks the installation. A problem that prevents the start of `serve` is an error, so
-`doctor` and `serve` always agree. A problem that recipients already notice is also an error, for example an expired certificate. A
-problem that will have effects later is a warning. Each line that is not `ok` has a remedy. The worst line determines the exit code:
-1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py. The checks of gateways are in
-doctor_gateways.py.
+"""The command `shortener doctor`, which checks the installation.
+
+A problem that prevents the start of `serve` is an error, so `doctor` and `serve` always agree. A problem that recipients already
+notice, for example an expired certificate, is also an error. A problem that will have effects later is a warning. Each line that
+is not `ok` has a remedy. The exit code is 1 if there is an error, otherwise 0. The checks of the database and of Redis are in
+doctor_store.py. The checks of gateways are in doctor_gateways.py.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MIN_FREE_SHARE = 0.1
 MIN_CERTIFICATE_DAYS = 14
 MAX_WAL_BYTES = 1 << 30
 NETWORK_TIMEOUT_SECONDS = 3.0
-#: SQLite versions before this one can corrupt a WAL when two connections make a checkpoint at once.
+#: Older versions of SQLite can corrupt the WAL of a database if two connections make a checkpoint at the same time.
 MIN_SQLITE = (3, 51, 3)
 
 
@@ -47,8 +48,8 @@ MIN_SQLITE = (3, 51, 3)
 @json_option
 @async_command
 async def doctor(as_json: bool) -> None:
-    """Check the settings, files, database, Redis, BASE_URL, own domains, gateways and queues, and print what to do. A server may be
-    running.
+    """Check the settings, files, database, Redis, BASE_URL, own domains, gateways and queues, and print what to do. The command
+    also works while a server runs.
 
     The exit code is 1 if there is an error: `serve` would not start, or recipients already notice the problem.
     """
@@ -60,7 +61,7 @@ async def doctor(as_json: bool) -> None:
     settings = load_settings()
     file = sqlite_path(settings.store_url)
     if file is not None and not file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)  # there is no database file, so this call raises NoInstallation
+        await require_installation(settings)  # The database file does not exist, so this call raises NoInstallation.
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
@@ -161,7 +162,8 @@ def _check_disk(settings: Settings, database: Path | None) -> Iterator[Finding]:
 
 
 def check_base_url(settings: Settings) -> Iterator[Finding]:
-    """Check BASE_URL, the first part of short links: whether the DNS resolves its host name, and when its certificate expires."""
+    """Check BASE_URL, the first part of short links. Check whether DNS resolves its host name, and when its certificate
+    expires."""
     parts = urlsplit(settings.base_url)
     host = parts.hostname or ""
     if settings.base_url == DEFAULT_BASE_URL or is_loopback(host):
@@ -174,14 +176,14 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
 
 
 def check_domains(urls: Iterable[str]) -> Iterator[Finding]:
-    """Check the domains of the applications in the same way as `check_base_url` checks BASE_URL. `urls` contains the scheme and
-    host of each domain."""
+    """Check the domains of the applications with the checks of `check_base_url`. `urls` contains the scheme and the host of each
+    domain."""
     for url in urls:
         yield from _check_link_host(url)
 
 
 def _check_link_host(url: str) -> Iterator[Finding]:
-    """Check whether the DNS resolves the host of short links that begin with `url`, and when its certificate expires."""
+    """Check the host of the short links that begin with `url`: whether DNS resolves it, and when its certificate expires."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from shortener.settings import Settings
 
 MAX_WAITING_SECONDS = 300.0
-MAX_GATEWAYS = 20  # The maximum number of gateways whose address is checked: each can take CONNECT_SECONDS.
+MAX_GATEWAYS = 20  # Only this number of gateway addresses is checked, because the check of one address can take CONNECT_SECONDS.
 CONNECT_SECONDS = 3.0
 
 
 def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Finding]:
-    """Report each gateway with an open circuit breaker, with messages that have waited for a long time, or with held messages."""
+    """Report each gateway that has an open circuit breaker, messages that have waited for a long time, or held messages."""
     from shortener.reporting.gateway_queues import read_gateway_queues
     from shortener.storage.types import to_iso
 
@@ -78,7 +78,7 @@ async def check_gateway_addresses(settings: Settings) -> list[Finding]:
         secret = open_secret(settings.secret, settings.data_dir)
         database = await open_database(settings.store_url, owner=False)
     except (StoreUnavailable, SchemaMismatch, NoInstallation, SecretError):
-        return []  # `check_database` reports why the database cannot be read.
+        return []  # `check_database` reports the same error, so it is not reported here.
     try:
         stored = await GatewayStore(database, secret, Directory(database), settings, utcnow).all()
     except (StoreUnavailable, SQLAlchemyError, SecretError):

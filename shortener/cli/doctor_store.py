@@ -28,16 +28,17 @@ MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
 MAX_NAMED_TRACKERS = 5
-MAX_DOMAINS = 20  # The maximum number of domains to check: each DNS look-up can take seconds.
+MAX_DOMAINS = 20  # Only this number of domains is checked, because each DNS look-up can take seconds.
 _UNNAMED = (
     'an application has the name "default", so recipients read "the sender" in place of a name; '
     "`shortener applications update APPLICATION --name NAME` gives it the name of your brand"
 )
-MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the database is younger than this.
+MIN_DAYS_OF_DATA = 1.0  # If the database is younger than this, the growth of the data is not estimated.
 
 
 async def check_database(settings: Settings) -> list[Finding]:
-    """Check the database: that it exists and responds, its schema, secret, damaged pages, clock, queues and growth."""
+    """Check the database: whether it exists and responds, its schema, its secret, damaged pages, its clock, its queues and its
+    growth."""
     from shortener.errors import StoreUnavailable
     from shortener.storage.installation import NoInstallation, require_installation
     from shortener.storage.integrity import DatabaseLost, require_database
@@ -58,7 +59,7 @@ async def check_database(settings: Settings) -> list[Finding]:
     database = await open_database(settings.store_url, owner=False)
     try:
         async for finding in _check_installation(database, settings):
-            found.append(finding)  # the findings before a failure are kept
+            found.append(finding)  # keep the findings that were made before the failure
         found += await database.read(lambda c: [*_check_rows(c, settings)])
     except StoreUnavailable as error:
         found.append(Finding("database", "error", f"unavailable: {error}", "check the database and its log"))
@@ -92,7 +93,7 @@ async def _check_installation(database: Any, settings: Settings) -> AsyncIterato
 
 
 def _check_secret(stored: str | None, settings: Settings) -> Finding:
-    """Check that the configured secret is the secret of the database. `stored` is the fingerprint in the database."""
+    """Check that the configured secret belongs to this database. `stored` is the fingerprint of the secret that belongs to it."""
     from shortener.secret import SecretError, open_secret, secret_file
 
     try:
@@ -111,7 +112,8 @@ def _check_secret(stored: str | None, settings: Settings) -> Finding:
 
 
 async def read_domains(settings: Settings) -> list[str]:
-    """Return scheme, host and port of the enabled own domains, at most MAX_DOMAINS. Return [] if the database cannot be read."""
+    """Return the scheme, the host and the port of each enabled own domain, for at most MAX_DOMAINS domains. Return [] if the
+    database cannot be read."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from shortener.errors import StoreUnavailable
@@ -125,7 +127,7 @@ async def read_domains(settings: Settings) -> list[str]:
         await require_installation(settings)
         database = await open_database(settings.store_url, owner=False)
     except (StoreUnavailable, SchemaMismatch, NoInstallation):
-        return []  # `check_database` reports why the database cannot be read.
+        return []  # `check_database` reports the same error, so it is not reported here.
     try:
         return await database.read(
             lambda c: list(c.scalars(select(table.c.base_url).where(*usable).order_by(table.c.id).limit(MAX_DOMAINS)))
@@ -137,8 +139,8 @@ async def read_domains(settings: Settings) -> list[str]:
 
 
 def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Check what the tables show about the clock, the processes, the queues, the trackers, the gateways and the growth of the
-    data."""
+    """Check what the rows of the database show about the clock, the processes, the queues, the trackers, the gateways and the
+    growth of the data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
     from shortener.storage.clock_guard import find_step, read_uptime
@@ -193,8 +195,8 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
 
 
 def _check_dead_deliveries(connection: Connection, now: datetime) -> Iterator[Finding]:
-    """Report the deliveries that became dead recently, by tracker. Deliveries of a deleted tracker cannot be replayed, so they are
-    not reported."""
+    """Report the number of deliveries that became dead recently, for each tracker. Skip deleted trackers, because their
+    deliveries cannot be replayed."""
     deliveries, trackers = schema.deliveries.c, schema.trackers.c
     by_tracker = (
         select(deliveries.tracker_id, trackers.name, func.count().label("dead"))
@@ -217,7 +219,7 @@ def _check_dead_deliveries(connection: Connection, now: datetime) -> Iterator[Fi
 
 
 def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
-    """Report each tracker that has deliveries which failed at least once and will be retried."""
+    """Report each tracker that has deliveries which failed at least once and will be attempted again."""
     deliveries, trackers = schema.deliveries.c, schema.trackers.c
     failing = (
         select(deliveries.tracker_id, deliveries.last_error, deliveries.last_status)
@@ -260,7 +262,8 @@ def _check_clock(connection: Connection, now: datetime) -> Finding:
 
 
 def _count_processes(connection: Connection, settings: Settings, now: datetime) -> int:
-    """Return the number of processes that serve or deliver. PostgreSQL: the processes with a lease. SQLite: 0 or 1."""
+    """Return the number of processes that serve or deliver: with PostgreSQL, the processes that have a lease; with SQLite, 0 or
+    1."""
     from shortener.storage.open import sqlite_path
     from shortener.storage.types import to_ms
 

@@ -87,8 +87,8 @@ def _changes(
     assetlinks: TextIO | None,
     apple_app_site_association: TextIO | None,
 ) -> dict[str, Any]:
-    """Return the changes for `administration.update_domain`. An empty URL or file becomes None, which removes the value of the
-    field."""
+    """Return the changes in the form that `administration.update_domain` takes. An empty URL or file becomes None, which removes
+    the stored value."""
     changes: dict[str, Any] = {"default": True} if is_default else {}
     texts = {"fallback_url": fallback_url, "home_url": home_url}
     texts |= {
@@ -186,7 +186,7 @@ async def _find_owner(database: Any, host: str) -> int | None:
 
 
 async def _no_domain_warnings(database: Any, application: int | None) -> list[str]:
-    """Return a warning if an application has no domain for new links any more, so that its rewrites fail."""
+    """Warn if an application has no domain for new links any more. All its rewrites of texts with links then fail."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)
@@ -212,7 +212,8 @@ async def disable_domain(host: str, application: int | None, yes: bool, as_json:
 
 
 async def _describe_change(database: Any, host: str, application: int | None, effect: str) -> str:
-    """Return the text for `confirm_write` about a change of a domain. It is empty if there is no such domain."""
+    """Return the text that `confirm_write` prints before a domain is changed. Return "" if there is no such domain, so that
+    `confirm_write` does not ask."""
     from shortener.accounts.directory import Directory
     from shortener.urls import canonical_host
 

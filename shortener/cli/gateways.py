@@ -58,7 +58,7 @@ def _store(database: Any) -> tuple[GatewayStore, Settings]:
 
 
 async def ensure_simulator(database: Any) -> None:
-    """Create the simulator of the installation if a server of an earlier version has not created it."""
+    """Create the built-in gateway `simulator` if it does not exist. Servers of earlier versions did not create it."""
     store, _ = _store(database)
     await database.write(store.ensure_simulator)
 
@@ -118,22 +118,22 @@ _LIMIT_OPTIONS = (
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
-#: The limits that `update --remove` removes, by the name that the option accepts.
+#: The limits of a gateway that `update --remove` can remove. The key is the word that the option accepts.
 _REMOVABLE = {name.replace("_", "-"): name for name in _LIMITS[1:]}
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_LIMIT_OPTIONS):  # reversed, because decorators are applied from the last to the first
+    # Decorators are applied from the last to the first, so `reversed` keeps the order of the help text.
+    for option in reversed(_LIMIT_OPTIONS):
         command = option(command)
     return command
 
 
 def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
-    """Return the settings of a gateway from the options of a command. `pairs` contains the option --set, `variables` the option
-    --variable.
+    """Return the settings of a gateway from the options of a command: `pairs` from --set, and `variables` from --variable.
 
-    A value of `pairs` that begins with { or [ is parsed as JSON. It stays a text if the setting is a text or a member of an object.
-    The variable x becomes the setting variables.x."""
+    A value of `pairs` that begins with { or [ is parsed as JSON. It stays a text if the setting is a text or a member of an
+    object. The variable x becomes the setting variables.x."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
@@ -309,7 +309,7 @@ async def update_gateway(
 
 
 async def _owner(database: Any, gateway: StoredGateway) -> str:
-    """Return the text for `confirm` that names the application to which a gateway belongs."""
+    """Return the owner of a gateway, one application or all of them, for the text of `confirm`."""
     from shortener.model import ALL_APPLICATIONS
 
     owner = gateway.application_id
@@ -358,9 +358,10 @@ async def remove_gateway(gateway: int, application: int | None, yes: bool, as_js
 @json_option
 @async_command
 async def test_gateway(gateway: int, application: int | None, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
-    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it. A number on
-    the opt-out list of the gateway's application gets no message (OPTED_OUT). If the gateway belongs to the installation, the lists
-    of all applications apply. `shortener opt-outs remove` removes a number from a list.
+    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it.
+
+    A number on the opt-out list of the gateway's application gets no message (OPTED_OUT). If all applications may use the
+    gateway, the opt-out lists of all applications apply. `shortener opt-outs remove` removes a number from a list.
     """
     from shortener.container.connections import open_sender
     from shortener.delivery.guard import Guard

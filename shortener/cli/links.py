@@ -1,7 +1,7 @@
 """The commands `shortener links` and `shortener hosts`: change and disable links, and block destination hosts.
 
-The commands change the database while servers may be running. A disabled link takes effect at once; a blocked host takes effect on
-every node within a second.
+The commands change the database, also while servers run. When a link is disabled, all nodes apply it at once. When a host is
+blocked, all nodes apply it within a second.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ async def update_links(
 
 
 async def _has_links(application: int, campaign: str | None, destination: str | None, label: str | None) -> bool:
-    """Return whether an application has links that a command would change. Raise ApiError NOT_FOUND if it does not exist."""
+    """Return whether the application has links with this campaign, destination and label. Raise ApiError NOT_FOUND if the
+    application does not exist."""
     from shortener.reporting.links import LinkFilter, list_links
 
     async with open_store(application) as database:
@@ -182,7 +183,7 @@ async def enable_link(code: str, application: int | None, as_json: bool) -> None
 
 
 async def _parse_changes(database: Any, application_id: int, requested: dict[str, Any]) -> dict[str, Any]:
-    """Check the changes according to the settings of the application, and print the warnings about them to stderr."""
+    """Check changes of links with the settings of the application. Print warnings about the changes to stderr."""
     from shortener.accounts.directory import Directory
     from shortener.clicks.link_changes import change_warnings, parse_changes
     from shortener.container.link_hosts import InstallationHosts
@@ -232,13 +233,14 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
 
 
 async def _perform_earlier(updates: LinkUpdates) -> int:
-    """Perform batches of an earlier link update of the application, and return their number. The new update cannot begin before the
-    earlier update is complete, and perhaps no server runs that would complete it."""
+    """Perform batches of an earlier link update of the application, and return their number.
+
+    The new update cannot begin before the earlier update is complete. If no server runs, only this command can complete it."""
     try:
         return await updates.step()
     except StoreUnavailable:
         raise
-    except Exception:  # after this error, the earlier update is stopped, and the new update can begin
+    except Exception:  # this error stops the earlier update, so the new update can begin
         return 0
 
 
@@ -263,7 +265,8 @@ async def _change_links(
         destination = spellings_of(destination)[-1]
     async with open_store() as database, open_cache() as cache:
         changes = await _parse_changes(database, application, requested)
-        # The id of the update limits it to the messages that exist now, so it must have the time of the servers.
+        # The update changes only messages that are older than its id, which contains a time. The ids of messages contain the time
+        # of the servers, so the id of the update must contain this time too.
         clock = await open_clock(database)
         ids = IdGenerator(database.node, ms_clock(clock))
         update_id = await database.write(
@@ -281,7 +284,7 @@ async def _change_links(
         public_id = LINK_UPDATE_IDS.encode(update_id)
         try:
             while True:
-                # Wait if another process performs the new update or an earlier update of the application.
+                # Wait if a server is performing the new update, or an earlier update of the application.
                 if not await updates.perform(update_id) and not await _perform_earlier(updates):
                     await asyncio.sleep(0.1)
                 fields = serialize_update(await database.read(find_update, public_id, application))
@@ -325,7 +328,7 @@ async def _print_link(database: Any, code: str, as_json: bool, application: int 
 
 
 def _describe_changes(changes: dict[str, Any]) -> str:
-    """Return the changes of one entry of the history, such as `enabled true -> false`, as one line without control characters."""
+    """Return the changes of one history entry on one line, such as `enabled true -> false`. Control characters are escaped."""
     return ", ".join(f"{name} {cell(one['from'])} -> {cell(one['to'])}" for name, one in changes.items())
 
 

@@ -1,4 +1,4 @@
-"""The command `shortener listen`, a local receiver that prints the requests of trackers and verifies their signatures."""
+"""The command `shortener listen`: a local receiver that prints the requests of trackers and verifies their signatures."""
 # Tested by tests/acceptance/test_listen.py
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
 
 
 def print_request(request: Any, as_json: bool) -> None:
-    """Print one received request: as one line of JSON, or as text of several lines."""
+    """Print one received request: one line of JSON, or several lines of text."""
     if as_json:
         fields = {
             "at": request.at,

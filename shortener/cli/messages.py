@@ -116,7 +116,7 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
     fields = reader.serialize(status, reveal=reveal)
 
     def print_text() -> None:
-        # The timeline lists the revisions of a conversion.
+        # The timeline already contains the revisions of each conversion, so they are left out here.
         conversions = [{name: one[name] for name in one if name != "revisions"} for one in fields["conversions"]]
         print_nested_fields(fields | {"conversions": conversions})
         click.echo()

@@ -89,7 +89,7 @@ async def reset(name: str, yes: bool, as_json: bool) -> None:
 
 
 async def _invite(database: Any, create: Any, as_json: bool, action: str) -> None:
-    """Call `create`, which returns an invitation, add a row to the audit log in the same transaction, and print the invitation."""
+    """Call `create`, which returns an invitation, and add an audit row in the same transaction. Then print the invitation."""
     from shortener.portal.invitation_url import link
     from shortener.storage.types import to_iso
 
@@ -179,7 +179,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, yes
             module.revoke(connection, operator.id, application_id)
         else:
             module.grant(connection, operator.id, parsed, application_id)
-        end_sessions(connection, operator.id)  # The sessions end, because they began with the previous role.
+        end_sessions(connection, operator.id)  # The sessions of the operator have the rights of the previous role, so they end.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     async with open_store() as database:
@@ -214,7 +214,7 @@ async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
 
 
 async def _write_audited(database: Any, change: Any, action: str, what: str, yes: bool) -> dict[str, Any]:
-    """Confirm a change that `what` describes, write it, and add a row to the audit log in the same transaction."""
+    """Ask the user to confirm the change that `what` describes. Write the change and its audit row in one transaction."""
 
     audit = command_line_audit(database)
 

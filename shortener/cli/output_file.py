@@ -1,4 +1,4 @@
-"""This module opens the file to which a command writes its result. The file gets its name when it is complete."""
+"""This module opens the file to which a command writes its result. The file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import click
 def open_output(name: str) -> Iterator[IO[bytes]]:
     """Yield a stream that writes the file `name`, or stdout if `name` is `-`. Raise ClickException if the file cannot be written.
 
-    If the `with` block raises an exception, no file is created, and an existing file of this name does not change. A device or a
-    pipe, such as /dev/stdout, gets the bytes at once and not at the end."""
+    If the `with` block raises an exception, no file is created, and an existing file of this name does not change. If `name` is a
+    device or a pipe, such as /dev/stdout, the bytes are written to it immediately."""
     if _is_stream(name):
         with click.open_file(name, "wb") as stream:
             yield stream
@@ -33,7 +33,7 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, temporary)
-            with contextlib.suppress(PermissionError):  # only root can give a file to another user
+            with contextlib.suppress(PermissionError):  # only root can change the owner of a file
                 os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
         os.replace(temporary, path)
     except OSError as error:
@@ -43,7 +43,7 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
 
 
 def _is_stream(name: str) -> bool:
-    """Return whether a name is stdout, a device or a pipe. The target of /dev/stdout or /dev/fd/63 may have no name in the file
-    system."""
+    """Return whether a name means stdout, a device or a pipe. Some of these names, such as /dev/fd/63, lead to an object that has
+    no name in the file system."""
     path = Path(name)
     return name == "-" or name.startswith(("/dev/std", "/dev/fd/", "/proc/")) or (path.exists() and not path.is_file())

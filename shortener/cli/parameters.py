@@ -1,6 +1,8 @@
-"""The types of command line arguments and options: ids, phone numbers, times and durations. `period_options` adds the options of a
-period, which mean the same as the parameters of the API. `ApplicationCommand` is the class of
-commands that work on one application, and `OwnedCommand` the class of commands on one object of an application."""
+"""The types of command line arguments and options: ids, phone numbers, times and durations.
+
+`period_options` adds the options that select a period, with the same meaning as the parameters of the API. `ApplicationCommand`
+is the class of commands about one application. `OwnedCommand` is the class of commands about one object that an application
+owns."""
 # Tested by tests/cli/test_parameters.py, tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ class SearchedNumber(click.ParamType[str]):
 
 
 class EndTime(click.ParamType[datetime]):
-    """A parameter that is the excluded end of a period in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z. A date includes this
-    whole day, as in the API. A time before 1970 or after 2999 is replaced by the nearest time in these years."""
+    """A parameter that is the excluded end of a period in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z.
+
+    A date includes this whole day, as in the API. A time before 1970 or after 2999 is replaced by the nearest time in these
+    years."""
 
     name = "time"
 
@@ -110,12 +114,13 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-#: The help of --application of a command that reads the data of one application.
+#: The help text of --application in commands that read the data of one application.
 OPTIONAL_APPLICATION = "Id of the application. Required if there are several applications."
 
 
 class ApplicationCommand(click.Command):
-    """A command whose first argument is the id of an application. The option --application is another form of this argument."""
+    """A command whose first argument is the id of an application. The user can write the id as the option --application
+    instead."""
 
     def __init__(self, *args: Any, application_help: str = "Id of the application.", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,7 +128,8 @@ class ApplicationCommand(click.Command):
         self.params.insert(0, click.Option(["--application", "application_option"], type=ID, expose_value=False, help=text))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move the value of --application to the place of the argument APPLICATION, and then parse the arguments."""
+        """Move the value of --application to the start of the arguments, where the argument APPLICATION is expected. Then parse
+        the arguments."""
         rest, found = _take_option(args, "--application")
         if len(found) > 1:
             raise click.UsageError("--application must be used only once", ctx)
@@ -136,8 +142,10 @@ class ApplicationCommand(click.Command):
 
 
 class OwnedCommand(click.Command):
-    """A command on one object of an application, such as a link or a tracker. The option --application names the application to
-    which the object must belong. The callback gets it as `application`, None by default."""
+    """A command about one object of an application, such as a link or a tracker.
+
+    With the option --application, the object must belong to that application. The callback gets the id as `application`, or None
+    if the option is missing."""
 
     def __init__(
         self,
@@ -149,7 +157,7 @@ class OwnedCommand(click.Command):
         self.params.insert(0, click.Option(["--application"], type=ID, help=application_help))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments. If there are too many arguments, the error says how to name the application."""
+        """Parse the arguments. If there are too many arguments, the error also says that --application names the application."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -160,8 +168,8 @@ class OwnedCommand(click.Command):
 
 
 def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """Remove an option from the arguments of a command. Return the remaining arguments, and the values of the option. An option
-    without a value is not removed."""
+    """Remove an option from the arguments of a command. Return the remaining arguments, and the values of the option. If the
+    option is the last argument, and so has no value, it is not removed."""
     rest: list[str] = []
     found: list[str] = []
     index = 0
@@ -197,11 +205,11 @@ def period_options(
     required: bool = False,
     has_zone: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options --since, --until and --tz. The command gets `since` and `until`: UTC, or None. If
-    `has_zone` is true, it also gets `zone`, the time zone in --tz.
+    """Return a decorator that adds the options --since, --until and --tz. The callback gets the times `since` and `until` in UTC,
+    or None. If `has_zone` is true, it also gets `zone`, the time zone that --tz names.
 
     `rows` describes the period in the help texts, for example " in which the messages were created". `note` is a sentence before
-    the help texts. `required` is true if --since is required."""
+    the help texts. If `required` is true, the user must write --since."""
     since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in --tz."
     until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
     until_text += f"--tz. Default: {until_default}."

@@ -1,7 +1,7 @@
-"""A local receiver for `shortener listen` and `shortener demo`, which replaces the endpoint of a customer.
+"""The receiver of `shortener listen` and `shortener demo`. It plays the role of the customer's endpoint.
 
-It stores every request unchanged and checks the signature if it has a secret. It responds to the first `fail` requests with 500 and
-to all others with 200, each after `delay` seconds.
+It stores every request unchanged, and checks the signature if it has a secret. It responds to the first `fail` requests with 500,
+and to all later requests with 200. Each response is delayed by `delay` seconds.
 """
 # Tested by tests/acceptance/test_listen.py
 
@@ -24,8 +24,8 @@ MAX_BODY_BYTES = 1024 * 1024
 
 @record
 class ReceivedRequest:
-    """One received request. `signature` describes the result of the signature check; `status` is the HTTP status of the response to
-    it."""
+    """One received request. `signature` is the result of the signature check as a text. `status` is the HTTP status of the
+    receiver's response."""
 
     at: datetime
     method: str

@@ -1,5 +1,5 @@
-"""`shortener backup`, `restore` and `secret adopt`: write a backup of an installation, restore a backup, and replace a lost
-secret."""
+"""The commands `shortener backup`, `restore` and `secret adopt`. They write a backup of an installation, restore a backup, and
+replace a lost secret."""
 
 from __future__ import annotations
 
@@ -95,9 +95,10 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
     """Restore the backup FILE, or a plain copy of a SQLite database, into DATA_DIR. No server may run.
 
     The secret of the backup is written to DATA_DIR/secret, unless SECRET is set. Afterwards run `shortener verify`. If the backup
-    is of an older version, run `shortener migrate` first. With --replace, an existing database and its secret are renamed, but only
-    after the new database is complete and all its pages are checked. If the command fails or is interrupted before that, the
-    existing files do not change.
+    comes from an older version, run `shortener migrate` before that.
+
+    With --replace, an existing database and its secret are renamed. This happens only after the new database is complete and all
+    its pages are checked. If the command fails or is interrupted before that, the existing files do not change.
     """
     from shortener.secret import Secret, secret_file
     from shortener.storage.backup import BackupError, inspect
@@ -107,7 +108,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
     settings = load_settings()
     database = _require_sqlite(settings, "restore")
-    inspect(file)  # raises an error for an unusable backup before the user is asked to confirm
+    inspect(file)  # This call raises an error if the backup is unusable. The user is then not asked to confirm.
     place = secret_file(settings.data_dir)
     is_replacing = replace and (database.exists() or place.exists())
     text = settings.secret.get_secret_value()
@@ -140,7 +141,8 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
 
 async def _record_restore(settings: Settings, info: Any) -> None:
-    """Add a row to the audit log of the restored database, unless the database is of a version without an audit log."""
+    """Add a row to the audit log of the restored database. Do nothing if the database comes from a version that has no audit
+    log."""
     from shortener.storage.open import open_database
 
     def add(connection: Any) -> None:
@@ -186,8 +188,8 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     database = await open_database(settings.store_url, owner=True, is_command=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
-    # `is_written` becomes True before the transaction begins, because the transaction may be committed even if the command gets an
-    # error.
+    # If the command gets an error from the transaction, the transaction may be committed nevertheless. Therefore `is_written`
+    # becomes True before the transaction begins.
     is_written = False
     lost: list[LostValue] = []
     try:
@@ -241,7 +243,7 @@ async def _adopt(database: Any, new: Secret) -> list[LostValue]:
 
 @contextlib.asynccontextmanager
 async def _open_spool(settings: Settings, secret: Secret) -> AsyncIterator[HitSpool]:
-    """Yield the spool in Redis whose keys are derived from this secret. REDIS_URL must be set."""
+    """Yield the spool in Redis whose keys are derived from the secret `secret`. REDIS_URL must be set."""
     from shortener.clicks.hit_spool import HitSpool
     from shortener.container.connections import key_prefix
     from shortener.redis.client import open_redis
@@ -254,7 +256,7 @@ async def _open_spool(settings: Settings, secret: Secret) -> AsyncIterator[HitSp
 
 
 async def _check_redis(settings: Settings, new: Secret) -> None:
-    """Raise ClickException if Redis, which may contain hits, is configured and does not respond."""
+    """Raise ClickException if Redis is configured and does not respond. It may contain hits."""
     from shortener.redis.client import RedisUnavailable
 
     if settings.redis_url:
@@ -266,10 +268,10 @@ async def _check_redis(settings: Settings, new: Secret) -> None:
 
 
 async def _move_hits(settings: Settings, database: Any, new: Secret) -> int:
-    """Move the hits that wait in Redis from the keys of former secrets to the keys of the new secret. Return their number.
+    """Move the hits that wait in Redis to keys that are derived from the new secret. Return the number of moved hits.
 
-    The database contains the names of these keys until the hits are moved, so a repeated command continues an interrupted move.
-    Raise ClickException if Redis does not respond."""
+    Until all hits are moved, the database contains the fingerprints of the former secrets. If the command is interrupted, it can
+    therefore be repeated. Raise ClickException if Redis does not respond."""
     from shortener.container.connections import key_prefix, key_prefix_of
     from shortener.redis.client import RedisUnavailable
     from shortener.storage import secret_change
@@ -291,7 +293,8 @@ async def _move_hits(settings: Settings, database: Any, new: Secret) -> int:
 
 
 def _is_simulator(value: LostValue) -> bool:
-    """Return whether a lost value belongs to the gateway `simulator`, which `ensure_simulator` repairs without the operator."""
+    """Return whether a lost value belongs to the built-in gateway `simulator`. `ensure_simulator` creates such a value again, so
+    the operator does not have to."""
     return (value.owner, value.name) == ("gateways", "simulator")
 
 
@@ -303,7 +306,7 @@ def _print_lost(lost: list[LostValue]) -> None:
 
 
 def _remedy(value: LostValue) -> str:
-    """Return a line with the command that replaces a lost value."""
+    """Return a line with the command with which the operator sets a lost value again."""
     commands = {
         "trackers": f"shortener trackers update {value.id} --header 'NAME: -' --secret - --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",

@@ -1,10 +1,10 @@
-"""Options whose value is a secret, such as a signing secret or a URL with a password, and options of named values of which some
-are secrets, such as `--variable password=VALUE`.
+"""This module defines options whose value is a secret, such as a signing secret or a URL with a password. It also defines options
+of named values, some of which are secrets, such as `--variable password=VALUE`.
 
-Other users of the machine can read the arguments of a process, and a shell stores them in its history. Each option NAME therefore
-has two further forms: `NAME -` reads the secret from the standard input, or asks for it on a terminal without showing it, and
-`NAME-file FILE` reads it from a file. For named values, the forms are `--variable password=-` and `--variable-file password=FILE`.
-A secret as an argument still works, and causes a warning on stderr.
+Other users of the machine can read the arguments of a process, and a shell stores them in its history. Therefore each option NAME
+has two other forms. `NAME -` reads the secret from the standard input, or asks for it on a terminal without showing it.
+`NAME-file FILE` reads the secret from a file. For named values, these forms are `--variable password=-` and `--variable-file
+password=FILE`. A secret as an argument still works, but causes a warning on stderr.
 """
 # Tested by tests/cli/test_secret_input.py
 
@@ -22,12 +22,13 @@ import click
 
 from shortener.cli.common import is_terminal, print_warnings
 
-#: The value of an option that stands for the standard input.
+#: If an option has this value, the secret is read from the standard input.
 STANDARD_INPUT = "-"
 
-# Names of values that are secrets, such as password, auth_token, Authorization and X-Api-Key.
+# A named value is a secret if its name matches this expression, such as password, auth_token, Authorization and X-Api-Key.
 _SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|auth|cred|cookie|signature|^pin$|^variables$", re.IGNORECASE)
-# Texts that are no secrets whatever their name is: the value of a switch, and a text with a placeholder, such as `App {api_key}`.
+# These texts are never secrets, whatever their name is: an empty text, true, false, and a text with a placeholder, such as `App
+# {api_key}`.
 _NO_SECRET = re.compile(r"|true|false|[^{}\[\]]*\{\w+\}[^{}\[\]]*")
 
 
@@ -40,7 +41,7 @@ def has_password(url: str) -> bool:
 
 
 def is_named_secret(name: str, text: str) -> bool:
-    """Return whether a value is a secret, according to its name."""
+    """Return whether a named value is a secret: its name is the name of a secret, and its text can be a secret."""
     return bool(_SECRET_NAME.search(name)) and not _NO_SECRET.fullmatch(text)
 
 
@@ -53,11 +54,11 @@ def secret_options(
     required: bool = False,
     is_secret: Callable[[str], bool] = bool,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options `--NAME` and `--NAME-file` to a command. The command gets the secret as `parameter`:
-    a text or None, or a tuple of texts if `multiple` is true.
+    """Return a decorator that adds the options `--NAME` and `--NAME-file` to a command. The callback gets the secret as
+    `parameter`: a text or None, or a tuple of texts if `multiple` is true.
 
-    `text` is the help text, without the final full stop. `is_secret` returns whether an argument contains a secret, so that it
-    causes a warning."""
+    `text` is the help text, without the final full stop. `is_secret` returns whether an argument contains a secret. Such an
+    argument causes a warning."""
     option, file_option = f"--{name}", f"--{name}-file"
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,8 +86,8 @@ def secret_options(
 def named_value_options(
     name: str, parameter: str, text: str, *, sign: str = "="
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that adds the options `--NAME` and `--NAME-file`, which can be repeated, to a command. The command gets
-    their values as `parameter`: a dict of texts by name. `sign` separates the name of a value and its text.
+    """Return a decorator that adds the options `--NAME` and `--NAME-file` to a command. Both can be repeated. The callback gets
+    their values as `parameter`: a dict of texts by name. `sign` is the character between the name and the text of a value.
 
     `text` is the help text, without the final full stop."""
     option, file_option = f"--{name}", f"--{name}-file"
@@ -130,12 +131,13 @@ def _quoted(text: str) -> str:
 
 
 def _split(option: str, given: Sequence[str], sign: str, form: str) -> list[tuple[str, str]]:
-    """Return the name and the text of each value. White space around both is removed if `sign` is a colon, as in HTTP headers."""
+    """Split each value into its name and its text. If `sign` is a colon, remove the white space around both, as in HTTP
+    headers."""
     pairs = []
     for value in given:
         name, found, text = value.partition(sign)
         if not found:
-            # The text may be a secret whose name is missing, so the error does not contain it.
+            # The user may have written a secret without its name, so the error does not repeat the text.
             raise click.BadParameter(f"must be {_quoted(form)}", param_hint=option)
         pairs.append((name.strip(), text if sign == "=" else text.strip()))
     return pairs
@@ -155,13 +157,13 @@ def _from_arguments(option: str, given: Sequence[str], is_secret: Callable[[str]
 
 
 def _read(option: str, file: str, label: str = "") -> str:
-    """Return the secret in a file, without white space around it. From the standard input, read one line. On a terminal, ask for
-    the secret without showing it, with the name of the option or `label`."""
+    """Read a secret from a file, and remove the white space around it. If `file` is `-`, ask for the secret on a terminal without
+    showing it, or read one line of the standard input. The question is `label`, or by default the name of the option."""
     if file != STANDARD_INPUT:
         try:
             secret = Path(file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            # Without the name of the file: it is the secret itself if somebody wrote the secret in place of the name.
+            # The error does not repeat the name of the file. Somebody may have written the secret in place of the name.
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise click.BadParameter(f"the file cannot be read: {reason}", param_hint=option) from None
     elif is_terminal():

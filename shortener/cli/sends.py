@@ -43,8 +43,9 @@ _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_statu
 async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
     """Queue TEXT for the number TO at the gateway of an application. A running server hands the message on.
 
-    `send_status` is the state in the queue: pending, sent, held or failed. If there is no gateway, it is - (with --json: null), the
-    message is not sent, and the exit code is 1. `shortener sends show MESSAGE_ID` shows the state later.
+    `send_status` is the state of the message in the queue: pending, sent, held or failed. If the application has no gateway, the
+    message is not sent: `send_status` is - (with --json: null), and the exit code is 1. `shortener sends show MESSAGE_ID` shows
+    the state later.
     """
     from shortener.container import open_service
     from shortener.messages.rewrite_item import RewriteItem
@@ -73,8 +74,8 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
         warnings = [mask_in(mask_in(warning, number), to) for warning in message["warnings"]]
         message = {**message, "to": mask(number), "warnings": warnings}
     message = {**message, "send_status": status}
-    # `sent` of the API means that the service sends the message. Next to `send_status`, a user could read it as "was sent", so it
-    # is not printed.
+    # In the API, `sent` means that the service sends the message. A user who sees it next to `send_status` could think that the
+    # message was already sent. Therefore `sent` is not printed.
     print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key not in ("links", "sent")}))
     if not message["sent"]:
         raise click.exceptions.Exit(1)
@@ -82,8 +83,10 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
 
 @click.group()
 def sends() -> None:
-    """List the messages that gateways send; send held messages again or give them up. A message is held if the gateway may already
-    have accepted it, and the gateway has the option `--on-doubt hold`.
+    """List the messages that gateways send; send held messages again or give them up.
+
+    A message is held if two things are true: the gateway may already have accepted it, and the gateway has the option `--on-doubt
+    hold`.
     """
 
 
@@ -108,7 +111,7 @@ async def list_all(application: int | None, status: str | None, limit: int, as_j
 @json_option
 @async_command
 async def show(message_id: str, application: int | None, as_json: bool) -> None:
-    """Show how a gateway sends one message, with each attempt."""
+    """Show how a message is sent through its gateway, with each attempt."""
     from shortener.reporting.status import find_status, serialize_send
 
     async with open_store() as database:
@@ -137,7 +140,7 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 
     async with open_store() as database:
         owner = await find_application(database, application)
-        # A fast clock would take a running attempt for an attempt whose lease has ended.
+        # Use the clock of the database. With a clock that is ahead, the lease of a running attempt would seem to have ended.
         clock = await open_clock(database)
         guard = await database.read(read_guard, ms_clock(clock))
         await database.write(decisions.resend, command_line_audit(database), owner, message_id, clock(), guard.leases_wait)

@@ -1,8 +1,8 @@
 """The commands `shortener serve` and `shortener deliver`: start servers, handle signals, and stop.
 
-`serve` binds its port first, so that a port in use is an error before anything is created. After SIGTERM `/readyz` responds with
-503; SHUTDOWN_DELAY later the process accepts no more connections, finishes requests and deliveries in flight, and exits with 0.
-The stop is in stopping.py.
+`serve` binds its port first. If the port is in use, the command fails before it creates anything. After SIGTERM, `/readyz`
+responds with 503. After SHUTDOWN_DELAY, the process accepts no more connections, finishes the requests and deliveries in flight,
+and exits with 0. The stop is in stopping.py.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ if TYPE_CHECKING:
     from shortener.server.application import HttpApplication
     from shortener.settings import Settings
 
-#: Time limit for requests in flight, from the moment when the process accepts no more connections. uvicorn requires an integer.
+#: The time limit for requests in flight after the process has stopped accepting connections. uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
-#: If the process may open fewer files than this, the start logs a warning: each connection of a client and each connection to a
-#: tracker needs an open file.
+#: Each connection from a client and each to a tracker needs an open file. If the process may open fewer files than this, the start logs a
+#: warning.
 MIN_OPEN_FILES = 4096
-#: The number of collections of younger objects before an automatic full collection. It is so high that a process never reaches it.
+#: Python starts a full garbage collection after this number of smaller collections. The number is so high that this never
+#: happens.
 NO_FULL_COLLECTIONS = 1_000_000_000
-#: A worker checks at this interval whether its parent process still runs.
+#: At this interval, a worker checks whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
 
 
@@ -70,8 +71,8 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
 
     The first start creates a default application and prints its credentials once.
 
-    The log contains a line for each click and each request only with ACCESS_LOG=on or LOG_FORMAT=text. `shortener clicks list`
-    lists the clicks with every setting.
+    With ACCESS_LOG=on or LOG_FORMAT=text, the log contains a line for each click and each request. `shortener clicks list` always
+    lists the clicks.
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port, setting="SHORTENER_PORT")
@@ -81,10 +82,10 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
             f"{problem} Set SHORTENER_BASE_URL to the address that phones use, for example https://go.example (to try the service "
             "in a container on this machine: http://localhost:8000)"
         )
-    if settings.port == 0:  # the settings are loaded again with the selected port, because the default of BASE_URL contains it
+    if settings.port == 0:  # Load the settings again with the selected port, because the default of BASE_URL contains the port.
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
-        listener.listen(BACKLOG)  # listen now, so that connections of early clients wait until the workers accept them
+        listener.listen(BACKLOG)  # listen now: clients that connect early wait until the workers accept their connections
         _first_start(settings, as_json)
         _serve_many(settings, listener)
     else:
@@ -110,7 +111,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
             raise
     try:
         await server.serve([listener])
-    except OSError as error:  # another process has begun to listen on the port after `bind` in this process
+    except OSError as error:  # after `bind`, another process has begun to listen on the port
         raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
@@ -124,7 +125,7 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
             try:
                 await super().startup(sockets)
-                # Print now, because clients can connect and a signal stops the process cleanly.
+                # Print only now: from here on, clients can connect, and a signal stops the process cleanly.
                 await _print_start(service, as_json)
             finally:
                 logs.release()
@@ -132,8 +133,8 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # This method replaces uvicorn's own method, which raises the signal again after the stop: a clean stop would not exit
-            # with 0.
+            # This method replaces a method of uvicorn that raises the signal again after the stop. The exit code of a clean stop
+            # would then not be 0.
             with handle_stop_signals(service, self.handle_exit):
                 yield
 
@@ -150,7 +151,7 @@ def _raise_open_files_limit() -> int:
 
 
 def _log_start(open_files: int) -> None:
-    """Log facts about the start that an operator may need later."""
+    """Log the limit of open files (a warning if it is low), and variables of Kubernetes that are ignored."""
     import structlog
 
     log = structlog.get_logger(__name__)
@@ -164,27 +165,28 @@ def _log_start(open_files: int) -> None:
 
 @contextlib.contextmanager
 def _fast_start() -> Iterator[None]:
-    """Suspend garbage collection during the start. Exclude the objects that the start creates from later collections.
+    """Suspend garbage collection during the start, and exclude all objects that the start creates from later collections.
 
-    Modules, classes and routes exist as long as the process. Collections took a fifth of the start, and each later full collection
-    would stop the process for a tenth of a second to examine these objects again. A background job examines these objects about
-    once an hour (shortener/container/full_collections.py).
+    These objects, such as modules, classes and routes, exist as long as the process. Collections would take a fifth of the time
+    of the start. Each later full collection would stop the process for a tenth of a second, because it would examine these
+    objects again. A background job examines them about once an hour (shortener/container/full_collections.py).
     """
     gc.disable()
     try:
         yield
         gc.freeze()
-        # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
-        # A background job starts full collections (shortener/container/full_collections.py).
+        # Requests leave few reference cycles, so collections can be rare. With the default threshold of 700 objects, every tenth
+        # redirect would start a collection. A background job starts full collections (shortener/container/full_collections.py).
         gc.set_threshold(20_000, 20, NO_FULL_COLLECTIONS)
-        # The thread that writes to SQLite needs the interpreter lock after each statement, and by default waits up to 5 ms for it.
+        # The thread that writes to SQLite needs the interpreter lock again after each statement. By default, it would wait up to
+        # 5 ms for the lock.
         sys.setswitchinterval(0.001)
     finally:
         gc.enable()
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
-    """Return the configuration of uvicorn for `app`; `more` contains further arguments of the configuration."""
+    """Return the configuration of uvicorn for `app`. `more` contains additional arguments for `uvicorn.Config`."""
     from shortener.server.connection_limits import ConnectionLimits, open_files_limit
     from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 
@@ -198,7 +200,8 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # clicks/client_address.py reads X-Forwarded-For, and only from TRUSTED_PROXIES
+        # uvicorn must not read X-Forwarded-For: clicks/client_address.py reads it, and trusts only TRUSTED_PROXIES
+        proxy_headers=False,
         timeout_graceful_shutdown=REQUEST_GRACE_SECONDS,
         backlog=BACKLOG,
         **more,
@@ -210,13 +213,14 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
 
 @async_command
 async def _first_start(settings: Settings, as_json: bool) -> None:
-    """Prepare the database once before several workers use it, and print the URL of the service and the first credentials."""
+    """Prepare the database before several workers open it at the same time. Print the URL of the service and the first
+    credentials."""
     from shortener import logs
     from shortener.container import open_service
 
     logs.configure(settings)
     logs.hold()
-    limit = _raise_open_files_limit()  # the limit of open files is raised here, because the workers inherit it
+    limit = _raise_open_files_limit()  # raise the limit of open files before the workers start, because they inherit it
     try:
         with name_database(settings):
             service = await open_service(settings)
@@ -246,9 +250,9 @@ def _serve_many(settings: Settings, listener: socket.socket) -> None:
 
 
 class Worker:
-    """The ASGI application of one of several workers. It opens its service at the first call, when its event loop runs.
+    """The ASGI application of one worker process of several. At its first call, when the event loop runs, it opens its service.
 
-    `server` is the server that runs the application; it sets this attribute before the first call."""
+    `server` is the server that runs the application. The server sets this attribute before the first call."""
 
     server: WorkerServer
 
@@ -278,9 +282,11 @@ class Worker:
 
 
 async def _invite_first_operator(service: Service) -> str | None:
-    """Return the URL at which the first admin of the portal sets a password, or None if an operator exists or the portal is off.
+    """Return the URL at which the first admin of the portal sets a password. Return None if an operator exists or the portal is
+    off.
 
-    The URL is also written to a file of DATA_DIR that only this user can read, for containers whose output is not visible."""
+    The output of a container is often not visible. Therefore the URL is also written to a file in DATA_DIR that only this user
+    can read."""
     if not service.settings.portal:
         return None
     from sqlalchemy.exc import IntegrityError
@@ -292,8 +298,8 @@ async def _invite_first_operator(service: Service) -> str | None:
     try:
         invitation = await service.database.write(invite_first, service.clock())
     except (IntegrityError, StoreUnavailable):
-        # Either another node has created the operator at the same time and prints the URL, or the database is unavailable and the
-        # next start prints a URL.
+        # There are two cases. Another node has created the operator at the same time and prints the URL. Or the database is
+        # unavailable, and the next start prints a URL.
         return None
     file = invitation_file(service.settings.data_dir)
     with contextlib.suppress(OSError):
@@ -303,15 +309,15 @@ async def _invite_first_operator(service: Service) -> str | None:
     url = link(service.settings.portal_origin, invitation.token)
     with contextlib.suppress(OSError), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(url + "\n")
-    # If INITIAL_API_KEY is set, no secret is printed, because the output of a container is stored as a log. The operator finds the
-    # URL of the invitation in the file that was written above.
+    # The output of a container is often stored as a log. If INITIAL_API_KEY is set, no secret is therefore printed, and the
+    # operator finds the URL in the file that was written above.
     return None if service.settings.initial_api_key.get_secret_value() else url
 
 
 async def _stop_without_parent() -> None:
-    """Stop this worker when its parent process has ended, for example by `kill -9`.
+    """Stop this worker if its parent process has ended, for example by `kill -9`.
 
-    Otherwise the worker would keep the port, and the next start of `serve` would fail."""
+    Without its parent, the worker would keep the port in use, and the next start of `serve` would fail."""
     import multiprocessing  # imported here, because only the workers need it
 
     parent = multiprocessing.parent_process()
@@ -325,8 +331,8 @@ async def _stop_without_parent() -> None:
 
 
 async def _print_start(service: Service, as_json: bool) -> None:
-    """Print the URL of the service and the first invitation, and at the very first start also the credentials of the default
-    application."""
+    """Print the URL of the service and the URL of the first invitation. The very first start also prints the credentials of the
+    default application."""
     invitation = await _invite_first_operator(service)
     base_url, port, origin = service.settings.base_url, service.settings.port, service.settings.base_origin
     first = service.first_credentials
@@ -361,7 +367,8 @@ async def _print_start(service: Service, as_json: bool) -> None:
 
 
 def _command_name() -> str:
-    """Return the command as the user can call it. `make run` calls it by its path, because its folder is not in PATH."""
+    """Return the command in the form in which the user can call it. If its folder is not in PATH, as after `make run`, this is
+    its path."""
     import shutil
 
     path = Path(sys.argv[0])
@@ -369,10 +376,10 @@ def _command_name() -> str:
 
 
 def _print(text: str, first: Credentials | None = None) -> None:
-    """Print a text about the start on stdout. `first` are the credentials that the text contains.
+    """Print a text about the start on stdout. `first` contains the credentials that are in the text.
 
-    A process starts even if it cannot print, for example because stdout is a file on a full disk. Otherwise a restart would stop
-    all redirects. A warning in the log names the commands that replace the credentials."""
+    If the text cannot be printed, for example because stdout is a file on a full disk, the start continues. Otherwise a restart
+    would stop all redirects. A warning in the log names the commands that replace the credentials."""
     try:
         click.echo(text)
     except OSError as error:
@@ -388,7 +395,7 @@ def _print(text: str, first: Credentials | None = None) -> None:
 
 
 def _printed_credentials(service: Service, first: Credentials) -> dict[str, str | None]:
-    """Return the credentials that the first start prints. If the operator has set INITIAL_API_KEY, all values are None."""
+    """Return the credentials that the first start prints. All values are None if the operator has set INITIAL_API_KEY."""
     values = {"api_key": first.api_key, "tracker_token": first.tracker_token, "callback_secret": first.callback_secret}
     return dict.fromkeys(values) if service.settings.initial_api_key.get_secret_value() else values
 

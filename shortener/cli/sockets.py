@@ -1,5 +1,5 @@
-"""This module opens listening sockets. A command binds its port first, so that it reports a port in use before it creates
-anything."""
+"""This module opens listening sockets. A command opens its socket before it creates anything, so that it fails early if the port
+is in use."""
 # Tested by tests/cli/test_serve.py
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import click
 
 
 def bind(host: str, port: int, *, setting: str = "") -> socket.socket:
-    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a message that says
-    what is wrong, for example that the port is in use.
+    """Return a socket that is bound to `host` and `port`. Port 0 selects a free port. Raise ClickException with the reason if
+    this fails, for example because the port is in use.
 
-    `setting` is the name of the setting that the option --port overrides; "" if there is none."""
+    `setting` is the name of the setting that the option --port overrides, or ""."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

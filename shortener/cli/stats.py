@@ -13,7 +13,7 @@ from shortener.cli.common import async_command, json_option, open_store, print_f
 from shortener.cli.parameters import ID, OPTIONAL_APPLICATION, ApplicationCommand, period_options
 
 GROUPS = ("day", "hour", "country", "campaign", "destination", "label", "action")
-PAGE_CAMPAIGNS = 200  # The number of campaigns that are read at once.
+PAGE_CAMPAIGNS = 200  # The number of campaigns that one query reads.
 _COLUMNS = (
     "messages",
     "delivered",
@@ -29,7 +29,7 @@ _COLUMNS = (
 )
 
 
-#: The columns of the groups by action, which have conversions only.
+#: The columns of a table that is grouped by action. Only conversions have actions.
 _ACTION_COLUMNS = ("conversions", "positive", "negative", "pending", "other", "value")
 
 
@@ -136,7 +136,7 @@ async def stats(
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
     """Return the function that computes the requested report from a connection and a filter.
 
-    The function returns two values: a (name, figures) pair for each group, and whether the figures are complete."""
+    The result of that function is a (name, figures) pair for each group, and whether the figures are complete."""
     from shortener.reporting import statistics
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:

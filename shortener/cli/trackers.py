@@ -71,7 +71,7 @@ def _parse_schedule(context: click.Context, parameter: click.Parameter, value: s
         raise click.BadParameter("must be numbers of seconds, separated by commas") from None
 
 
-#: The options that `add` and `update` share, in the order of the help text.
+#: The options that `add` and `update` have in common, in the order of the help text.
 _TRACKER_OPTIONS = (
     click.option("--name", help="Name of the tracker. It is only displayed. Default: the host of the URL."),
     click.option(
@@ -133,7 +133,7 @@ _TRACKER_OPTIONS = (
 )
 
 
-#: The properties of a tracker that `update --remove` removes, by the name that the option accepts.
+#: The properties of a tracker that `update --remove` can remove. The key is the word that the option accepts.
 REMOVABLE = {
     name.replace("_", "-"): name
     for name in (
@@ -144,7 +144,8 @@ REMOVABLE = {
 
 
 def _tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_TRACKER_OPTIONS):  # reversed, because decorators are applied from the last to the first
+    # Decorators are applied from the last to the first, so `reversed` keeps the order of the help text.
+    for option in reversed(_TRACKER_OPTIONS):
         command = option(command)
     return command
 
@@ -163,7 +164,7 @@ _UNCHANGED_OPTIONS = (
 
 
 def _request_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that are set as the fields of an API request."""
+    """Return the fields of an API request, from the options that the user has written."""
     fields = {
         "events": list(options["events"]),
         "fields": list(options["fields"]),
@@ -327,7 +328,8 @@ async def update_tracker(
 
 
 async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges, overlap: timedelta, yes: bool) -> None:
-    """Ask for confirmation if a change of a tracker disables it, removes its credentials, or ends the use of a signing secret."""
+    """Ask the user to confirm a change that disables the tracker, removes its credentials, or ends the use of a signing
+    secret."""
     from shortener.delivery.tracker_queries import values_of_another_origin
 
     name = f"tracker {found.id} ({found.name}) of {await describe_application(database, found.application_id)}"
@@ -394,7 +396,7 @@ async def test_tracker(tracker: int, application: int | None, event: str | None,
         open_trackers() as (database, stored, settings),
         open_sender(Guard(settings.allow_private_targets), settings, current_time) as sender,
     ):
-        await stored.get(tracker, application)  # raises NOT_FOUND if the tracker belongs to another application
+        await stored.get(tracker, application)  # this call raises NOT_FOUND if the tracker belongs to another application
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
         audit = command_line_audit(database)
         sample = await send_test(

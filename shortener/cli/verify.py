@@ -1,4 +1,4 @@
-"""The command `shortener verify`, which counts all rows again and compares the results with the counts of the statistics."""
+"""The command `shortener verify`: it counts all rows again, and compares the results with the stored counts of the statistics."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ if TYPE_CHECKING:
     from shortener.reporting.rollup_check import RollupDifference
     from shortener.storage.references import Orphan
 
-MAX_SHOWN_DRIFTS = 100  # The maximum number of differences that the command shows as a table.
+MAX_SHOWN_DRIFTS = 100  # The maximum number of differences that the command prints as text.
 
 
 class _Repaired(NamedTuple):
-    """The number of corrected rolled-up counts, and the number of messages that were recorded as converted."""
+    """What `--repair` has changed: the number of rolled-up counts that it corrected, and the number of messages that it recorded
+    as converted."""
 
     counts: int = 0
     converted: int = 0
 
 
 class _Findings(NamedTuple):
-    """What the check has found. `drifts` are the differences as JSON objects. `missing` is the number of messages with conversions
-    that are not recorded as converted. `first` is the time at which the first application was created."""
+    """What the check has found.
+
+    `drifts` are the differences as JSON objects. `missing` is the number of messages that have conversions but are not recorded
+    as converted. `first` is the time at which the first application was created."""
 
     drifts: list[dict[str, Any]]
     damage: list[str]
@@ -63,8 +66,8 @@ class _Findings(NamedTuple):
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
     """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
 
-    The command also checks that no page and no index of an SQLite database is damaged, that each row refers only to rows that
-    exist, and that each message with conversions is recorded as converted. --repair records the messages that are not.
+    The command also checks three other things. No page and no index of a SQLite database may be damaged. Each row may refer only
+    to rows that exist. Each message with conversions must be recorded as converted; --repair records messages that are not.
 
     Older versions did not store counts by time of sending, by destination and by label; --repair creates them.
     """
@@ -108,7 +111,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
 
 def _progress(stage: str, steps: int = 0) -> None:
-    """If stderr is a terminal, show the present stage of the check, and how many steps of this stage are finished."""
+    """On a terminal, show on stderr the present stage of the check and the number of its finished steps."""
     if sys.stderr.isatty():
         click.echo(f"\r{stage} ..." + (f" {counted(steps, 'step')}" if steps else "") + "\033[K", nl=False, err=True)
 
@@ -122,7 +125,8 @@ async def _find_damage(database: Any) -> list[str]:
 
 
 async def _repair(database: Any, begin: datetime, end: datetime, now: datetime) -> _Repaired:
-    """Correct the stored counts of the period. Each transaction adds an audit row."""
+    """Record converted messages that are not recorded, and correct the stored counts of the period. Each transaction adds an
+    audit row."""
     from shortener.conversions.first_conversions import FirstConversions
     from shortener.ids import IdGenerator
     from shortener.reporting.first_conversion_check import find_counted_without_row
@@ -140,7 +144,8 @@ async def _repair(database: Any, begin: datetime, end: datetime, now: datetime) 
 
 
 async def _check(database: Any, begin: datetime, end: datetime, damage: list[str]) -> _Findings:
-    """Compare the counts of the period with the raw data."""
+    """Check the stored counts of the period, the references between rows and the recorded conversions. `damage` becomes a part of
+    the findings."""
     from sqlalchemy import func, select
 
     from shortener.reporting import count_check
@@ -158,7 +163,8 @@ async def _check(database: Any, begin: datetime, end: datetime, damage: list[str
 
 
 def _serialize(drifts: Sequence[CountDifference], rolled_up: Sequence[RollupDifference]) -> list[dict[str, Any]]:
-    """Return the differences of both kinds of counts as JSON objects with the same fields."""
+    """Return the differences of the cohort counts and of the rolled-up counts as JSON objects. Both kinds have the same
+    fields."""
     from shortener.storage.types import to_iso
 
     rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at), "counts": "counts"} for drift in drifts]
@@ -181,7 +187,8 @@ def _serialize(drifts: Sequence[CountDifference], rolled_up: Sequence[RollupDiff
 
 
 def _print_findings(found: _Findings, since: datetime | None, begin: datetime) -> None:
-    """Print what the check has found. `since` is the option of the command, and `begin` is the start of the checked period."""
+    """Print what the check has found. `since` is the value of the option --since, and `begin` is the start of the checked
+    period."""
     for line in found.damage:
         click.echo(f"The database is damaged: {line}")
     if found.missing:
@@ -202,8 +209,8 @@ def _print_findings(found: _Findings, since: datetime | None, begin: datetime) -
 
 
 def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
-    """Add the audit row of `verify --repair` for a period. `corrected` is the number of corrected rolled-up counts, or the number
-    of messages that were recorded as converted."""
+    """Add the audit row of `verify --repair` for a period. `corrected` is the number of rolled-up counts that were corrected, or
+    the number of messages that were recorded as converted."""
     from shortener.storage.types import to_iso
 
     audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})

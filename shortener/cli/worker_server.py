@@ -1,9 +1,12 @@
 """The server of one worker process of `serve --workers`.
 
-All workers accept connections from one listening socket, so a worker stops in one of two ways. SIGTERM and SIGINT mean that all
-workers stop: each worker accepts the connections that wait, so that none waits when the last worker ends. SIGHUP means that the
-other workers continue: the worker stops listening at once and leaves the queue to them. For SHUTDOWN_DELAY it responds on its open
-connections and asks its clients to close them.
+All workers accept connections from the same listening socket. A worker can stop in two ways.
+
+SIGTERM and SIGINT mean that all workers stop. Each worker then accepts the connections that wait at the socket, so that none is
+left when the last worker ends.
+
+SIGHUP means that only this worker stops. It stops listening at once, and the other workers accept the waiting connections. For
+SHUTDOWN_DELAY, it still responds on its open connections and asks its clients to close them.
 """
 # Tested by tests/acceptance/test_workers_stop.py
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class WorkerServer(GracefulServer):
-    """A server that knows whether other workers continue to listen when it stops."""
+    """The server of a worker. When it stops, it knows whether other workers continue to listen."""
 
     _service: Service | None = None
     _listeners: list[socket.socket]
@@ -35,7 +38,7 @@ class WorkerServer(GracefulServer):
         await super().startup(sockets)
 
     def handle_signals(self, service: Service) -> None:
-        """Handle the signals that stop the worker, from the moment when its service is open."""
+        """Begin to handle the signals that stop the worker. Call this method when the service is open."""
         self._service = service
         add_stop_handlers(service, self.handle_exit)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._leave, service)
@@ -48,12 +51,13 @@ class WorkerServer(GracefulServer):
         if self.started and not service.is_stopping:
             leave_queue(self, self._listeners)
         handle_stop_signal(service, signal.SIGTERM, self.handle_exit)
-        # Load balancers must keep the node, also if they have an open connection to this worker: /readyz does not respond with 503.
+        # Only this worker stops, so load balancers must keep the node. On its open connections, the worker therefore does not
+        # respond with 503 to /readyz.
         service.ready = ready
 
 
 class UvicornProcess(Process):
-    """A process that runs `WorkerServer`. uvicorn starts it and responds to the supervisor in a thread of it."""
+    """A process that runs `WorkerServer`. uvicorn starts the process, and a thread in it responds to the supervisor."""
 
     @property
     def server(self) -> WorkerServer:

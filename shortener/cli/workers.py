@@ -3,12 +3,12 @@
 All workers accept connections from one listening socket. The supervisor never waits for a worker. It examines all of them every
 STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
 
-- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker may take
-  START_SECONDS: it needs some seconds of processor time, and on a busy machine this takes longer.
-- A worker that cannot start, for example because the database is down, is started again after a pause. If no worker has ever served
-  and a worker ends with STARTUP_FAILURE, however, the supervisor stops and `failed` is True.
+- The supervisor replaces a worker that ends, or that does not respond to it for RESPONSE_SECONDS. A worker may take START_SECONDS
+  to start: it needs some seconds of processor time, which take longer on a busy machine.
+- A worker that cannot start, for example because the database is down, is started again after a pause. There is one exception: if
+  no worker has served yet and a worker ends with STARTUP_FAILURE, the supervisor stops and `failed` is True.
 - A reload replaces one worker after the other. A worker gets SIGHUP when its successor serves. If a successor cannot start, the
-  reload ends, and the workers that are not replaced keep running.
+  reload ends, and the remaining workers keep running.
 - A stop sends SIGTERM to all workers, and kills the workers that still run after `stop_seconds`.
 """
 
@@ -29,11 +29,11 @@ log = structlog.get_logger(__name__)
 STEP_SECONDS = 0.1
 START_SECONDS = 120.0
 RESPONSE_SECONDS = 15.0
-#: The supervisor asks each worker at this interval whether it still responds.
+#: At this interval, the supervisor asks each worker whether it still responds.
 QUESTION_SECONDS = 1.0
-#: The shortest and the longest pause before a worker is started again. Each failed start of the worker doubles its pause.
+#: The shortest and the longest pause before a worker is started again. Each failed start doubles the pause of this worker.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
-#: The exit code of uvicorn if an application cannot start.
+#: uvicorn exits with this code if its application cannot start.
 STARTUP_FAILURE = 3
 
 
@@ -49,11 +49,11 @@ class WorkerProcess(Protocol):
         ...
 
     def ask(self) -> None:
-        """Ask the worker whether it serves."""
+        """Ask the worker whether it serves. `read_answer` returns its response."""
         ...
 
     def read_answer(self) -> bool | None:
-        """Return the response to `ask`: whether the worker serves. Return None while no response has arrived."""
+        """Return the worker's response to `ask`: True if it serves. Return None if it has not responded yet."""
         ...
 
     def send_signal(self, number: int) -> None: ...
@@ -104,13 +104,15 @@ class _Worker:
     responded_at: float
     is_asked: bool = False
     is_ready: bool = False
-    kill_at: float | None = None  # The time at which a worker that is stopping is killed.
+    kill_at: float | None = None  # If the worker is stopping: the time at which the supervisor kills it.
 
 
 @dataclass
 class _WorkerPosition:
-    """One of the `count` workers that the supervisor keeps running: the current process (`worker`; None if none runs) and, during a
-    reload, the new process that takes its place when it is ready (`successor`; otherwise None)."""
+    """The place of one of the `count` workers that the supervisor keeps running.
+
+    `worker` is the process that runs there now, or None. `successor` is the process that replaces it during a reload as soon as
+    it is ready, or None."""
 
     worker: _Worker | None = None
     successor: _Worker | None = None
@@ -121,8 +123,9 @@ class _WorkerPosition:
 
 @dataclass
 class Supervisor:
-    """A supervisor that keeps `count` workers running. `start` is the function that starts a process. A worker may take
-    `stop_seconds` to stop."""
+    """A supervisor that keeps `count` workers running.
+
+    `start` starts a process. A worker that still runs `stop_seconds` after SIGTERM is killed."""
 
     start: Callable[[], WorkerProcess]
     count: int
@@ -130,7 +133,7 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     failed: bool = False  # Whether the supervisor has stopped because no worker could start.
     _positions: list[_WorkerPosition] = field(default_factory=list)
-    _stopping: list[_Worker] = field(default_factory=list)  # workers that received a signal to stop and have not ended yet
+    _stopping: list[_Worker] = field(default_factory=list)  # workers that have received a signal to stop and still run
     _is_stopping: bool = False
     _has_served: bool = False
 
@@ -148,7 +151,7 @@ class Supervisor:
             position.is_outdated = True
 
     def stop(self) -> None:
-        """Send SIGTERM to all workers, and start no further worker. A second call sends SIGTERM again, so that workers skip
+        """Send SIGTERM to all workers, and start no more workers. A second call sends SIGTERM again; the workers then skip
         SHUTDOWN_DELAY."""
         self._is_stopping = True
         for worker in self._stopping:
@@ -185,7 +188,7 @@ class Supervisor:
         if code == STARTUP_FAILURE and not self._has_served:
             self.failed = True
             self.stop()
-        elif position.worker is not None:  # A reload has already started a successor, which now replaces this worker.
+        elif position.worker is not None:  # A reload has already started a successor of this worker. It takes the place now.
             position.is_outdated = False
         else:
             if not worker.is_ready:
@@ -212,11 +215,12 @@ class Supervisor:
             self._end_reload(successor.process.pid, code)
         elif successor.is_ready:
             if position.worker is not None:
-                self._end(position.worker, signal.SIGHUP)  # the worker leaves waiting connections to the others
+                self._end(position.worker, signal.SIGHUP)  # the other workers accept the connections that wait
             position.worker, position.successor, position.is_outdated = successor, None, False
 
     def _continue_reload(self, now: float) -> None:
-        """Start the next successor when no other worker starts or stops, so that a reload uses little processor time and memory."""
+        """Start the next successor, but only if no other worker starts or stops. A reload therefore uses little processor time
+        and memory."""
         if self._stopping or any(
             position.successor or position.worker is None or not position.worker.is_ready for position in self._positions
         ):
@@ -243,7 +247,7 @@ class Supervisor:
         return worker
 
     def _exit_code(self, worker: _Worker, now: float) -> int | None:
-        """Return the exit code of a worker, or None while it runs. While it runs, ask it whether it serves, and kill it if it
+        """Return the exit code of a worker, or None while it runs. If it runs, also ask it whether it serves, and kill it if it
         hangs."""
         process = worker.process
         if (code := process.exit_code) is not None:
@@ -280,7 +284,8 @@ class Supervisor:
 
 def run(supervisor: Supervisor, listener: socket) -> None:
     """Run the supervisor until SIGTERM or SIGINT has stopped all workers. SIGHUP reloads them."""
-    signals: list[int] = []  # A signal handler runs between any two instructions, so it only appends the signal to this list.
+    # A signal handler can run between any two instructions. Therefore it only appends the signal to this list.
+    signals: list[int] = []
     previous = {
         number: signal.signal(number, lambda received, frame: signals.append(received))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -292,7 +297,8 @@ def run(supervisor: Supervisor, listener: socket) -> None:
                 if number == signal.SIGHUP:
                     supervisor.reload()
                 else:
-                    # Close the socket first: after the last worker has closed it, nothing accepts a connection that waits.
+                    # Close the socket first. Otherwise connections would wait at the socket when no worker is left to accept
+                    # them.
                     listener.close()
                     supervisor.stop()
             supervisor.step()
