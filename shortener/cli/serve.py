@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
-#: Each connection from a client and each to a tracker needs an open file. If the process may open fewer files than this, the start logs a
-#: warning.
+#: Each connection from a client and each connection to a tracker needs an open file. If the process may open fewer files than
+#: this, the start logs a warning.
 MIN_OPEN_FILES = 4096
 #: Python starts a full garbage collection after this number of smaller collections. The number is so high that this never
 #: happens.
