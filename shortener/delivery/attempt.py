@@ -1,16 +1,18 @@
 """This module makes one attempt to send a claimed delivery and computes the new state of the delivery from the response.
 
-An attempt starts only if it will certainly end before the lease of the delivery ends. If the lease is too short, or if the attempt
-is cancelled, the process gives the claim back, and the attempt does not count.
+An attempt starts only if it will certainly end before the lease of the delivery ends. If the rest of the lease is too short, or if
+the attempt is cancelled, the process gives the claim back, and the attempt does not count.
 
-A local failure does not count as an attempt. A local failure means that the resolver or the sockets of this host failed, or that a
-stored row is unusable. After a local failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a
-delivery for longer than `expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent counts as
-an attempt, because the receiver may have the event.
+A delivery becomes dead after a maximum number of attempts. Not every failed attempt counts towards this maximum:
 
-A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
-or last replayed. The attempt number increases in this case, too. For callbacks of messages, every 429 response counts as an
-attempt, because the service does not learn a rate for callbacks.
+- A local failure does not count. A local failure means that the resolver or the sockets of this host failed, or that a stored row
+  is unusable. The delivery then waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
+  `expiry.MAX_HOLD`, the delivery becomes dead.
+- If the service fails after it has sent the request, the attempt counts, because the receiver may have the event.
+- A 429 response of a tracker does not count during the first `FREE_429_MS` milliseconds after the delivery was created or last
+  replayed. The attempt number still increases.
+- Every 429 response to a callback of a message counts. The service cannot slow down for it, because it learns rates only for
+  trackers (pace.py).
 """
 
 from __future__ import annotations
@@ -50,17 +52,17 @@ from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
-#: After an attempt that failed because of this host, the process claims no delivery of the same queue for this time.
+#: After a local failure, the process claims no delivery of the same queue for this time.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
-#: The detail of an attempt whose response the service could not process.
+#: The text that is stored for an attempt whose response the service could not process.
 FAULT_DETAIL = "the log of the service contains the cause (response_not_processed)"
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
-#: The longest time for which an attempt waits until the attempt for an earlier event of the same message has ended. It is also the
-#: longest time for which an attempt then waits until the rate of the tracker permits its start.
+#: An attempt waits at most this long for the attempt of an earlier event of the same message. After that, it waits at most this
+#: long for the rate of the tracker.
 MAX_WAIT_SECONDS = 2.0
-#: After a 429 response without `Retry-After`, the next attempt waits between these two times.
+#: The limits of the wait after a 429 response without `Retry-After`. Up to 10 % of random time is added.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
 
@@ -142,7 +144,7 @@ class AttemptRunner:
         self._allow_http = allow_http
         self._starts = StartTimes()
         self.tracer: Tracer | None = None  # None if messages are not traced
-        self.is_stopping = False  # if true, attempts that wait for an earlier attempt do not begin
+        self.is_stopping = False  # if true, attempts that still wait do not begin
 
     async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
@@ -168,8 +170,7 @@ class AttemptRunner:
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
-            # The attempt must not start, because the lease would end during it, and another process could then send the same
-            # delivery.
+            # The lease could end during the attempt, and another process could then send the same delivery.
             log.warning("lease_too_short", delivery=DELIVERY_IDS.encode(claim.id))
             return self.give_back(attempt, "lease_too_short")
         if target is not None and claim.attempt - claim.base_attempt > target.max_attempts + MAX_LOST_OUTCOMES:
@@ -258,9 +259,8 @@ class AttemptRunner:
         self, attempt: AttemptInFlight, target: DeliveryTarget, response: SendResult, started: datetime
     ) -> FinishedAttempt:
         """Return the result of an attempt whose response the service could not process.
-
-        The attempt counts. The result contains the status of the response, and no other part of it. The retry follows the default
-        schedule, because the tracker's own schedule may have caused the fault."""
+        The attempt counts. Of the response, the result contains only the status. The retry follows the default schedule, because
+        the tracker's own schedule may have caused the fault."""
         claim, now = attempt.claim, to_ms(self._clock())
         counted = claim.attempt - claim.base_attempt
         status = DeliveryStatus.PENDING if counted < target.max_attempts else DeliveryStatus.DEAD
@@ -270,8 +270,10 @@ class AttemptRunner:
         return self._finished(attempt, failed, started, outcome, status, now, next_at, claim.base_attempt)
 
     def _given_up(self, attempt: AttemptInFlight, started: datetime) -> FinishedAttempt:
-        """Return the result that makes a delivery dead without a request, because it had too many attempts. It adds no row to the
-        table `attempts`. `OutcomeWriter` replaces the reason if the outcomes of the attempts are known."""
+        """Return the result for a delivery that already had too many attempts: it becomes dead, and no request is sent.
+
+        The result adds no row to the table `attempts`. If the outcomes of the earlier attempts are known, `OutcomeWriter` replaces
+        the reason."""
         claim, now = attempt.claim, to_ms(started)
         response = SendResult(None, b"", OUTCOMES_LOST, "", 0)
         outcome = AttemptOutcome(OutcomeKind.FINAL, OUTCOMES_LOST)
@@ -352,7 +354,7 @@ def pause_after_429(free_attempts: int, rng: random.Random) -> float:
 
 
 def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, response: SendResult) -> None:
-    """Create the span of an attempt. For the first attempt, also create the span of the event, which begins when the event
+    """Create the trace span of an attempt. For the first attempt, also create the span of the event, which begins when the event
     happened."""
     facts = orjson.loads(claim.facts) if claim.facts else {}
     message_id = facts.get("message_id")

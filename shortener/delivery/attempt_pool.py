@@ -1,8 +1,9 @@
-"""The attempts that one dispatcher has in flight, and the queues that it pauses. Both dispatchers use these classes.
+"""The attempts that one dispatcher has in flight, and the queues that it pauses.
 
-An attempt has a slot from its start until its outcome is durable. Until then it is in one of two places: in `AttemptPool.tasks`
-while it runs, and in `AttemptPool.ended` while its outcome waits for the next cycle. The classes have no I/O and change only when a
-dispatcher calls them. The transaction of a cycle only reads them, because the database may run it again.
+The dispatcher of deliveries and the dispatcher of messages for gateways use these classes. An attempt has a slot from its start
+until its outcome is durable. Until then it is in one of two places: in `AttemptPool.tasks` while it runs, and in
+`AttemptPool.ended` while its outcome waits for the next cycle. The classes have no I/O. Code inside a transaction must only read
+them, because the database may run a transaction again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Generic, Protocol, TypeVar
 
 from shortener.delivery.claims import SlotUsage
 
-#: While many hits arrive, one cycle starts at most this many attempts. In every cycle, the dispatcher lets other tasks run each
-#: time it has started this many attempts.
+#: After this many starts, the dispatcher lets other tasks of the event loop run. While many hits arrive, a cycle starts at most
+#: this many attempts.
 MAX_STARTS = 8
-#: The pause before outcomes that could not be recorded during a shutdown are recorded again.
+#: If outcomes could not be recorded during a shutdown, the dispatcher tries again after this pause.
 RECORD_AGAIN_SECONDS = 0.1
 
 
@@ -53,7 +54,7 @@ class AttemptPool(Generic[Ended]):
         self.ended: list[Ended] = []
 
     async def start(self, attempts: Sequence[Startable], create_task: Callable[[Startable], asyncio.Task[None]]) -> None:
-        """Take a slot for each attempt and start its task. A task that ends must pass its attempt to `end` or `release`."""
+        """Take a slot for each attempt and start its task. Before a task ends, it must pass its attempt to `end` or `release`."""
         for number, attempt in enumerate(attempts, 1):
             self.usage.take(attempt.queue, attempt.application_id)
             task = create_task(attempt)
@@ -95,8 +96,10 @@ class AttemptPool(Generic[Ended]):
                 await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, step: Callable[[], Awaitable[int]], cancel_at: float) -> None:
-        """Wait for the running attempts, cancel those that run at `cancel_at`, a time of the event loop, and run `step` until every
-        outcome is recorded. `step` must not start attempts any more. The caller limits the time."""
+        """Let the running attempts end, and run `step` until every outcome is recorded.
+
+        Attempts that still run at `cancel_at`, a time of the event loop, are cancelled. `step` must not start attempts any more.
+        The caller limits the total time."""
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=cancel_at - asyncio.get_running_loop().time())
         for task in self.tasks:
@@ -113,7 +116,8 @@ class AttemptPool(Generic[Ended]):
 class QueuePauses:
     """The queues from which a dispatcher claims nothing for `pause_ms` milliseconds after a failure of this host.
 
-    A pause that would last longer was stored before the clock was set back. It is ignored. Times are milliseconds since 1970."""
+    A pause that ends later than `pause_ms` from now is ignored: it was stored before the clock was set back. Times are milliseconds
+    since 1970."""
 
     def __init__(self, pause_ms: int) -> None:
         self._pause_ms = pause_ms

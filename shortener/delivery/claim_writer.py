@@ -115,7 +115,7 @@ class ClaimWriter:
         candidates: dict[str, Candidate] = {}
         callback_candidates = 0
         for queue in due:
-            # Each of the first `limit` queues of callbacks gets at most one claim, so further queues would get no claim.
+            # `limit` callback queues already use up all claims, one each. Further callback queues would get none.
             if is_callback(queue.name) and (callback_candidates == limit or application_of(queue.name) in blocked):
                 continue
             candidate = self._candidate(connection, result, queue, states, targets, disabled, now)
@@ -158,7 +158,7 @@ class ClaimWriter:
         wait, or if this call has made them dead."""
         settings = self._settings
         tracker = tracker_of(queue.name)
-        # No delivery becomes dead because of a step of the clock (storage/clock_guard.py).
+        # If the clock was set forward, each time limit is extended by this step, so that the step makes no delivery dead.
         ahead = self._clock_ahead()
         retention = timedelta(days=settings.event_retention_days) + ahead
         if tracker is None:
@@ -170,7 +170,7 @@ class ClaimWriter:
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
-            if self._leases_wait(connection):  # an attempt that seems to have ended may be in flight
+            if self._leases_wait(connection):  # leases may only seem to have ended, so attempts may be in flight
                 return None
             result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None
@@ -309,9 +309,10 @@ class ClaimWriter:
 
 
 def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> dict[str, Candidate]:
-    """Lock the trackers of candidates that a circuit breaker or a rate limits. Read the circuit breakers and rates again.
+    """Lock the trackers of the candidates that have a rate limit or a circuit breaker that is not closed.
 
-    Remove the candidates whose tracker another process has locked. Return the candidates with locked trackers, by queue name."""
+    Read their circuit breakers and rates again. Remove the candidates whose tracker another process has locked. Return the
+    candidates with locked trackers, by queue name."""
     limited = {name: candidate for name, candidate in candidates.items() if candidate.is_limited(now)}
     ids = {tracker for name in limited if (tracker := tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)

@@ -114,7 +114,7 @@ class Candidate:
         return self.health is not None and self.health.open_until is None and self.health.recovering_at is not None
 
     def lease_until(self, now: int) -> int:
-        """Return the time at which a lease ends that starts at `now`, in milliseconds since 1970."""
+        """Return the end of a lease that starts at `now`, in milliseconds since 1970."""
         return now + round(self.timeout * 1000) + LEASE_MARGIN_MS
 
 
@@ -156,7 +156,7 @@ def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bo
 
 
 def blocked_applications(usage: SlotUsage) -> set[int | None]:
-    """Return the applications that have attempts in flight and no free slot for a callback."""
+    """Return the applications that have attempts in flight and may use no further slot for a callback."""
     unused_queue = DeliveryQueue("", None, None)
     applications = (Candidate(unused_queue, application, 1, 0.0) for application in usage.by_application)
     return {one.application_id for one in applications if available_slots(one, usage, is_only_queue=True) <= 0}

@@ -38,7 +38,7 @@ def check(pem: str) -> str:
 
 
 def _private_key(content: bytes) -> bytes:
-    """Return the PEM text that starts with the private key, because `cryptography` reads only the first block."""
+    """Return the rest of the PEM text from the private key on, because `cryptography` reads only the first block of a text."""
     for line in (b"PRIVATE KEY-----", b"RSA PRIVATE KEY-----", b"EC PRIVATE KEY-----"):
         at = content.find(b"-----BEGIN " + line)
         if at >= 0:

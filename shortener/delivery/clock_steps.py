@@ -2,12 +2,12 @@
 
 Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
 for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. It
-takes a stored time for wrong in two cases: the time was stored at a moment that is now in the future, or it is further in the
-future than the longest possible delay. `repair` may not find a wrong time if the planned delay of the retry is hours. Such a retry
-waits too long, but at most by the time by which the clock was set back.
+replaces a stored time in two cases: the time was stored at a moment that is now in the future, or it is further in the future than
+the longest possible delay. `repair` cannot detect a wrong time of a retry that was planned before the time to which the clock was
+set back. Such a retry waits too long, but at most by the time by which the clock was set back.
 
 If the clock is set forward, retries are due earlier, and no stored time needs repair. Leases seem to end earlier, so for some
-minutes none counts as ended (storage/clock_guard.py).
+minutes the service treats no lease as ended (storage/clock_guard.py).
 
 Times are milliseconds since 1970-01-01 UTC.
 """
@@ -38,8 +38,8 @@ MAX_LEASE_MS = 60_000 + LEASE_MARGIN_MS
 def repair(connection: Connection, now: int, lease_ms: int) -> int:
     """Repair all stored times that are too far in the future, as a part of the caller's transaction.
 
-    A delivery whose lease is too long becomes due `lease_ms` milliseconds after `now`. It does not become due at once, because its
-    attempt may still be in flight. Return the number of changed rows."""
+    A delivery whose lease ends too far in the future becomes due `lease_ms` milliseconds after `now`. It does not become due at
+    once, because its attempt may still be in flight. Return the number of changed rows."""
     return _repair_deliveries(connection, now, lease_ms) + _repair_trackers(connection, now)
 
 
@@ -101,7 +101,7 @@ def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
 
 def repaired_pace(pace: TrackerPace, now: int) -> TrackerPace:
     """Return the state of a tracker's rate limit after the clock was set back. No delivery waits longer than planned. A wait that
-    the tracker requested with `Retry-After` starts at the time `now`."""
+    the tracker requested with `Retry-After` starts again at the time `now`."""
     paced_until = pace.paced_until
     if paced_until is not None and pace.lowered_at is not None and pace.lowered_at > now:
         paced_until = now + max(paced_until - pace.lowered_at, 0)

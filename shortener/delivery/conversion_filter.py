@@ -37,7 +37,7 @@ class PermittedConversions:
 
 
 def make_filter(actions: Iterable[str] | None, dispositions: Iterable[str] | None) -> PermittedConversions | None:
-    """Return the filter with these actions and dispositions, or None if both permit all conversions."""
+    """Return the filter with these actions and dispositions, or None if neither of them restricts the conversions."""
     if not actions and not dispositions:
         return None
     return PermittedConversions(frozenset(action.casefold() for action in actions or ()), frozenset(dispositions or ()))

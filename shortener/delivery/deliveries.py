@@ -1,8 +1,8 @@
 """This module lists, shows and replays deliveries for the API and the command line, and counts the backlog of a tracker.
 
-Lists are read in pages from an index of the database. A page contains deliveries whose ids are below a given id. If no index
-supports a filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than requested,
-or none, although a next page exists. Counts stop at `MAX_COUNT`.
+A list is read page by page. A page contains deliveries whose ids are below a given id, newest first. If no index of the database
+supports the filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than
+requested, or none, although a next page exists. The counts of a backlog stop at `MAX_COUNT`.
 
 A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
 number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`). The
@@ -129,7 +129,7 @@ class Deliveries:
         return await self._database.read(_get, delivery_id, application_id)
 
     async def replay(self, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
-        """Run `replay_one`."""
+        """Replay one delivery that has ended. See `replay_one`."""
         return await self._database.write(replay_one, audit, delivery_id, now, application_id)
 
     async def replay_listed(
@@ -153,7 +153,7 @@ class Deliveries:
         is left. The first transaction of the first call (`after` 0) adds an audit row with the number of dead deliveries.
         """
         assert criteria.tracker_id is not None
-        # The deliveries are counted before the transaction begins, because counting many deliveries in it would delay clicks.
+        # The deliveries are counted before the transaction begins, because a long count inside the transaction would delay clicks.
         total = await self.count_dead(criteria) if not after else 0
         count = 0
         while count < MAX_REPLAYED_PER_CALL:
@@ -285,8 +285,10 @@ _ENDED = (DeliveryStatus.DELIVERED.value, DeliveryStatus.DEAD.value)
 
 
 def replay_one(connection: Connection, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None) -> Delivery:
-    """Make an ended delivery pending again, with all its attempts, and add the audit row. Raise ApiError NOT_FOUND if it does not
-    exist, or CONFLICT if it is pending or its tracker is deleted."""
+    """Make an ended delivery pending again, with all its attempts, and add the audit row.
+
+    Raise ApiError NOT_FOUND if the delivery does not exist. Raise ApiError CONFLICT if the delivery is pending, its tracker is
+    deleted, or the message of the callback is erased."""
     delivery = _replay(connection, delivery_id, application_id, now)
     add_replay(connection, audit, now, delivery_id, delivery.application_id)
     return delivery
@@ -342,9 +344,9 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
     """End the pause of a circuit breaker that failures opened: the next delivery of the tracker is sent as a probe.
 
     A user who replays a delivery expects that the receiver works again, and must not wait for up to five minutes. There are two
-    exceptions. If the receiver requested the pause with Retry-After, the pause does not end before MAX_FAILURES failures in a row.
-    While a probe is in flight, the pause does not end, because another process would send a second probe to a tracker that may be
-    down."""
+    exceptions. A pause that the receiver requested with `Retry-After` continues if the tracker had fewer than MAX_FAILURES failures
+    in a row. The pause also continues while a probe is in flight. Otherwise another process could send a second probe to a tracker
+    that may be down."""
     if tracker_id is not None:
         columns = trackers.c
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
@@ -370,7 +372,7 @@ def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None, now: datetime |
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
     became dead after this time.
 
-    If the clock was set back, deliveries that became dead earlier have a time after `now`. They are not left out."""
+    If the clock was set back, deliveries that became dead before may have a time after `now`. They are included."""
     conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
         at = deliveries.c.finished_at

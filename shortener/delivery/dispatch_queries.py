@@ -104,8 +104,8 @@ class ClaimRequest(NamedTuple):
 
 class ClaimedDelivery(NamedTuple):
     """A delivery that only this process may attempt until `lease_until`. `attempt` is the number of the attempt, from 1. `message`
-    is the row id of the message that the event is about; None if there is none. `transaction` is the id of the transaction in
-    PostgreSQL that claimed the delivery; 0 on SQLite."""
+    is the row id of the message that the event is about; None if there is none. `transaction` is the id of the PostgreSQL
+    transaction that claimed the delivery; 0 on SQLite."""
 
     id: int
     event: int
@@ -160,7 +160,7 @@ _CLAIMED = {
 
 def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, *, takes_lost: bool = True) -> list[ClaimedDelivery]:
     """Claim due deliveries, increment the attempt number of each, and return them. Deliveries of one queue that became due at the
-    same time are in the order of their events. If `takes_lost` is false, no delivery is claimed whose lease has ended.
+    same time are in the order of their events. Deliveries whose lease has ended are claimed only if `takes_lost` is true.
 
     The claims are valid after the caller has committed the transaction."""
     if not requests:
@@ -192,11 +192,12 @@ C = TypeVar("C", bound=_Claim)
 
 
 def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list[C]:
-    """Return those claims of rows of `table` whose transaction was committed. Call this if the outcome of the commit is unknown.
+    """Return the claims that are stored. Call this if it is unknown whether the transaction that made the claims was committed.
 
-    On PostgreSQL, the function compares the id of the transaction. The lease and the number of the attempt do not show which
-    process made a claim, because another process can have claimed the row in the same millisecond. On SQLite, only one process
-    claims rows, so it is sufficient to compare the lease and the number, as `finish` does. The function then returns all claims."""
+    `table` is the table of the claimed rows. On PostgreSQL, the function compares the id of the transaction that wrote each row.
+    The lease and the attempt number would not be sufficient, because another process can have claimed the row in the same
+    millisecond. On SQLite, only one process claims rows. The function then returns all claims, and `finish` ignores those that are
+    not stored."""
     if connection.dialect.name == "sqlite" or not claims:
         return list(claims)
     versions = f"SELECT id, xmin::text::bigint FROM {table} WHERE id = ANY($1::bigint[])"
@@ -302,7 +303,8 @@ def locked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, 
 def lock_unlocked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
     """Lock the rows of the trackers that no other process has locked, and return their states by tracker id.
 
-    The function does not wait for locks, because the transaction may hold locks that another process waits for."""
+    The function does not wait for locks. The transaction may hold locks that another process waits for, so a wait could be a
+    deadlock."""
     return _states(connection, _UNLOCKED_STATES, trackers)
 
 
@@ -355,7 +357,7 @@ def disabled_applications(connection: Connection) -> dict[int, int]:
 
 
 def count_attempts(connection: Connection, delivery: int, after: int) -> int:
-    """Return the number of recorded attempts of a delivery whose numbers are above `after`."""
+    """Return the number of recorded attempts of a delivery that have an attempt number above `after`."""
     attempts = schema.attempts
     counted = select(func.count()).where(attempts.c.delivery_id == delivery, attempts.c.attempt > after)
     return connection.execute(counted).scalar_one()

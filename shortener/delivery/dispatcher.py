@@ -21,11 +21,11 @@ Guarantees
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - If an outcome cannot be recorded although the database is available, it is dropped, so that it does not block other outcomes. Its
   delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
-- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If it moves far ahead,
-  no delivery becomes dead because of this (`clock_ahead`, the size of the step, from storage/clock_guard.py), and no lease of an
-  attempt in flight ends (`leases_wait`, whether leases count as not ended).
-- `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
-  in time, and gives their claims back.
+- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If the clock jumps far
+  ahead, the jump makes no delivery dead, and no lease of an attempt in flight ends. For this, storage/clock_guard.py provides
+  `clock_ahead`, which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as ended.
+- `stop` prevents new attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not
+  end in time, and gives their claims back.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ MAX_RESPONSIVE = 10_000
 class DispatcherTotals:
     """The counters of the dispatcher for /metrics since the process started.
 
-    `reasons` maps the name of each row in `outcomes.OUTCOME_TABLE` to its number of attempts."""
+    `reasons` counts the attempts by the name of their row in `outcomes.OUTCOME_TABLE`."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: Histogram = field(default_factory=Histogram)  # durations of attempts that ended with a response or a failure
@@ -395,7 +395,8 @@ class Dispatcher:
             )
 
     def _note_response(self, finished: FinishedAttempt) -> None:
-        """Store whether the host of a callback queue has responded. Until it has, the queue may use only one slot."""
+        """Remember whether the host of a callback queue responded to the last attempt. If it did not, the queue may use only one
+        slot."""
         claim = finished.attempt.claim
         if claim.tracker_id is not None or finished.outcome is None:
             return

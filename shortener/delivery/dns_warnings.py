@@ -15,7 +15,7 @@ _LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own
 
 
 async def has_address(host: str) -> bool:
-    """Return whether the DNS has an address for the name of a host, which may have a port. An IP address is its own address."""
+    """Return whether the DNS has an address for `host`, a host name with or without a port. Return True for an IP address."""
     try:
         await _LOOKUPS.check_host(name_of(host).strip("[]"), 443, timeout=MAX_LOOKUP_SECONDS)
     except HostUnresolved:

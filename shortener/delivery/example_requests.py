@@ -35,8 +35,8 @@ FORMAT = "json"
 
 @record
 class ExampleRequest:
-    """A request as a tracker would receive it at the time `signed_at`. `at` is the time of the event. `body` is the exact body as
-    text, in UTF-8; `message_id` is None for events without a message."""
+    """A request as a tracker would receive it at the time `signed_at`. `at` is the time of the event. `line` is the request line,
+    such as `POST /events HTTP/1.1`. `body` is the exact body as text. `message_id` is None for events without a message."""
 
     event_id: str
     topic: Topic
@@ -87,8 +87,9 @@ def example_target(
 def example_requests(
     connection: Connection, fanout: Fanout, target: DeliveryTarget, events: Sequence[tuple[int, Topic, datetime]], now: datetime
 ) -> list[ExampleRequest]:
-    """Return one request for each event, signed at the time `now`, in the order of `events`, which contains (row id, topic, time)
-    tuples. An event that was deleted is left out."""
+    """Return one request for each event, in the order of `events`, signed at the time `now`. Leave out events that were deleted.
+
+    `events` contains tuples of row id, topic and time."""
     facts = fanout.read_facts(connection, [event for event, _, _ in events])
     return [_request(target, facts[event], event, topic, at, now) for event, topic, at in events if event in facts]
 

@@ -58,7 +58,7 @@ def expire_queue(
         "lease_until": None,
         "last_error": error,
     }
-    # The UPDATE repeats the conditions, because on PostgreSQL another process may claim a delivery after the subquery ran.
+    # On PostgreSQL, another process may claim a delivery after the subquery ran. The UPDATE therefore repeats the conditions.
     returned = (columns.id, columns.topic, columns.application_id, columns.tracker_id)
     statement = update(table).where(columns.id.in_(some), IS_PENDING, idle).values(values).returning(*returned)
     expired = connection.execute(statement).all()

@@ -14,7 +14,7 @@ A suspected hit, which probably comes from a program, creates deliveries only fo
 the state of the message.
 
 The fan-out also computes the state of a message before its first click, and the seconds between sending and click. The recorder of
-hits does not compute these values, because its clients wait for the response.
+hits leaves this work to the fan-out, because people wait for the responses of the recorder.
 
 The first click of a message, on any of its links, also creates the delivery of the message's callback (Xoxzo's
 `lt_callbackurl`: "called only once when the user clicked the short URL for the first time").
@@ -56,8 +56,8 @@ from shortener.storage.types import iso_with_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: The maximum number of events that one transaction of the fan-out processes. The first number is the normal limit. The second
-#: number is the limit while many hits arrive. There is a maximum, because on SQLite hits wait until the transaction ends.
+#: One transaction of the fan-out processes at most the first number of events. While many hits arrive, it processes at most the
+#: second number, because hits wait on SQLite until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 #: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends.
 #: Without this limit, 200 events of an application with 100 trackers would create 20,000 deliveries in one transaction, which takes
@@ -69,7 +69,7 @@ MAX_DELIVERIES = 1000
 #: several requests at the same time, so without the delay the conversion could arrive before the state event.
 CLICK_CONVERSION_DELAY_MS = 500
 
-# Plain numbers, because each operation on a member of an enumeration of flags takes a microsecond.
+# Plain integers, because each operation on a member of an enum of flags takes a microsecond.
 _STATE, _CLICK, _CONVERSION, _SUSPECTED = (topic.value for topic in (Topic.STATE, Topic.CLICK, Topic.CONVERSION, Topic.SUSPECTED))
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = HitFlag.FIRST_FOR_LINK.value, HitFlag.FIRST_FOR_MESSAGE.value
 _PENDING = DeliveryStatus.PENDING.value
@@ -186,7 +186,8 @@ class Fanout:
     def _fan_out(
         self, connection: Connection, limit: int, only: int | None = None, without: frozenset[int] = frozenset()
     ) -> FanoutResult:
-        """Create the deliveries of the oldest pending events, or only of the event `only`. Leave out the applications `without`."""
+        """Create the deliveries of the oldest pending events, or only of the event with the id `only`. Skip the events of the
+        applications in `without`."""
         events = fanout_queries.pending_events(connection, limit, only, without)
         if not events:
             return FanoutResult(0, 0)
@@ -221,8 +222,8 @@ class Fanout:
         outcome: tuple[str | None, str | None] | None,
         now: int,
     ) -> list[DeliveryRow]:
-        """Return the deliveries of an event. `outcome` is the action and the disposition of a conversion, or None if no tracker of
-        the application has a filter."""
+        """Return the deliveries of an event. For a conversion, `outcome` is its action and its disposition. `outcome` is None if
+        no tracker of the application has a filter, and for other events."""
 
         def row(topic: int, tracker: int, next_at: int) -> DeliveryRow:
             queue = tracker_queue(tracker)
@@ -263,7 +264,7 @@ class Fanout:
         return {source.event: self._snapshot(source, numbers.get(source.event)) for source in sources}
 
     def _snapshot(self, source: Sources, click_number: int | None) -> dict[str, Any]:
-        """Return the facts of an event without the event id and the topic, which each delivery adds (formats.FACTS)."""
+        """Return the facts of an event. The event id and the topic are missing, because each delivery adds them."""
         facts: dict[str, Any] = {
             "timestamp": iso_with_ms(source.at),
             "application_id": source.application_id,
@@ -364,7 +365,7 @@ def _conversion_facts(source: Sources, conversion_id: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=512)
 def _single_topics(topics: int) -> tuple[int, ...]:
-    """Return the bits of a combination of topics."""
+    """Split a combination of topic bits into its single bits."""
     return tuple(topic.value for topic in Topic(topics))
 
 

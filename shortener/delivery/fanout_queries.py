@@ -21,13 +21,15 @@ from shortener.model import Topic
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 
-# A plain number, because each operation on a member of an enumeration of flags takes a microsecond.
+# A plain integer, because each operation on a member of an enum of flags takes a microsecond.
 _CONVERSION = Topic.CONVERSION.value
 
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
-    """Return the complete SQL statements, by name of the database engine. `condition` replaces the text `{condition}` in each
-    statement. A `{}` in `condition` is the place of the parameter."""
+    """Return the complete SQL statement for each database engine, by name of the engine.
+
+    `condition` is inserted at `{condition}` in each statement. `{}` in `condition` becomes the parameter placeholder of the
+    engine."""
     return {
         engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
     }
@@ -68,8 +70,8 @@ class PendingEvent(NamedTuple):
     """An event whose deliveries have not been created yet.
 
     `flags` are the flags of the hit that caused the event. `callback_url` is None if the message has no callback URL, or if the
-    callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the message. Only the first
-    click of the message has a `cohort_id`; for other events it is None.
+    callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the message. Only the event of the
+    first click of a message has a `cohort_id`; for other events it is None.
     """
 
     id: int
@@ -201,8 +203,8 @@ _OUTCOMES = {
 
 
 def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[int, tuple[str | None, str | None]]:
-    """Return the action and the disposition of conversion events, by event id. The disposition is the disposition of the revision
-    that the event names. It is None if the revision has no disposition."""
+    """Return the action and the disposition of conversion events, by event id. Each event is about one revision of a conversion.
+    The disposition is None if this revision has none."""
     found = {}
     for event, action, disposition, data in raw_sql.rows(connection, _OUTCOMES, list(events)):
         # Releases before 0.3 wrote events without the disposition. For such an event, the present disposition of the conversion is
@@ -309,7 +311,7 @@ def sources(connection: Connection, events: list[int]) -> list[Sources]:
 #: The highest click number that an event can contain. Further clicks of a link get no number, because counting them takes long.
 MAX_CLICK_NUMBER = 10_000
 
-# The indexes on the link do not contain the first click of a message, so a second subquery counts it.
+# The indexes of `hits` on the link id do not contain the first click of a message, so a second subquery counts it.
 _CLICKS = (
     "(SELECT count(*) FROM (SELECT 1 FROM hits WHERE link_id = {link} AND " + schema.OTHER_HITS + " AND +id < {hit} "
     f"AND verdict = 0 AND flags & 20 = 0 LIMIT {MAX_CLICK_NUMBER}) AS other) + "

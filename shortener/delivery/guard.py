@@ -1,13 +1,13 @@
 """The address guard prevents requests to IP addresses that are not public, such as those of the operator's own network.
 
-`rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` accepts NAT64, 6to4, mapped
-shared addresses, multicast and the metadata services of clouds. `Guard` checks addresses twice: `check_host` checks every address
-of a host when a tracker is saved, and `socket_factory` checks the address of each connection, because the IP address of a host name
-can change between the two checks. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and
-shared addresses, but no other special addresses.
+`rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` treats NAT64, 6to4, mapped
+shared addresses, multicast and the metadata services of clouds as public. `Guard` checks addresses twice, because the IP address of
+a host name can change between the two checks: `check_host` checks every address of a host when a tracker is saved, and
+`socket_factory` checks the address of each connection. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts
+loopback, private and shared addresses, but no other special addresses.
 
-`check_host` runs a limited number of DNS look-ups at a time. `check_literal` makes no look-up. It checks the hosts of URLs to which
-no request is sent now.
+`check_host` runs a limited number of DNS look-ups at a time. `check_literal` checks a host without a look-up. It is used for URLs
+to which no request is sent at that moment.
 
 The functions raise `ForbiddenTarget` and `HostUnresolved`. The error texts do not contain the address or its kind, so that
 customers cannot learn anything about the operator's network.
@@ -117,7 +117,7 @@ class HostUnresolved(Exception):
 def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
     """Return the reason why no request may be sent to an IP address, or None if the address is public.
 
-    A text that is not an address has the reason `RESERVED`."""
+    Return `RESERVED` for a text that is not an IP address."""
     if isinstance(address, str):
         try:
             # The zone id of an IPv6 address (after %) is only the name of a local interface.
@@ -161,8 +161,8 @@ class LookupThreads:
         self._of_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, lookup: Lookup, host: str, port: int) -> Sequence[str]:
-        """Wait until neither the limit of all look-ups nor the limit of the domain prevents the look-up. Then run it in a new
-        thread and return the addresses. Raise the exception of the look-up."""
+        """Wait until the limit of all look-ups and the limit of the domain permit one more look-up. Then run `lookup` in a new
+        thread and return the addresses. Raise the exception that `lookup` raises."""
         of_domain = self._of_domains.setdefault(domain_of(host), asyncio.Semaphore(self._limit_of_domain))
         await of_domain.acquire()
         try:
@@ -184,8 +184,8 @@ class LookupThreads:
 
 
 def domain_of(host: str) -> str:
-    """Return the part of a host name that one owner usually controls: its last two labels, or its last three labels below endings
-    such as co.uk."""
+    """Return the part of a host name that one owner usually controls: the last two labels, or the last three labels if the name
+    ends like co.uk."""
     labels = host.lower().rstrip(".").split(".")
     has_short_ending = len(labels) > 2 and len(labels[-1]) == 2 and len(labels[-2]) <= 3
     return ".".join(labels[-3 if has_short_ending else -2 :])
@@ -255,7 +255,7 @@ def is_ip_address(host: str) -> bool:
 class Guard:
     """An address guard. `lookup` is the function that resolves host names in `check_host`.
 
-    The senders of one guard share `responses`."""
+    All senders that use the guard share `responses`."""
 
     def __init__(self, allow_private: bool = False, *, lookup: Lookup = system_lookup) -> None:
         self.lookup = lookup

@@ -29,9 +29,9 @@ HEALTH_COLUMNS = ("failures_in_row", "open_until", "recovering_at", "last_succes
 class TrackerHealth:
     """The state of the circuit breaker of a tracker or a gateway.
 
-    If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. If the
-    tracker is recovering, `recovering_at` is the time from which the permitted deliveries of the backlog are counted. Each sent
-    delivery moves this time forward by one interval of the recovery rate.
+    If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. While
+    the tracker recovers, its backlog is sent at the recovery rate, counted from `recovering_at`. Each sent delivery moves
+    `recovering_at` forward by one interval of this rate.
     """
 
     failures_in_row: int = 0

@@ -49,7 +49,8 @@ IDLE_CONNECTION_SECONDS = 1.5
 #: The IP addresses of a host name are cached for this time.
 DNS_CACHE_SECONDS = 10
 
-#: The maximum number of hosts with recently checked addresses in memory. Only requests through a proxy need these hosts.
+#: For at most this many hosts, the sender remembers that their addresses were checked recently. Only requests through a proxy use
+#: this.
 MAX_CHECKED_HOSTS = 10_000
 
 _FORBIDDEN_PROXY = SendFailure("proxy_error", "the proxy (DELIVERY_PROXY) has a forbidden address", is_local=True)
@@ -91,13 +92,14 @@ class HttpSender:
         self._headers: dict[str, str] = {hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"}
         connector, self._session = self._open_session(keepalive_timeout=IDLE_CONNECTION_SECONDS)
         self._idle = IdleConnections(connector, self._headers)
-        # The session of the requests that need a new connection. It is opened for the first of them.
+        # The session for requests that need a new connection. It is None before the first such request.
         self._single_use: aiohttp.ClientSession | None = None
 
     def _open_session(self, **options: Any) -> tuple[aiohttp.TCPConnector, aiohttp.ClientSession]:
         """Return a new session with its connector, which is created with `options`."""
         connector = aiohttp.TCPConnector(
-            # No limit here: a semaphore limits the requests, so that a wait for a slot that takes too long is a local failure.
+            # The connector has no limit. A semaphore limits the requests instead, so that a request that waits too long for a slot
+            # is a local failure.
             limit=0,
             ssl=default_tls_context(),
             resolver=self._resolver,

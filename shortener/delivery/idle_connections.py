@@ -1,10 +1,10 @@
-"""This module sends requests on idle connections of aiohttp's pool without aiohttp's objects for requests and responses.
+"""This module sends requests on idle connections of aiohttp's pool without aiohttp's request and response objects.
 
-These objects take half of the time of a delivery. The first request to an origin (scheme, host, port) is a normal request of
-aiohttp, which resolves, checks and opens the connection. Later requests take an idle connection of the same origin from the pool,
-write the same bytes that aiohttp would write, and read the response with the same connection and parser. `IdleConnections.take`
-returns None if this is not possible, because no connection is idle or because a header of the request would change a header that
-aiohttp adds. The caller then sends a normal request.
+The work for these objects takes half of the time of a delivery. The first request to an origin (scheme, host, port) is a normal
+request of aiohttp, which resolves the host, checks its address and opens the connection. Later requests take an idle connection of
+the same origin from the pool, write the same bytes that aiohttp would write, and read the response with the same connection and
+parser. `IdleConnections.take` returns None if this is not possible: no connection is idle, or a header of the request would change
+a header that aiohttp adds. The caller then sends a normal request.
 """
 # Tested by tests/delivery/test_sender.py
 
@@ -20,7 +20,7 @@ from aiohttp import client_reqrep, http_writer
 from aiohttp.connector import Connection
 from yarl import URL
 
-#: This module uses parts of aiohttp that are not public. With other versions, all requests are normal requests of aiohttp.
+#: This module uses private parts of aiohttp in these versions. With another version, all requests are normal requests of aiohttp.
 SUPPORTED = re.compile(r"3\.14\.\d+")
 #: The service keeps aiohttp's connection key (host, port, TLS settings) for at most this many origins.
 MAX_ORIGINS = 10_000
@@ -70,7 +70,8 @@ class IdleConnections:
         self._is_supported = SUPPORTED.fullmatch(aiohttp.__version__) is not None
 
     def remember(self, request: Request, url: URL, host: str) -> None:
-        """Store how a request to the origin of `request` is sent. `host` is the Host header that aiohttp has sent."""
+        """Store the connection key and the first headers for later requests to the origin of `request`. `host` is the Host header
+        that aiohttp has sent."""
         if not self._is_supported:
             return
         origin, _ = _split(request.url)

@@ -1,8 +1,8 @@
 """The order of the deliveries of one message to one tracker.
 
-New states and conversions of a message are sent to a tracker one after the other. If CLICKTHRU and DELIVERED happen at nearly the
-same time, a tracker that responds within MAX_WAIT_SECONDS (attempt.py) therefore receives DELIVERED first. An attempt that waits
-uses a slot of its tracker. Therefore only a few attempts of a message wait, and further attempts begin at once.
+State events and conversion events of a message are sent to a tracker one after the other. For example, if a click immediately
+follows the delivery report, a tracker that responds within MAX_WAIT_SECONDS (attempt.py) receives DELIVERED before CLICKTHRU. An
+attempt that waits uses a slot of its tracker. Therefore only a few attempts of a message wait, and further attempts begin at once.
 """
 
 # Tested by tests/delivery/test_order.py
@@ -21,7 +21,7 @@ _Key = tuple[str, int]
 
 
 class MessageOrder:
-    """The attempts in flight for new states and conversions, by tracker and message."""
+    """The attempts in flight that send state events or conversion events, grouped by message and tracker."""
 
     def __init__(self) -> None:
         self._in_flight: dict[_Key, list[asyncio.Task[None]]] = {}
@@ -35,10 +35,10 @@ class MessageOrder:
 
     def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
         """Remember the attempt of a delivery until it ends, so that the next attempt for the same message and tracker can wait for
-        it. Only attempts for new states and conversions are remembered.
+        it. An attempt for an event of another topic is not remembered.
 
-        If MAX_WAITING attempts already wait, do not remember it: it begins at once, and no later attempt waits for it. When fewer
-        attempts wait again, a new attempt waits for the last remembered one."""
+        If MAX_WAITING attempts already wait, the new attempt is not remembered either: it begins at once, and no later attempt
+        waits for it. When fewer attempts wait again, a new attempt waits for the last remembered attempt."""
         key = _key(claim)
         if key is None or len(self._in_flight.get(key, ())) > MAX_WAITING:
             return

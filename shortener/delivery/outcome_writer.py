@@ -1,7 +1,8 @@
 """This module records finished attempts in the database: it updates deliveries and trackers and adds rows to `attempts`.
 
-An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. Such an outcome changes no
-delivery, no circuit breaker and no metric, adds no row to `attempts`, and its 410 response does not disable the tracker.
+An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. An ignored outcome changes no
+delivery and no circuit breaker, adds no row to `attempts`, and is counted only in `leases_lost`. An ignored 410 response does not
+disable the tracker.
 
 If a tracker was changed during an attempt, for example its URL, the outcome changes only the delivery. It does not change the
 circuit breaker or the rate of the tracker and does not disable it.
@@ -68,8 +69,9 @@ class OutcomeWriter:
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         finished = [_with_known_outcomes(connection, one) if one.is_without_request else one for one in finished]
-        # If the result of a commit was unknown, the commit may have stored the outcome of an attempt together with the next claim
-        # of the same delivery. Then `finished` contains both attempts, so their outcomes are written by separate statements.
+        # If it was unknown whether a commit succeeded, it may have stored both the outcome of an attempt and the next claim of the
+        # same delivery. `finished` then contains two attempts of one delivery. Two statements write their outcomes, because one
+        # statement can change a delivery only once.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
         uncertain = [one for one in finished if one.may_be_unclaimed]
         claims = dispatch_queries.find_stored(connection, "deliveries", [one.attempt.claim for one in uncertain])
@@ -174,8 +176,10 @@ class OutcomeWriter:
 
 
 def _with_known_outcomes(connection: Connection, finished: FinishedAttempt) -> FinishedAttempt:
-    """Return the result of a delivery that is given up without a request. If as many outcomes are stored as the tracker now permits
-    attempts, the reason becomes ATTEMPTS_USED_UP. This happens if `max_attempts` was lowered after the attempts."""
+    """Return the result of a delivery that becomes dead without a request, with the reason that the stored attempts show.
+
+    If at least `max_attempts` attempts of the tracker are stored, the reason becomes ATTEMPTS_USED_UP. This happens if
+    `max_attempts` was lowered after the attempts."""
     claim, target = finished.attempt.claim, finished.attempt.target
     known = dispatch_queries.count_attempts(connection, claim.id, claim.base_attempt)
     return finished.with_reason(ATTEMPTS_USED_UP) if target is not None and known >= target.max_attempts else finished
@@ -212,7 +216,7 @@ def _successes_by_tracker(attempts: Sequence[FinishedAttempt]) -> Counter[int]:
 
 
 def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
-    """Return whether the tracker was not changed since the attempt was claimed."""
+    """Return whether the tracker was not changed after the delivery of the attempt was claimed."""
     target = finished.attempt.target
     return target is None or target.revision == state.revision
 

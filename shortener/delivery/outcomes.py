@@ -215,7 +215,7 @@ OUTCOME_TABLE = (
         ATTEMPTS_USED_UP,
         "no request: the delivery had more attempts than its maximum, because `max_attempts` was lowered after them",
         OutcomeKind.FINAL,
-        "the tracker has rejected the event in as many attempts as it now permits",
+        "the tracker did not accept the event in at least `max_attempts` attempts",
         lambda response, success: response.error == ATTEMPTS_USED_UP,
     ),
     OutcomeRule(

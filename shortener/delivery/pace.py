@@ -2,10 +2,10 @@
 
 The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429 responses.
 The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate by a tenth,
-or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is near the
-rate of the last 429 response (`ceiling`), otherwise fast. A 429 response does not lower the rate again if its request was sent
-before the rate was lowered, or less than a second after. The reason is that many receivers reject all further requests in the same
-second.
+or by half if the rate has not recovered since the previous 429 response. Each success raises the rate. It rises slowly near
+`ceiling`, the rate at which the tracker last returned 429, and fast otherwise. A 429 response does not lower the rate again if its
+request was sent before the rate was lowered, or less than a second afterwards. The reason is that many receivers reject all further
+requests in the same second.
 
 The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so the rate limits all
 processes together.
@@ -36,7 +36,7 @@ LOWERED, HALVED = 0.9, 0.5
 #: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
 #: If a tracker got fewer deliveries than its rate allows, it may get the missed deliveries of this period at once. If the rate
-#: allows fewer than 1.5 deliveries in this period, the limit is 1.5.
+#: allows fewer than 1.5 deliveries in this period, it may get 1.5 deliveries at once.
 BURST_MS = 100
 
 #: The columns of the tables `trackers` and `gateways` that contain the pace, in the order of the fields.

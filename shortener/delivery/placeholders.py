@@ -143,7 +143,7 @@ _UNQUOTED = "%:/?#[]@!$&'()*+,;=-._~"
 
 class TemplateError(Exception):
     """The error for a tracker URL that is not valid. `position` is the index of the wrong character in the URL, from 0. `further`
-    are the errors of other unknown placeholders behind it."""
+    contains the errors of the unknown placeholders that follow in the URL."""
 
     def __init__(self, code: ErrorCode, reason: str, position: int, further: Sequence[TemplateError] = ()) -> None:
         self.code = code
@@ -216,8 +216,8 @@ def parse_template(url: str) -> Template:
 def placeholder_values(facts: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, str]:
     """Return the values of placeholders for an event, by placeholder name. An unknown value is the empty string.
 
-    `facts` is the snapshot of the event's data (formats.FACTS). `names` are the placeholders whose values are needed. None means
-    all placeholders and all metadata of the message."""
+    `facts` is the snapshot of the event's data (event_fields.FACTS). `names` are the placeholders whose values are needed. None
+    means all placeholders and all metadata of the message."""
     metadata = facts.get("metadata")
     if not isinstance(metadata, Mapping):
         metadata = {}
@@ -240,15 +240,16 @@ def _placeholder_value(facts: Mapping[str, Any], name: str, metadata: Mapping[st
 
 
 def displayed_sender(facts: Mapping[str, Any]) -> str:
-    """Return the sender id in the form that 23 Telecom uses. It is the `from` of the message. If `from` is absent or only refers to
-    a sender (`channel:7`), it is the alias of the sender."""
+    """Return the sender id in the form that 23 Telecom uses: the `from` of the message. If `from` is absent or only refers to a
+    sender (`channel:7`), return the alias of the sender. If there is no alias, return the reference or the id of the sender."""
     sender = _text(facts.get("from_address"))
     is_reference = sender.startswith(("channel:", "sender_id:"))
     return (not is_reference and sender) or _text(facts.get("sender_id_alias") or sender or facts.get("sender_id_id"))
 
 
 def kind_of_event(facts: Mapping[str, Any]) -> str:
-    """Return the name of the event that the facts describe. In a test delivery, this is `sample_of` and not the event name."""
+    """Return the name of the event that the facts describe. For a test delivery, return the name of the imitated event
+    (`sample_of`)."""
     return _text(facts.get("sample_of") or facts.get("topic"))
 
 
@@ -256,8 +257,9 @@ def status_word(facts: Mapping[str, Any]) -> str:
     """Return the value of the placeholder `{status}`.
 
     For a state event, the value is the new state of the message. For other events, the value is the first of these that is known:
-    the status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. In the
-    same way, 23 Telecom's postback of a conversion contains the status word of the carrier."""
+    the status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. A
+    conversion without a status gets the status of the delivery report, because 23 Telecom's postback of a conversion contains the
+    carrier's status word."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":
@@ -350,7 +352,8 @@ def _encoded(url: str, start: int, end: int) -> str:
 
 
 def _reject_other_syntax(url: str, start: int) -> None:
-    """Raise TemplateError with each unknown placeholder of the URL, and with each known one in the syntax of another system."""
+    """If the URL contains unknown placeholders, or known placeholders in the syntax of another system, raise one TemplateError for
+    all of them."""
     errors = []
     end = start
     for macro in sorted(find_macros(url, start), key=lambda macro: macro.position):

@@ -1,8 +1,8 @@
 """This module counts the processes that send deliveries, and divides the concurrency of each tracker among them.
 
 Each process regularly writes a heartbeat (the current time) to its row of the table `delivery_processes`, in the transaction of a
-dispatch cycle. A process without a heartbeat for `MAX_SILENCE_MS` milliseconds is not counted. The processes are sorted by their
-random ids, so each process computes its own share.
+dispatch cycle. A process without a heartbeat for `MAX_SILENCE_MS` milliseconds is not counted. Each process sorts the counted
+processes by their random ids and computes its own share from its position.
 
 The shares of all processes add up to the concurrency of the tracker. If the concurrency is smaller than the number of processes,
 some processes have no share and send nothing to the tracker. After a process has started or ended, the other processes may use a
@@ -61,7 +61,7 @@ class Heartbeat:
 
 
 class DeliveryProcesses:
-    """The row of this process among the processes that send deliveries.
+    """The row of this process in the table `delivery_processes`, and the share that follows from all rows.
 
     If `count` is not None, the heartbeats are not counted: `count` is then the number of processes."""
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from shortener.urls import UrlError, parse_destination
 
-#: The names of all queues of trackers, and of all queues of callbacks, are between these two texts.
+#: The names of all queues of trackers are between the first two texts, and the names of all queues of callbacks between the others.
 TRACKER_QUEUES, CALLBACK_QUEUES = ("t", "u"), ("c", "d")
 #: The names of all queues are before this text.
 END_OF_NAMES = TRACKER_QUEUES[1]
@@ -50,7 +50,7 @@ def application_of(queue: str) -> int | None:
 
 
 def callback_ranges(without: Collection[int | None]) -> list[tuple[str, str]]:
-    """Return ranges of names that contain the queues of the callbacks of all applications, except the applications `without`."""
+    """Return ranges of names that contain the callback queues of all applications, except the applications in `without`."""
     ranges = []
     begin, end = CALLBACK_QUEUES
     for prefix in sorted(f"c{application}/" for application in without if application is not None):

@@ -2,12 +2,12 @@
 
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. An application can have callbacks
 to thousands of hosts, most of which wait for a retry. Therefore trackers and callbacks are read separately: each dispatch cycle
-examines MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. The
-deliveries of a tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
+examines MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. So the
+deliveries of a tracker never wait for callbacks. These rules limit the work for callbacks:
 
-- The queues of an application whose callbacks may use no further slot are left out.
-- If there are more queues of callbacks than one cycle examines, several cycles together examine all of them. If no queue had a due
-  delivery that could be claimed, the cycles then examine no callbacks for CALLBACKS_PAUSE_MS.
+- If the callbacks of an application may use no further slot, its callback queues are skipped.
+- If there are more queues of callbacks than one cycle examines, several cycles together examine all of them. If the cycle that
+  reaches the last queue claims no callbacks, the next cycles examine no callbacks for CALLBACKS_PAUSE_MS milliseconds.
 """
 
 from __future__ import annotations

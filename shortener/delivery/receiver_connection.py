@@ -1,4 +1,4 @@
-"""A connection to a receiver that parses the HTTP status line itself and limits the bytes of a response."""
+"""This module defines the connection to a receiver. It parses the HTTP status line itself and limits the bytes of a response."""
 
 # Tested by tests/delivery/test_sender.py
 

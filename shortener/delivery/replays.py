@@ -5,10 +5,9 @@ batches. One transaction locks the row, replays a batch, and stores the position
 batch, the transaction is rolled back, and another process repeats the batch. Therefore a replay replays each delivery once. A
 delivery that becomes dead after the replay was created is not part of this replay.
 
-A batch begins only when fewer than MAX_UNATTEMPTED replayed deliveries wait for their first attempt after the replay. Therefore the
-number of replayed deliveries that wait for this attempt is at most MAX_UNATTEMPTED plus the size of one batch. The other deliveries
-stay dead until their batch begins. Therefore a stop takes effect at once: no further delivery is replayed. The deliveries that were
-already replayed are still sent.
+A batch begins only when fewer than MAX_UNATTEMPTED replayed deliveries wait for their first attempt after the replay. At most
+MAX_UNATTEMPTED deliveries plus one batch therefore wait for this attempt. The other deliveries stay dead until their batch begins.
+If an operator stops the replay, no further delivery is replayed. The deliveries that were already replayed are still sent.
 
 A tracker has at most one running replay. The job stops a replay if its tracker is deleted or disabled, or if its application is
 disabled. No delivery would be sent in these cases.
@@ -41,7 +40,7 @@ from shortener.storage.schema import applications, deliveries, replays, trackers
 MAX_UNATTEMPTED = 1000
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 
-# The SQL statement contains the state as a literal, because a database cannot use a partial index for a parameter.
+# The SQL statement contains the state as a literal. For a parameter, the database would not use the partial index.
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
 
 
@@ -75,7 +74,7 @@ _REASONS = {
 class Replay:
     """A background replay. `since` and `until` limit the time at which its deliveries were created.
 
-    `replayed` of `total` deliveries are pending again. `stop_reason` is set if the replay was stopped."""
+    `replayed` of its `total` deliveries have been replayed. `stop_reason` is set if the replay was stopped."""
 
     id: int
     application_id: int
@@ -133,7 +132,7 @@ async def start_replay(
 
     Raise ApiError with the code NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if
     nothing would be sent to it, or if no delivery is dead."""
-    # The deliveries are counted before the transaction begins, because counting many deliveries in it would delay clicks.
+    # The deliveries are counted before the transaction begins, because a long count inside the transaction would delay clicks.
     total = await database.read(count_dead, DeliveryFilter(tracker_id=tracker_id, since=since, until=until), now)
     values = {
         "application_id": application_id,

@@ -64,9 +64,10 @@ class DeliveryTarget:
     def request(
         self, facts: Mapping[str, Any], event: int, topic: Topic, attempt: int, at: datetime, *, allow_http: bool
     ) -> OutgoingRequest:
-        """Build the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost if the settings forbid http URLs.
+        """Build the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost if the URL is not an https URL and
+        `allow_http` is false.
 
-        If the facts contain a `topic`, the topic replaces the name of the event. Only the facts of test deliveries contain a
+        If the facts contain a `topic`, this topic is sent as the name of the event. Only the facts of test deliveries contain a
         `topic`."""
         name = encode_event_id(event, topic)
         facts = dict(facts)  # a copy takes a quarter of the time of a new dict with the same values

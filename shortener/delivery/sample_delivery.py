@@ -39,7 +39,7 @@ MAX_TEST_SECONDS = 15.0
 
 
 class TestSlots:
-    """A limiter of the test deliveries that run at a time. They use a separate sender, so they use no slots of other deliveries."""
+    """The limit on test deliveries that run at the same time. They use a separate sender, and so no slots of other deliveries."""
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender
@@ -93,9 +93,9 @@ async def send_test(
 ) -> SampleDelivery:
     """Send a test event to a tracker, store the delivery and an audit row, and return the result.
 
-    If `event_name` is None, the event has the name `test` and the values of the first event to which the tracker subscribes.
-    Otherwise the event has the name `event_name` and the values of such an event. Raise ApiError NOT_FOUND if the tracker does not
-    exist, and StoreUnavailable if the database is unavailable."""
+    If `event_name` is given, it is the name of the event, and the event has the values of a sample of this event. If it is
+    None, the event has the name `test` and the values of a sample of the first event to which the tracker subscribes. Raise
+    ApiError NOT_FOUND if the tracker does not exist, and StoreUnavailable if the database is unavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
     name = event_name or tracker.events[0]

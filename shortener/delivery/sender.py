@@ -7,7 +7,7 @@ The HTTP status counts as soon as the status line was received, even if the rest
 incomplete. If the receiver has just closed an idle connection, the request is sent again at once on another connection.
 
 If this host caused the failure (its resolver is down, or no sockets are left), `is_local` is true, and the failure does not count
-against the tracker. Every other failure counts against the receiver, including a failure without an error number. No text in a
+against the receiver. Every other failure counts against the receiver, even if the exception has no error number. No text in a
 result contains the URL of the request.
 
 The import of the HTTP client, aiohttp, takes a tenth of a second and 9 MB of memory. Therefore a thread imports it when the first

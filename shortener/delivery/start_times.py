@@ -1,9 +1,9 @@
 """The start times of the attempts of trackers with a rate.
 
 A rate (pace.py) limits how fast the deliveries of a tracker are claimed. An attempt that waits for an earlier attempt of the same
-message begins up to two seconds after its claim. Without a second check, several attempts could therefore begin at once when the
-receiver responds to the earlier attempts. `StartTimes` delays an attempt until the rate permits its start, with the same tolerance
-as the rate of the claims. An attempt that begins directly after its claim is not delayed.
+message begins up to two seconds after its claim. When the receiver responds to the earlier attempts, several waiting attempts could
+therefore begin at once. `StartTimes` delays an attempt until the rate permits its start, with the same tolerance as for claims. An
+attempt that begins directly after its claim is not delayed.
 """
 
 # Tested by tests/delivery/test_order.py
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from shortener.delivery.pace import BURST_MS
 
-MAX_QUEUES = 1000  # If there are more queues than this, the queues that permit a start at once are removed.
+MAX_QUEUES = 1000  # If more queues than this are stored, those that permit a start at once are removed.
 
 
 class StartTimes:

@@ -1,7 +1,7 @@
 """The rows about trackers in the audit log.
 
 A row contains no secret. The URL can contain credentials, so the row contains only its host. For static headers, the client
-certificate and the signing secret, the row says only that they are set, or that they were replaced.
+certificate and the signing secret, a row says only that they were set, replaced or removed.
 """
 # Tested by tests/delivery/test_trackers.py and tests/test_audit_complete.py
 

@@ -59,7 +59,7 @@ def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
 
 
 def tracker_warnings(tracker: Tracker, secret: str | None) -> list[str]:
-    """Return the warnings about a saved tracker. `secret` is the signing secret in the request; None if it has none."""
+    """Return the warnings about a saved tracker. `secret` is the signing secret in the request; None if the request has none."""
     found = [secret_warning(secret) if secret else None, *(f"url {problem}" for problem in entity_problems(tracker.url))]
     has_filter = tracker.conversion_actions or tracker.conversion_dispositions
     if has_filter and not Topic.CONVERSION & tracker.topics:

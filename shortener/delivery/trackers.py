@@ -168,7 +168,7 @@ class TrackerSaveResult:
     secret: str | None = None
 
 
-#: A transaction function that saves a tracker. Its parameters are checked and encrypted before the transaction begins.
+#: A transaction function that saves a tracker. The values to save are checked and encrypted before the transaction begins.
 TrackerTransaction = Callable[[Connection], TrackerSaveResult]
 
 

@@ -11,8 +11,8 @@ from tests.delivery.receiver import Behaviour, Receiver, receiver, respond
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
 #: The time limit in seconds of a request that is expected to time out.
 DEADLINE = 0.2
-#: The time limits in seconds that a test tries one after the other, until the start of the response arrives before a request times
-#: out. A busy machine may need longer than DEADLINE.
+#: A test tries these time limits (in seconds) one after the other, until the start of the response arrives in time. A busy machine
+#: may need longer than DEADLINE.
 DEADLINES = (DEADLINE, 10 * DEADLINE, 100 * DEADLINE)
 #: The time limit in seconds of a request that is expected to end before this limit.
 PLENTY = 30.0

@@ -64,7 +64,7 @@ async def test_a_failure_of_the_local_dns_resolver_does_not_count_as_a_delivery_
 
 
 class FaultyTracer:
-    """A tracer that raises an error in the method `fault`."""
+    """A tracer whose method `fault` raises an error."""
 
     def __init__(self, fault: str) -> None:
         self.fault = fault

@@ -116,7 +116,7 @@ async def test_flush_waits_for_attempts_and_records_them() -> None:
 async def test_drain_cancels_the_attempts_that_still_run_and_records_them_although_a_cycle_fails() -> None:
     pool = Pool()
     await pool.start_here([Attempt(), Attempt()])
-    await asyncio.sleep(0)  # a task that has not begun would end without an outcome
+    await asyncio.sleep(0)  # let the tasks begin, because a task that is cancelled before it begins has no outcome
     pool.errors = [OSError("the database is unavailable"), ValueError("a value cannot be stored")]
     async with asyncio.timeout(PATIENCE):
         await pool.drain(pool.step, cancel_at=asyncio.get_running_loop().time())

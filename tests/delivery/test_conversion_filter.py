@@ -228,7 +228,7 @@ async def test_the_filter_decides_by_the_revision_in_the_event_and_not_by_a_late
     message = await story.message()
     for status in ("pending", "approved", "rejected"):
         await report(service, message, action="Sale", transaction_id="T1", value=str(Decimal("9.50")), status=status)
-    await service.fanout.flush()  # the row of the conversion is rejected now
+    await service.fanout.flush()  # the row of the conversion now has the status `rejected`, which the filter does not permit
     assert await received(service, tracker) == [APPROVED]
 
 

@@ -70,7 +70,7 @@ async def start_two_states(service: Service, story: Story, dispatcher: Dispatche
 async def wait_for_attempts(sender: SlowSender, at_once: int) -> None:
     async with asyncio.timeout(PATIENCE):
         while sender.most_at_once < at_once:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
 
 
 async def test_new_states_of_one_message_are_sent_in_order_and_states_of_several_messages_at_the_same_time(

@@ -72,7 +72,7 @@ def queues(result: ClaimResult) -> list[str]:
 
 
 def full_for(application: int) -> SlotUsage:
-    """Return the usage of slots in which an application has all the slots that its callbacks may use."""
+    """Return slot usage in which one application uses all slots that are permitted for its callbacks."""
     usage = SlotUsage(256)
     usage.take("c-other", application, 256 - 256 // 8)
     return usage
