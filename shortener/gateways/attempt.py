@@ -1,11 +1,11 @@
-"""This module makes one attempt to hand a claimed message on to its gateway, and computes what the result changes.
+"""This module makes one attempt to hand a claimed message on to its gateway, and computes the changes that follow from the result.
 
-The result depends on the outcome of the attempt:
+The changes depend on the outcome of the attempt:
 
 - accepted: the message is SENT. It is never handed on again.
 - rejected: the message is FAILED with the code and the text of the gateway.
-- retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last attempt, the
-  message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
+- retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last permitted
+  attempt, the message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
   the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
   operator decides.
@@ -101,12 +101,12 @@ class SendRunner:
         self._rng = rng
 
     async def run(self, attempt: SendInFlight) -> EndedSend:
-        """Make one attempt and return what it changes. If the task is cancelled, the message becomes doubtful."""
+        """Make one attempt and return its result with the changes to store. If the task is cancelled, the message becomes
+        doubtful."""
         claim, config = attempt.claim, attempt.config
         started = self._clock()
         if claim.lease_until - to_ms(started) < round(attempt.limits.timeout * 1000) + MIN_LEASE_LEFT_MS:
-            # The attempt must not start, because the lease would end during it, and another process could then hand on the same
-            # message.
+            # The lease could end during the attempt, and another process could then hand on the same message.
             log.warning("lease_too_short", send=encode(claim.id))
             return self.give_back(attempt, "lease_too_short")
         if config is None:
@@ -194,8 +194,8 @@ def _holds(attempt: SendInFlight) -> bool:
 
 
 def _stored_status(result: SubmitResult) -> int | None:
-    """Return the status of a response for the database, or None if the column cannot store it. The error text contains the command
-    status of SMPP in any case."""
+    """Return the status of a response, or None if the status is too large for the database column. Nothing is lost: the stored
+    error text also contains the command status of SMPP."""
     return result.status if result.status is None or result.status <= MAX_INTEGER else None
 
 

@@ -2,7 +2,7 @@
 
 Times that were stored before the clock was set back are too far in the future: a message that waits five seconds for its next
 attempt would wait for hours. `repair` gives each message, lease, circuit breaker and rate its planned delay again, counted from the
-current time. It changes no time of an installation whose clock runs normally, so a process also calls it when it starts: the clock
+current time. If the clock was not set back, `repair` changes nothing. Therefore a process also calls it when it starts: the clock
 may have been set back while no process ran.
 
 `delivery/clock_steps.py` does the same for deliveries and trackers. Times are milliseconds since 1970-01-01 UTC.
@@ -25,8 +25,8 @@ from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
-#: The values of the column `queue`. The SQL contains them as literals, because a database cannot use a partial index if
-#: the value is a parameter.
+#: The values of the column `queue`. The SQL contains them as literals. For a parameter, the database would not use the partial
+#: index.
 _FIRST_ATTEMPTS: ColumnElement[int] = literal_column(str(FIRST_ATTEMPTS))
 _RETRIES: ColumnElement[int] = literal_column(str(RETRIES))
 
@@ -41,8 +41,9 @@ class RepairResult(NamedTuple):
 
 def repair(connection: Connection, now: int, schedule: Sequence[float], rng: random.Random) -> RepairResult:
     """Repair all times of gateways and their messages that are too far in the future, as a part of the caller's transaction.
-    `schedule` is the schedule of gateways without their own. A gateway that another process has locked is left out, because waiting
-    for it could cause a deadlock."""
+
+    `schedule` is used for gateways that have no schedule of their own. A gateway that another process has locked is left out,
+    because waiting for it could cause a deadlock."""
     g = gateways.c
     schedules = {row.id: row.schedule for row in connection.execute(select(g.id, g.schedule))}
     locked = lock_health(connection, schedules, waits=False)
@@ -69,22 +70,24 @@ def _repair_gateway(connection: Connection, gateway_id: int, state: LockedGatewa
 
 
 def _repair_first_attempts(connection: Connection, gateway_id: int, now: int) -> int:
-    """Make messages due that wait for their first attempt. Only the pause of a disabled application postpones such a message."""
+    """Make a message due if its first attempt is planned too far in the future. Such an attempt is postponed only while the
+    application of the message is disabled, and only by PAUSE_MS at a time."""
     c = sends.c
     is_wrong = c.gateway_id == gateway_id, c.queue == _FIRST_ATTEMPTS, c.next_at > from_ms(now + PAUSE_MS + TOLERANCE_MS)
     return connection.execute(update(sends).where(IS_PENDING, *is_wrong).values(next_at=from_ms(now))).rowcount
 
 
 def _repair_leases(connection: Connection, gateway_id: int, now: int) -> int:
-    """Let each lease that is too long end after the longest possible duration of an attempt, because the attempt may still be in
-    flight. `lease_until` stays unchanged, because the process that makes the attempt compares it (`queries.lease_has_ended`)."""
+    """If a lease is too long, make its message due after the longest possible duration of an attempt, because the attempt may still
+    be in flight. `lease_until` stays unchanged, because the process that makes the attempt compares it when it records the
+    outcome (`queries.lease_has_ended`)."""
     c, longest = sends.c, from_ms(now + MAX_LEASE_MS + TOLERANCE_MS)
     is_wrong = c.gateway_id == gateway_id, c.lease_until > longest, c.next_at > longest
     return connection.execute(update(sends).where(IS_PENDING, *is_wrong).values(next_at=from_ms(now + MAX_LEASE_MS))).rowcount
 
 
 def _repair_retries(connection: Connection, gateway_id: int, now: int, schedule: Sequence[float], rng: random.Random) -> int:
-    """Plan the next attempt again for messages whose latest attempt has a time in the future."""
+    """If the latest attempt of a message has a time in the future, plan the next attempt again."""
     c = sends.c
     ahead = from_ms(now + TOLERANCE_MS)
     found = connection.execute(

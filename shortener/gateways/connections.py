@@ -1,4 +1,4 @@
-"""This module keeps the open connections of this process to gateways, for all attempts that use them."""
+"""This module keeps the open connections of this process to gateways. Several attempts can use the same connection."""
 # Tested by tests/gateways/test_connections.py
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class _OpenConnection:
 
 
 class Connections:
-    """The open connections of this process to gateways. A connection is opened for the first message, and again after the settings
-    of its gateway were changed. The previous connection is closed when its last attempt has ended."""
+    """The open connections of this process to gateways. The first message for a gateway opens its connection. If the settings of
+    the gateway change, the next message opens a new connection. The old connection is closed when its last attempt has ended."""
 
     def __init__(self, context: GatewayContext, kinds: Mapping[str, GatewayKind]) -> None:
         self.context = context

@@ -62,10 +62,10 @@ def discard(
     now: datetime,
     leases_wait: LeasesWait,
 ) -> tuple[int, int]:
-    """Give up a held or waiting message, and add the audit row. The message becomes FAILED. If it is doubtful and its delivery
-    report has arrived, it keeps the reported state.
+    """Give up a held or waiting message, and add the audit row. The message becomes FAILED. A doubtful message whose delivery
+    report has arrived keeps the reported state.
 
-    Return its row id and the number of new events, for `SendWriter.published`. Raise the same errors as `resend`."""
+    Return the row id of the message and the number of new events, for `SendWriter.published`. Raise the same errors as `resend`."""
     claim, at = _lock_unfinished(connection, application_id, message_id, now, leases_wait), to_ms(now)
     change = finish_reported(claim, at) or failed(claim, at, DISCARDED, "somebody decided not to send the message")
     audit.add(connection, now, "send_discarded", message_id, application_id=application_id, recipient=claim.to_address)

@@ -1,9 +1,9 @@
 """The dispatcher hands queued messages on to gateways and records the outcomes.
 
-It works like the dispatcher of deliveries (delivery/dispatcher.py). Both use the same plan of claims and slots (claims.py),
-attempts in flight (attempt_pool.py), circuit breaker (health.py), rate (pace.py) and schedule (outcomes.py). In each cycle, one
-transaction records the ended attempts and claims due messages. After the commit the attempts start, so a claim is durable before
-its message is handed on.
+It works like the dispatcher of deliveries (delivery/dispatcher.py). Both use the same modules of the package `delivery` to plan
+claims and slots (claims.py), for attempts in flight (attempt_pool.py), for the circuit breaker (health.py), for the rate (pace.py)
+and for the schedule (outcomes.py). In each cycle, one transaction records the ended attempts and claims due messages. After the
+commit the attempts start, so a claim is durable before its message is handed on.
 
 Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
@@ -17,10 +17,11 @@ Guarantees
   messages that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
-- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If it moves far
-  ahead, no message fails and no lease of an attempt in flight ends because of this. storage/clock_guard.py returns the size of the
-  step (`clock_ahead`), and whether all leases count as not ended (`leases_wait`).
-- `stop` starts no attempts, waits for those in flight and records them.
+- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If the clock
+  jumps far ahead, no message fails and no lease of an attempt in flight ends because of this. For this, storage/clock_guard.py
+  provides `clock_ahead`, which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as
+  ended.
+- `stop` prevents new attempts. It waits for the attempts in flight and records their outcomes.
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ class GatewayDispatcher:
     async def _run(self, attempt: SendInFlight) -> None:
         try:
             self.attempts.end(await self._runner.run(attempt))
-        except Exception:  # the message is doubtful when its lease ends, as if the process had died
+        except Exception:  # the message becomes doubtful when its lease ends, as if the process had died
             log.exception("send_attempt_failed", send=encode(attempt.claim.id))
             self.attempts.release(attempt)
         self.wake_up.notify()
@@ -316,14 +317,15 @@ class GatewayDispatcher:
     def _write_cycle(
         self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None, last: list[_Cycle]
     ) -> _Cycle:
-        """Record outcomes and claim up to `limit` messages in one transaction, of all gateways or of the gateway `only`. Append the
-        result to `last` before the commit.
+        """Record outcomes and claim up to `limit` messages in one transaction. Append the result to `last` before the commit.
 
-        The method does not change the dispatcher object, because the database may run the transaction again."""
+        If `only` is not None, claim only messages of the gateway with this id. The method does not change the dispatcher object,
+        because the database may run the transaction again."""
         # The time is read here and not in `step`, because this transaction may have waited for other transactions.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
-        waits = self._leases_wait(connection)  # After `now` was read: a step between the two must not be missed.
+        # This follows the reading of `now`. In the opposite order, a step of the clock between the two could be missed.
+        waits = self._leases_wait(connection)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
         outcomes = [one for one in ended if not one.may_be_unclaimed]
@@ -351,10 +353,11 @@ class GatewayDispatcher:
         return cycle
 
     def _write_returns(self, connection: Connection, cycle: _Cycle, returns: Sequence[EndedSend]) -> list[EndedSend]:
-        """Release the claims in `returns` whose uncertain commit has succeeded. Return the elements of `returns` that were written.
+        """Release claims for which it is unknown whether they were committed. Return the elements of `returns` whose claim was
+        stored.
 
-        Outcomes are written separately, because the transaction that stored a claim may also have stored the outcome of the
-        previous attempt of the message."""
+        Outcomes are written by a separate statement, because the transaction that stored a claim may also have stored the outcome
+        of the previous attempt of the message."""
         if not returns:
             return []
         stored = find_stored(connection, sends.name, [one.attempt.claim for one in returns])

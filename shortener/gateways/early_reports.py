@@ -1,21 +1,21 @@
 """This module decides whether a gateway must repeat a delivery report whose message is unknown.
 
 A report names a message by the id that the gateway assigned to it. The service knows this id when it has recorded the response to
-the message. A report can arrive earlier, and the wait of REPORT_WAIT may be too short for it. The service does not acknowledge such
-a report, so the gateway repeats it, and the repeated report finds its message.
+the message. A report can arrive earlier, and may not find its message within the wait of the setting REPORT_WAIT. The service does
+not acknowledge such a report, so the gateway repeats it, and the repeated report finds its message.
 
 A report can only be about an attempt that began before the report arrived. Therefore the gateway must repeat a report until the
 leases of all attempts have ended that were in flight when the report first arrived. A response can also arrive after its attempt
 has ended in doubt. Therefore the gateway must repeat a report for LATE_RESPONSE_SECONDS if an attempt ended in doubt shortly
-before. After that time the report is acknowledged and counts as unknown. Otherwise a gateway that another system uses too would
-repeat the reports about the messages of that system without end. A report that the gateway does not repeat counts as unknown after
-FORGET_SECONDS.
+before. After that time the report is acknowledged and counted as unknown. Otherwise, if another system also uses the gateway, the
+gateway would repeat the reports about the messages of that system without end. A report that the gateway does not repeat is counted
+as unknown after FORGET_SECONDS.
 
 A step of the clock changes none of these times: a monotonic clock measures them, and no wait for a lease is longer than the
 longest lease of the gateway. If the lease of an attempt has ended without an outcome, the process has died, or the clock moved
 ahead. Then the gateway must repeat a report for LATE_RESPONSE_SECONDS, as after an attempt that ended in doubt.
 
-About MAX_REPORTS reports are remembered. If more arrive, they are acknowledged at once.
+The service remembers about MAX_REPORTS reports. If more reports arrive, it acknowledges them at once.
 """
 # Tested by tests/gateways/test_early_reports.py
 
@@ -56,8 +56,8 @@ class _EarlyReport:
 
 class EarlyReports:
     """The reports of this process whose message is not known yet. `count_unknown` is called with the id of the gateway for each
-    report that the gateway did not repeat. `default_timeout` is the time limit in seconds of an attempt of a gateway that has none.
-    `monotonic` returns the seconds of a monotonic clock."""
+    report that the gateway did not repeat. `default_timeout` is the time limit of an attempt in seconds, for gateways without their
+    own limit. `monotonic` returns the seconds of a monotonic clock."""
 
     def __init__(
         self,
@@ -120,8 +120,9 @@ def _key(gateway_id: int, report: GatewayReport) -> tuple[int, str] | None:
 
 
 def find_wait(connection: Connection, gateway_id: int, now: datetime, default_timeout: float) -> timedelta | None:
-    """Return how long the gateway may assign ids to messages whose attempts have begun; None if there is no such attempt.
-    `default_timeout` is the time limit in seconds of an attempt of a gateway that has none."""
+    """Return for how long a response of the gateway can still assign an id to a message. Return None if no attempt is in flight and
+    no attempt ended in doubt shortly before. `default_timeout` is the time limit of an attempt in seconds, for a gateway without
+    its own limit."""
     s, a, g = sends.c, send_attempts.c, gateways.c
     late = timedelta(seconds=LATE_RESPONSE_SECONDS)
     lease: datetime | None = connection.scalar(
@@ -142,7 +143,7 @@ def find_wait(connection: Connection, gateway_id: int, now: datetime, default_ti
     )
     waits = [late] if connection.execute(in_doubt).first() is not None else []
     if lease is not None:
-        # After the clock was set back, a lease ends too far in the future.
+        # If the clock was set back, a lease ends too far in the future, so the wait is limited to the longest lease.
         timeout: float = connection.scalar(select(g.timeout).where(g.id == gateway_id)) or default_timeout
         waits.append(min(lease - now, timedelta(seconds=timeout, milliseconds=LEASE_MARGIN_MS)))
     return max(waits, default=None)

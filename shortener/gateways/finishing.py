@@ -63,7 +63,7 @@ class WrittenChanges:
 
 
 class SendWriter:
-    """Writes the result of each attempt to hand a message on to its gateway."""
+    """A writer of the results of attempts to hand messages on to gateways."""
 
     def __init__(self, ids: IdGenerator, reports: DeliveryReports) -> None:
         self._ids = ids
@@ -132,7 +132,7 @@ class SendWriter:
         for row in connection.execute(found):
             application_id, cost = costs[row.id]
             delta.add(row.cohort_id, to_ms(row.created_at), count_deltas.COST, -cost, message=row.id, link_set=row.link_set_id or 0)
-            if row.deducted is not False:  # The application may have become prepaid after the message was queued.
+            if row.deducted is not False:  # nothing was deducted if the application became prepaid after the message was queued
                 amounts[application_id] = amounts.get(application_id, Decimal()) + cost
         count_deltas.append(connection, self._ids(), delta)
         refund(connection, amounts, from_ms(now))

@@ -41,9 +41,9 @@ class NewGateway:
 class GatewayChanges(TypedDict, total=False):
     """The new values for an existing gateway. A value whose key is absent stays unchanged.
 
-    `settings` contains single values that replace those of the gateway; a name such as variables.password replaces one member.
-    `options` are options of the gateway's preset. If there are options, the settings are built from the preset again, before
-    `settings` changes them. If `rotate_report_key` is true, the key in the URL for its delivery reports is replaced."""
+    `settings` maps names of the gateway's settings to their new values. A name such as `variables.password` replaces one member of
+    a setting. `options` are options of the gateway's preset. If there are options, the settings are built from the preset again,
+    before `settings` changes them. If `rotate_report_key` is true, the key in the URL for delivery reports is replaced."""
 
     name: str
     settings: Mapping[str, Any]

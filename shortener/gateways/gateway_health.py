@@ -1,5 +1,5 @@
-"""This module writes the circuit breaker and the rate of a gateway after attempts to hand messages on to it. The rules are those of
-trackers (delivery/health.py, delivery/pace.py).
+"""This module writes the circuit breaker and the rate of a gateway after attempts to hand messages on to it. The same rules apply
+as for trackers (delivery/health.py, delivery/pace.py).
 """
 # Tested by tests/gateways/test_dispatcher.py
 

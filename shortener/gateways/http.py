@@ -96,16 +96,18 @@ class HttpSettings(BaseModel):
     )
     encodings: dict[Literal["GSM-7", "UCS-2"], str] = Field(
         {"GSM-7": "GSM-7", "UCS-2": "UCS-2"},
-        description="Two values of the placeholder {encoding}: the first for messages in GSM-7, the second for messages in UCS-2.",
+        description="Values of the placeholder {encoding}: one value for messages in GSM-7 and one for messages in UCS-2.",
     )
     success_statuses: str = Field("2xx", description="HTTP statuses that accept a message, such as 2xx or 200,202.")
-    success_path: str = Field("", description="Path of the value in the response that must be one of `success_values`.")
+    success_path: str = Field(
+        "", description="Path of a value in the response. The message is accepted if `success_values` contains this value."
+    )
     success_values: tuple[str, ...] = Field((), description="Values at `success_path` that accept a message.")
     retry_codes: tuple[str, ...] = Field(
         (),
         description="Values at `success_path` or `error_code_path` that mean a temporary failure, such as a code for throttling.",
     )
-    id_path: str = Field("", description="Path of the gateway's id of the message in the response.")
+    id_path: str = Field("", description="Path of the id that the gateway assigned to the message, in the response.")
     error_path: str = Field("", description="Path of the error text in the response.")
     error_code_path: str = Field("", description="Path of the error code in the response.")
     report_items: str = Field(
@@ -116,7 +118,7 @@ class HttpSettings(BaseModel):
     ] = Field(
         {"status": "status"},
         description=(
-            "For each value of a report: the name of the parameter of the report call that contains it, or a path in the JSON "
+            "For each part of a report: the name of the parameter of the report call that contains it, or a path in the JSON "
             "body such as status.groupName."
         ),
     )
@@ -328,7 +330,8 @@ class _HttpKind:
     settings_model: type[BaseModel] = HttpSettings
 
     def describe(self, settings: BaseModel) -> Mapping[str, Any]:
-        """Return the settings for display. Values of headers and variables, and the body, may contain credentials."""
+        """Return the settings for display. The values of headers and variables, and the body, are left out, because they may
+        contain credentials."""
         assert isinstance(settings, HttpSettings)
         shown = settings.model_dump(mode="json", exclude={"headers", "variables", "body"})
         return {

@@ -1,4 +1,4 @@
-"""The SQL statements of the gateways' dispatcher.
+"""The SQL statements of the dispatcher that hands messages on to gateways.
 
 A queue contains the messages of one gateway. It has two parts (column `queue`): first attempts and retries. The index `sends_due`
 finds due messages. The statements that run for every message are written separately for SQLite and PostgreSQL and process a whole
@@ -94,7 +94,8 @@ def _gateway_of(queue: str) -> int:
 def lease_has_ended(now: int) -> ColumnElement[bool]:
     """Return the condition that a pending message was leased and its lease has ended.
 
-    `next_at` is the end of a lease. It is earlier than `lease_until` only after the clock was set back (clock_steps.py)."""
+    `next_at` and `lease_until` are both the end of the lease. Only after the clock was set back, `next_at` can be earlier, because
+    clock_steps.py corrects only `next_at`."""
     c = sends.c
     return c.lease_until.is_not(None) & or_(c.lease_until <= from_ms(now), c.next_at <= from_ms(now))
 
@@ -109,7 +110,7 @@ def find_waiting(connection: Connection) -> list[int]:
 
 def lock_states(connection: Connection, now: int, only: int | None = None, *, leases_wait: bool = False) -> list[GatewayState]:
     """Lock all gateways that no other process has locked, or only one gateway. Return the locked gateways that have pending
-    messages. If `leases_wait` is true, no lease has ended, so every leased message is in flight."""
+    messages. If `leases_wait` is true, treat no lease as ended, so that every leased message counts as in flight."""
     g = gateways.c
     # If one statement locked the rows and read the states, PostgreSQL would compute its subqueries before it has the locks. The
     # states would then not include claims that another process has committed in the meantime. Therefore locking is a separate
@@ -176,7 +177,7 @@ def update_gateway(connection: Connection, gateway_id: int, values: dict[str, An
 class ClaimedSend(NamedTuple):
     """A message that only this process may hand on until `lease_until`. `attempt` is the number of the attempt, from 1.
 
-    `state` is the reported state of the message. `cost` is a decimal text. `transaction` is the id of the transaction in PostgreSQL
+    `state` is the reported state of the message. `cost` is a decimal text. `transaction` is the id of the PostgreSQL transaction
     that claimed the message; 0 on SQLite, and for a message that was read without a claim."""
 
     id: int

@@ -64,7 +64,7 @@ class Replies:
         """Register the metric of replies that were not recorded."""
         metrics.counter(
             "shortener_gateway_replies_unknown",
-            "Replies on connections of gateways that belong to no application, or whose sender is not a phone number.",
+            "Replies from gateways that were not recorded: they belong to no application, or their sender is not a phone number.",
             lambda: self.unknown,
         )
 

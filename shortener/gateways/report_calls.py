@@ -24,8 +24,8 @@ MAX_ITEMS = 1000  # At most this many reports of one call are recorded. Further 
 
 @record
 class ReportCall:
-    """The delivery reports that a gateway sent in one call. `unreadable` is the number of its other reports, by the reason why they
-    cannot be recorded."""
+    """The delivery reports that a gateway sent in one call. `unreadable` maps each reason to the number of further reports in the
+    call that cannot be recorded for this reason."""
 
     reports: Sequence[GatewayReport]
     unreadable: Mapping[LossReason, int]

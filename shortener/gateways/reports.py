@@ -1,10 +1,11 @@
 """This module records the delivery reports of gateways: it finds the message, and translates the gateway's word for the state.
 
-A report can arrive before the response to the message is recorded. Therefore, if the id in a report is unknown, the message is
-searched again for a short time (REPORT_WAIT). If it is still unknown, the gateway must repeat the report while the id may become
-known (early_reports.py). A report about a doubtful message proves that the gateway has accepted the message, so the message is not
-handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose attempts have all failed:
-for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes doubtful.
+A report can arrive before the response to the message is recorded. Therefore, if the id in a report is unknown, the service
+searches for the message again for a short time (REPORT_WAIT). If the message is still unknown, the gateway must repeat the report
+while the id may become known (early_reports.py). A report about a doubtful message proves that the gateway has accepted the
+message. Therefore the message is not handed on again, and it is no longer held. The report SENT, DELIVERED or READ proves the same
+about a message whose attempts have all failed: for example, the gateway responded with 500 and sent the message nevertheless. Such
+a message becomes doubtful.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class GatewayReports:
                 self.unrecorded.count_and_log(gateway_id, reason, number)
 
     async def _check_unknown(self, gateway_id: int, reports: Sequence[GatewayReport], found: Sequence[ReportedSend | None]) -> None:
-        """Raise MessageNotKnownYet if the gateway must repeat one of the reports, because its message may become known. `found` has
-        the message of each report."""
+        """Raise MessageNotKnownYet if the gateway must repeat one of the reports, because its message may become known. `found`
+        contains the message of each report; None if it is unknown."""
         unknown = []
         for report, one in zip(reports, found, strict=True):
             if one is None:

@@ -32,8 +32,8 @@ class StoredSend(NamedTuple):
 def list_sends(
     connection: Connection, application_id: int | None, status: str | None, below: int | None = None, limit: int = 100
 ) -> SendPage:
-    """Return the newest messages of an application (None: of all applications) that were queued for gateways. If the caller passes
-    a row id, return only messages with smaller row ids."""
+    """Return the newest messages of an application (None: of all applications) that were queued for gateways. If `below` is given,
+    return only messages with smaller row ids."""
     statement = _select()
     if application_id is not None:
         statement = statement.where(sends.c.application_id == application_id)

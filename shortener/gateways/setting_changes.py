@@ -2,7 +2,7 @@
 
 A name such as `variables.password` changes one member of a setting that is an object, and the other members stay. New options of a
 preset replace all settings that the preset builds. The API shows a secret value only as a mask. The functions reject a mask as a
-new value, because the service would otherwise send it to the gateway in place of the secret.
+new value. Otherwise the service would store the mask and send it to the gateway in place of the secret.
 
 The functions raise ApiError INVALID_REQUEST.
 """
@@ -51,7 +51,7 @@ def rebuild_preset(preset: str, stored: Mapping[str, Any], options: Mapping[str,
 
 def merge_settings(kind: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stored settings of a gateway of this kind, changed by the new settings. None as the value of a member, such as
-    variables.password, removes the member. A setting that is not stored has the members of its default."""
+    variables.password, removes the member. If a setting is not stored, a new member is added to the members of its default."""
     merged = dict(stored)
     for name, value in new.items():
         setting, dot, member = name.partition(".")
@@ -75,6 +75,6 @@ def _default(kind: str, setting: str) -> Any:
 
 
 def _check_variable_name(name: str, stored: Mapping[str, Any]) -> None:
-    """Reject the name of a variable in place of a setting."""
+    """Reject a name that is not the name of a setting, but the name of a variable."""
     if name not in stored and name in stored.get("variables", {}):
         raise refuse(f"settings.{name}", f"is a variable of this gateway: write variables.{name}, or --variable {name}=VALUE")

@@ -1,8 +1,8 @@
 """The simulator: a gateway that sends nothing. It accepts messages and reports them as DELIVERED after a second.
 
 It is for evaluation and tests. Its settings make it reject or delay messages, leave out responses, or report failures, each for a
-fraction of the messages. A message to a number that ends with a text of `reject_numbers` is always rejected. Therefore a test can
-select the result by the number.
+fraction of the messages. It always rejects a message if the phone number ends with one of the digit groups in `reject_numbers`.
+Therefore a test can select the result by the number.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """This module creates, reads, changes and removes gateways.
 
-The settings of a gateway contain credentials, so they are encrypted in the database, and no response contains them completely
-(`GatewayKind.describe`). The key in the path of its report URL is stored encrypted and hashed. Only the operator (the command line)
-can permit private IP addresses and create gateways of the installation. Otherwise a customer could send requests into the
-operator's network, or send messages at the operator's cost.
+The settings of a gateway contain credentials, so they are encrypted in the database, and responses contain only the parts that are
+not secret (`GatewayKind.describe`). The key in the path of a gateway's report URL is stored encrypted and hashed. Only the operator
+(the command line) can permit private IP addresses and create gateways of the installation. Otherwise a customer could send requests
+into the operator's network, or send messages at the operator's cost.
 
 A removed gateway gets no messages. The dispatcher makes its waiting messages FAILED.
 
@@ -271,7 +271,7 @@ def new_report_key() -> str:
 def select_gateway(
     connection: Connection, audit: AuditWriter, application_id: int, name: str | None, now: datetime, *, is_operator: bool
 ) -> None:
-    """Select the gateway that sends the messages of an application, and add the audit row. None or "none" selects none.
+    """Select the gateway that sends the messages of an application, and add the audit row. None or "none" means no gateway.
 
     Only the operator can select a gateway of the installation. The simulator is an exception. Raise ApiError with the code
     NOT_FOUND or INVALID_REQUEST."""

@@ -1,4 +1,4 @@
-"""The interface between the dispatcher of the gateways and the kinds of gateways.
+"""The interface between the dispatcher that hands messages on and the kinds of gateways.
 
 A kind of gateway (http.py, smpp/kind.py, simulator.py) is a module with one `GatewayKind`: a model of its settings, and a function
 that opens a `GatewayConnection`. The dispatcher passes each message to `GatewayConnection.submit` and acts on the outcome of the

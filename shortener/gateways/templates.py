@@ -88,7 +88,7 @@ def unknown_placeholders(template: str, names: Mapping[str, object]) -> list[str
 
 
 def check_path(path: str) -> str:
-    """Return the path unchanged. Raise ValueError if it is neither a path of JSON nor a text with one `{value}`."""
+    """Return the path unchanged. Raise ValueError if an alternative is neither a path of JSON nor a text with one `{value}`."""
     for part in filter(None, path.split("|")):
         if not part.startswith("$.") and part.count(VALUE) != 1:
             raise ValueError(f'{part!r} must be a path such as $.messages.0.id, or a text with {VALUE} such as Success "{VALUE}"')

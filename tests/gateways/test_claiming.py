@@ -1,4 +1,4 @@
-"""Tests of the claims of messages: which messages and gateways are claimed, and which wait without harm to others."""
+"""Tests of the claims of messages: which messages and gateways are claimed, and which wait without delaying others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACCEPTED = Reply(200, b'{"id":"gw-1"}')
 
 
 class BusyThrottle(Throttle):
-    """A throttle that always measures many hits and never pauses other work."""
+    """A throttle that always reports many hits, but never pauses other work."""
 
     @property
     def is_busy(self) -> bool:
@@ -57,7 +57,8 @@ async def test_the_messages_of_a_disabled_application_use_neither_the_rate_nor_t
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queries, "MAX_EXAMINED", 2)  # fewer than the messages of the disabled application
+    # The disabled application has more due messages than one transaction examines.
+    monkeypatch.setattr(queries, "MAX_EXAMINED", 2)
     receiver.default_reply = ACCEPTED
     other = (await service.database.write(create_application, "other", NOON)).application_id
     gateway = await make_gateway(receiver.url(), owner=ALL_APPLICATIONS)
@@ -105,7 +106,7 @@ async def test_each_of_many_gateways_gets_attempts_while_many_hits_arrive(
         await send_messages(20)
     dispatcher = other_process(service)
     dispatcher._throttle = BusyThrottle()
-    for _ in range(10):  # far fewer cycles than the first eight gateways have messages
+    for _ in range(10):  # ten cycles are far too few to send all messages of the first eight gateways
         await dispatcher.step()
         if dispatcher.attempts.tasks:
             await asyncio.wait(dispatcher.attempts.tasks)
@@ -123,7 +124,7 @@ async def test_a_gateway_with_the_policy_hold_never_gets_a_message_whose_lease_h
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(expiry, "MAX_ROWS", 2)  # one cycle holds at most two messages
+    monkeypatch.setattr(expiry, "MAX_ROWS", 2)  # at most two messages become held in one cycle
     receiver.default_reply = Reply(hang=True)
     await make_gateway(receiver.url(), on_doubt="hold", concurrency=32)
     await send_messages(5)

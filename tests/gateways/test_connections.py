@@ -67,10 +67,10 @@ async def test_the_connections_say_whether_the_connection_to_a_gateway_is_open(s
         await ConnectionKeeper(service.gateways, service.directory, connections).step()
         async with connections.use(http.config), asyncio.timeout(PATIENCE):
             while not connections.is_open(gateway.id):
-                await asyncio.sleep(0.01)  # the pause between two checks
+                await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
             assert connections.is_open(http.id) is None, "this kind keeps no connection open"
     async with asyncio.timeout(PATIENCE):
         while connections.is_open(gateway.id):
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
     assert connections.is_open(gateway.id) is False
     await connections.close()

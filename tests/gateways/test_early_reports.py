@@ -32,14 +32,14 @@ EARLY = GatewayReport("DELIVRD", gateway_message_id="gw-1")
 
 @pytest.fixture(autouse=True)
 def passed(service: Service, clock: Clock) -> Clock:
-    """The time that passes while reports wait. It follows the clock of the service, except in tests with the fixture `step`."""
+    """The monotonic clock. It follows the clock of the service, except in tests with the fixture `step`."""
     service.gateway_reports._early._monotonic = lambda: clock().timestamp()
     return Clock()
 
 
 @pytest.fixture
 def step(service: Service, clock: Clock, passed: Clock) -> Callable[[timedelta], None]:
-    """A function that sets the clock of the service. Only `passed` moves the time that passes."""
+    """A function that sets the clock of the service. The monotonic clock does not change: it is the separate clock `passed`."""
     service.gateway_reports._early._monotonic = lambda: passed().timestamp()
 
     def move(by: timedelta) -> None:

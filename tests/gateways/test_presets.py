@@ -198,7 +198,8 @@ def test_each_gateway_preset_parses_the_responses_of_its_gateway(
 def test_each_gateway_preset_parses_the_delivery_reports_of_its_gateway(
     preset: str, parameters: dict[str, Any], data: Any, word: str, gateway_id: str | None
 ) -> None:
-    reference = None if gateway_id else "1"  # the URL of a gateway that reports no id contains the reference
+    # If a gateway reports no id, the URL of its reports contains the reference.
+    reference = None if gateway_id else "1"
     [report] = read_reports(settings(preset), parameters, data, reference, NOON).reports
     assert (report.word, report.gateway_message_id) == (word, gateway_id)
 

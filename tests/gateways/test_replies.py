@@ -20,7 +20,8 @@ GATEWAY = 5
 async def test_the_replies_of_a_phone_on_the_connection_of_a_gateway_are_recorded_in_the_order_of_their_arrival(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The seconds that each call in a thread takes. Without an order, the second reply of each pair would be recorded first.
+    # The seconds that each call in a thread takes. If the replies did not wait for each other, the second reply of each pair would
+    # be recorded first.
     pauses = iter([0.05, 0, 0.05, 0])
 
     async def to_thread(function: Callable[..., Any], *args: Any) -> Any:

@@ -34,7 +34,7 @@ async def simulate(**settings: Any) -> tuple[SubmitResult, list[GatewayReport]]:
         for _ in range(18_000 if has_report else 5):
             if reports:
                 break
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
         await gateway.close()
     return result, reports
 

@@ -29,7 +29,7 @@ class EncodedText(NamedTuple):
 
 
 def encode_parts(text: str, reference: str) -> EncodedText:
-    """Return the short messages that carry a text. Raise ValueError if they are more than MAX_PARTS.
+    """Return the short messages that carry a text. Raise ValueError if the text needs more than MAX_PARTS.
 
     `reference` identifies the message. Every attempt uses the same reference number in the headers, so that phones do not join
     parts of a repeated message with parts of another message."""

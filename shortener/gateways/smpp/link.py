@@ -1,7 +1,7 @@
 """This module opens the SMPP session of this process with a gateway when a caller needs the session, and opens a new session after
 an earlier one has ended. All callers share one attempt to connect. After a failed attempt to connect, the next attempt starts after
-a pause of 1 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. A caller whose time limit ends before the
-pause gets the error of the previous attempt at once.
+a pause of 1 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. If the time limit of a caller ends before the
+pause, the caller gets the error of the previous attempt at once.
 
 The address guard checks every IP address of the host before each connection. Each connection looks up its host in its own thread. A
 resolver that does not respond therefore delays neither other gateways nor the database.
@@ -62,7 +62,7 @@ class SmppLink:
         return self._session is not None and self._session.is_open
 
     async def session(self, timeout: float) -> SmppSession:
-        """Return the open session within `timeout` seconds. Raise LinkDown."""
+        """Return the open session. Raise LinkDown if no session can be opened within `timeout` seconds."""
         if self._session is not None and self.is_up:
             return self._session
         loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class SmppLink:
             log.warning("smpp_link_down", gateway=self._name, error=str(error), pause=pause)
             raise
         self._failures = 0
-        # The pause also follows a session that ended at once. Otherwise the process would connect again and again without a pause.
+        # A new session may end at once. Without this pause, the process would then connect again and again.
         self._next_at = loop.time() + FIRST_PAUSE_SECONDS
         self._session = session
         log.info("smpp_link_up", gateway=self._name)

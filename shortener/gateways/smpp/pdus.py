@@ -35,7 +35,8 @@ class PduError(Exception):
 class ReceivedPdu:
     """A received PDU. `command` is its name, such as deliver_sm; an empty text means an unknown command.
 
-    `optional` are the optional parameters by tag. The other fields are set for deliver_sm only."""
+    `message_id` is set for responses only. `optional`, which contains the optional parameters by tag, and the fields after it are
+    set for deliver_sm only."""
 
     command: str
     status: int

@@ -2,9 +2,9 @@
 
 A receipt is a deliver_sm with the message type "delivery receipt" in its esm_class. Some gateways do not set this message type, so
 a text such as "id:7 sub:001 dlvrd:001 submit date:2611281200 done date:2611281200 stat:DELIVRD err:000 text:hello" is a receipt as
-well. A person can write such a text too, so a receipt that is recognised only by its text counts only if one of its addresses is
-the recipient of the message. The optional parameters `receipted_message_id` and `message_state` have priority over the id in the
-text, and fill in a missing state.
+well. A person can write such a text too. Therefore a receipt that is recognised by its text alone is valid only if one of its
+addresses is the recipient of the message. The optional parameter `receipted_message_id` has priority over the id in the text. The
+optional parameter `message_state` is used if the text contains no state.
 
 The time of a receipt is not used, because it has no time zone.
 """

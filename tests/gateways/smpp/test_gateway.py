@@ -186,7 +186,7 @@ async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prev
         smsc.respond(smsc.submitted[0])
         async with asyncio.timeout(PATIENCE):
             while not records.reports:
-                await asyncio.sleep(0.01)  # the pause between two checks
+                await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
         (report,) = records.reports
         assert (report.word, report.reference, report.gateway_message_id) == ("SENT", "r1", f"id-{smsc.submitted[0].sequence}")
         assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
@@ -275,7 +275,7 @@ async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced
         session = gateway._link._session
         async with asyncio.timeout(PATIENCE):
             while session is None or session.is_open:
-                await asyncio.sleep(0.02)  # the pause between two checks
+                await asyncio.sleep(0.02)  # wait a moment before the condition is checked again
         smsc.answers_enquire_link = True
         assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
     assert len(smsc.binds) == 2

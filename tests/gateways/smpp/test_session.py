@@ -58,7 +58,7 @@ async def test_bytes_that_are_not_an_smpp_pdu_end_the_session(data: bytes) -> No
         smsc.writers[0].write(data)
         async with asyncio.timeout(PATIENCE):
             while session.is_open:
-                await asyncio.sleep(0.01)  # the pause between two checks
+                await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
         await session.close()
 
 
