@@ -1,6 +1,6 @@
 """Changes of balances, prices and opt-out lists that people make with the API or on the command line. Each change adds a row to the
 audit log, in the same transaction. A request that changes no value adds no row. Messages and replies also change balances and
-opt-out lists. These changes are traffic and not in the audit log, so the code for them calls the functions of `balances` and
+opt-out lists. These changes are not in the audit log, so the code of messages and replies calls the functions of `balances` and
 `opt_outs` directly.
 """
 # Tested by tests/test_audit_complete.py and tests/messages/test_audited_billing.py

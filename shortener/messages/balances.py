@@ -120,16 +120,16 @@ def change_balance(
 def remove_balance(connection: Connection, application_id: int) -> bool:
     """Remove the balance of an application. The application is then no longer prepaid. Return whether it was prepaid before."""
     table = schema.balances
-    # The rows of messages are locked before the balance, as when a message ends.
+    # Messages are locked before the balance, as in the transaction that ends a message. Another order could cause a deadlock.
     _end_refunds(connection, application_id)
     removed = connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
     if removed:
-        _end_refunds(connection, application_id)  # of messages that were queued until the balance was locked
+        _end_refunds(connection, application_id)  # again, for messages that were queued before the balance was locked
     return removed
 
 
 def _end_refunds(connection: Connection, application_id: int) -> None:
-    """Let no message that waits for a gateway be refunded, because the balance from which its cost was deducted ends."""
+    """Prevent refunds for the messages that wait for a gateway, because the balance from which their cost was deducted ends."""
     c = schema.sends.c
     was_deducted = c.deducted.is_distinct_from(False)
     statement = update(schema.sends).where(IS_UNFINISHED, c.application_id == application_id, was_deducted)

@@ -15,10 +15,10 @@ d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) r
 e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `now.so/shop`. Before a path, the suffixes of the rules
    b to d need nothing else: `t.me/shop`.
 
-In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole
-host is in capitals and has a path. In rule a, except for `.net`, a capitalised suffix is accepted after a name of at least three
-characters, because phones write `Yahoo.Com`. The SMS Spam Collection (5,574 texts) contains no full stop that a suffix of the rules
-b or c follows without a space. Therefore these rules require no path.
+In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, so the text is
+not a domain. The exception is a host that is completely in capitals and has a path. In rule a, except for `.net`, a capitalised
+suffix is accepted after a name of at least three characters, because phones write `Yahoo.Com`. In the SMS Spam Collection (5,574
+texts), no full stop is directly followed by a suffix of the rules b or c. Therefore these rules require no path.
 """
 # Tested by tests/messages/test_url_detection.py
 
@@ -99,7 +99,7 @@ def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> boo
 def public_suffix(host: str) -> str | None:
     """Return the public suffix of a host from the ICANN section of the Public Suffix List, in lower case; None if it has none.
 
-    The list does not contain `.example`, the domain of documents and tests (RFC 2606). It counts as a suffix."""
+    The list does not contain `.example`, the domain of documents and tests (RFC 2606). This function treats it as a suffix."""
     suffix: str | None = _public_suffixes().publicsuffix(host)
     if suffix is None and host[-8:].lower() == ".example":
         return "example"

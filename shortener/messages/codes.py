@@ -74,8 +74,8 @@ class Codes:
 
 @cache
 def _every_digit() -> int:
-    """Return a number that contains every digit in base _BASE and ends with two zeros. If a number below 100 is added, only the two
-    last digits change."""
+    """Return a number that contains every digit in base _BASE and ends with two zeros. If a number below 100 is added, only the
+    last two digits change."""
     number = 0
     for digit in reversed(range(_BASE)):
         number = number * _BASE + digit

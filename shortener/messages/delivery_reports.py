@@ -316,7 +316,8 @@ def _find_stored(connection: Connection, waiting: Sequence[_WaitingRequest]) -> 
 
 
 def _message_ids(requests: Sequence[_Request]) -> set[tuple[int, str]]:
-    """Return the ids to search for. No stored id contains NUL, and PostgreSQL rejects a query with this character."""
+    """Return the ids of the reported messages, without ids that contain NUL. No stored id contains NUL, and PostgreSQL rejects a
+    query with this character."""
     ids = {(application, report.message_id) for application, reports in requests for report in reports}
     return {one for one in ids if "\x00" not in one[1]}
 

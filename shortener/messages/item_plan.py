@@ -38,7 +38,7 @@ SIMULATED = "the request names the simulator, which sends nothing and reports th
 MAX_LIFETIME = timedelta(days=3650)
 MAX_CACHED_PLANS = 256  # the maximum number of plans that a PlanCache keeps
 MAX_CACHED_CHARACTERS = 1600  # plans of longer texts are not kept
-REMEMBERED_TEXTS = 2048  # a text counts as repeated if fewer other texts occurred since its last occurrence
+REMEMBERED_TEXTS = 2048  # a text counts as repeated if fewer than this many other texts occurred since its last occurrence
 
 
 @record

@@ -79,7 +79,7 @@ class PlannedRequest:
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
     def with_own_ids(self) -> PlannedRequest:
-        """Return the same request, in which every message may be a repeat. Call this if an earlier attempt may have stored the
+        """Return a copy of the request in which every message may be a repeat. Call this if an earlier attempt may have stored the
         messages. The messages are then searched by their ids, including the ids that the service generated for this request."""
         return replace(self, messages=tuple(replace(message, has_own_id=True) for message in self.messages))
 
@@ -228,8 +228,8 @@ def _check_ids(
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Reject the ids of the caller that the request has used before. Add all ids to `used_ids`, with the hashes of their messages.
 
-    Return the content hashes of the messages with such an id, and the hashes that earlier releases stored for the same content if
-    they differ. The keys are the indexes of the recipients."""
+    Return the content hashes of the messages with an id of the caller, and the hashes that earlier releases stored for the same
+    content if they differ. The keys are the indexes of the recipients."""
     content = _content_of(item) if any(message_ids) else b""
     earlier_content = _content_of_0_3(item) if any(message_ids) and item.metadata == {} else b""
     hashes: dict[int, str] = {}
@@ -276,10 +276,10 @@ def _content_of_0_3(item: RewriteItem) -> bytes:
 
 
 def _content_of(item: RewriteItem, *, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Return all fields of a message, except ids and recipients, as bytes for its content hash. Empty metadata has the same
-    meaning as no metadata. `metadata` replaces it.
+    """Return all fields of a message, except ids and recipients, as bytes for its content hash.
 
-    Content hashes are stored, so this format must not change."""
+    Empty metadata counts as no metadata. If `metadata` is given, it is used in place of empty metadata. Content hashes are stored,
+    so this format must not change."""
     try:
         expires_at = to_iso(item.expires_at)
     except OverflowError:  # a time at the end of the year 9999 cannot be converted to UTC; `plan_item` rejects it

@@ -79,7 +79,7 @@ def _iso(ms: int) -> str | None:
 
 
 def new_link(code: str, link: PlannedLink, message: PlannedMessage) -> StoredLink:
-    """Return the link that a message gets for a planned link."""
+    """Return the short link that is created for a planned link of a message."""
     plan = message.plan
     return StoredLink(code, link.destination.url, link.span.label, message.expires_at, plan.domain_id, plan.link_path)
 

@@ -25,7 +25,7 @@ def find_problems(connection: Connection, request: PlannedRequest) -> list[Probl
 
 
 def find_stored(connection: Connection, requests: Sequence[PlannedRequest]) -> dict[tuple[int, str], StoredMessage]:
-    """Return the stored messages that have the ids of messages of the requests. The keys are (application_id, message_id)."""
+    """Return the stored messages whose ids occur in the requests. The keys are (application_id, message_id)."""
     own_ids = {
         (request.application.id, message.message_id) for request in requests for message in request.messages if message.has_own_id
     }

@@ -48,7 +48,7 @@ from shortener.storage.key_table import Key, KeyTable
 from shortener.tracing import Tracer
 
 MAX_REQUESTS_PER_TRANSACTION = 64
-#: A request with more characters of text than this is large. It is planned in a thread, because this takes more than 20 ms.
+#: A request with more characters of text than this is large. It is planned in a thread, because planning it takes more than 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
 #: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines its context.
 MAX_USUAL_SIGNS, SIGN_CHARACTERS = 10, 100
@@ -229,7 +229,7 @@ class Rewriter:
 
 
 def _check_new(request: PlannedRequest) -> PlannedRequest:
-    """Return a planned request. Raise ApiError if a problem rejects it whatever is stored."""
+    """Return a planned request. Raise ApiError if a problem rejects it regardless of the stored rows."""
     if not request.may_be_repeat and not request.may_send:
         request.check(request.messages)
     return request

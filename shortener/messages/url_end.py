@@ -1,16 +1,16 @@
 """This module finds the end of a URL in a text. The URL ends before a character that people do not type as a part of a URL in that
 place.
 
-- White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. So do emoji, dashes, bullets,
-  arrows and punctuation of any script, and HTML entities of quotes and brackets.
+- White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. Emoji, dashes, bullets,
+  arrows, punctuation of any script, and HTML entities of quotes and brackets also end a URL.
 - Letters of other scripts belong to a URL if they are at the start of a part of the URL (`/wiki/Москва`, `?q=日本`). Directly
   after an ASCII letter or digit, or after a full stop or comma, they belong to the text after the URL (`/xをご覧ください`).
   Japanese and Korean particles after a slash (`/で検索`) also belong to the text after the URL.
 - `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
-- A closing bracket without its opening bracket in the URL ends the URL. So does an opening bracket without its closing bracket.
-  Trailing punctuation belongs to the sentence.
-- A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
-  `-` in a path.
+- A bracket that has no partner in the URL ends the URL. This applies to opening and closing brackets. Trailing punctuation belongs
+  to the sentence.
+- A `,` or `;` before another `http://` ends a URL. An `http://` also ends a URL if it directly follows a letter or digit, or one of
+  `+`, `&`, `~` and `-` in a path.
 - Text of the sentence that directly follows a URL is not a part of the URL: a capitalised word after a full stop (`/a.Reply STOP`),
   a word after one comma, semicolon or exclamation mark (`/a,now`), the suffix of a word (`/a's`, Turkish `/a'da`, Finnish
   `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
@@ -97,7 +97,7 @@ def _scan(body: str, start: int, rest: int) -> int:
             continue
         category = unicodedata.category(character)
         if character in "\ufe0e\ufe0f\u20e3":
-            # A keycap emoji begins with an ASCII digit.
+            # A keycap emoji begins with an ASCII digit, which is then not a part of the URL.
             return position - 1 if body[position - 1] in "0123456789#*" and position - 1 > rest else position
         if character in _CURLY_CLOSERS and body[position - 1] == "=":
             closing = _closing_quote(body, position, _CURLY_CLOSERS[character])

@@ -128,7 +128,8 @@ class _Batch:
         self._queued: dict[int, QueuedSend] = {}  # messages of this transaction that were queued, by row id
 
     def respond(self, request: PlannedRequest) -> Response:
-        """Return the response to a request and collect its new rows. Raise ApiError, without new rows, if it is rejected."""
+        """Return the response to a request and collect its new rows. If the request is rejected, raise ApiError and collect no
+        rows."""
         application_id, key = request.application.id, request.idempotency_key
         stored = None if key is None else self._responses.get((application_id, key))
         if stored is not None:

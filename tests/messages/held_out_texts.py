@@ -2,9 +2,9 @@
 
 ⟦ and ⟧ enclose each URL that `all_urls` must detect, as in `marketing_texts.py`. A person marked the URLs before the code was run
 on the texts. The first 283 texts showed faults of the detection, which were then corrected. Two later sets measured the
-corrected detection: 95.6 % of 113 texts matched, and 98.4 % of 63 texts, most of which contain bare domains. A few texts have no
-clear right result, so the test requires that 95 % of all texts match. All hosts are reserved names, or names that only the tests
-use, except for a few well-known services.
+corrected detection: 95.6 % of 113 texts matched, and 98.4 % of 63 texts, most of which contain bare domains. For a few texts, it is
+not clear which result is right, so the test requires that 95 % of all texts match. All hosts are reserved names, or names that only
+the tests use, except for a few well-known services.
 """
 
 HELD_OUT_TEXTS = """

@@ -33,7 +33,7 @@ SEND = {"to": [TO, OTHER], "message": 'Hi #track("https://shop.example/a")', "se
 
 
 def cut_commits(service: Service, monkeypatch: pytest.MonkeyPatch, *cuts: Cut) -> None:
-    """Let the next transactions of rewrites fail."""
+    """Let the connection to the database end during COMMIT in the next transactions of rewrites, as `cuts` states."""
     monkeypatch.setattr(service.rewriter._commits._batcher, "_database", CutCommits(service.database, cuts))
 
 
@@ -168,7 +168,7 @@ class CommitsLater:
         async def commit() -> None:
             try:
                 while not await self._database.read(_waits_for_a_row):
-                    await asyncio.sleep(0.01)  # the pause between two checks
+                    await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
                 await connection.commit()
             finally:
                 await connection.close()

@@ -226,7 +226,7 @@ async def test_on_sqlite_a_large_request_of_delivery_reports_is_stored_in_severa
 async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits_for_the_message(service: Service) -> None:
     first = asyncio.create_task(record(service, SENT, DELIVERED))
     while not service.delivery_reports._wait.requests:
-        await asyncio.sleep(0)  # the pause between two checks
+        await asyncio.sleep(0)  # wait a moment before the condition is checked again
     await service.database.write(add_message, service.ids)
     assert [one.state for one in await first] == [State.SENT, State.DELIVERED]
     assert (await stored(service)).sent_at == SENT.at

@@ -12,7 +12,7 @@ from tests.servers import PATIENCE
 
 
 class Reports:
-    """Reports whose messages become known when they are tried for the time in `known_at`, by their indexes."""
+    """Reports of unknown messages. `known_at` contains the number of the try at which the message of a report becomes known."""
 
     def __init__(self, **known_at: int) -> None:
         self._known_at = {int(name[1:]): number for name, number in known_at.items()}

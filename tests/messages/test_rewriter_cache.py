@@ -82,4 +82,4 @@ async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_l
 async def wait_for(service: Service, codes: set[str]) -> None:
     async with asyncio.timeout(PATIENCE):
         while (await service.cache.find(codes)).keys() != codes:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment before the condition is checked again
