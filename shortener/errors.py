@@ -1,9 +1,8 @@
 """All errors that a caller of the API can receive, in one table.
 
-The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`. A module with
-an error class of its own raises that class, and its caller converts the error to an `ApiError`. The web layer converts an
-`ApiError` to the JSON body of an error response. For every other exception, the web layer writes a log line and responds with
-INTERNAL_ERROR, without details.
+The names of `ErrorCode` never change. The API documentation is generated from the table. A module raises `ApiError`, or an error
+class of its own, which its caller converts to an `ApiError`. The web layer converts an `ApiError` to the JSON body of an error
+response. For every other exception, the web layer writes a log line and responds with INTERNAL_ERROR, without details.
 """
 
 # Tested by tests/web/test_openapi.py and tests/web/test_callers.py
@@ -18,12 +17,12 @@ from typing import Any
 MAX_DETAILS = 1000  # The maximum number of details in one error response.
 MAX_FIELD_LENGTH = 200  # The maximum number of characters of a field path in an error detail.
 MAX_REASON_LENGTH = 500  # The maximum number of characters of a reason in an error detail.
-RETRY_AFTER_SECONDS = 2  # The value of the header Retry-After while the database is unavailable.
-RETRY_AFTER_LONG_READ_SECONDS = 30  # The value of the header Retry-After after a query that took too long.
+RETRY_AFTER_SECONDS = 2  # The Retry-After header of a response while the database is unavailable.
+RETRY_AFTER_LONG_READ_SECONDS = 30  # The Retry-After header of a response to a request whose query took too long.
 
 
 class ErrorCode(enum.Enum):
-    """The error codes. The name is the `error_code`; the value is the HTTP status and the meaning for the caller."""
+    """The error codes. The name of a member is the `error_code`. Its value is the HTTP status, and the meaning for the caller."""
 
     INVALID_JSON = (400, "The body is not valid JSON, or not a JSON object.")
     INVALID_REQUEST = (400, "A field is missing, unknown or has an invalid value; `details` names each field.")
@@ -140,7 +139,7 @@ class Detail:
     code: ErrorCode | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the error detail as a JSON object. If the detail has a position, the `reason` begins with it."""
+        """Return the error detail as a JSON object. If the error has a position in a text, the `reason` begins with it."""
         fields: dict[str, Any] = {"field": shorten(self.field, MAX_FIELD_LENGTH)}
         if self.code is not None:
             fields |= {"index": self.index, "recipient": self.recipient, "error_code": self.code.name, "position": None}
@@ -193,13 +192,14 @@ class ApiError(Exception):
 
 
 def shorten(text: str, length: int) -> str:
-    """Return the text, shortened to at most `length` characters, so that a caller's input cannot make a response long."""
+    """Return the text, cut to at most `length` characters. Without a limit, the input of a caller could make a response very
+    long."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. No part of the transaction is stored. After the subclass CommitUncertain,
-    however, the transaction may be stored."""
+    """Raised if the database is down, locked or full. No part of the transaction is stored. Only if the error is the subclass
+    CommitUncertain, the transaction may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):
@@ -218,8 +218,8 @@ def unavailable_error(error: StoreUnavailable, *, may_repeat: bool = False) -> A
     """Return the error response for a request that failed with `error`: OUTCOME_UNKNOWN if the request may be stored, and
     UNAVAILABLE otherwise.
 
-    `may_repeat` is true if a repeat of a stored request changes nothing. If it is false, OUTCOME_UNKNOWN has no Retry-After,
-    because many clients repeat a request automatically after a 503 with this header."""
+    `may_repeat` is true if a repeat of a stored request changes nothing. If it is false, an OUTCOME_UNKNOWN response has no
+    Retry-After: many clients automatically repeat a request after a 503 with this header."""
     if isinstance(error, CommitUncertain):
         return ApiError(ErrorCode.OUTCOME_UNKNOWN, retry_after=RETRY_AFTER_SECONDS if may_repeat else None)
     if isinstance(error, ReadTooLong):

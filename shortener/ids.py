@@ -1,9 +1,11 @@
 """This module generates row ids, and converts them to the public ids of the API and back.
 
 A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter. The
-process generates the id, not the database. A batch can therefore refer to its own rows before they are written. New ids are larger
-than old ones, so an insert appends to the end of an index. A `click_id` is part of destination URLs, where others can read it. It
-contains a check value that only this installation can compute, so nobody can guess the click id of another recipient.
+process generates the ids, and not the database. Therefore the rows of a batch can refer to each other before they are written.
+New ids are larger than old ones, so an insert appends to the end of an index.
+
+A `click_id` is part of destination URLs, where others can read it. It contains a check value that only this installation can
+compute, so nobody can guess the click id of another recipient.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
 MAX_ROW_ID = (1 << 63) - 1
-#: The largest id in the tables whose ids the database generates (applications, keys, trackers, gateways). The id columns of these
-#: tables have 32 bits, and PostgreSQL rejects larger values.
+#: The largest id in tables with ids that the database generates (applications, keys, trackers, gateways). Their id columns have 32
+#: bits, and PostgreSQL rejects larger values.
 MAX_COUNTED_ID = 2**31 - 1
-_CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is valid with a probability of 1 in 10^14.
+_CHECK_LENGTH = 8  # Eight characters contain 47 bits, so only one of 10^14 guessed click ids is valid.
 
 
 class IdGenerator:
@@ -35,22 +37,23 @@ class IdGenerator:
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         self._now_ms = now_ms
-        self._tick = 0  # The high bits are milliseconds since _EPOCH_MS, the low bits are the counter.
+        self._tick = 0  # The high bits are milliseconds since _EPOCH_MS, and the low bits are the counter.
         self._lock = threading.Lock()
         self._node = 0  # The node number, shifted to its position in an id.
         self.use_node(node)
 
     def use_node(self, node: int) -> None:
-        """Generate all later ids with another node number. They are larger than all earlier ids of this process."""
+        """Use another node number in all later ids. They are still larger than all earlier ids of this process."""
         if not 0 <= node < MAX_NODES:
             raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         with self._lock:
             self._node = node << _COUNTER_BITS
             if self._tick:
-                self._tick |= (1 << _COUNTER_BITS) - 1  # Fill the counter bits, so that the next id is in the next millisecond.
+                # All counter bits are set, so that the next id is in the next millisecond.
+                self._tick |= (1 << _COUNTER_BITS) - 1
 
     def continue_after(self, row_id: int) -> None:
-        """Generate only ids that are larger than `row_id`. This process or another node may have generated `row_id`."""
+        """Generate only ids that are larger than `row_id`, whether this process or another node has generated `row_id`."""
         tick = row_id >> (_COUNTER_BITS + _NODE_BITS) << _COUNTER_BITS | (1 << _COUNTER_BITS) - 1
         with self._lock:
             self._tick = max(self._tick, tick)
@@ -58,7 +61,8 @@ class IdGenerator:
     def __call__(self) -> int:
         tick = (self._now_ms() - _EPOCH_MS) << _COUNTER_BITS
         with self._lock:
-            # If the clock stops or steps back, the counter continues and then overflows into the next millisecond.
+            # If the clock stops or is set back, the counter continues. When the counter overflows, it moves to the next
+            # millisecond.
             if tick <= self._tick:
                 tick = self._tick + 1
             self._tick = tick
@@ -66,17 +70,18 @@ class IdGenerator:
 
 
 def first_id_at(ms: int) -> int:
-    """Return the smallest id that can be generated at a time in milliseconds since 1970. Every smaller id is older."""
+    """Return the smallest id that can be generated at `ms`, a time in milliseconds since 1970. Every smaller id is older."""
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), MAX_ROW_ID)
 
 
 def ms_of(row_id: int) -> int:
-    """Return the time of an id in milliseconds since 1970."""
+    """Return the time at which an id was generated, in milliseconds since 1970."""
     return (row_id >> (_NODE_BITS + _COUNTER_BITS)) + _EPOCH_MS
 
 
 def id_span(ms: int) -> int:
-    """Return the difference of two ids that were generated `ms` milliseconds apart. Their node and counter bits are ignored."""
+    """Return the difference between two ids that were generated `ms` milliseconds apart, if their node and counter bits are
+    equal."""
     return ms << (_NODE_BITS + _COUNTER_BITS)
 
 
@@ -93,7 +98,7 @@ def encode(number: int, length: int = _ID_LENGTH) -> str:
 
 
 def decode(text: str) -> int | None:
-    """Return the number of an encoded row id; None if the text is not an encoded row id."""
+    """Return the row id that `encode` has encoded as this text. Return None for any other text."""
     if len(text) != _ID_LENGTH:
         return None
     number = 0
@@ -106,8 +111,8 @@ def decode(text: str) -> int | None:
 
 
 def parse_counted_id(text: str) -> int | None:
-    """Return the id that a text contains in decimal digits; None if the text is not an id of a table whose ids the database
-    generates."""
+    """Return the decimal number in a text. Return None if it cannot be an id of a table whose ids the database generates (see
+    MAX_COUNTED_ID)."""
     is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNTED_ID))
     return int(text) if is_number and int(text) <= MAX_COUNTED_ID else None
 
@@ -136,15 +141,16 @@ REFUSED_REPORT_IDS = PublicIds("rfs_")
 
 
 _MESSAGE_ID_LENGTH = 22
-# Each byte below 248, which is 4 x 62, becomes one of the 62 characters, so that all are equally probable.
+# A byte below 248 (4 x 62) becomes one of the 62 characters, and larger bytes are dropped. So all characters are equally
+# probable.
 _TO_BASE62 = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))
 _BEYOND_BASE62 = bytes(range(248, 256))
 
 
 class _RandomBytes:
-    """A source of random bytes of the operating system. `convert` is applied to each block of bytes that it reads.
+    """A source of random bytes of the operating system. `convert` is applied to each block of bytes that the source reads.
 
-    It reads 4,096 bytes at a time, because a system call for each id is slow."""
+    A block has 4,096 bytes, because a system call for each id would be slow."""
 
     def __init__(self, convert: Callable[[bytes], bytes] = bytes) -> None:
         self._convert = convert
@@ -182,7 +188,8 @@ def new_message_id() -> str:
 
 
 class ClickIds:
-    """A converter between hit ids and click ids of 19 characters: the hit id, and a check value made with a secret key."""
+    """A converter between hit ids and click ids. A click id has 19 characters: the hit id, and a check value made with a secret
+    key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key

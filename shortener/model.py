@@ -1,5 +1,5 @@
-"""The enumerations of the service: message states, verdicts, topics, flags and delivery statuses. It also contains the decorator
-`record` for dataclasses. This module imports no other module of the project. Times are aware UTC, money is `Decimal`.
+"""The enumerations of the service: message states, verdicts, topics, flags and delivery statuses. The module also contains the
+decorator `record` for dataclasses. It imports no other module of the project. Times are aware and UTC; money is `Decimal`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Literal, TypeVar, dataclass_transform, get_args
 
 T = TypeVar("T")
 
-ALL_APPLICATIONS = 0  # A database row with this application id applies to all applications.
+ALL_APPLICATIONS = 0  # A row with this application id in the database applies to all applications.
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
-    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. Nothing prevents changes at
-    run time, because the constructor of a frozen dataclass takes more than twice as long."""
+    """Make a dataclass with slots whose objects must not change. mypy rejects changes of its fields. At run time, changes are not
+    prevented, because the constructor of a frozen dataclass takes more than twice as long."""
     return _with_shared_methods(cls, is_hashable=True)
 
 
@@ -30,9 +30,9 @@ def mutable_record(cls: type[T]) -> type[T]:
 
 
 def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
-    """Make `cls` a dataclass for which the module `dataclasses` generates no method except `__init__`. The other methods are
-    functions with the same code for all classes, so Python does not compile them again for each class. Generating them for each
-    class would take a tenth of the start time of the service."""
+    """Make `cls` a dataclass, and let the module `dataclasses` generate no method except `__init__`. All classes share the code
+    of the other methods, so Python does not compile them again for each class. Otherwise this would take a tenth of the start
+    time of the service."""
     made = dataclass(slots=True, eq=False, repr=False)(cls)
     all_fields = fields(made)  # type: ignore[arg-type]  # mypy does not know the result of the decorator
     values_of = attrgetter(*(one.name for one in all_fields if one.compare))
@@ -49,7 +49,7 @@ def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
 
     methods: dict[str, object] = {"__eq__": __eq__, "__hash__": __hash__ if is_hashable else None, "__repr__": __repr__}
     for name, method in methods.items():
-        if name not in vars(cls):  # a method of the class itself takes precedence
+        if name not in vars(cls):  # a method that the class itself defines takes precedence
             setattr(made, name, method)
     return made
 
@@ -98,7 +98,8 @@ class Topic(enum.IntFlag):
     CLICK_RETRACTED = 32
     TEST = 64
     OPERATIONS = 256  # The events tracker_disabled, delivery_dead and key_expiring.
-    SUSPECTED = 128  # A suspected hit, always together with CLICK. It is published only to trackers with `with_suspected`.
+    # A click event of a suspected hit also has this topic. Only trackers with `with_suspected` get such an event.
+    SUSPECTED = 128
 
     @property
     def api_name(self) -> str:
@@ -117,13 +118,13 @@ class LinkFlag(enum.IntFlag):
     """Options of a link, stored as the bits of one number."""
 
     NONE = 0
-    # Each click on the link creates an event, because of `#trackurl`, or because the application had the setting `click_events:
-    # every` when the link was created. The setting itself applies to all links of the application.
+    # Each click on the link creates an event. The reason is `#trackurl`, or the setting `click_events: every` of the application
+    # when the link was created. The current setting applies to all links of the application, even without this flag.
     EVERY_CLICK = 1
     # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
     FILL_CLICK_ID = 2
     OPT_OUT = 8  # The recipient opts out with this link. A hit creates an event even if its verdict is "suspected".
-    # The application had the setting `click_id_param` when the link was created. Only the previous release reads this flag.
+    # When the link was created, the application had the setting `click_id_param`. Only the previous release reads this flag.
     APPEND_CLICK_ID = 4
 
 
@@ -135,7 +136,7 @@ class HitFlag(enum.IntFlag):
     FIRST_FOR_MESSAGE = 2
     LATE = 4  # The link had expired at the time of the hit.
     RETRACTED = 8  # The hit was the first click until its verdict was changed.
-    # The link, the host of its destination, its domain or its application was disabled or blocked at the time of the hit.
+    # At the time of the hit, the link, its domain or its application was disabled, or the host of its destination was blocked.
     DISABLED = 16
     CONFIRMATION_PAGE = 32  # The response was the confirmation page.
 
@@ -145,10 +146,10 @@ class DeliveryStatus(enum.IntEnum):
 
     PENDING = 0
     DELIVERED = 1
-    # All attempts were used, or a response of the tracker forbids further attempts. The delivery can be listed and replayed.
+    # All attempts have failed, or a response of the tracker forbids further attempts. The delivery stays in lists and can be
+    # replayed.
     DEAD = 2
-    # The API shows PARKED instead of PENDING while the tracker or the application of the delivery is disabled. PARKED is never
-    # stored.
+    # The status that the API shows for a PENDING delivery while its tracker or application is disabled. PARKED is never stored.
     PARKED = 3
 
     @property
@@ -163,9 +164,9 @@ class SendStatus(enum.IntEnum):
 
     PENDING = 0
     SENT = 1  # The gateway has accepted the message.
-    FAILED = 2  # The gateway has rejected the message, or all attempts have failed, or the message is too old.
-    # The gateway may have accepted the message, but its response is missing, and the policy of the gateway is to hold such
-    # messages.
+    FAILED = 2  # The gateway has rejected the message, all attempts have failed, or the message is too old.
+    # It is unknown whether the gateway has accepted the message, because the response is missing. The policy of the gateway is to
+    # hold such messages.
     HELD = 3
 
     @property
@@ -175,7 +176,7 @@ class SendStatus(enum.IntEnum):
 
 
 def utcnow() -> datetime:
-    """Return the current time. Functions receive a clock or a time, so that tests can pass their own."""
+    """The events to which a tracker can subscribe. The API, the command line and the documents use these names."""
     return datetime.now(UTC)
 
 

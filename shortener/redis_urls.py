@@ -21,7 +21,7 @@ class RedisUrl:
 
 
 def parse_redis_url(url: str) -> RedisUrl:
-    """Return the parts of a Redis URL. Raise ValueError with a reason for the operator."""
+    """Return the parts of a Redis URL. Raise ValueError if it is invalid; the text of the error is for the operator."""
     parts = urlsplit(url)
     if parts.scheme not in REDIS_SCHEMES:
         raise ValueError(f"must begin with one of {', '.join(scheme + '://' for scheme in REDIS_SCHEMES)}")

@@ -1,11 +1,11 @@
 """This module checks destinations, base URLs and hosts.
 
-`parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it. It
-also accepts a link into an app (`myapp://open/5`) if the caller permits the scheme. The `location` of a destination is ASCII
+`parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
+It also accepts a link into an app (`myapp://open/5`) if the caller permits the scheme. The `location` of a destination is ASCII
 without control characters, so it cannot end the `Location` header early. The scheme and the host become lower case, an
 international host becomes punycode as browsers encode it (UTS 46), and other non-ASCII characters are percent-encoded as UTF-8.
-Every other byte stays as written: queries, fragments, `%` escapes and `+` included. Private addresses are allowed, because the
-recipient's device opens the URL and this service does not.
+All other bytes stay unchanged, also in queries, fragments and `%` escapes. Private addresses are allowed, because the recipient's
+device opens the URL and this service does not.
 
 Every check raises `UrlError`, which states the reason and the position.
 """
@@ -27,12 +27,12 @@ import idna
 
 from shortener.host_labels import LABEL, check_directions, encode_label
 
-#: The maximum length of a destination. It applies to the URL as written and to the percent-encoded URL.
+#: The maximum length of a destination. It applies to the URL as written and again to the percent-encoded URL.
 MAX_URL_CHARACTERS = 2048
 #: Placeholder names that a destination may contain in braces. Each placeholder is replaced as soon as its value is known.
 DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
-#: Path segments that must not be a code, and must not begin the path before a code, on any host.
+#: Segments that cannot be a code, and with which the path before a code cannot begin. They are reserved on every host.
 RESERVED_SEGMENTS = frozenset(
     {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static", "internal"}
     | {"ct", "scg-external-api", "openapi.json"}
@@ -46,8 +46,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
 #: A regular expression for the placeholders in the location of a destination.
 PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
-# RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash. A browser could
-# therefore open another host than the host that was checked.
+# RFC 3986 permits none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash. So a browser
+# could open another host than the one that was checked.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
 #: Schemes that run code in a browser or open local data. No setting can permit one of these schemes.
 FORBIDDEN_SCHEMES = frozenset(
@@ -56,18 +56,19 @@ FORBIDDEN_SCHEMES = frozenset(
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
-_APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # the authority of a link into an app, with user information
+_APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # the authority of a link into an app that contains user information
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
-# The host names that the standards permit (RFC 1123), and for which certificate authorities issue certificates.
+# The form of each part of a host name according to the standards (RFC 1123). Certificate authorities issue certificates only for
+# such names.
 _STANDARD_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PRINTABLE = bytes(range(0x21, 0x7F))
-#: White space and invisible characters. People paste them together with a URL.
+#: White space and invisible characters. People paste them with a URL by mistake.
 BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(
     map(chr, (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x206A), 0xFEFF))
 )
 _PREFIXES_OF_IPV4 = (0xFFFF, 0x64_FF9B << 64)  # the first 96 bits of ::ffff:0:0/96 and 64:ff9b::/96
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-# The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
+# The zero-width non-joiner and joiner. They are permitted, because Persian and the Indic scripts need them.
 _JOINERS = "\u200c\u200d"
 _NOT_IN_HOST = frozenset("/?#@")
 _USER_INFORMATION = "must not contain a user name or password before its host"
@@ -76,7 +77,8 @@ _USER_INFORMATION = "must not contain a user name or password before its host"
 class UrlError(Exception):
     """Raised if a URL or host is not valid.
 
-    `reason` continues a sentence that begins with the URL or host; `position` is the index of the wrong character, from 0."""
+    `reason` is the rest of a sentence that begins with the URL or host. `position` is the index of the wrong character, from
+    0."""
 
     def __init__(self, reason: str, position: int = 0) -> None:
         self.reason = reason
@@ -98,8 +100,8 @@ class NumericHostError(UrlError):
 class Destination:
     """A checked destination.
 
-    `url` is the readable form. `location` is the value of the `Location` header and may still contain placeholders.
-    `host` has no port and no brackets; it is empty for a link into an app."""
+    `url` is the readable form. `location` is the value of the `Location` header and may still contain placeholders. `host` is
+    without port and brackets; it is empty for a link into an app."""
 
     url: str
     location: bytes
@@ -110,8 +112,8 @@ class Destination:
 def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destination:
     """Check a destination URL and return it as a `Destination`. Raise UrlError if the URL is not valid.
 
-    `url` must be an absolute http(s) URL without user information, or have one of the further schemes `extra_schemes` (in lower
-    case), for links into apps. The destination of a link into an app has no host."""
+    `url` must be an absolute http(s) URL without user information, or a link into an app with a scheme of `extra_schemes` (in
+    lower case). The `host` of a link into an app is empty."""
     if len(url) > MAX_URL_CHARACTERS:
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters", MAX_URL_CHARACTERS)
     _check_characters(url)
@@ -158,8 +160,8 @@ def parse_authority(authority: str, position: int = 0) -> tuple[str, int | None]
 
 
 def parse_host(text: str) -> str:
-    """Return a host, which must have no scheme, port or path, in the form of `Destination.host`: lower case, punycode, IPv6 without
-    brackets.
+    """Return a host in the form of `Destination.host`: lower case, punycode, IPv6 without brackets. `text` must not contain a
+    scheme, port or path.
 
     Raise UrlError if `text` is not such a host."""
     name = text.removeprefix("[").removesuffix("]")
@@ -194,7 +196,8 @@ def parse_base_url(url: str) -> BaseUrl:
         raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
     if "*" in parts.hostname:
         raise UrlError("must not have a wildcard in its host; add each host separately")
-    # Browsers send the host of the link unchanged in the Host header. A final dot would therefore make a different host.
+    # Browsers send the host of the link unchanged in the Host header, so a host with a final dot would count as another host.
+    # Therefore the dot is removed.
     host = f"[{_parse_host(f'[{host}]', 0)}]" if ":" in host else _parse_host(host, len(parts.scheme) + 3)
     authority = host if port is None else f"{host}:{port}"
     return BaseUrl(f"{parts.scheme}://{authority}", parse_link_path(parts.path))
@@ -202,7 +205,7 @@ def parse_base_url(url: str) -> BaseUrl:
 
 def parse_own_domain(url: str) -> BaseUrl:
     """Return the prefix of the short links on a domain of an application. Raise UrlError for every URL that `parse_base_url`
-    rejects, and for a host that the standards forbid, because no certificate authority issues a certificate for it."""
+    rejects. Also raise it for a host that the standards forbid, because no certificate authority issues a certificate for it."""
     parsed = parse_base_url(url)
     parts = urlsplit(parsed.origin)
     host = parts.hostname or ""
@@ -217,8 +220,8 @@ def parse_own_domain(url: str) -> BaseUrl:
 
 
 def host_of_domain(url: str) -> str:
-    """Return the host under which the domain of an application with this base URL is stored. Raise the same
-    UrlErrors as `parse_base_url`."""
+    """Return the stored host of an application's domain. `url` is the base URL of the domain. Raise the same UrlErrors as
+    `parse_base_url`."""
     return host_of(parse_base_url(url).origin)
 
 
@@ -246,7 +249,7 @@ def parse_link_path(path: str) -> str:
 
 
 def fill_link_path(path: str, sender: str) -> str:
-    """Return the path before the code of a short link, with `{sender}` replaced by the sender. Raise UrlError if the sender
+    """Return the path before the code of a short link, with the sender in place of `{sender}`. Raise UrlError if the sender
     contains characters that a path cannot contain."""
     if SENDER_SEGMENT not in path:
         return path
@@ -259,7 +262,7 @@ def fill_link_path(path: str, sender: str) -> str:
 
 
 def matches_link_path(path: str, requested: str) -> bool:
-    """Return whether the requested path before a code matches `path`. The case of letters is ignored."""
+    """Return whether `requested`, the path before the code in a request, matches `path`. The case of letters is ignored."""
     if SENDER_SEGMENT not in path:
         return path.lower() == requested.lower()
     expected, given = path.lower().split("/"), requested.lower().split("/")
@@ -279,10 +282,10 @@ def host_name_of(url: str) -> str:
 
 @lru_cache(maxsize=1024)
 def host_of(url: str) -> str:
-    """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the scheme's
-    default.
+    """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the default port of
+    the scheme.
 
-    Return "" if the scheme is neither http nor https, because the text after another scheme need not be a host:
+    Return "" if the scheme is neither http nor https: after another scheme, the text may be no host, as in
     myapp://order:4711223/x."""
     if not is_web_url(url):
         return ""
@@ -296,8 +299,8 @@ def host_of(url: str) -> str:
 
 
 def canonical_host(host: str) -> str:
-    """Return a host with an optional port in the form in which domains are stored: lower case, IPv6 addresses as browsers write
-    them."""
+    """Return a host in the form in which domains are stored: lower case, IPv6 addresses as browsers write them. The host may have
+    a port, which stays."""
     if not host.startswith("["):
         return host.lower()
     try:
@@ -307,16 +310,16 @@ def canonical_host(host: str) -> str:
 
 
 def canonical_name(name: str) -> str:
-    """Return an IPv6 address without port and brackets in the form of `Destination.host`. Return other text unchanged."""
+    """Return an IPv6 address (without port and brackets) in the form of `Destination.host`. Return any other text unchanged."""
     return canonical_host(f"[{name}]")[1:-1] if ":" in name else name
 
 
 def embedded_ipv4(name: str) -> str | None:
-    """Return the IPv4 address that an IPv6 address without brackets contains, or None. A phone that opens the IPv6 address connects
-    to this IPv4 address.
+    """Return the IPv4 address that is embedded in an IPv6 address (without brackets), or None. A phone that opens the IPv6
+    address connects to this IPv4 address.
 
-    Such IPv6 addresses are IPv4-mapped addresses (::ffff:192.0.2.1) and the addresses of NAT64 (64:ff9b::192.0.2.1), which many
-    mobile networks use."""
+    An IPv4 address is embedded in IPv4-mapped addresses (::ffff:192.0.2.1) and in the addresses of NAT64 (64:ff9b::192.0.2.1),
+    which many mobile networks use."""
     try:
         number = int(ipaddress.IPv6Address(name))
     except ValueError:
@@ -327,8 +330,8 @@ def embedded_ipv4(name: str) -> str | None:
 def _check_characters(url: str) -> None:
     bad = _FORBIDDEN.search(url)
     if bad is None and not url.isascii():
-        # Reject further characters outside of ASCII: spaces of other scripts, unpaired surrogates, and invisible characters that
-        # can reverse or hide text.
+        # Reject some characters outside of ASCII: spaces of other scripts, unpaired surrogates, and invisible characters that can
+        # reverse or hide text.
         for position, character in enumerate(url):
             if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp") and character not in _JOINERS:
                 _reject_character(character, position)
@@ -359,8 +362,8 @@ def _split_authority(authority: str, position: int) -> tuple[str, str]:
 
 
 def _parse_host(written: str, position: int) -> str:
-    """Return the host in lower-case ASCII, without brackets."""
-    if not written:  # `parse_host` calls this function without `_split_authority`, so the host may be empty.
+    """Return the host in lower-case ASCII, without brackets. Raise UrlError if it is not valid."""
+    if not written:  # the host may be empty if `parse_host` is the caller
         raise UrlError("has no host", position)
     if "{" in written or "}" in written:
         raise UrlError("has a brace in its host; placeholders are allowed after the host only", position)
@@ -373,8 +376,8 @@ def _parse_host(written: str, position: int) -> str:
     if len(written) > _MAX_HOST_CHARACTERS:
         raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
-        # The conversion to lower case must be that of UTS 46, which converts every capital sigma to σ. `str.lower` would convert a
-        # capital sigma at the end of a word to ς, which is a different host name.
+        # UTS 46 converts every capital sigma to σ. `str.lower` must not be used: it converts a capital sigma at the end of a word
+        # to ς, which is a different host name.
         host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
         labels = [encode_label(label) for label in host.split(".")]
         host = ".".join(labels)

@@ -1,9 +1,10 @@
 """This module divides a bulk rewrite of any number of messages into requests (chunks). It has no I/O; both clients send the
 requests of `BulkRewrite`.
 
-A chunk has at most `batch_limit` recipients. A message with more recipients is divided. The limits of the service may be lower than
-`batch_limit`. If the service rejects a chunk as too large, the chunk is divided in two. Each chunk has its own `Idempotency-Key`,
-derived from the key of the whole call and the range of its recipients, so a repeated call with the same key gets the same texts.
+A chunk has at most `batch_limit` recipients. A message with more recipients is divided. The service may permit fewer recipients
+than `batch_limit`. If it rejects a chunk as too large, the chunk is divided in two. Each chunk has its own `Idempotency-Key`,
+which is made of the key of the whole call and the range of the chunk's recipients. Therefore a repeated call with the same key
+gets the same texts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 class BulkMessage(RewriteOptions, total=False):
-    """A message of a bulk call. `to` and `body` are required. For several recipients, `message_id` is a list as long as `to`."""
+    """A message of a bulk call. `to` and `body` are required. If `to` is a list, `message_id` is a list of the same length."""
 
     to: str | Sequence[str]
     body: str
@@ -50,8 +51,8 @@ class BulkMessage(RewriteOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a message that belongs to a chunk. It begins with the recipient `first` of the message `message`; both are
-    indexes."""
+    """A part of a message that belongs to a chunk. `message` is the index of the message, and `first` is the index of the part's
+    first recipient in the message."""
 
     message: int
     first: int
@@ -110,8 +111,8 @@ class BulkRewrite:
         extra_schemes: Container[str],
         is_single: bool = False,
     ) -> None:
-        """`is_single` is true if the call has one message for one recipient. The field names in the errors of such a call have no
-        prefix `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and
+        """`is_single` is true if the call has one message for one recipient. In the errors of such a call, field names do not
+        begin with `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and
         `send_long`."""
         if on_failure not in ("raise", "send_long"):
             raise ValueError("on_failure must be raise or send_long")
@@ -125,8 +126,8 @@ class BulkRewrite:
         self._is_single = is_single
         parts = [_part_of(index, message, needs_ids=on_failure == "send_long") for index, message in enumerate(messages)]
         if on_failure == "send_long" and any("gateway" in part.fields for part in parts):
-            # The service may have queued the message for its gateway although its response is missing. If the caller then sends the
-            # text with long URLs, the recipient gets the message twice.
+            # Even without a response, the service may have queued the message for its gateway. If the caller then sends the text
+            # with long URLs, the recipient gets the message twice.
             raise ValueError("on_failure='send_long' is only for messages that you send yourself, not for messages with `gateway`")
         self.total = sum(len(part.to) for part in parts)
         self._chunks = _chunks_of(parts, batch_limit)
@@ -184,14 +185,14 @@ class BulkRewrite:
 
 
 def is_service_failure(error: ClientError) -> bool:
-    """Return whether the service caused an error, for example because it was down or too slow. If the request itself caused the
-    error, return False."""
+    """Return whether an error comes from the service, for example because it was down or too slow. Return False if the request
+    itself is wrong."""
     kinds = (ConnectionFailedError, DeadlineError, UnexpectedResponseError, ServerFailureError, RateLimitError)
     return isinstance(error, kinds) or (isinstance(error, ResponseError) and error.status_code in (408, 425))
 
 
 def new_key() -> str:
-    """Return a random id with 131 bits, for an `Idempotency-Key` or a message."""
+    """Return a random id of 131 bits, for an `Idempotency-Key` or a message."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(22))
 
 
@@ -210,8 +211,8 @@ def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Par
     if listed is not None and len(listed) != len(recipients):
         expected = counted(len(recipients), "recipient")
         raise ValueError(f"`message_id` of message {index} must have one id for each of its {expected}")
-    # With `on_failure="send_long"`, the client chooses the message ids itself. If the service does not respond, the client returns
-    # a text with long URLs, but the service may have stored the message. Both then have the same message_id.
+    # With `on_failure="send_long"`, the client must choose the message ids. If the service does not respond, it may still have
+    # stored the message. The text with long URLs, which the client then returns, must have the message_id of the stored message.
     if listed is None and needs_ids:
         listed = [new_key() for _ in recipients]
     return _Part(index, 0, fields, recipients, listed)
@@ -225,7 +226,7 @@ def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
     size = start = 0
     for part in parts:
         if len(part.to) > limit - size and "message_request_id" not in part.fields:
-            # All chunks of a call get the same request id.
+            # all chunks of this message get the same request id
             part = replace(part, fields={**part.fields, "message_request_id": new_key()})
         position = 0
         while position < len(part.to):
@@ -242,7 +243,8 @@ def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
 
 
 def _relocate(error: ResponseError, chunk: Chunk) -> None:
-    """Change the details of an error of a chunk: their indexes of messages and recipients become indexes in the whole call."""
+    """Change the details of an error of a chunk: the indexes of messages and recipients in the chunk become indexes in the whole
+    call."""
     error.details = tuple(_relocated(detail, chunk) for detail in error.details)
 
 

@@ -1,5 +1,6 @@
-"""This module describes the calls of the HTTP API as data: path, parameters, and how to parse the response. Both clients send
-them."""
+"""This module describes the calls of the HTTP API as data: the path, the parameters, and how to parse the response. Both clients
+send these calls.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 Json = Mapping[str, Any]
 Grouping = Literal["daily", "by-country", "by-campaign", "by-destination", "by-label", "by-hour", "by-action"]
 
-#: The field of the response that contains the rows, for each kind of statistic.
+#: For each kind of statistic, the field of the response that contains the rows.
 _ROWS: Mapping[str, str] = {
     "daily": "days",
     "by-country": "countries",
@@ -65,7 +66,7 @@ class RewriteOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ApiCall(Generic[T]):
-    """One API request. `parse` converts the JSON of a successful response to the result. `key` is the `Idempotency-Key`, or None
+    """One API request. `parse` makes the result from the JSON of a successful response. `key` is the `Idempotency-Key`, or None
     without one."""
 
     method: str
@@ -77,7 +78,7 @@ class ApiCall(Generic[T]):
     uses_tracker_token: bool = False
 
     def read(self, body: Any) -> T:
-        """Return the result in the JSON of a response. Raise UnexpectedResponseError if the JSON has another form."""
+        """Return the result that the JSON of a response contains. Raise UnexpectedResponseError if the JSON has another form."""
         if not isinstance(body, Mapping):
             raise UnexpectedResponseError("the response is not a JSON object")
         try:
@@ -95,7 +96,8 @@ class ResultPage(Generic[T]):
 
 
 def encode(value: Any) -> bytes:
-    """Return a request body. Decimals become strings and times ISO 8601. Raise TypeError or ValueError for other values."""
+    """Return `value` as the JSON of a request body. A Decimal becomes a string, and a time becomes ISO 8601. Raise TypeError or
+    ValueError for a type that has no JSON form."""
 
     def convert(one: Any) -> Any:
         if isinstance(one, Decimal):

@@ -74,17 +74,17 @@ class Connection:
             base_url=base_url.rstrip("/"),
             headers={"User-Agent": f"sms-shortener-client/{__version__}", "Accept": "application/json", **headers},
             transport=transport,
-            # Do not use a proxy from the environment for this machine's own IP addresses, because the proxy cannot reach them.
+            # A proxy that the environment names cannot reach the loopback addresses of this machine, so it is not used for them.
             trust_env=not _is_loopback(urlsplit(base_url).hostname or ""),
             verify=_tls_context(),
         )
 
     async def send(self, call: ApiCall[T], timeout: float | None = None, remaining: float | None = None) -> T:
-        """Send a call, and repeat it until it succeeds or must not be repeated (see retry.py). Raise ClientError if the call fails
-        or its deadline passes.
+        """Send a call, and repeat it until it succeeds or must not be repeated (see retry.py). Raise ClientError if the call
+        fails or its deadline passes.
 
-        `timeout` is the time limit of the call in seconds; None selects the default of the connection. `remaining` is a second
-        limit in seconds, or None."""
+        `timeout` is the time limit of the call in seconds; None selects the default of the connection. `remaining` is the time in
+        seconds until another deadline, or None; the earlier of the two limits applies."""
         seconds = self._timeout if timeout is None else timeout
         seconds = seconds if remaining is None else min(seconds, remaining)
         request_headers = self._headers(call)
@@ -154,7 +154,7 @@ def _read(call: ApiCall[T], response: httpx.Response) -> T:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the TLS context that all clients share, because reading the certificates takes more time than most calls."""
+    """Return the TLS context. All clients share one, because reading the certificates takes more time than most calls."""
     return httpx.create_ssl_context()
 
 

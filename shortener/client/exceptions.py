@@ -37,7 +37,7 @@ class ErrorDetail:
 
 
 class ResponseError(ClientError):
-    """The service returned an error. `retry_after` is its `Retry-After` header in seconds."""
+    """The service returned an error. `retry_after` is the `Retry-After` header of the response, in seconds."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ResponseError(ClientError):
         super().__init__(f"{status_code} {error_code or 'without error code'}: {description}")
 
     def __str__(self) -> str:
-        # The text is created here, because a bulk call changes the indexes in `details` after the error was created.
+        # The text is created at this late point, because a bulk call changes the indexes in `details` of an existing error.
         return f"{super().__str__()}{self._first_detail()}"
 
     def _first_detail(self) -> str:
@@ -71,7 +71,7 @@ class ResponseError(ClientError):
         return f" ({self.details[0].field}: {self.details[0].reason}{rest})"
 
     def _count_details(self) -> int:
-        """Return the number of all errors, of which a response lists at most 1,000."""
+        """Return the number of all errors. The response lists at most 1,000 of them."""
         total = self.body.get("details_total")
         return total if isinstance(total, int) and total > len(self.details) else len(self.details)
 
@@ -117,14 +117,15 @@ class ConnectionFailedError(ClientError):
 
 
 class DeadlineError(ClientError):
-    """The service did not respond before the deadline. `__cause__` is the error of the last attempt, if there was one."""
+    """The service did not respond before the deadline. `__cause__` is the error of the last attempt; None if there was no
+    attempt."""
 
 
 class BulkError(ClientError):
-    """A chunk of a bulk call failed. `__cause__` is its error.
+    """A chunk of a bulk call failed. `__cause__` is the error of this chunk.
 
-    `results` are the texts of the chunks before it. `failed_at` is the index of the first recipient without a result, counted over
-    all messages."""
+    `results` are the texts of the chunks before it. `failed_at` is the index of the first recipient without a result, counted
+    over all messages."""
 
     def __init__(self, results: Sequence[RewrittenText | SkippedRecipient], total: int, cause: ClientError) -> None:
         self.results = list(results)
@@ -145,7 +146,7 @@ _BY_STATUS: Mapping[int, type[ResponseError]] = {
 def response_error(
     status_code: int, body: Mapping[str, Any] | None, *, request_id: str | None = None, retry_after: float | None = None
 ) -> ResponseError:
-    """Return the error of a response. `body` is its JSON object, or None if it has none."""
+    """Return the error of a response. `body` is the JSON object in its body, or None if there is none."""
     body = body or {}
     kind = _BY_STATUS.get(status_code, ServerFailureError if status_code >= 500 else BadRequestError)
     listed = body.get("details")

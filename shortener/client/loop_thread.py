@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection. The
-    thread starts with the first call. In a process that a fork has created, a new thread starts with the first call. The process
+    """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection.
+    The thread starts with the first call. After a fork, the new process starts its own thread with its first call. The process
     can end while the thread runs."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
@@ -33,7 +33,7 @@ class LoopThread:
         _instances.add(self)
 
     def send(self, call: ApiCall[T], timeout: float | None = None, remaining: float | None = None) -> T:
-        """Send a call and wait for its result. An exception in the waiting thread, such as KeyboardInterrupt, cancels the call."""
+        """Send a call and wait for its result. If an exception such as KeyboardInterrupt ends the wait, the call is cancelled."""
         with self._lock:
             loop, connection = self._start()
             future = asyncio.run_coroutine_threadsafe(connection.send(call, timeout, remaining), loop)
@@ -61,12 +61,12 @@ class LoopThread:
             self._loop, self._connection = asyncio.new_event_loop(), self._connect()
             self._thread = threading.Thread(target=_run, args=(self._loop,), name="shortener-client", daemon=True)
             self._thread.start()
-            weakref.finalize(self, _stop, self._loop)  # Closes a client that is deleted without a call of `close`.
+            weakref.finalize(self, _stop, self._loop)  # closes a client that is deleted although `close` was not called
         return self._loop, self._connection
 
     def forget(self) -> None:
-        """Remove the references to the thread and the connection in a new process after a fork, because only the parent process has
-        the thread."""
+        """Remove the references to the thread and the connection. This runs in a new process after a fork, because only the
+        parent process has the thread."""
         self._lock = threading.Lock()
         self._loop = self._thread = self._connection = None
 
@@ -84,7 +84,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is regist
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # The event loop is already closed.
+    with contextlib.suppress(RuntimeError):  # if the event loop is already closed
         loop.call_soon_threadsafe(loop.stop)
 
 

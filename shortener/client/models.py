@@ -1,6 +1,8 @@
 """This module contains the classes of the objects that the client returns. Times are aware and UTC; money is `Decimal`. `raw` is
-the JSON object of the response, which also contains fields without an attribute. Unknown fields are ignored, so an older client
-works with a newer service. A response without a required field raises `UnexpectedResponseError`.
+the JSON object of the response, which also contains fields without an attribute.
+
+Unknown fields are ignored, so an older client works with a newer service. If a required field is missing in a response,
+`UnexpectedResponseError` is raised.
 """
 # Tested by tests/client/test_calls.py
 
@@ -16,18 +18,18 @@ Json = Mapping[str, Any]
 
 
 def parse_time(value: str | None) -> datetime | None:
-    """Return a time of a response, which is ISO 8601 in UTC. None stays None."""
+    """Parse a time in a response, which is ISO 8601 in UTC. None stays None."""
     return None if value is None else datetime.fromisoformat(value).astimezone(UTC)
 
 
 def parse_decimal(value: str | int | float | None) -> Decimal | None:
-    """Return an amount of a response. None stays None."""
+    """Parse an amount in a response. None stays None."""
     return None if value is None else Decimal(str(value))
 
 
 @dataclass(frozen=True, slots=True)
 class ShortLink:
-    """A link of a rewritten text. `label` is the label of `#trackurl`."""
+    """A link of a rewritten text. `label` is the label that `#trackurl` gave to the link."""
 
     code: str
     short_url: str
@@ -44,12 +46,11 @@ class ShortLink:
 class RewrittenText:
     """The text for one recipient. `body` is the text to send.
 
-    `is_tracked` is False if the service did not respond in time and the text has long URLs (`on_failure="send_long"`). Then `links`
-    is empty, and `warnings` contain the reason.
+    `is_tracked` is False if the service did not respond in time and the text has long URLs (`on_failure="send_long"`). Then
+    `links` is empty, and `warnings` contain the reason.
 
-    `is_sent` is True if the service sends the message through a gateway, so you must not send it. It is False if the call has
-    `gateway` but the application has no gateway. It is None if the call has no `gateway`. If it is False or None, you must send
-    `body`."""
+    `is_sent` is True if the service sends the message through a gateway, so you must not send it. If `is_sent` is False or None,
+    you must send `body`. None: the call has no `gateway`. False: the call has `gateway`, but the application has no gateway."""
 
     to: str
     body: str

@@ -16,8 +16,8 @@ from email.utils import parsedate_to_datetime
 
 from shortener.client.exceptions import ClientError, ConnectionFailedError, DeadlineError, ResponseError
 
-#: The statuses of responses after which a later attempt may succeed. 500 is one of them: the documents of the service say that a
-#: call may be repeated after a 500.
+#: The HTTP statuses after which a later attempt may succeed. 500 is one of them, because the documents of the service permit a
+#: repeat after 500.
 REPEATED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 
@@ -26,10 +26,10 @@ _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 class RetryPolicy:
     """How often and when a failed call is repeated.
 
-    `max_attempts` includes the first attempt; 1 means no repeats. The maximum delay before attempt n+1 is `first_delay * 2**(n-1)`
-    seconds, but not more than `max_delay`. The delay is a random time from half of the maximum to the maximum. `attempt_timeout` is
-    the time limit of one attempt in seconds; None: only the deadline of the call limits an attempt. `random` returns a number from
-    0 to 1."""
+    `max_attempts` includes the first attempt; 1 means no repeats. The delay before attempt n+1 is at most `first_delay *
+    2**(n-1)` seconds, and at most `max_delay`. It is a random time between half of this maximum and the maximum.
+    `attempt_timeout` is the time limit of one attempt in seconds; with None, only the deadline of the call limits an attempt.
+    `random` returns a number from 0 to 1."""
 
     max_attempts: int = 5
     first_delay: float = 0.1
@@ -47,7 +47,7 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The attempts of one call. `deadline` and the parameter `now` of the methods are times of the same clock, in seconds."""
+    """The attempts of one call. `deadline` and the parameters `now` are times of the same clock, in seconds."""
 
     def __init__(self, policy: RetryPolicy, deadline: float) -> None:
         self._policy = policy
@@ -67,7 +67,7 @@ class Attempts:
         """Return the seconds to wait after a failed attempt. Raise the failure if the call must not be repeated."""
         self._failed += 1
         if self._last is None or not isinstance(failure, DeadlineError):
-            # Keep the earlier failure if the deadline ended this attempt. The earlier failure contains more information.
+            # If the deadline ended this attempt, the error of an earlier attempt is kept, because it contains more information.
             self._last = failure
         if self._failed >= self._policy.max_attempts or not is_repeatable(failure):
             raise failure
@@ -100,7 +100,8 @@ def is_repeatable(failure: ClientError) -> bool:
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds of a `Retry-After` header: a number or an HTTP date. None for an absent or invalid header."""
+    """Return the seconds of a `Retry-After` header, which is a number or an HTTP date. Return None if the header is absent or
+    invalid."""
     if value is None:
         return None
     value = value.strip()

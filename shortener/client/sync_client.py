@@ -1,8 +1,9 @@
 """This module contains `Client`, the client for code without an event loop.
 
-It runs the calls of `AsyncClient` in one background thread, so that every call ends at its deadline. A blocking call could not be
-interrupted while a name look-up hangs, or while a response arrives byte by byte. The thread starts with the first call. A process
-that forks (gunicorn, Celery) can create the client before the fork: each process gets its own thread and connections.
+`Client` runs the calls of `AsyncClient` in one background thread. A call of this kind can be cancelled, so it ends at its
+deadline even if a name look-up hangs or a response arrives byte by byte. An ordinary blocking call could not be interrupted then.
+The thread starts with the first call. A process that forks (gunicorn, Celery) can create the client before the fork: each process
+gets its own thread and connections.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ T = TypeVar("T")
 class Client:
     """A client of the HTTP API. Threads can share it. Use it with `with`, or call `close`.
 
-    `timeout` limits the time for each call, in seconds, including repeated attempts. Each method accepts another `timeout`.
-    `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
-    request. `extra_schemes` contains the additional URL schemes that the application permits, for links that open an app on the
-    phone. `send_long` needs them. `transport` is an httpx transport that replaces the real connections in tests."""
+    `timeout` limits the time for each call, in seconds, including repeated attempts. Each method also accepts a `timeout` of its
+    own. `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the maximum number of
+    recipients in one request. `extra_schemes` contains the additional URL schemes that the application permits, for links that
+    open an app on the phone; `send_long` needs them. `transport` is an httpx transport that replaces the real connections in
+    tests."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and end the background thread. A later call starts them again."""
+        """Close the connections and end the background thread. A later call opens and starts them again."""
         self._thread.close()
 
     @overload
@@ -128,10 +130,12 @@ class Client:
     ) -> RewrittenText | list[RewrittenText]:
         """Rewrite one message. Return its text, or one text per recipient if `to` is a list.
 
-        With `on_failure="send_long"`, if the service does not respond in time, return a text in which the long URLs replace the
-        directives. With `on_failure="raise"`, raise an error. An invalid request always raises an error. `send_long` with `gateway`
-        raises ValueError, because the service may already send the message. If `to` has more recipients than `batch_limit`,
-        `timeout` limits the time for each chunk, in seconds, including repeated attempts. A failure raises BulkError."""
+        `on_failure` decides what happens if the service does not respond in time. With "send_long", the result is a text in which
+        the long URLs replace the directives. With "raise", the call raises an error. An invalid request always raises an error.
+        `send_long` with `gateway` raises ValueError, because the service may already send the message.
+
+        If `to` has more recipients than `batch_limit`, the message is sent in chunks. Then `timeout` limits the time for each
+        chunk, in seconds, including repeated attempts, and a failure raises BulkError."""
         is_single = isinstance(to, str)
         message: dict[str, Any] = {**options, "to": to, "body": body, "from": from_, "message_id": message_id}
         rewrite = self._bulk([message], on_failure, "fail", idempotency_key, is_single=is_single)
@@ -152,10 +156,12 @@ class Client:
         """Rewrite any number of messages in chunks of `batch_limit` recipients. Return one entry per recipient, in order.
 
         `timeout` limits the time for each chunk, and `deadline` limits the time for the whole call, both in seconds. After each
-        chunk, the function `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at
-        all. If a chunk fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk
-        raises no error and gets texts with long URLs, even after the deadline. With `on_invalid="skip"`, an invalid recipient
-        becomes a `SkippedRecipient`."""
+        chunk, the function `progress(done, total)` is called with the number of finished recipients and the number of all
+        recipients.
+
+        A chunk is stored completely or not at all. If a chunk fails, BulkError contains the texts of the chunks before it. With
+        `on_failure="send_long"`, a failed chunk raises no error: its recipients get texts with long URLs, even after the
+        deadline. With `on_invalid="skip"`, an invalid recipient becomes a `SkippedRecipient`."""
         rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
         return self._run(rewrite, progress, timeout, deadline)
 
@@ -216,7 +222,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[RewriteOptions],
     ) -> SendOutcome:
-        """Rewrite a message and send it through the gateway of the application, to 1 to 100 recipients."""
+        """Rewrite a message and send it to 1 to 100 recipients through the gateway of the application."""
         recipients = [to] if isinstance(to, str) else to
         call = calls.send(recipients, message, sender_id, idempotency_key or new_key(), options)
         return self._thread.send(call, timeout)
@@ -273,7 +279,8 @@ class Client:
         return self._thread.send(calls.statistics(filters), timeout)
 
     def statistics_by(self, grouping: Grouping, *, timeout: float | None = None, **filters: Any) -> Iterator[Mapping[str, Any]]:
-        """Yield a JSON object with figures for each day, country, campaign, destination, label, hour or action."""
+        """Yield one JSON object with figures for each day, country, campaign, destination, label, hour or action. `grouping`
+        selects which of them."""
         yield from self._items(lambda cursor: calls.statistics_by(grouping, filters, cursor), timeout)
 
     def messages(self, *, timeout: float | None = None, **filters: Any) -> Iterator[MessageInfo]:

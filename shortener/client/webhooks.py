@@ -1,8 +1,9 @@
-"""This module verifies the requests that the service sends to a tracker or callback, and returns the event in such a request.
+"""This module verifies the requests that the service sends to a tracker or callback, and returns the event that a request
+contains.
 
-Both signature schemes are accepted: Standard Webhooks and 23 Telecom's. If a request has both, both must be correct. The signatures
-cover the body and the time, not the URL. Therefore only a POST request with its raw body can be verified: never trust the query of
-a GET request.
+A request may have a signature of Standard Webhooks, of 23 Telecom, or both. If it has both, both must be correct. The signatures
+cover the body and the time, not the URL. Therefore only a POST request with its raw body can be verified: never trust the query
+of a GET request.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class InvalidSignatureError(ClientError):
 class WebhookEvent:
     """A verified event. `event_id` is the same in all attempts of a delivery. `data` is the JSON of the body.
 
-    `name` is the kind of event, such as `click` or `conversion`; empty if the format of the tracker does not contain it. `attempt`
-    is the number of the delivery attempt, if the format contains it."""
+    `name` is the kind of event, such as `click` or `conversion`. `attempt` is the number of the delivery attempt. Some formats of
+    a tracker do not contain them; then `name` is empty and `attempt` is None."""
 
     event_id: str
     name: str
@@ -46,10 +47,10 @@ def verify_webhook(
     now: datetime | None = None,
     tolerance: float = DEFAULT_TOLERANCE_SECONDS,
 ) -> WebhookEvent:
-    """Verify a received request and return its event. Raise InvalidSignatureError.
+    """Verify a received request and return its event. Raise InvalidSignatureError if the signature or the time is not valid.
 
-    `secrets` is the signing secret of the tracker, or several during a rotation. `body` is the raw body. `tolerance` is the
-    permitted difference between the time of the request and `now` in seconds."""
+    `secrets` is the signing secret of the tracker, or several secrets during a rotation. `body` is the raw body. `tolerance` is
+    the permitted difference in seconds between the time of the request and `now`."""
     keys = [parse_secret(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     try:
         verify(headers, body, keys, now or datetime.now(UTC), timedelta(seconds=tolerance))

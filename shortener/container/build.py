@@ -1,7 +1,8 @@
-"""This module builds the service: only this module creates the objects of the service (its parts) and passes them to each other.
+"""This module builds the service: it creates the objects of the service (its parts) and passes them to each other. No other
+module does this.
 
 `open_service` opens the database and builds the parts in the order of their dependencies, one function per group. Each group
-receives only what it depends on. If a step fails, everything that was opened before it is closed.
+receives only the parts on which it depends. If a step fails, everything that was opened before is closed.
 """
 
 from __future__ import annotations
@@ -93,13 +94,12 @@ from shortener.tracing import open_tracer
 
 
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True, may_create: bool = True) -> Service:
-    """Open the database and build every part. The very first start of an installation also creates the database and the default
-    application. If `may_create` is false, it raises NoInstallation and creates nothing.
+    """Open the database and build every part. The first start of an installation also creates the database and the default
+    application. If `may_create` is false, such a start creates nothing and raises NoInstallation.
 
     `clock` replaces the clock in tests; by default all processes of an installation share one clock. `owner` is true if this
     process serves from the database; only one process at a time may be the owner of an SQLite database. Raise StoreUnavailable,
-    SchemaMismatch, SecretError, DatabaseLost or BaseUrlMissing.
-    """
+    SchemaMismatch, SecretError, DatabaseLost or BaseUrlMissing."""
 
     async def check_schema(database: Database | None = None) -> None:
         await (prepare(settings.store_url, database) if may_create else require_installation(settings, database))
@@ -107,7 +107,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     file = sqlite_path(settings.store_url)
     require_database(file, settings.data_dir)
     if file is not None:
-        await check_schema()  # creates the file if it is missing, before `open_database` opens it
+        await check_schema()  # this creates a missing file before `open_database` opens it
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
@@ -120,8 +120,8 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
         await check_base_url(database, settings, stored.get(BASE_URL), mark_accounts_changed)
         largest_batch = await find_largest_batch(database, settings, stored.get(LARGEST_BATCH))
-        # The secret is created after the database: if the first start is killed between these two steps, it leaves no secret
-        # without a database.
+        # The secret is created after the database. If the first start is killed between these two steps, it leaves a database
+        # without a secret, and not a secret without a database.
         secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
         uptime = unknown_uptime if clock else read_uptime  # The uptime of the machine says nothing about the clock of a test.
         if clock is None:
@@ -150,7 +150,7 @@ async def _ensure_default_application(database: Database, clock: Clock, secret: 
     audit = AuditWriter(SERVER_START, IdGenerator(database.node, ms_clock(clock)))
     try:
         return await database.write(ensure_default, audit, clock(), secret, **initial)
-    except (IntegrityError, ApiError):  # Another node has created the application at the same time, so the second call finds it.
+    except (IntegrityError, ApiError):  # Another node has just created the application, so the second call finds it.
         return await database.write(ensure_default, audit, clock(), secret, **initial)
 
 
@@ -165,7 +165,7 @@ async def _build_service(
     *,
     owner: bool,
 ) -> Service:
-    """Build all groups of parts. If a step fails, `opened` closes everything that was opened before."""
+    """Build all groups of parts. Each thing that is opened is added to `opened`, which closes everything if a step fails."""
     foundation = await _build_foundation(settings, clock, clock_guard, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
@@ -212,7 +212,7 @@ async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None
     """Create the gateway `simulator` of the installation. Do nothing if the gateway exists."""
     if any(one.kind == SIMULATOR and not one.application_id for one in foundation.directory.gateways.values()):
         return
-    with suppress(IntegrityError):  # Another node has created the simulator at the same time.
+    with suppress(IntegrityError):  # Another node has just created the simulator.
         await foundation.database.write(store.ensure_simulator)
     await foundation.directory.refresh()
 
@@ -384,11 +384,11 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
         await replies.receive(foundation.directory.gateways, gateway_id, phone, text)
 
     guard = Guard(settings.allow_private_targets)
-    # Test messages use slots of their own, so that they delay no other message.
+    # Test messages have additional slots, so that they do not delay other messages.
     slots = settings.gateway_slots + MAX_TESTS
     public = open_sender(guard, settings, clock, slots)
     opened.push_async_callback(public.close)
-    # Requests to gateways on a private network do not use DELIVERY_PROXY, because this proxy is for requests to the internet.
+    # DELIVERY_PROXY is for requests to the internet, so requests to gateways on a private network do not use it.
     private = open_sender(Guard(allow_private=True), settings, clock, slots, uses_proxy=False)
     opened.push_async_callback(private.close)
     context = GatewayContext(

@@ -1,5 +1,6 @@
 """This module opens the connections of the service to Redis, to other processes and for HTTP requests. Commands also use some of
-the functions without a `Service`."""
+these functions, without a `Service`.
+"""
 
 # Tested by tests/container/test_build.py
 
@@ -43,19 +44,18 @@ def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int
 
 
 def key_prefix(secret: Secret) -> str:
-    """Return the prefix of all Redis keys of this installation, so that several installations can share one Redis."""
+    """Return the prefix of all Redis keys of this installation. With it, several installations can share one Redis."""
     return key_prefix_of(secret.fingerprint)
 
 
 def key_prefix_of(fingerprint: str) -> str:
-    """Return the prefix of all Redis keys of the installation whose secret has this fingerprint."""
+    """Return the prefix of all Redis keys of an installation. `fingerprint` is the fingerprint of its secret."""
     return f"sms:{fingerprint[:8]}:"
 
 
 def open_notifier(settings: Settings) -> PostgresNotifier | None:
-    """Return a notifier, which sends wake-up events to other processes. Return None with SQLite, and with a connection pooler that
-    does not use one server connection for a whole session.
-    """
+    """Return a notifier, which sends wake-up events to other processes. Return None with SQLite. Also return None with a
+    connection pooler in which a session has no server connection of its own."""
     if not settings.is_postgresql:
         return None
     from shortener.storage.notifier import PostgresNotifier  # imported here, because SQLite does not need asyncpg
@@ -66,7 +66,8 @@ def open_notifier(settings: Settings) -> PostgresNotifier | None:
 
 
 def notify_everywhere(notifier: PostgresNotifier | None, name: str, wake_up: WakeUp) -> Callable[[], None]:
-    """Return a function that sets `wake_up` in this process and the wake-up event called `name` in all other processes."""
+    """Return a function that sets `wake_up` in this process. The function also sets the wake-up event with the name `name` in all
+    other processes."""
     if notifier is None:
         return wake_up.notify
     notifier.on(name, wake_up.notify)

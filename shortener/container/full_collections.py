@@ -1,15 +1,15 @@
 """This module decides when Python runs a full garbage collection.
 
-A full collection examines objects of every age, except excluded objects, and stops all threads. While a large request has a million
-live objects, a full collection takes 100 ms and more, and frees nothing, because almost none of these objects is garbage. `serve`
-therefore switches automatic full collections off (shortener/cli/serve.py), and a background job starts them at a time without large
-requests. Collections of young objects stay automatic.
+A full collection examines objects of every age, except excluded objects, and stops all threads. While a large request has a
+million live objects, a full collection takes 100 ms and more, and frees nothing, because almost none of these objects is garbage.
+`serve` therefore switches automatic full collections off (shortener/cli/serve.py), and a background job starts them at a time
+without large requests. Collections of young objects stay automatic.
 
-In the process of `serve`, the job excludes the objects that survive a full collection from the following full collections
-(`gc.freeze`), because most of them live as long as the process: modules, templates, connections. Therefore a full collection takes
-a few milliseconds, and not 40 ms, which it takes without the exclusion when the portal's pages are loaded. Excluded objects can
-become garbage. To free them, the job includes all objects in a full collection every THOROUGH_SECONDS, or later if many people
-click at that time.
+Most objects that survive a full collection live as long as the process: modules, templates, connections. In the process of
+`serve`, the job therefore excludes them from the following full collections (`gc.freeze`). With the exclusion, a full collection
+takes a few milliseconds. Without it, a collection takes 40 ms when the pages of the portal are loaded. Excluded objects can
+become garbage later. To free them, the job includes all objects in a full collection every THOROUGH_SECONDS, or later if many
+people click at that time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MAX_THOROUGH_DELAY_SECONDS = 6 * 3600.0
 
 
 class FullCollections:
-    """The background job that starts full garbage collections. `is_busy` returns whether a large request is in progress, `has_hits`
-    whether many people click."""
+    """The background job that starts full garbage collections. `is_busy` returns whether a large request is in progress.
+    `has_hits` returns whether many people click."""
 
     def __init__(
         self, is_busy: Callable[[], bool], has_hits: Callable[[], bool], clock: Callable[[], float] = time.monotonic
@@ -37,17 +37,17 @@ class FullCollections:
         self._has_hits = has_hits
         self._clock = clock
         self._collected_at = self._all_collected_at = clock()
-        self._excludes = False  # True in the process of `serve`, which calls `gc.freeze` when it has started.
+        self._excludes = False  # True in the process of `serve`, which has called `gc.freeze` at its start.
 
     async def step(self) -> int:
-        """Start a full collection. While a large request is in progress, wait until the last collection was MAX_DELAY_SECONDS ago.
-        If the last collection of all objects was THOROUGH_SECONDS ago, also examine the excluded objects. Return 0, because the job
-        always pauses after a run."""
+        """Start a full collection. If a large request is in progress, do nothing, unless the last collection was
+        MAX_DELAY_SECONDS ago. If the last collection of all objects was THOROUGH_SECONDS ago, include the excluded objects, but
+        not while many people click (see MAX_THOROUGH_DELAY_SECONDS). Return 0, because the job always pauses after a run."""
         now = self._clock()
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0
         self._collected_at = now
-        # The count takes milliseconds, so the process does not ask for it again after it was positive.
+        # Counting takes milliseconds. After the first positive count, the process does not count again.
         self._excludes = self._excludes or gc.get_freeze_count() > 0
         since_all = now - self._all_collected_at
         if since_all >= THOROUGH_SECONDS and (not self._has_hits() or since_all >= MAX_THOROUGH_DELAY_SECONDS):

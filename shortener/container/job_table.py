@@ -1,6 +1,6 @@
 """The table of all background jobs, with their intervals.
 
-An interval is the pause of a job after a run that found nothing to do.
+The interval of a job is the pause after a run that found nothing to do.
 """
 
 # Tested by tests/container/test_service.py
@@ -39,14 +39,15 @@ REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 FIRST_CONVERSIONS_INTERVAL_SECONDS = 10.0  # Pause of the job that counts converted messages from before an upgrade.
-FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS = 0.1  # Pause between two transactions of this job, so that clicks are not delayed.
+# The pause between two transactions of the job for converted messages, so that clicks are not delayed.
+FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS = 0.1
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies early hits again.
 ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data which was written while an erasure ran.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for keys and tokens which expire soon.
 
-#: Minimum pause between two runs of the fan-out. A single event is processed at once. Under load, one run processes the events
-#: that arrive in 20 ms.
+#: The minimum pause between two runs of the fan-out, so that under load one run processes the events of 20 ms. A single event does
+#: not wait.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
 
 

@@ -10,12 +10,12 @@ from shortener.urls import host_of
 
 
 class InstallationHosts:
-    """The hosts of the installation and the blocked hosts, for the rewriter (`messages.rewrite_item.LinkHosts`)."""
+    """The hosts of the installation and the blocked hosts, for the rewriter. It implements `messages.rewrite_item.LinkHosts`."""
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
-        # A directory that a command has opened does not contain the hosts of the service itself, so they are read from the
-        # settings.
+        # The hosts of the service itself come from the settings, because a directory that a command has opened does not contain
+        # them.
         self._own_hosts = OwnHosts.of(settings)
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets

@@ -1,6 +1,6 @@
 """The groups of objects (parts) from which the service is built.
 
-Each group depends only on the groups before it: `Foundation`, then `ClickParts`, `MessageParts`, `DeliveryParts` and
+Each group depends only on the groups before it. The order is `Foundation`, `ClickParts`, `MessageParts`, `DeliveryParts` and
 `GatewayParts`.
 """
 
@@ -64,7 +64,7 @@ class Foundation:
     settings: Settings
     clock: Clock
     now_ms: Callable[[], int]  # A function that returns the time of `clock` in milliseconds since 1970.
-    clock_guard: ClockGuard  # What would expire only because of a step of the clock does not expire.
+    clock_guard: ClockGuard  # It prevents that something expires only because of a step of the clock.
     secret: Secret
     database: Database
     redis: RedisServer | None
@@ -74,7 +74,7 @@ class Foundation:
     ids: IdGenerator
     node_lease: NodeLease | None  # The lease of this process's node number; None with SQLite.
     click_ids: ClickIds
-    supervisor: TaskSupervisor  # The supervisor of the tasks that run as long as the process.
+    supervisor: TaskSupervisor  # The supervisor of the tasks that run until the process ends.
     rate_limits: RateLimits
     client_key: bytes  # The key with which `client_address.hash_client` hashes IP addresses.
     requests: RequestTotals  # The counts of API requests, for the metrics.
@@ -100,7 +100,7 @@ class ClickParts:
 
 @record
 class MessageParts:
-    """The parts that accept delivery reports and conversions, and the parts from which `Service.rewriter` builds the rewriter."""
+    """The parts that accept delivery reports and conversions, and the parts that `Service.rewriter` needs."""
 
     codes: Codes
     cohorts: Cohorts
@@ -113,7 +113,7 @@ class MessageParts:
 
 @record
 class DeliveryParts:
-    """The parts that deliver events to trackers. `senders` are the HTTP clients for trackers and for callbacks."""
+    """The parts that deliver events to trackers. `senders` are the HTTP clients for requests to trackers and for callbacks."""
 
     trackers: Trackers
     deliveries: Deliveries

@@ -1,10 +1,10 @@
 """This module contains the running service: its parts, and the order in which they start and stop.
 
-The rewriter and the reader of message statuses are built when they are first used, because the import of their modules would take a
-tenth of the time of the start: they contain the expressions that find directives and URLs, and the tables of phone numbers. In a
-server, only endpoints and pages use these parts. A thread imports the modules of endpoints and pages, which import the modules of
-the parts. Therefore the import in this module takes no time in the event loop, and clicks do not wait. `tests/test_lean_imports.py`
-checks this.
+The rewriter and the reader of message statuses are built when they are first used. Their modules contain the expressions that
+find directives and URLs, and the tables of phone numbers. An import at the start would take a tenth of the start time. In a
+server, only endpoints and pages use these two parts. A thread imports the modules of endpoints and pages, and thereby also the
+modules of the two parts. When a part is built, its import therefore takes no time in the event loop, and clicks do not wait.
+`tests/test_lean_imports.py` checks this.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: The time at the end of a stop that is reserved for closing connections.
+#: The time in seconds that is reserved for closing connections at the end of a stop.
 CLOSE_SECONDS = 0.5
 
 
 class Service:
     """All parts of the service. Its attributes are the parts that other modules use. `first_credentials` are the credentials that
-    the very first start of an installation has created, and otherwise None.
-    """
+    the first start of an installation has created; None at every later start."""
 
     def __init__(
         self,
@@ -104,11 +103,11 @@ class Service:
         self.tracer: Tracer | None = None
         self._rewriter: Rewriter | None = None
         self.ready = False
-        self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
+        self._stop_deadline = 0.0  # The time of the event loop at which the stop must be complete.
         self._dispatcher_stop: asyncio.Future[Any] | None = None
 
     def use_tracer(self, tracer: Tracer | None) -> None:
-        """Trace messages with `tracer`, or stop tracing if it is None."""
+        """Trace messages with `tracer`. If `tracer` is None, stop tracing."""
         self.tracer = self.conversions.tracer = tracer
         self.dispatcher.use_tracer(tracer)
         if self._rewriter is not None:
@@ -149,7 +148,7 @@ class Service:
         return MessageStatusReader(base_url_of(self.settings, self.directory), self.click_ids.encode)
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
-        """Start the background jobs. This requires a running event loop."""
+        """Start the background jobs. The event loop must be running."""
         if web:
             self.recorder.start()
         self.jobs.start(without=() if deliver else ("fanout", "dispatcher", "gateways", "gateway_links"))
@@ -163,11 +162,10 @@ class Service:
         return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:
-        """Report "not ready" on /readyz and start no more deliveries. The service still responds to requests and clicks until
-        `close`. Meanwhile, deliveries in flight finish, or their claims are given back.
+        """Report "not ready" on /readyz and start no more deliveries. Until `close`, the service still responds to requests and
+        clicks. Meanwhile, the deliveries in flight end, or their claims are given back.
 
-        `close` must finish within `within` seconds from now. A second call has no effect.
-        """
+        `close` must finish within `within` seconds from now. A second call has no effect."""
         if self._dispatcher_stop is None:
             self.ready = False
             loop = asyncio.get_running_loop()
@@ -178,8 +176,7 @@ class Service:
     async def close(self, grace: float = 8.0) -> None:
         """Write the waiting hits, stop the background work and close all connections.
 
-        This takes at most `grace` seconds, or the time that an earlier `begin_stop` allowed.
-        """
+        This takes at most `grace` seconds. If `begin_stop` was called before, its time limit applies."""
         self.begin_stop(grace)
         assert self._dispatcher_stop is not None
         remaining = self._stop_deadline - CLOSE_SECONDS - asyncio.get_running_loop().time()
@@ -204,8 +201,8 @@ class Service:
     async def _close_part(self, name: str, closing: Coroutine[Any, Any, object]) -> None:
         """Close one part within a time limit.
 
-        If the part does not close in time, this method cancels it and does not wait for its end, because a server that does not
-        respond must not delay the stop. No data is lost, because all data is already written."""
+        If the part does not close in time, cancel the closing and do not wait for its end, because a server that does not respond
+        must not delay the stop. No data is lost, because all data is already written."""
         remaining = self._stop_deadline - asyncio.get_running_loop().time()
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait((task,), timeout=max(remaining, CLOSE_SECONDS / 5))

@@ -1,9 +1,9 @@
 """A count delta contains the amounts by which a transaction changes the counts. A background job adds these amounts to the table
 `counts` later.
 
-There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric. A
-time slot has 15 minutes, because midnight is then the start of a time slot in every time zone. The job (`reporting/counts.py`) adds
-count deltas to the counts and deletes them in the same transaction, so that a crash neither loses an amount nor adds it twice.
+There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
+With 15 minutes, midnight is the start of a time slot in every time zone. The job (`reporting/counts.py`) adds count deltas to the
+counts and deletes them in the same transaction, so that a crash neither loses an amount nor adds it twice.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -24,24 +24,26 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.key_table import KeyTable
 
 TIME_SLOT_MS = 15 * 60 * 1000
-MAX_ENTRIES_PER_ROW = 500  # maximum number of amounts in a row that `append_in_parts` inserts
+MAX_ENTRIES_PER_ROW = 500  # maximum number of amounts in one row that `append_in_parts` inserts
 
-#: The metric of the cost of messages. The name of each metric that is an amount of money begins with "value:".
+#: The metric that sums the cost of messages. If a metric is an amount of money, its name begins with "value:".
 COST = "value:cost"
 
-#: Times from sending to click are counted in buckets. The upper limit of each bucket is 5 % higher than the limit of the previous
-#: bucket, so a percentile has an error of at most 2.5 %.
+#: Times from sending to click are counted in buckets. The upper limit of each bucket is 5 % higher than that of the previous
+#: bucket. A percentile therefore has an error of at most 2.5 %.
 _BUCKET_GROWTH = math.log(1.05)
 
-#: The key of a cohort: application_id, campaign ("" for none), source, country ("" for unknown), process_id.
+#: The key of a cohort: (application_id, campaign, source, country, process_id). Without a campaign, or with an unknown country,
+#: the text is "".
 CohortKey = tuple[int, str, str, str, int]
 
 
 class CountDelta:
-    """Amounts to add to the counts, by cohort, time slot (quarters of an hour since 1970), metric and origin.
+    """Amounts to add to the counts, by (cohort, time slot, metric, origin). A time slot is a number of quarters of an hour since
+    1970.
 
-    The origin is the time slot in which the message was created, and the id of a link set (0: none). Statistics by the time of
-    sending, by destination and by label need the origin."""
+    The origin of an amount is the time slot in which the message was created, and the id of the message's link set (0: none).
+    Statistics by the time of sending, by destination and by label need the origin."""
 
     __slots__ = ("_amounts",)
 
@@ -51,8 +53,8 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount to a metric, in the time slot of an event. `message` is the row id of the event's message. If the event has
-        no message, statistics by the time of sending use the time of the event."""
+        """Add an amount to a metric, in the time slot of an event. `message` is the row id of the event's message. For an event
+        without a message, the time of the event counts as the time of sending."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
@@ -64,8 +66,8 @@ class CountDelta:
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the amounts of another count delta. `data` is the result of its method `data`, which contains no origins: the time
-        slot of each entry becomes its origin, without a link set."""
+        """Add the amounts of another count delta. `data` is what its method `data` returns, which contains no origins. In place
+        of the origin, the time slot of each entry is used, without a link set."""
         for cohort, time_slot, metric, amount in data:
             key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
@@ -75,8 +77,7 @@ class CountDelta:
         return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
 
     def origins(self) -> list[tuple[int, int]]:
-        """Return the origin of each entry in the order of `data`: the time slot in which its message was created, and the link
-        set."""
+        """Return the origin of each entry, in the order of `data`: (time slot in which its message was created, link set)."""
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def split(self, max_entries: int) -> Iterator[CountDelta]:
@@ -108,20 +109,20 @@ class CountDelta:
 
 
 def origin_order(cohort: int, slot: int, sent: int | None, link_set: int) -> tuple[int, int, int, int]:
-    """Return the sort key for an entry of a count delta, so that entries with similar origins are near each other.
+    """Return a sort key for an entry of a count delta. It places entries with similar origins near each other.
 
-    The origin is the time slot `sent` in which the message was created, and the link set of the message. `slot` is the time slot of
-    the event. `sent` is None for an entry of an older release, which stored no message time slots."""
+    The origin is the time slot `sent` in which the message was created, and the link set of the message. `slot` is the time slot
+    of the event. `sent` is None for an entry of an older release, which did not store this time slot."""
     return cohort, link_set, -1 if sent is None else sent, slot
 
 
 def sent_slot(message: int) -> int:
-    """Return the time slot in which a message was created. Its row id contains the time."""
+    """Return the time slot in which a message was created. It is computed from the row id, which contains the time."""
     return ms_of(message) // TIME_SLOT_MS
 
 
 def sent_slot_of(message: ColumnElement[int]) -> ColumnElement[int]:
-    """Return `sent_slot` as an SQL expression on a column with row ids of messages."""
+    """Return an SQL expression that computes `sent_slot`. `message` is a column with row ids of messages."""
     ms = message.bitwise_rshift(literal_column(str(id_span(1).bit_length() - 1), Integer)) + literal_column(
         str(ms_of(0)), BigInteger
     )
@@ -133,21 +134,22 @@ insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
 def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
-    """Return a list with the row of a count delta, or an empty list if the delta is empty. The caller inserts the row in the
-    transaction that makes the counted change."""
+    """Return a list with one row for a count delta, or an empty list if the delta is empty. The caller inserts the row in the
+    transaction of the change that is counted."""
     return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
 
 def append(connection: Connection, row_id: int, delta: CountDelta) -> None:
-    """Insert the row of a count delta. Call this in the transaction that makes the counted change."""
+    """Insert the row of a count delta. Call this in the transaction of the change that is counted."""
     insert(connection, rows(row_id, delta))
 
 
 def append_in_parts(connection: Connection, ids: IdGenerator, delta: CountDelta) -> None:
     """Insert a count delta with any number of entries, as rows with at most MAX_ENTRIES_PER_ROW entries. Call this in the
-    transaction that makes the counted change.
+    transaction of the change that is counted.
 
-    `reporting.counts` would add one large row in many transactions, and each of them would write the rest of the row again."""
+    A single large row would be slow: `reporting.counts` adds it in many transactions, and each of them writes the rest of the row
+    again."""
     for part in delta.split(MAX_ENTRIES_PER_ROW):
         append(connection, ids(), part)
 
@@ -156,24 +158,24 @@ def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before:
     """Return the metric for the time from sending to the first click of a message.
 
     Times are milliseconds since 1970. `before` is the state of the message before the click. If the message was not reported as
-    sent, the metric measures the time from the creation of the message."""
+    sent, the time begins with the creation of the message."""
     since = sent_at if sent_at is not None and before != State.CREATED else created_at
     return f"ttc:{time_to_click_bucket((clicked_at - since) / 1000)}"
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the bucket for a time from sending to click. Bucket 0 ends at one second. Each further bucket ends 5 % later than the
-    bucket before it."""
+    """Return the number of the bucket for a time from sending to click. Bucket 0 ends at one second. The limit of each further
+    bucket is 5 % higher than that of the bucket before it."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 
 def time_to_click_seconds(bucket: int) -> float:
-    """Return the time from sending to click, in seconds, that stands for a bucket: the middle of the bucket."""
+    """Return the time in the middle of a bucket, in seconds. Statistics use it for all clicks in the bucket."""
     return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _BUCKET_GROWTH)
 
 
 class Cohorts(KeyTable):
-    """Finds and inserts cohorts in their table, with a cache of their ids."""
+    """Finds the ids of cohorts, and inserts new cohorts. The ids are cached."""
 
     def __init__(self) -> None:
         super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country", "process_id"))

@@ -1,8 +1,9 @@
-"""This module writes the event log, which has one row for each event. `topics` has every topic under which the event is published.
+"""This module writes the event log, which has one row for each event. `topics` contains every topic under which the event is
+published.
 
-A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and with STATE if the message
-changed its state. `data` contains only values that no other row contains, such as previous_state and new_state of a report. The
-fan-out reads everything else from the rows to which the event refers.
+A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and also with STATE if the
+message changed its state. `data` contains only values that no other row contains, such as previous_state and new_state of a
+report. The fan-out reads everything else from the rows to which the event refers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _TOPICS = list(Topic)
 
 
 def encode_event_id(row: int, topic: Topic) -> str:
-    """Return the public id of an event row under one topic, such as `evt_0Kq3...2`. The id is the same in all attempts and
-    replays."""
+    """Return the public id of an event under one of its topics, such as `evt_0Kq3...2`. `row` is the row id of the event. The
+    public id is the same in all attempts and replays."""
     return f"evt_{encode(row)}{ALPHABET[_TOPICS.index(topic)]}"
 
 
@@ -84,9 +85,9 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
 
 
 def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
-    """Find the hits on these messages whose click was sent or retracted. Return a boolean by hit id: True if the last event of the
-    hit is a click event, False if it is `click_retracted`. Hits without such events are missing. Click events of suspected hits are
-    ignored."""
+    """Find the hits on these messages whose clicks were sent or retracted. Return a boolean for each, by hit id: True if the last
+    event of the hit is a click event, False if it is `click_retracted`. Hits without such events are missing. Click events of
+    suspected hits are ignored."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(
@@ -94,5 +95,5 @@ def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> di
         columns.topics.bitwise_and(click | retracted) != 0,
         columns.topics.bitwise_and(int(Topic.SUSPECTED)) == 0,
     )
-    # The rows are in the order of the events, so the last event of each hit overwrites the earlier ones.
+    # The events are in the order of their ids, so the last event of each hit overwrites the earlier ones.
     return {hit_id: bool(topics & click) for hit_id, topics in connection.execute(statement.order_by(columns.id))}

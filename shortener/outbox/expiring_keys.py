@@ -1,6 +1,6 @@
-"""This module announces tracker tokens and postback keys that will expire soon, with an event `key_expiring`.
+"""This module announces with an event `key_expiring` that a tracker token or a postback key will expire soon.
 
-A key or token expires some time after a rotation has replaced it. Each expiry is announced once: the table `expiry_notices` has a
+A key or token expires some time after a rotation has replaced it. Each expiry is announced once. The table `expiry_notices` has a
 row for each announced expiry.
 """
 
@@ -16,14 +16,14 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.types import to_iso
 
-#: An expiry is announced this time before the key expires, or at once if less time is left.
+#: An expiry is announced this long before it, or at once if less time is left.
 NOTICE = timedelta(hours=24)
-#: The tables with keys that can expire, by the kind of the key as the event contains it.
+#: By kind of key, as the event names it: the table that contains the keys.
 _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
 
 
 def has_expiring(connection: Connection, now: datetime) -> bool:
-    """Return whether a key expires within NOTICE and its expiry was not announced yet."""
+    """Return whether an expiry must be announced: a key expires within NOTICE and was not announced before."""
     for name in _TABLES.values():
         c, notices = schema.metadata.tables[name].c, schema.expiry_notices.c
         announced = exists().where(notices.kind == name, notices.key_id == c.id)

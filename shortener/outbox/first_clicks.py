@@ -1,10 +1,10 @@
 """This module locks rows of `first_clicks`, for a transaction that changes these rows or the state of their messages.
 
 On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock of its message.
-`lock` inserts an empty row for a message without clicks, and `release` deletes this row before the transaction ends. Meanwhile, a
-first click on the message waits, because it inserts the row with the same id. Therefore a first click needs no further statement
-for a lock. Delivery reports and corrections need more statements, but there are fewer of them. Every transaction inserts and locks
-rows in the order of their ids, because two transactions could otherwise deadlock.
+For a message without clicks, `lock` inserts an empty row, and `release` deletes it before the transaction ends. Meanwhile, a
+first click on the message waits, because it inserts a row with the same id. Therefore a first click needs no further statement
+for a lock. Delivery reports and corrections need more statements, but there are fewer of them. Every transaction inserts and
+locks rows in the order of their ids, because two transactions could otherwise deadlock.
 """
 
 # Tested by tests/clicks/test_batch.py
@@ -35,18 +35,18 @@ _INSERT_EMPTY = (
 _READ = {
     "sqlite": "SELECT json_group_array(json_array(c.id, c.at, c.hit_id, c.links)) FROM json_each(?) AS j "
     "CROSS JOIN first_clicks AS c ON c.id = j.value",
-    # This statement reads no other table. A statement that waits for a lock reads the other tables as they were before the wait, so
-    # their rows must be read by a later statement.
+    # This statement reads no other table. While it waits for a lock, rows of other tables may change, and it would still return
+    # their old values. A later statement must read them.
     "postgresql": "SELECT id, at, hit_id, links FROM first_clicks WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE",
 }
 _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"
 
 
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
-    """Lock the row of each message, and return the rows by row id of the message: NO_CLICK for a message without clicks. Call
+    """Lock the row of each message. Return the rows by row id of the message; a message without clicks has NO_CLICK. Call
     `release` before the transaction ends.
 
-    A transaction that also locks rows of `messages` must lock these rows of `messages` first."""
+    A transaction that also locks rows of `messages` must lock those rows first."""
     ids = list(messages)
     if not ids:
         return {}
@@ -61,6 +61,6 @@ def read(connection: Connection, ids: list[int]) -> dict[int, FirstClick]:
 
 
 def release(connection: Connection, messages: Collection[int]) -> None:
-    """Delete the empty rows of messages without clicks."""
+    """Delete the empty rows that `lock` has inserted for messages without clicks."""
     if connection.dialect.name == "postgresql" and messages:
         connection.exec_driver_sql(_DELETE_EMPTY, (list(messages),))

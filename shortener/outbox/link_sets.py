@@ -1,7 +1,7 @@
 """A link set contains the destinations and labels of a message's links, for statistics by destination and by label.
 
-Each link refers to the set that contains only this link. Each message refers to the set of all its links. Messages of a campaign
-usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
+Each link refers to the link set that contains only this link. Each message refers to the link set of all its links. Messages of a
+campaign usually have the same links and share a link set, so a count delta needs only its id (`outbox/count_deltas.py`).
 
 A destination is the host and the path of a URL, without its query. In one campaign, only the first MAX_NAMES destinations are
 stored with their names. All other destinations are stored with the name OTHER. Labels have the same limit. Two processes that add
@@ -24,12 +24,13 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import DEFAULT_PORTS
 
-MAX_NAMES = 200  # The maximum number of destinations of one campaign that are stored by name, and also of labels.
+# The maximum number of destinations of one campaign that are stored by name. The same limit applies to its labels.
+MAX_NAMES = 200
 OTHER = "other"
 MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
 
-#: The destination and the label of a link.
+#: A link in a link set: its destination, and its label or None.
 LinkName = tuple[str, str | None]
 
 
@@ -43,10 +44,10 @@ class LinkSetKey(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def destination_of(url: str) -> str:
-    """Return the host and the path of a URL. The result also contains a scheme other than http and https, and a port that is not
-    the default.
+    """Return the host and the path of a URL. A scheme other than http and https stays in the result, and so does a port that is
+    not the default.
 
-    The results are cached, because most messages of a campaign have the same links."""
+    Results are cached, because most messages of a campaign have the same links."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
@@ -59,20 +60,20 @@ def destination_of(url: str) -> str:
 
 
 def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, str | None]]) -> LinkSetKey:
-    """Return the key of a link set. `links` are the URL and the label of each link."""
+    """Return the key of a link set. `links` are (URL, label) of each link."""
     names = {(destination_of(url), None if label is None else label[:MAX_NAME_LENGTH]) for url, label in links}
     return LinkSetKey(application_id, campaign, _in_order(names))
 
 
 def _in_order(names: set[LinkName]) -> tuple[LinkName, ...]:
-    """Return the names of links in the order of a LinkSetKey. A link without a label precedes the links with labels."""
+    """Return the links in the order that a LinkSetKey requires. A link without a label precedes the links with labels."""
     if len(names) == 1:  # nearly all messages have one link
         return tuple(names)
     return tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
 
 
 class LinkSets:
-    """Finds and inserts link sets in their table, with a cache of their ids. The rows never change."""
+    """Finds the ids of link sets, and inserts new link sets. The ids are cached, because rows of link sets never change."""
 
     def __init__(self) -> None:
         self._ids: dict[LinkSetKey, int] = {}
@@ -84,7 +85,7 @@ class LinkSets:
         if not missing:
             return found
         named = _limit_names(connection, missing)
-        # Two processes that insert the same sets cannot deadlock, because both insert them in sorted order.
+        # The link sets are inserted in sorted order, so two processes that insert the same ones cannot deadlock.
         ids: dict[str, int] = {}
         for digest, key in sorted((_hash(limited), limited) for limited in set(named.values())):
             ids[digest] = _find(connection, digest) or _insert(connection, digest, key)
@@ -98,8 +99,8 @@ class LinkSets:
 
 
 def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, LinkSetKey]:
-    """Replace destinations and labels above the limit of their campaign by OTHER. Return the resulting keys by the original
-    keys."""
+    """Replace the destinations and labels above the limit of their campaign by OTHER. Return the new key for each original
+    key."""
     known: dict[tuple[int, str], tuple[set[str], set[str]]] = {}
     limited = {}
     for key in sorted(keys, key=lambda one: orjson.dumps(tuple(one))):
@@ -154,7 +155,7 @@ def _insert(connection: Connection, digest: str, key: LinkSetKey) -> int:
     }
     statement = upsert(connection, schema.link_sets).values(values).on_conflict_do_nothing().returning(schema.link_sets.c.id)
     row_id: int | None = connection.scalar(statement)
-    if row_id is None:  # Another process has inserted the link set in the meantime.
+    if row_id is None:  # Another process has inserted the link set since it was looked up.
         row_id = _find(connection, digest)
         assert row_id is not None
     return row_id

@@ -1,8 +1,9 @@
-"""This module writes operations events. They inform a customer that a tracker was disabled, that deliveries are dead, or that a key
-will expire soon.
+"""This module writes operations events. Such an event informs a customer that a tracker was disabled, that deliveries are dead,
+or that a key will expire soon.
 
-An event is appended only if a tracker of the application subscribes to `operations`. A dead delivery of an operations event creates
-no further event. If one transaction makes several deliveries of a tracker dead, they create one event with their `count`.
+An event is appended only if a tracker of the application subscribes to `operations`. If the delivery of an operations event
+becomes dead, no further event is created. If one transaction makes several deliveries of a tracker dead, there is one event for
+all of them, with their `count`.
 """
 # Tested by tests/delivery/test_attempt.py and tests/outbox/test_expiring_keys.py
 
@@ -22,12 +23,12 @@ from shortener.storage.schema import trackers
 from shortener.storage.values_table import values_table
 
 TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING = "tracker_disabled", "delivery_dead", "key_expiring"
-#: The names of operations events, as the body of a delivery contains them.
+#: The names of operations events. The body of a delivery contains them.
 NAMES = (TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING)
 
 
 def subscribers(connection: Connection, applications: Iterable[int]) -> set[int]:
-    """Return the applications that have a tracker which subscribes to operations events."""
+    """Return those of the applications that have a tracker which subscribes to operations events."""
     chosen = values_table(connection, [(application,) for application in sorted(set(applications))], id=Integer)
     statement = select(trackers.c.application_id, trackers.c.topics).join_from(
         chosen, trackers, trackers.c.application_id == chosen.c.id

@@ -1,10 +1,10 @@
-"""This module connects to Redis, which contains the link cache and the spool of hits. The service works without Redis and with an
-empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. When it has a
-connection, it returns or raises `RedisUnavailable` within the same time limit.
+"""This module connects to Redis, which contains the link cache and the spool of hits. The service also works without Redis and
+with an empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. With a
+connection, the call returns or raises `RedisUnavailable` within the same time limit.
 
-After a call without a response, a background task pings the server. While the pings get no response, every other call fails at once
-and sends nothing. If the server responds to the first ping, only the connection had ended, for example because the server was
-restarted. The failed call is then repeated once, and its caller gets no error. redis-py itself does not repeat calls.
+After a call without a response, a background task pings the server. While the pings get no response, every other call fails at
+once and sends nothing. If the server responds to the first ping, only the connection had ended, for example because the server
+was restarted. The failed call is then repeated once, and its caller gets no error. redis-py itself does not repeat calls.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
 The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of
@@ -31,16 +31,16 @@ T = TypeVar("T")
 Client = Any
 
 WRITE_CHECK_KEY = "shortener:write-check"  # The key that /readyz writes.
-WRITE_CHECK_MS = 10_000  # The time in milliseconds after which Redis deletes this key.
+WRITE_CHECK_MS = 10_000  # The time in milliseconds after which Redis deletes WRITE_CHECK_KEY.
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
-# The time limit of a call with `force`, whose caller needs Redis, for example because the database is not available.
+# The time limit in seconds of a call with `force`. Such a call needs Redis, for example because the database is not available.
 FORCED_TIMEOUT_SECONDS = 1.0
 
 
 # redis-py is imported in functions: it takes 9 MB of memory, and an installation without REDIS_URL does not need it.
 @cache
 def _rejections() -> type[Exception]:
-    """Return the exception class that is raised if the server rejected a command."""
+    """Return the exception class that redis-py raises if the server has rejected a command."""
     from redis.exceptions import ResponseError
 
     return ResponseError
@@ -48,36 +48,38 @@ def _rejections() -> type[Exception]:
 
 @cache
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the exception classes that mean that the server does not respond."""
+    """Return the exception classes that redis-py raises if the server does not respond."""
     from redis.exceptions import RedisClusterException, RedisError
 
     return (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class RedisUnavailable(Exception):
-    """Raised if Redis does not respond or rejects the command (out of memory, read-only). Redis may have executed the command."""
+    """Raised if Redis does not respond or rejects the command (out of memory, read-only). Redis may still have executed the
+    command."""
 
 
 class RedisServer:
     """A Redis server, a Sentinel service or a cluster.
 
     `timeout` is the time limit of a call in seconds. `connections` is the maximum number of calls at a time; further calls wait.
-    `calls`, `failures` and `queued` are the numbers of all calls, failed calls and calls that waited, since the process started."""
+    `calls`, `failures` and `queued` count all calls, the failed calls and the calls that waited, since the process started."""
 
     def __init__(self, client: Client, *, timeout: float, connections: int, sentinels: Sequence[Client] = ()) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # After a call without a response, this is a future with the result of the first ping: True if the server responds to it.
-        # None while the server responds to calls.
+        # None while the server responds to calls. After a call without a response, it is a future with the result of the first
+        # ping: True if the server responds to this ping.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
 
     @property
     def is_up(self) -> bool:
-        """Whether Redis responds. False after a call and a ping without a response, until the server responds to a ping."""
+        """Whether Redis responds. It becomes False after a call and a ping without a response, and True when the server responds
+        to a ping."""
         return self._first_ping is None or not self._first_ping.done() or self._first_ping.result()
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -87,10 +89,9 @@ class RedisServer:
         metrics.counter("shortener_redis_queued", "Calls to Redis that waited for a free connection.", lambda: self.queued)
 
     async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
-        """Return the result of `command(client)`. The command may run twice.
+        """Return the result of `command(client)`. The command may run twice. Raise RedisUnavailable if it fails.
 
-        With `force`, the command is sent even if the server seems to be down, with the time limit FORCED_TIMEOUT_SECONDS. Raise
-        RedisUnavailable."""
+        With `force`, the command is sent even if the server seems to be down, and its time limit is FORCED_TIMEOUT_SECONDS."""
         failure: Exception | None = None
         for _ in range(2):
             if self._first_ping is not None and not force and not await asyncio.shield(self._first_ping):
@@ -114,8 +115,8 @@ class RedisServer:
         raise RedisUnavailable(text) from failure
 
     async def _take_slot(self, limit: float) -> None:
-        """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds; this does not mean that Redis is down, so
-        no ping is sent."""
+        """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds. A wait for a connection does not mean
+        that Redis is down, so no ping is sent."""
         if not self._slots.locked():
             await self._slots.acquire()  # A connection is free, so `acquire` returns at once.
             return
@@ -132,17 +133,17 @@ class RedisServer:
         try:
             async with asyncio.timeout(self._timeout):
                 await _keep_cancellation(self._client.ping())
-        except Exception:  # After any error, the server is treated as down, and the pings must continue.
+        except Exception:  # any error means that the server is down; the task that pings must not end
             return False
         return True
 
     async def accepts_writes(self) -> bool:
-        """Return whether the server stores a value in time. A ping does not show this: a replica, or a server with full memory,
-        responds to a ping but rejects writes."""
+        """Return whether the server stores a value in time. A ping does not show this: a replica, or a server whose memory is
+        full, responds to a ping but rejects writes."""
         try:
             async with asyncio.timeout(self._timeout):
                 await _keep_cancellation(self._client.set(WRITE_CHECK_KEY, b"", px=WRITE_CHECK_MS))
-        except Exception:  # After any error, hits cannot be stored in Redis.
+        except Exception:  # any error means that Redis cannot store hits
             return False
         return True
 
@@ -176,8 +177,9 @@ class RedisServer:
 async def _keep_cancellation(command: Awaitable[T]) -> T:
     """Return the result of a command. Raise CancelledError if this task was cancelled during the command.
 
-    redis-py sends each command with asyncio.wait_for. On Python 3.11, this function loses a cancellation that arrives when the
-    command was just sent. A time limit would then have no effect, and a background job would continue after its stop."""
+    redis-py sends each command with asyncio.wait_for. On Python 3.11, this function loses a cancellation that arrives just after
+    the command was sent. Without this wrapper, a time limit would then have no effect, and a background job would continue after
+    its stop."""
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()
@@ -202,13 +204,14 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
     parsed = parse_redis_url(url)
     from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = from_url | {
-        # `RedisServer.run` enforces the time limits of calls. The limits of the socket end commands for which `run` has stopped
+        # `RedisServer.run` has shorter time limits. The limits of the socket end those commands for which `run` has stopped
         # waiting.
         "socket_timeout": FORCED_TIMEOUT_SECONDS,
         "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # Turn off the retries of redis-py, which makes up to ten attempts by default.
         "health_check_interval": 0,
-        "driver_info": None,  # If the version of redis-py is not sent, each new connection needs one round trip less.
+        # Without `driver_info`, redis-py does not send its version, which saves one round trip for each new connection.
+        "driver_info": None,
         "protocol": 2,
     }
     client: Client
@@ -238,7 +241,7 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
 
 
 def _single_server_url(url: str, tls: bool) -> str:
-    """Return the URL of a single server that has the user, password and parameters of `url`. The parser of redis-py reads these
+    """Return the URL of a single server with the user, password and parameters of `url`. The parser of redis-py can read these
     values only from the URL of a single server."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")

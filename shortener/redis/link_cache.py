@@ -7,8 +7,8 @@ contain whether an application or a domain is disabled, because redirects read t
 
 No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
 invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. At most MAX_FAILED_INVALIDATIONS stay
-in memory. If there are more, `clicks.cache_repair` stores the newest changes in the cache again, and an erasure repeats its own
-invalidations.
+in memory. If there are more, they are repaired in another way: `clicks.cache_repair` stores the newest changes in the cache
+again, and an erasure repeats its own invalidations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-_INVALIDATED_MS = 3_600_000  # For this time after an invalidation, a rewrite that began earlier cannot store the old link again.
+# A rewrite that began before an invalidation cannot store the old link for this time (in milliseconds) after the invalidation.
+_INVALIDATED_MS = 3_600_000
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes that `retry_invalidations` keeps in memory.
 
@@ -44,13 +45,13 @@ class CachedLink:
     application_id: int
     domain_id: int
     flags: int
-    url: str  # The destination as the value of the Location header.
+    url: str  # The destination in the form of a Location header.
     fallback_url: str | None
     expires_at: int
 
     @property
     def location(self) -> None:
-        """Always None: `url` already is the value of the Location header."""
+        """Always None: `url` already has the form of a Location header."""
         return None
 
     @property
@@ -74,7 +75,7 @@ class CachedLink:
 
     @classmethod
     def loads(cls, code: str, value: bytes) -> CachedLink | None:
-        """Return the link, or None if another version of the service wrote the value in another format."""
+        """Return the link. Return None if another version of the service has written `value` in another format."""
         try:
             return cls(code, *orjson.loads(value))
         except (ValueError, TypeError):
@@ -89,11 +90,12 @@ class LinkCache(Protocol):
         ...
 
     async def replace(self, links: Sequence[CachedLink]) -> None:
-        """Store the current values of links that changed."""
+        """Store the current values of changed links."""
         ...
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry, for example because Redis was emptied. Return no codes if Redis does not respond."""
+        """Return those of the codes that have no entry, for example because Redis was emptied. Return no codes if Redis does not
+        respond."""
         ...
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
@@ -101,7 +103,8 @@ class LinkCache(Protocol):
         ...
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        """Remove changed links from the cache. Return False if Redis does not respond and may still contain the old links."""
+        """Remove changed links from the cache. Return False if Redis does not respond; the cache may then still contain the old
+        links."""
         ...
 
 
@@ -126,7 +129,7 @@ class NoLinkCache:
 
 @mutable_record
 class _CacheWrite:
-    """New links that wait for the next write to Redis. `done` gets a result when they are written."""
+    """New links that wait for the next write to Redis. `done` gets a result after the write, even if it failed."""
 
     done: asyncio.Future[None]
     links: list[CachedLink] = field(default_factory=list)
@@ -135,8 +138,8 @@ class _CacheWrite:
 class RedisLinkCache:
     """A link cache that stores links in Redis.
 
-    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` returns the current time in milliseconds;
-    the lifetime of an entry is the time from now until the link expires."""
+    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` returns the current time in milliseconds
+    since 1970. With it, the cache computes how long an entry lives: until its link expires."""
 
     def __init__(self, redis: RedisServer, prefix: str, now_ms: Callable[[], int]) -> None:
         self._redis = redis
@@ -159,7 +162,7 @@ class RedisLinkCache:
         )
 
     async def put(self, links: Sequence[CachedLink]) -> None:
-        """Store new links until they expire. Links that arrive during a round trip are written together in the next round trip."""
+        """Store new links until they expire. Links that arrive during a round trip are all written in the next round trip."""
         if not links:
             return
         loop = asyncio.get_running_loop()
@@ -172,12 +175,12 @@ class RedisLinkCache:
         await batch.done
 
     async def replace(self, links: Sequence[CachedLink]) -> None:
-        """Store links, and overwrite existing and invalidated entries."""
+        """Store links. This overwrites existing and invalidated entries."""
         for start in range(0, len(links), _MAX_COMMANDS):
             part = links[start : start + _MAX_COMMANDS]
             if await self._write_once(part, only_missing=False):
-                # The entries are current now, so earlier failed invalidations of these links must not be repeated: they would
-                # delete the entries.
+                # The entries are current now. Earlier failed invalidations of these links must not be repeated, because they
+                # would delete the entries.
                 self._failed_invalidations.difference_update(link.code for link in part)
             else:
                 self._invalidate_later([link.code for link in part])
@@ -188,13 +191,13 @@ class RedisLinkCache:
         return self._redis.is_up
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry. Codes with an invalidated entry are not returned, because their links must not be
-        stored again. Return no codes if Redis does not respond."""
+        """Return those of the codes that have no entry. A code with an invalidated entry is not returned, because its link must
+        not be stored again. Return no codes if Redis does not respond."""
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:
-            # One MGET reads all keys. In a cluster, mget_nonatomic sends one MGET for each hash slot, because a command may have
-            # keys of one slot only.
+            # MGET reads all keys at once. In a cluster, a command may only have keys of one hash slot, so mget_nonatomic sends
+            # one MGET for each slot.
             command = getattr(client, "mget_nonatomic", client.mget)  # only a client of a cluster has mget_nonatomic
             values: list[bytes | None] = await command(keys)
             return values
@@ -255,7 +258,7 @@ class RedisLinkCache:
         self._failed_invalidations.update(itertools.islice(codes, room))
 
     async def retry_invalidations(self) -> int:
-        """Repeat failed invalidations of links if Redis is up. Return how many succeeded."""
+        """If Redis is up, repeat failed invalidations of links. Return how many succeeded."""
         codes = list(self._failed_invalidations)[:_MAX_COMMANDS] if self._redis.is_up else []
         return len(codes) if codes and await self.invalidate(codes) else 0
 
@@ -265,15 +268,15 @@ class RedisLinkCache:
             try:
                 for start in range(0, len(batch.links), _MAX_COMMANDS):
                     await self._write_once(batch.links[start : start + _MAX_COMMANDS])
-            except Exception:  # After any error, the writes that wait must get a result.
+            except Exception:  # after any error, the callers that wait for this write must get a result
                 log.exception("links_not_cached", links=len(batch.links))
                 self.failures += len(batch.links)
             finally:
                 batch.done.set_result(None)
 
     async def _write_once(self, links: Sequence[CachedLink], *, only_missing: bool = True) -> bool:
-        """Write the links in one round trip. With `only_missing`, existing and invalidated entries stay unchanged. Return False if
-        Redis does not respond."""
+        """Write the links in one round trip. If `only_missing` is true, existing and invalidated entries stay unchanged. Return
+        False if Redis does not respond."""
         now = self._now_ms()
 
         async def set_missing(client: Client) -> None:

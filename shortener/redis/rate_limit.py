@@ -5,18 +5,18 @@
 - rejected conversion reports that are stored for one application
 - deliveries that the delivery reports of one application create
 
-Each client has a token bucket in memory. A client is an IP address, a key or an application. A counted request takes one token. A
-request with delivery reports takes one token for each delivery that it creates. Redirects of known codes take no token, so people
-who share an IP address with a misbehaving client can open their links.
+Each client has a token bucket in memory. Here, a client is an IP address, a key or an application. A counted request takes one
+token. A request with delivery reports takes one token for each delivery that it creates. Redirects of known codes take no token,
+so people who share an IP address with a misbehaving client can still open their links.
 
 With Redis, the processes of an installation share the limits. Each process adds its requests to a counter in Redis per client and
 minute. It also removes one token from its own bucket for each request that another process has counted. This happens in the
-background, so a limit can be exceeded for about a second. Without Redis, or while Redis is down, each process enforces the limit
-alone.
+background, so for about a second a client can exceed a limit. Without Redis, or while Redis is down, each process enforces the
+limit alone.
 
 A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest. The
-limiter also keeps the counts that it has not shared yet, for at most MAX_CLIENTS clients. Counts whose exchange fails are dropped,
-because Redis may have added them already.
+limiter also stores the counts that it has not sent to Redis yet, for at most MAX_CLIENTS clients. If Redis does not respond to
+counts, they are dropped, because Redis may have added them already.
 """
 
 from __future__ import annotations
@@ -31,27 +31,26 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
 MAX_REFUSED_PER_MINUTE = 1000  # The maximum number of rejected conversion reports of one application that are stored per minute.
-MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counts one run of `share` exchanges.
+MAX_SHARED_CLIENTS = 1000  # One run of `share` exchanges the counts of at most this number of clients.
 _WINDOW_MS = 60_000
 _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
 
 
 @mutable_record
 class _Bucket:
-    """The tokens of a client at the time `at` (ms since 1970), and the number of its requests that all processes have counted in
-    Redis."""
+    """The tokens of a client at the time `at` (in ms since 1970). The other fields are the number of its requests in Redis."""
 
     tokens: float
     at: int
-    window: int = 0  # The minute (since 1970) in which the requests of `shared` were counted.
-    shared: int = 0  # The number of requests that all processes counted in the minute `window`.
+    window: int = 0  # The minute since 1970 to which `shared` belongs.
+    shared: int = 0  # The number of the client's requests that all processes together have counted in the minute `window`.
 
 
 class RateLimiter:
     """A limiter for one kind of requests, such as requests with a wrong credential or with an API key.
 
-    `per_minute` is the number of requests that a client may send at once and in each minute; 0: no limit. `now_ms` returns the
-    current time in ms since 1970. Keys in Redis begin with `prefix`."""
+    `per_minute` is the number of requests that a client may send in each minute, and also at once; 0 means no limit. `now_ms`
+    returns the current time in ms since 1970. Keys in Redis begin with `prefix`."""
 
     def __init__(
         self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""
@@ -93,8 +92,8 @@ class RateLimiter:
         return 0
 
     def seconds_to_wait(self, client: int) -> int:
-        """Return what `take` would return for a request of this client, but take no token. If the request is above the limit, count
-        it in `limited`."""
+        """Return what `take` would return for a request of this client, but take no token. A request above the limit is counted
+        in `limited`."""
         bucket = self._buckets.get(client)
         if bucket is None or not self._capacity:
             return 0
@@ -105,8 +104,8 @@ class RateLimiter:
         return self._seconds_until(bucket, 1, self._capacity)
 
     async def share(self) -> int:
-        """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients whose counts
-        were exchanged."""
+        """Exchange the counts of recent requests with the other processes through Redis. Return for how many clients this was
+        done."""
         if self._redis is None or not self._unshared:
             return 0
         counts = dict(list(self._unshared.items())[:MAX_SHARED_CLIENTS])
@@ -139,19 +138,19 @@ class RateLimiter:
         bucket.window, bucket.shared = window, total
 
     def _seconds_until(self, bucket: _Bucket, cost: int, capacity: int) -> int:
-        """Return the seconds, at least 1, after which the bucket has the tokens for a request."""
+        """Return the number of seconds, at least 1, until the bucket has enough tokens for a request."""
         return max(math.ceil((cost - bucket.tokens) * 60 / capacity), 1)
 
     def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:
             bucket.tokens = min(bucket.tokens + (now - bucket.at) * capacity / 60_000, capacity)
-        # This also happens after the clock was set back. The bucket would otherwise get no tokens until the clock has reached the
-        # old time again.
+        # Also store the time if the clock was set back. Otherwise the bucket would get no tokens until the clock reaches the old
+        # time again.
         bucket.at = now
 
 
 class RateLimits:
-    """All rate limits of a process. Each parameter is the number of requests per client and minute; 0 means no limit."""
+    """All rate limits of a process. Each number is the maximum number of requests per client and minute; 0 means no limit."""
 
     def __init__(
         self,
@@ -169,10 +168,10 @@ class RateLimits:
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
         # This limiter counts the deliveries that delivery reports create, by application.
         self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
-        # By default, API keys have no limit (0). The caller of `take` passes the limit of the key.
+        # The default of 0 means no limit. The caller of `take` passes the limit of the API key.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
-        # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored. Their response is
-        # the error of the report, and not 429.
+        # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored. The response to
+        # such a report is the error of the report, and not 429.
         self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
         self._of_requests = (
             self.unknown_codes,

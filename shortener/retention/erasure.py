@@ -7,30 +7,30 @@ that waits for its gateway then counts as failed and costs nothing. Erased data:
   metadata of its conversions
 - refused reports of conversions that name the message
 - the text of a message that waits for its gateway; it is not sent any more. The caller passes a function (`GiveUp`) that finishes
-  such messages as FAILED and refunds their costs. A message whose attempt is running is doubtful afterwards and gets no refund,
-  because the gateway may accept it
+  such messages as FAILED and refunds their costs. A message whose attempt is running becomes doubtful and gets no refund, because
+  the gateway may accept it
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
-Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. A hit keeps
-the kind of device and the browser, which the statistics count, instead of the user agent. Therefore the counts, the lists and a
-recount still agree.
+Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. In place
+of the user agent, a hit keeps the kind of device and the browser, which the statistics count. Therefore the counts, the lists and
+a recount still agree.
 
-`erase_data` performs all steps of an erasure. It is the only function of this module that the API, the portal and the command line
-call to erase data.
+The API, the portal and the command line call only one function of this module to erase data: `erase_data`, which performs all
+steps.
 
 Erasure disables the links, because their destinations may be personal. The links then return 410. Pending events are delivered
 without the erased data. A pending callback of the message (Xoxzo) is given up. The message_id cannot be used for another message.
 An erasure includes neither data that was already sent to trackers, nor the backups and logs of others.
 
-Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
-Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
+Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its
+response. Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
 
-These transactions parse the user agents of the hits. Await `load_expressions` (clicks/user_agents.py) before `erase_message` and
-`erase_again`. `erase_data` and `erase` themselves await it.
+An erasure parses the user agents of the hits in its transactions. Therefore await `load_expressions` (clicks/user_agents.py)
+before `erase_message` and `erase_again`. `erase_data` and `erase` themselves await it.
 
-One transaction erases one message. The messages to a number are erased in batches of `MAX_MESSAGES_PER_BATCH`. If an erasure was
-interrupted, run it again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so the audit log of
-an interrupted erasure contains exactly the erased messages. Repeats by the job `erasure_repeats` add no rows.
+One transaction erases one message, or a batch of up to `MAX_MESSAGES_PER_BATCH` messages to a number. If an erasure was
+interrupted, run it again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so the audit log
+of an interrupted erasure contains exactly the erased messages. Repeats by the job `erasure_repeats` add no rows.
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ if TYPE_CHECKING:
     from shortener.redis.link_cache import LinkCache
 
 MAX_MESSAGES_PER_BATCH = 100
-#: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
+#: The messages of an erasure are erased again this many seconds after it (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
-AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
+AUDIT_ACTION = "data_erased"  # The name of the action in the audit log for an erasure.
 
-#: A function that discards those of the given messages that are held or wait for a gateway, so that they are not sent (see
-#: `give_up_erased` in gateways/decisions.py). They become FAILED, or get the state of a delivery report that has already arrived.
-#: The function runs in the transaction of the erasure. Its arguments are the connection, the row ids of the messages and the time.
-#: Other messages do not change, and neither do messages whose attempt is in flight.
+#: A function that discards messages which are held or wait for a gateway, so that they are not sent (see `give_up_erased` in
+#: gateways/decisions.py). Such a message becomes FAILED, or gets the state of a delivery report that has already arrived. Other
+#: messages do not change, and neither do messages whose attempt is in flight. The function runs in the transaction of the erasure.
+#: Its arguments are the connection, the row ids of messages, and the time.
 GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 
-MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
+MAX_WAIT_SECONDS = 3.0  # The erasure of a number waits at most this many seconds for transactions that began before it.
 _CHECK_SECONDS = 0.02
 _SNAPSHOT = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 class LinksStillCached(ApiError):
-    """Raised if the link cache may still contain the destinations of the links, which may be personal. Nothing was erased."""
+    """Raised if the link cache may still contain the destinations of links, which may be personal data. Nothing was erased."""
 
     def __init__(self) -> None:
         text = "Nothing was erased because the link cache (Redis) is unavailable."
@@ -97,15 +97,15 @@ async def erase_data(
     audit: AuditWriter,
     give_up: GiveUp,
 ) -> ErasureResult:
-    """Erase a person's data in these steps. `application_id` None means all applications for a number, and for a message the only
-    application that has a message with this id.
+    """Erase the data of a person. `application_id` may be None. For a number, this means all applications. For a message, it
+    means the only application that has a message with this id.
 
     1. Remove the links from the link cache.
-    2. In each transaction, finish the messages that wait for a gateway (`give_up`), remove the personal data, list the messages for
-       `erasure_repeats`, and add a row to the audit log.
+    2. In each transaction, finish the messages that wait for a gateway (`give_up`), remove the personal data, list the messages
+       for `erasure_repeats`, and add a row to the audit log.
 
-    Raise ApiError with the code INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT. Raise LinksStillCached if the links could not be
-    removed from the link cache. Raise StoreUnavailable if the database is unavailable."""
+    Raise ApiError with the code INVALID_RECIPIENT, MESSAGE_NOT_FOUND or CONFLICT. Raise LinksStillCached if the links could not
+    be removed from the link cache. Raise StoreUnavailable if the database is unavailable."""
     if not await cache.invalidate(await database.read(find_codes, application_id, subject)):
         raise LinksStillCached
     if subject.phone:
@@ -131,19 +131,20 @@ async def erase(
         while (batch := await database.write_later(erase_phone_number, application_id, phone, now, audit, give_up)).messages:
             total.add(batch)
         if not is_last:
-            await _wait_for_running_transactions(database)  # A transaction that runs now may store another message to this number.
+            # a transaction that is running may store another message to this number
+            await _wait_for_running_transactions(database)
     return total
 
 
 async def _wait_for_running_transactions(database: Database) -> None:
-    """Wait until each transaction that runs now has ended, for at most MAX_WAIT_SECONDS.
+    """Wait until all transactions that are running now have ended, for at most MAX_WAIT_SECONDS.
 
     On SQLite, return at once, because SQLite runs one write transaction after the other."""
     if database.dialect == "sqlite":
         return
 
     def snapshot(connection: Connection) -> tuple[int, int]:
-        """Return the id of the oldest running transaction, and the id of the next transaction that will begin."""
+        """Return (id of the oldest running transaction, id that the next new transaction will get)."""
         row = connection.execute(text(_SNAPSHOT)).one()
         return row[0], row[1]
 
@@ -158,7 +159,7 @@ async def _wait_for_running_transactions(database: Database) -> None:
 def _add_audit_row(
     connection: Connection, audit: AuditWriter, now: datetime, application_id: int | None, what: str, erased: ErasureResult
 ) -> None:
-    """Add the audit row of a transaction that erased messages. The row contains neither the number nor the message_id."""
+    """Add the audit row for a transaction that erased messages. The row contains neither the number nor the message_id."""
     audit.add(connection, now, AUDIT_ACTION, what, application_id=application_id, after=dataclasses.asdict(erased))
 
 
@@ -170,7 +171,8 @@ def erase_phone_number(
     audit: AuditWriter,
     give_up: GiveUp,
 ) -> ErasureResult:
-    """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
+    """Erase the oldest messages to a number, at most `MAX_MESSAGES_PER_BATCH`. Call this again until the result contains no
+    message.
 
     Raise ApiError INVALID_RECIPIENT."""
     if not _PHONE.fullmatch(phone):
@@ -222,7 +224,7 @@ def find_codes(connection: Connection, application_id: int | None, subject: Subj
 def _selects(application_id: int | None, subject: Subject) -> ColumnElement[bool]:
     """Return the SQL condition for the messages of a person. If `application_id` is None, the messages may belong to any
     application."""
-    # If the application is not given, the list of all applications lets the database use the index by application and message id.
+    # With the list of all applications, the database can use the index on application and message id.
     owners = [application_id] if application_id is not None else select(applications.c.id)
     selected = messages.c.to_address == subject.phone if subject.phone else messages.c.message_id == subject.message_id
     return and_(messages.c.application_id.in_(owners), selected)

@@ -3,12 +3,14 @@ erasure.
 
 On PostgreSQL, a click, a conversion or a fan-out may read a message before its erasure, and commit after the erasure. On both
 engines, an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache.
+
 Therefore each erasure lists its messages in the table `erasure_repeats`. This job erases them again after each of the times in
-`REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour. The repeat after an hour is
-necessary because the outcomes of attempts wait in memory while the database is unavailable. Each time, the job also removes the
-links from the link cache, deletes the stored responses to requests that repeated one of the messages with an Idempotency-Key, and
-empties the WAL of SQLite, because the WAL still contains the erased data. The erasure itself does not empty the WAL: it may run in
-the process of a command, and only the process that serves empties the WAL.
+`REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour. The repeat after an hour
+is necessary because the outcomes of attempts wait in memory while the database is unavailable.
+
+Each time, the job also removes the links from the link cache, and deletes the stored responses to requests with an
+Idempotency-Key that contain one of the messages. It also empties the WAL of SQLite, which still contains the erased data. The
+erasure itself cannot do this: it may run in the process of a command, and only the process that serves empties the WAL.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py
@@ -40,7 +42,7 @@ class ErasureRepeats:
         self._cache = cache
 
     async def step(self, now: datetime) -> int:
-        """Erase again the messages whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
+        """Erase again those messages whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
         unavailable."""
         due = await self._database.read(_find_due, now)
         if not due:
@@ -60,8 +62,8 @@ def _find_due(connection: Connection, now: datetime) -> list[int]:
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
-    """Return the condition that a message must be erased again. If its time is later than the longest wait, the clock was set back
-    after the erasure."""
+    """Return the SQL condition that a message must be erased again: its time has come. A time that is later than the longest wait
+    is also due, because the clock was set back after the erasure."""
     due_at = erasure_repeats.c.due_at
     return or_(due_at <= now, due_at > now + timedelta(seconds=REPEAT_AFTER_SECONDS[-1]))
 
@@ -71,8 +73,8 @@ def _find_codes(connection: Connection, ids: list[int]) -> list[str]:
 
 
 def _find_responses(connection: Connection, ids: list[int]) -> list[_Response]:
-    """Return the stored responses that contain one of the messages. The function reads all responses since the oldest of the
-    messages, so it must not run in the thread that writes."""
+    """Return the stored responses that contain one of the messages. The function reads all responses since the oldest of these
+    messages, which is slow, so it must not run in the thread that writes."""
     m, stored = messages.c, idempotency.c
     named = connection.execute(select(m.application_id, m.message_id, m.created_at).where(m.id.in_(ids))).all()
     by_application: dict[int, list[str]] = defaultdict(list)

@@ -1,29 +1,29 @@
 """The purge deletes old data in small batches, so that clicks are not delayed. It deletes:
 
-- Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the creation
-  of the message, but not while one of its links is active.
+- Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the
+  creation of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until it is deleted, and its code returns 404 afterwards. The
   table `purged_codes` keeps the code, so that no new link gets it.
 - Hits: after `hit_retention_days`. A hit that is the first click of a message or link is an exception: after this time, it only
   loses its IP address and user agent, and it is deleted with its message. Therefore the status of a message (which link was
   accessed, and when) does not depend on the retention of hits. The hit keeps the kind of device and the browser, so that the list
   of hits agrees with the statistics by device.
-- Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
-  that waits because its tracker is disabled counts as ended at the time at which it was due. It does not delay the deletion of its
-  message.
+- Events, with their deliveries and attempts: `event_retention_days` after the event and after the end of its last delivery. If a
+  tracker is disabled, its waiting delivery counts as ended at the time at which it was due. Such a delivery does not delay the
+  deletion of its message.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
 - Rows of the audit log: after 400 days. Sessions of operators: one day after they have expired.
 - Stored responses to an Idempotency-Key: after 24 hours.
-- Statistics are never deleted: counts are separate rows.
 
-Pending work is never deleted: an event that is not fanned out or has a pending delivery stays, and so does its message.
+Statistics are never deleted: counts are separate rows. Pending work is never deleted either: an event that is not fanned out or
+has a pending delivery stays, and so does its message.
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
-grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. While
-no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows. The next
-purge can continue an interrupted purge: only complete batches are deleted, and the rows of a message are deleted before the message
-itself.
+grow with time) or by an index, never by a table scan. After each batch, the purge pauses nine times as long as the batch took.
+While no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows.
+An interrupted purge can be continued by the next one: only complete batches are deleted, and the rows of a message are deleted
+before the message itself.
 
 If the clock moved far ahead, a run deletes nothing and waits (`storage/clock_guard.py`).
 """
@@ -86,25 +86,25 @@ from shortener.storage.types import to_iso, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
+#: The pause after a batch takes this many times as long as the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
-#: The maximum number of rows in a batch of a purge by command while no clicks and no messages arrive, if `purge_batch` is smaller.
+#: A purge by command uses batches of this many rows while no clicks and no messages arrive, unless `purge_batch` is larger.
 QUIET_BATCH_ROWS = 2000
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log are deleted after this time.
-SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this time after they have expired.
+SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this long after they have expired.
 REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
-#: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,
-#: because rows that had to be kept may be deleted now.
+#: A run continues after the last row that the previous run checked. After this interval, a run begins again with the oldest row:
+#: rows that had to be kept before may be deleted now.
 RESTART_INTERVAL = timedelta(days=1)
-#: The typical number of rows that are deleted with one message or event. The maximum number of rows in a batch is divided by this
-#: number. The result is the maximum number of messages or events in a batch.
+#: The typical number of rows that are deleted with one message, and with one event. The maximum number of rows in a batch, divided
+#: by this number, is the maximum number of messages or events in a batch.
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 
 @mutable_record
 class PurgeResult:
-    """The number of deleted rows of each kind. `emptied_hits` are first clicks that were kept, but without their IP address and
+    """The number of deleted rows of each kind. `emptied_hits` counts first clicks that stay, but have lost their IP address and
     user agent."""
 
     messages: int = 0
@@ -149,7 +149,7 @@ async def purge(
     """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
     The purge pauses between batches only while clicks or messages arrive. It does not check the clock (see
-    storage/clock_guard.py). Raise StoreUnavailable."""
+    storage/clock_guard.py). Raise StoreUnavailable if the database is unavailable."""
     await database.write_later(note_run, now, trusted=True)
     total = PurgeResult()
     async for batch in Purge(database, settings).batches(now, Traffic(database)):
@@ -159,14 +159,14 @@ async def purge(
 
 
 class Purge:
-    """The purge as a background job. `total` counts what it has deleted since the process started. `clock_guard` is the guard of
-    this process; None if only the stored reading of the clock is compared."""
+    """The purge as a background job. `total` counts what it has deleted since the process started. `clock_guard` is the clock
+    guard of this process. If it is None, the clock is only compared with its stored reading."""
 
     def __init__(self, database: Database, settings: Settings, clock_guard: ClockGuard | None = None) -> None:
         self._database = database
         self._clock_guard = clock_guard
         self._settings = settings
-        self._reached: dict[str, int] = {}  # The id of the last row that the purge checked, by kind of row.
+        self._reached: dict[str, int] = {}  # By kind of row: the id of the last row that the purge has checked.
         self._started_at: datetime | None = None
         self.total = PurgeResult()
 
@@ -181,8 +181,8 @@ class Purge:
         )
 
     async def step(self, now: datetime) -> int:
-        """Delete the rows whose retention time has ended since the last run. Return the number of deleted rows. Delete nothing
-        until the process knows whether the clock has moved."""
+        """Delete the rows whose retention time has ended since the last run. Return the number of deleted rows. While it is
+        unknown whether the clock was moved, delete nothing."""
         if self._clock_guard is not None and not self._clock_guard.knows_steps:
             return 0
         clock_step = await self._database.write_later(note_run, now, self._clock_guard)
@@ -198,9 +198,10 @@ class Purge:
         return self.total.rows - before
 
     async def batches(self, now: datetime, traffic: Traffic | None = None) -> AsyncIterator[PurgeResult]:
-        """Run one transaction after the other and yield the result of each, until no row is left whose retention time has ended.
+        """Run one transaction after the other and yield the result of each. End when no row is left whose retention time has
+        ended.
 
-        Pause after each batch. If `traffic` is not None, pause only while clicks or messages arrive, and use larger batches while
+        Pause after each batch. If `traffic` is given, pause only while clicks or messages arrive, and use larger batches while
         none arrive."""
         settings = self._settings
         large = settings.model_copy(update={"purge_batch": max(settings.purge_batch, QUIET_BATCH_ROWS)})
@@ -208,7 +209,7 @@ class Purge:
         for name, kind in _KINDS.items():
             more = True
             while more:
-                # time.monotonic is precise; the clock of the event loop may count only whole milliseconds.
+                # time.monotonic is precise; the clock of the event loop may only count whole milliseconds
                 started = time.monotonic()
                 try:
                     purged, self._reached[name], more = await self._database.write_later(
@@ -224,8 +225,9 @@ class Purge:
 
 
 class _ExpressionsMissing(Exception):
-    """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. The expressions are not
-    always loaded, because they take 12 MB of memory, and most processes never remove the address and the user agent from a hit."""
+    """Raised to roll back a batch that must parse user agents before `load_expressions` was called. The caller then loads the
+    expressions and repeats the batch. They are not loaded at the start, because they take 12 MB of memory, and most processes
+    never remove a user agent from a hit."""
 
 
 class _PurgeBatch:
@@ -244,13 +246,13 @@ class _PurgeBatch:
         """Return (row id, whether the row must be kept) for the oldest rows that are more than `days` days old. `page` is a
         statement of `_page_of`, and `after` is the id of the last row that was checked.
 
-        `rows_each` is the typical number of rows deleted together with each row."""
+        `rows_each` is the typical number of rows that are deleted with each of these rows."""
         values = {"after": after, "end": _first_id(self.now, days), "max_rows": max(self.remaining // rows_each, 1), **parameters}
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
     def delete(self, ids: list[int], deletions: Sequence[Deletion]) -> bool:
-        """Run the deletions until the batch is full. Return True if all deletions are complete, because the batch did not become
-        full."""
+        """Run the deletions, but stop when the batch is full. Return True if the batch did not become full: then all deletions
+        are complete."""
         for deletion in deletions:
             if self.remaining:
                 values = {"ids": ids, "max_rows": self.remaining}
@@ -260,8 +262,8 @@ class _PurgeBatch:
         return self.remaining > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:
-        """Delete the oldest rows of a table that has no ids. `at` is its column with an indexed time. Rows with equal times are
-        deleted in the same batch.
+        """Delete the oldest rows of a table whose rows have no ids. `at` is the column that contains the time of a row and has an
+        index. Rows with equal times are deleted in the same batch.
 
         Return whether rows that are older than `before` may be left."""
         older = at < before
@@ -270,14 +272,15 @@ class _PurgeBatch:
         return last is not None
 
     def delete_before(self, deletion: Deletion, retention: timedelta) -> bool:
-        """Delete rows that are older than `retention`. The id of a row contains its time. Return whether such rows may be left."""
+        """Delete rows that are older than `retention`. Their age is known from their ids, which contain the time. Return whether
+        such rows may be left."""
         end = first_id_at(to_ms(self.now - retention))
         result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
         self.count(deletion.table, result)
         return result.rowcount > 0
 
     def empty_hits(self, ids: list[int]) -> None:
-        """Remove the IP address and the user agent from these hits, and keep the device class of each user agent.
+        """Remove the IP address and the user agent from these hits, and store the device class in place of each user agent.
 
         Raise _ExpressionsMissing if the expressions that parse user agents are not loaded."""
         agents = self.connection.execute(USER_AGENTS, {"ids": ids}).all()
@@ -291,13 +294,13 @@ class _PurgeBatch:
         self.remaining -= rows
 
     def count(self, table: Table, result: CursorResult[Any]) -> None:
-        """Add the number of deleted rows of a table to the purge result, and subtract it from `remaining`."""
+        """Add the number of rows that were deleted from a table to the purge result, and subtract it from `remaining`."""
         setattr(self.purged, table.name, getattr(self.purged, table.name) + result.rowcount)
         self.remaining -= result.rowcount
 
 
-#: A function that deletes one batch of one kind of rows. Its second argument is the id of the last row that was checked before. It
-#: returns the id of the last row that it checked, and whether more rows follow.
+#: A function that deletes one batch of one kind of rows. Its second argument is the id of the last row that an earlier call has
+#: checked. It returns the id of the last row that it has checked, and whether more rows follow.
 _Kind = Callable[[_PurgeBatch, int], tuple[int, bool]]
 
 
@@ -305,7 +308,8 @@ def _delete_batch(
     connection: Connection, kind: _Kind, settings: Settings, now: datetime, after: int
 ) -> tuple[PurgeResult, int, bool]:
     if connection.dialect.name == "postgresql":
-        # Several processes select the same rows to delete. This lock makes them run one after the other.
+        # Several processes would select the same rows and delete them at the same time. With this lock, they run one after the
+        # other.
         connection.execute(select(func.pg_advisory_xact_lock(int(AdvisoryLock.PURGE))))
     batch = _PurgeBatch(connection, settings, now)
     reached, more = kind(batch, after)
@@ -348,7 +352,7 @@ def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     days = batch.settings.hit_retention_days
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
     if pending is not None and pending < _first_id(batch.now, days):
-        return after, False  # The fan-out has not processed the events of these hits yet, so the hits must stay.
+        return after, False  # These hits must stay, because the fan-out has not processed their events yet.
     rows = batch.page(HIT_PAGE, after, days)
     if not rows:
         return after, False
@@ -365,7 +369,8 @@ def _delete_events(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     page = batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since)
     deletable = [row for row, is_kept in page if not is_kept]
     if deletable and batch.connection.dialect.name == "postgresql":
-        # A replay can commit after the page was read. The lock makes later replays wait, and the second page finds earlier ones.
+        # A replay may have committed since the page was read: the second page contains its deliveries. Later replays wait for the
+        # lock.
         batch.connection.execute(LOCK_DELIVERIES, {"ids": deletable})
         again = dict(batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since))
         page = [(row, is_kept or again.get(row, True)) for row, is_kept in page]
@@ -395,7 +400,7 @@ _KINDS: dict[str, _Kind] = {
     "events": _delete_events,
     "messages": _delete_messages,
     "first_conversions": _delete_first_conversions,
-    # Hits are last: if the message of a hit is deleted, the hit is deleted with it and does not have to be emptied first.
+    # "hits" is last. If the message of a hit is deleted first, the hit is deleted with it and does not have to be emptied.
     "hits": _delete_hits,
 }
 

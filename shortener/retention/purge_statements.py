@@ -1,5 +1,5 @@
-"""The SQL statements of the purge. They are built once, because building a statement takes longer than running it, and would occupy
-the writer thread of SQLite.
+"""The SQL statements of the purge. They are built once: building a statement takes longer than running it, and the writer thread
+of SQLite would be occupied in this time.
 
 A statement of a page (`_page_of`) selects the oldest rows between two ids, each with a flag that states whether the row must be
 kept. A `Deletion` removes at most `max_rows` rows.
@@ -58,8 +58,8 @@ _IDS, _LIMIT = bindparam("ids", expanding=True, type_=BigInteger), bindparam("ma
 
 
 class Deletion:
-    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`. If `copy` is not None, it is a statement with
-    the same parameters that must run before the DELETE, in the same transaction."""
+    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`. If `copy` is not None, it must run before
+    the DELETE, with the same parameters and in the same transaction."""
 
     copy: Insert | None = None
 
@@ -69,8 +69,8 @@ class Deletion:
 
 
 class _LinkDeletion(Deletion):
-    """The deletion of links. `copy` copies their codes to `purged_codes`. Both statements select the same links, those with the
-    lowest ids."""
+    """The deletion of links. `copy` first copies their codes to `purged_codes`. Both statements select the same links: those with
+    the lowest ids."""
 
     def __init__(self, condition: ColumnElement[bool]) -> None:
         super().__init__(links, condition)
@@ -81,7 +81,7 @@ class _LinkDeletion(Deletion):
 
 
 def _event_deletions(condition: ColumnElement[bool]) -> tuple[Deletion, ...]:
-    """Return the deletions of attempts, deliveries and events, in this order."""
+    """Return the deletions of attempts, deliveries and events, in this order. `condition` selects the events."""
     of_events = deliveries.c.event_id.in_(select(events.c.id).where(condition))
     return (
         Deletion(attempts, attempts.c.delivery_id.in_(select(deliveries.c.id).where(of_events))),
@@ -97,9 +97,10 @@ def _is_pending() -> ColumnElement[bool]:
 
 
 def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
-    """Return a statement that selects the oldest rows between two ids, each with a flag that states whether it must be kept. Kept
-    rows count towards the limit."""
-    # The subquery limits the work. Without it, PostgreSQL evaluates `is_kept` for all rows of the range.
+    """Return a statement that selects the oldest rows between two ids, each with a flag that states whether the row must be kept.
+    Kept rows also count towards the limit of rows."""
+    # The subquery selects a limited number of rows first. Without it, PostgreSQL would evaluate `is_kept` for all rows of the
+    # range.
     in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
     ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
     return select(table.c.id, is_kept).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
@@ -127,8 +128,9 @@ MESSAGE_DELETIONS = (
 EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
 _END = bindparam("end", type_=BigInteger)
 REFUSED_DELETION = Deletion(refused_conversions, refused_conversions.c.id < _END)
-#: Deletes first conversions whose messages were purged. A process of a release before 0.3 does not know this table, so it purges
-#: messages without their first conversions. A message was purged if its id is lower than the ids of all stored messages.
+#: Deletes first conversions whose messages were purged. They exist because a process of a release before 0.3 purges messages
+#: without their first conversions: it does not know this table. A message was purged if its id is lower than the ids of all stored
+#: messages.
 FIRST_CONVERSION_DELETION = Deletion(first_conversions, first_conversions.c.id < select(func.min(messages.c.id)).scalar_subquery())
 AUDIT_DELETION = Deletion(audit_log, audit_log.c.id < _END)
 HIT_DELETIONS = (Deletion(hits, hits.c.id.in_(_IDS)),)
@@ -148,7 +150,7 @@ _since = bindparam("since", type_=Instant)
 _unfinished = or_(
     _is_pending(),
     deliveries.c.finished_at >= _since,
-    # A delivery that waits because its tracker is disabled counts as ended at `next_at`. A replay sets `next_at` to a newer time.
+    # If the tracker is disabled, the delivery counts as ended at `next_at`. A replay sets `next_at` to a newer time.
     and_(deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.next_at >= _since),
 )
 EVENT_PAGE = _page_of(

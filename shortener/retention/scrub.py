@@ -38,9 +38,10 @@ from shortener.storage.schema import (
 )
 from shortener.storage.send_conditions import IS_UNFINISHED
 
-ERASED = "erased"  # The `last_error` of a callback or a send that was given up because its message was erased.
+ERASED = "erased"  # The `last_error` of a callback or a send that was given up, because the message was erased.
 
-#: Fields of an event that may contain personal data (delivery.formats.FACTS, and fields that the writers of events add).
+#: The names of fields of an event that may contain personal data: some of delivery.formats.FACTS, and fields that the writers of
+#: events add.
 PERSONAL_FIELDS = frozenset(
     {
         "to_address",
@@ -77,7 +78,7 @@ def scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Era
     """Remove the personal data of messages with these row ids, in all tables. Return the number of changed rows."""
     if not ids:
         return ErasureResult()
-    _scrub_sends(connection, ids, now)  # First, because the dispatcher of the gateways locks `sends` before `messages`.
+    _scrub_sends(connection, ids, now)  # `sends` is first: the dispatcher of the gateways also locks `sends` before `messages`.
     of_messages = links.c.message_id.in_(ids)
     erased = ErasureResult(
         links=_scrub_links(connection, of_messages, now),
@@ -104,12 +105,12 @@ def scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Era
 
 
 def _update(connection: Connection, statement: Update, **values: Any) -> int:
-    """Set the columns to these values. Return the number of changed rows."""
+    """Run an UPDATE statement. Return the number of changed rows."""
     return connection.execute(statement.values(**values)).rowcount
 
 
 def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
-    """Remove the texts of messages for gateways, and give up the messages that wait for their gateway."""
+    """Remove the texts of messages for gateways. Give up those messages that wait for their gateway."""
     _update(
         connection,
         update(sends).where(sends.c.id.in_(ids)),
@@ -117,7 +118,8 @@ def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
         gateway_message_id=None,
         lease_until=None,
         status=case((IS_UNFINISHED, int(SendStatus.FAILED)), else_=sends.c.status),
-        # A message with a lease has an attempt in progress, so the gateway may accept it in spite of the erasure.
+        # A message with a lease has an attempt in progress. The gateway may accept it in spite of the erasure, so it becomes
+        # doubtful.
         doubtful=case((and_(IS_UNFINISHED, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
         finished_at=case((IS_UNFINISHED, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
         last_error=case((IS_UNFINISHED, ERASED), else_=sends.c.last_error),
@@ -126,8 +128,8 @@ def _scrub_sends(connection: Connection, ids: list[int], now: datetime) -> None:
 
 
 def _scrub_links(connection: Connection, condition: ColumnElement[bool], now: datetime) -> int:
-    """Remove the destinations of links with their history, and disable the links. Return the number of links."""
-    # The history of a link contains its earlier destinations, so it must be erased too.
+    """Remove the destinations and the history of links, and disable the links. Return the number of links."""
+    # the history of a link contains its earlier destinations
     history = link_changes.c.link_id.in_(select(links.c.id).where(condition))
     _update(connection, update(link_changes).where(history), changes={})
     return _update(
@@ -174,8 +176,9 @@ def _scrub_deliveries(connection: Connection, ids: list[int], now: datetime) -> 
 
 
 def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
-    """Remove the IP addresses and user agents of hits, and keep the device class of each user agent. Return the number of hits."""
-    # The lock waits for another transaction that changes the verdicts or the personal data of the same hits.
+    """Remove the IP addresses and user agents of hits, and store the device class in place of each user agent. Return the number
+    of hits."""
+    # The lock waits until no other transaction is changing the verdicts or the personal data of these hits.
     found = select(hits.c.id, hits.c.user_agent).where(condition, hits.c.user_agent != "").order_by(hits.c.id).with_for_update()
     kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in connection.execute(found)]
     if kept:
@@ -184,7 +187,8 @@ def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:
-    # This lock waits for a fan-out that has already read the message. The data that the fan-out writes is therefore erased too.
+    # If a fan-out has already read the message, this lock waits for its end, so that the data that the fan-out writes is erased
+    # too.
     found = select(events.c.id, events.c.data, events.c.facts).where(events_of(ids)).with_for_update()
     scrubbed = [{"row": row.id, "new_data": _scrub(row.data), "new_facts": _scrub(row.facts)} for row in connection.execute(found)]
     if scrubbed:
@@ -201,7 +205,7 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
         own = dead.id == row_id
         try:
             fields: dict[str, Any] = {**json.loads(stored), "address": "", "user_agent": ""}
-        except (ValueError, TypeError):  # The stored hit is cut off or is not a JSON object, so it cannot be read.
+        except (ValueError, TypeError):  # the hit was cut off when it was stored, or it is not a JSON object
             connection.execute(delete(hits_dead_letter).where(own))
         else:
             connection.execute(update(hits_dead_letter).where(own).values(hit=json.dumps(fields)))
@@ -209,7 +213,7 @@ def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
 
 
 def _scrub(value: Any) -> Any:
-    """Return a JSON value without the fields in PERSONAL_FIELDS, at any depth. The bodies of events can be rendered without these
+    """Return a JSON value without the fields in PERSONAL_FIELDS, at any depth. The event can still be rendered without these
     fields."""
     if isinstance(value, dict):
         return {name: _scrub(one) for name, one in value.items() if name not in PERSONAL_FIELDS}
@@ -219,8 +223,8 @@ def _scrub(value: Any) -> Any:
 
 
 def _delete_responses(connection: Connection, ids: list[int]) -> None:
-    """Delete the stored responses that contain these messages. They are found by time: a response has the same time as the messages
-    that its request created."""
+    """Delete the stored responses that contain these messages. They are found by time: a response was stored at the time of the
+    messages that its request created."""
     m, stored = messages.c, idempotency.c
     erased: dict[tuple[int, datetime], set[str]] = {}
     for row in connection.execute(select(m.application_id, m.created_at, m.message_id).where(m.id.in_(ids))):

@@ -1,8 +1,8 @@
-"""This module finds out whether clicks or messages arrive at present. Commands that use it work without pauses while nothing
-arrives.
+"""This module finds out whether clicks or messages arrive at present. While none arrive, commands that use it work without
+pauses.
 
-A command runs in its own process, so it can detect the traffic of the servers only in the database: by the times in the newest row
-ids of hits and messages.
+A command runs in its own process, so it can detect the traffic of the servers only in the database: by the times in the newest
+row ids of hits and messages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Traffic:
         self._is_present = True
 
     async def is_present(self) -> bool:
-        """Return whether a hit or a message was stored in the last QUIET_SECONDS. Raise StoreUnavailable."""
+        """Return whether a hit or a message was stored in the last QUIET_SECONDS. Raise StoreUnavailable if the database is
+        unavailable."""
         now = time.monotonic()
         if now - self._checked_at >= CHECK_SECONDS:
             self._checked_at = now

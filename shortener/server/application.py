@@ -1,10 +1,12 @@
 """The ASGI application: it responds to redirect requests first, and passes all other requests to the API.
 
-Each request passes three steps. First, the host of the Host header must belong to the installation. Otherwise the response is 404;
-only /robots.txt, /favicon.ico and the domain check respond on every host. The response to several Host headers is 400. Second, if
-the path is a code, `clicks.redirect` responds. Third, `server.pages` responds to the paths that exist on every host of the
-installation, the portal responds to /portal, and the router of the API (`web.routes`) to all other requests. Neither the portal nor
-the API exists on an application's own domain.
+Each request passes three steps.
+
+1. The host of the Host header must belong to the installation. Otherwise the response is 404; only /robots.txt, /favicon.ico and
+   the domain check respond on every host. The response to several Host headers is 400.
+2. If the path is a code, `clicks.redirect` responds.
+3. `server.pages` responds to the paths that exist on every host of the installation, the portal responds to /portal, and the
+   router of the API (`web.routes`) to all other requests. Neither the portal nor the API exists on an application's own domain.
 
 Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
@@ -45,8 +47,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The path of the domain check. A reverse proxy requests it with an internal host name, so it responds to any Host header except
-#: the domain of an application.
+#: The path of the domain check. A reverse proxy requests it with an internal host name. Therefore it responds to every Host
+#: header, except to the domain of an application.
 DOMAIN_CHECK = "/internal/domain-check"
 PORTAL_PREFIX = "/portal"
 
@@ -60,7 +62,7 @@ class HttpApplication:
         self._api_segments = frozenset(path.split("/")[1] for paths in MODULES.values() for path in paths if path != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._portal_host = urlsplit(service.settings.portal_url).hostname
-        self._portal: Portal | None = None  # The portal is built when the first request for it arrives.
+        self._portal: Portal | None = None  # None until the first request for the portal arrives.
         self._loading = asyncio.Lock()
         self._base_path = service.settings.base_path
         self.redirect = Redirect(
@@ -143,7 +145,7 @@ class HttpApplication:
             await pages.send_page(send, page, is_head=method == "HEAD")
 
     async def _redirect_code(self, scope: Scope, send: Send, domain: Domain | None) -> bool:
-        """Respond to a request for a code. Return False if the request is for something else."""
+        """If this is a request for a code, respond to it and return True. Otherwise return False."""
         method = scope["method"]
         if method not in ("GET", "HEAD", "OPTIONS") and not (
             method == "POST" and self.service.directory.hit_policies.confirm_clicks
@@ -159,21 +161,21 @@ class HttpApplication:
         return True
 
     def _serves_portal(self, path: str, host: bytes, domain: Domain | None) -> bool:
-        """Return whether the portal responds to a path on a host. If PORTAL_URL is set, the portal exists only on the host of this
-        URL."""
+        """Return whether the portal responds to a path on a host. If PORTAL_URL is set, only the host of this URL has the
+        portal."""
         if domain is not None or not self.service.settings.portal or path[len(PORTAL_PREFIX) :][:1] not in ("", "/"):
             return False
         return self._portal_host is None or split_host(host)[0] == self._portal_host
 
     async def _load_portal(self) -> Portal:
-        """Return the portal. If no other request has built it, build it in a thread, so that clicks do not wait."""
+        """Return the portal. The first call builds it in a thread, so that clicks do not wait."""
         async with self._loading:
             if self._portal is None:
                 self._portal = await asyncio.to_thread(_new_portal, self.service)
             return self._portal
 
     def _management_part(self, path: str) -> str | None:
-        """Return "API" or "portal" if a path belongs to one of them, otherwise None."""
+        """Return "API" or "portal" if a path belongs to the API or to the portal, otherwise None."""
         segment = path.partition("/")[2].partition("/")[0]
         if segment in self._api_segments:
             return "API"
@@ -181,9 +183,9 @@ class HttpApplication:
         return "portal" if has_portal and f"/{segment}" == PORTAL_PREFIX else None
 
     async def _reject_host(self, scope: Scope, receive: Receive, send: Send, part: str, reason: str) -> None:
-        """Respond with 404 to a request for the API or the portal on a host that does not serve it. The error text states which
-        hosts serve it and what the caller or the administrator must change. `part` is the result of `_management_part`. `reason`
-        is the end of the sentence about the Host header."""
+        """Respond with 404 to a request for the API or the portal on a host that does not serve it. The error text says which
+        hosts serve it, and what the caller or the administrator must change. `part` is the result of `_management_part`. `reason`
+        is the end of the sentence "The Host header of this request ..."."""
         base = urlsplit(self.service.settings.base_url)
         description = (
             f"The Host header of this request {reason}. The {part} is served on {base.netloc!r} (the host of BASE_URL), on "
@@ -194,18 +196,19 @@ class HttpApplication:
 
     @property
     def app(self) -> HttpApplication:
-        """Return this application. `http_protocol.HasApp` requires this attribute."""
+        """This application itself. `http_protocol.HasApp` requires this attribute."""
         return self
 
     def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
-        """Return whether a request is a hit, and the id of the domain, which is None for the installation's own hosts. `prefix` and
-        `code` are the parts of the request's path. `__call__` responds to requests that are not hits."""
+        """Return whether a request is a hit. Also return the id of the domain, which is None for the installation's own hosts.
+        `prefix` and `code` are the parts of the request's path. If a request is not a hit, `__call__` must respond to it."""
         is_known, domain = self._find_domain(host)
         has_codes = (is_known or self._is_former_base(host)) and self._has_codes(domain, prefix, code)
         return has_codes, domain.id if domain else None
 
     def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
-        """Return whether a link of a domain can have this prefix and code. `domain` is None for the installation's own hosts."""
+        """Return whether a domain can have a link with this prefix and code. `domain` is None for the installation's own
+        hosts."""
         if not prefix and code.lower() in RESERVED_SEGMENTS:
             return False
         if domain is not None:
@@ -219,8 +222,8 @@ class HttpApplication:
         return bool(self._base_path and matches_link_path(self._base_path, prefix)) or self.service.directory.accepts_path(prefix)
 
     def _find_domain(self, host: bytes) -> tuple[bool, Domain | None]:
-        """Return whether the host in a Host header belongs to the installation, and the domain with this host. The domain is None
-        for the installation's own hosts and for unknown hosts."""
+        """Return whether the host in a Host header belongs to the installation. Also return the domain with this host, which is
+        None for the installation's own hosts and for unknown hosts."""
         if len(host) > MAX_HOST_BYTES:
             return False, None
         name, name_with_port = split_host(host)
@@ -230,7 +233,7 @@ class HttpApplication:
         return domain is not None, domain
 
     def _is_former_base(self, host: bytes) -> bool:
-        """Return whether the name in a Host header was the host of BASE_URL before. Such a host serves only codes."""
+        """Return whether the name in a Host header was formerly the host of BASE_URL. Such a host serves only codes."""
         return len(host) <= MAX_HOST_BYTES and self.service.directory.is_former_base(split_host(host)[0])
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -243,15 +246,15 @@ class HttpApplication:
 
 
 def _new_portal(service: Service) -> Portal:
-    """Import the portal and build it. This takes a second of processor time in a new process."""
-    from shortener.portal.router import load_portal  # the portal is imported here, because most processes never serve it
+    """Import and build the portal. This takes a second of processor time in a new process."""
+    from shortener.portal.router import load_portal  # imported here, because most processes never serve the portal
 
     return load_portal(service)
 
 
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[HttpApplication]:
-    """Run the application with its background jobs until the `async with` block ends. Tests and the demo use it."""
+    """Run the application with its background jobs until the `async with` block ends. Tests and the demo use this function."""
     app = HttpApplication(service)
     service.start()
     try:

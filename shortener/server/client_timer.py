@@ -1,9 +1,9 @@
 """This module enforces the time limits of a client: for sending a request, for reading a response, and between two requests. Each
-connection has one timer, which checks the connection every few seconds. Therefore a request needs no separate timer.
+connection has one timer, which checks the connection every few seconds. Therefore a request needs no timer of its own.
 
 - Between two requests, the client has `keep_alive` seconds, counted from the last response. The default of uvicorn is 5 seconds.
   Bytes that do not begin a request, such as empty lines or the rest of a discarded body, do not extend this time.
-- The head of a request must be complete `keep_alive` seconds after the first check that found it incomplete.
+- If a check finds that the head of a request is incomplete, the head must be complete `keep_alive` seconds later.
 - A body must be complete within REQUEST_TIMEOUT, plus one second for each 64 KiB that have arrived.
 - The connection is closed if the client reads less than 1 KiB of a response per second during REQUEST_TIMEOUT.
 """
@@ -48,8 +48,8 @@ class ClientTimer:
         self._loop = loop
         self._keep_alive = keep_alive
         self._request_timeout = request_timeout
-        self._head: Any = None  # the incomplete head of a request at the latest check
-        self._unread_since: float | None = None  # the event-loop time since which the client has read too slowly
+        self._head: Any = None  # the head that was incomplete at the latest check
+        self._unread_since: float | None = None  # the time of the event loop since which the client reads too slowly
         self._unread_sent = 0  # the number of bytes that had been sent at the time `_unread_since`
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
@@ -67,7 +67,7 @@ class ClientTimer:
         self._handle.cancel()
         if wait is None:
             self._connection.end_slow_client()
-            # The connection may stay open while the client reads nothing, so the timer checks it again.
+            # The client may read nothing, so that the connection stays open. Therefore the timer checks it again.
             wait = self._keep_alive
         self._handle = self._loop.call_later(wait, self.check)
 
@@ -79,7 +79,7 @@ class ClientTimer:
             return period if self._reads_fast_enough(now) else None
         self._unread_since = None
         if connection.is_reading_body:
-            # The client has no time limit while the application reads more slowly than the client sends.
+            # While the application reads more slowly than the client sends, the client has no time limit.
             if connection.flow.read_paused:
                 connection.body_began = now
                 return period

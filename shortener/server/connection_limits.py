@@ -1,6 +1,6 @@
 """This module limits the number of connections: from one client IP address, and in total.
 
-The total limit depends on the number of files that the process may open, because without a free file descriptor the server cannot
+The total limit depends on the number of files that the process may open, because a server without free file descriptors cannot
 accept any connection. When the total limit is reached, the server closes the connections that have waited for a request for the
 longest time. One IP address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of
 the total. Trusted proxies and programs on this machine have no such limit, because many people connect through them.
@@ -22,19 +22,19 @@ from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
 
-# This number of open files is reserved for databases, deliveries and other purposes, so connections cannot use them. If the process
-# may open few files, a quarter of them is reserved.
+# This number of open files is reserved for databases, deliveries and other purposes. If the process may open few files, only a
+# quarter of them is reserved.
 RESERVED_FILES = 256
-MAX_OPEN_FILES = 1_048_576  # the maximum number of open files that the server requests
-_EVICTED_SHARE = 16  # a search for waiting connections is slow, so each search closes up to 1/16 of all connections
+MAX_OPEN_FILES = 1_048_576  # the server sets the maximum number of its open files to this number if the system permits it
+_EVICTED_SHARE = 16  # a search for waiting connections is slow, so each search closes up to 1/16 of all connections at once
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64
 
 
 class LimitedConnection(Protocol):
-    """A connection of the server. `waiting_since` is the time (`loop.time()`) at which the connection began to wait for a request,
-    or None during a request."""
+    """A connection of the server. `waiting_since` is the time (`loop.time()`) since which the connection waits for a request, or
+    None during a request."""
 
     @property
     def waiting_since(self) -> float | None: ...
@@ -98,8 +98,7 @@ class ConnectionLimits:
             self._counts.pop(address, None)
 
     def _close_waiting(self, connections: Collection[LimitedConnection]) -> None:
-        """Close some of the connections that wait for a request. Begin with the connections that have waited for the longest
-        time."""
+        """Close some of the connections that wait for a request: those that have waited for the longest time."""
         waiting = [(since, id(one), one) for one in connections if (since := one.waiting_since) is not None]
         oldest = heapq.nsmallest(max(len(connections) // _EVICTED_SHARE, 1), waiting)
         log.warning("connections_closed_for_others", closed=len(oldest), open=len(connections), limit=self.total)
@@ -109,8 +108,8 @@ class ConnectionLimits:
 
 @lru_cache(maxsize=_MAX_CACHED_ADDRESSES)
 def _limited_address(peer: str, trusted_proxies: tuple[Network, ...]) -> str | None:
-    """Return the IP address or the /64 network for which the connections of a peer are counted. Return None if the peer has no
-    limit."""
+    """Return the text under which the connections of a peer are counted: its IP address, or its /64 network. Return None if the
+    peer has no limit."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:

@@ -1,15 +1,17 @@
 """The end of a server without lost requests.
 
-When the process begins to stop, it asks its clients to close their connections (`announce_close`). Otherwise a client could send a
-request on an idle connection at the moment at which the server closes it. When the server stops listening, it first accepts the
-connections that wait in the queue of the listening socket (`accept_waiting`), and gives the requests on the way up to
-LAST_REQUEST_SECONDS to arrive (`wait_for_requests`). Otherwise the operating system would reset these connections.
+When the process begins to stop, it asks its clients to close their connections (`announce_close`). Otherwise a client could send
+a request on an idle connection at the moment at which the server closes it.
 
-If other processes listen on the same socket and continue to do so, the server leaves the queue to them (`leave_queue`). If all of
-them stop, each process accepts what waits, so that the last one leaves an empty queue.
+Connections may wait in the queue of the listening socket. When the server stops listening, it first accepts them
+(`accept_waiting`), because the operating system would otherwise reset them. Then it waits up to LAST_REQUEST_SECONDS for requests
+that are on the way (`wait_for_requests`).
 
-The operating system still resets a connection that arrives between the last accept and the close of the socket, within
-microseconds, and a connection whose handshake is incomplete at that moment.
+If other processes continue to listen on the same socket, the server leaves the queue to them (`leave_queue`). If all of them
+stop, each process accepts what waits, so that the queue is empty at the end.
+
+Two kinds of connections are still reset: a connection that arrives in the microseconds between the last accept and the close of
+the socket, and a connection whose handshake is incomplete at that moment.
 """
 # Tested by tests/server/test_graceful_close.py
 
@@ -27,7 +29,8 @@ import uvicorn
 LAST_REQUEST_SECONDS = 0.5
 _STEP_SECONDS = 0.1
 _CLOSE = (b"connection", b"close")
-#: Errors of `accept` that concern only one connection, for example because its client has closed it. Others may wait behind it.
+#: Errors of `accept` that concern only one connection, for example because its client has closed it. Other connections may wait
+#: behind it.
 _ERRORS_OF_ONE_CONNECTION = {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
@@ -39,7 +42,7 @@ class GracefulServer(uvicorn.Server):
     listeners_left = False
 
     def is_stopping(self) -> bool:
-        """Return whether the stop has begun, so that responses ask clients to close their connections."""
+        """Return whether the stop has begun. Responses then ask clients to close their connections."""
         return self.should_exit
 
     async def on_tick(self, counter: int) -> bool:
@@ -48,10 +51,10 @@ class GracefulServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Request a graceful stop on a signal.
+        """Begin a graceful stop when a signal arrives.
 
-        Unlike in uvicorn, a second SIGINT does not force the exit, because a forced exit drops the requests in flight and skips the
-        lifespan shutdown of the application. A stop cannot hang: cli/stopping.py limits its duration."""
+        In uvicorn, a second SIGINT forces the exit. Here it does not, because a forced exit drops the requests in flight and
+        skips the lifespan shutdown of the application. A stop cannot hang: cli/stopping.py limits its duration."""
         self._captured_signals.append(sig)
         self.should_exit = True
 
@@ -72,7 +75,7 @@ def announce_close(server: uvicorn.Server) -> None:
 
 
 def leave_queue(server: GracefulServer, listeners: Sequence[socket.socket]) -> None:
-    """Stop listening at once, because other processes accept the connections that wait on these sockets."""
+    """Stop listening at once. Other processes accept the connections that wait on these sockets."""
     server.listeners_left = True
     _close(server, listeners)
 
@@ -80,7 +83,7 @@ def leave_queue(server: GracefulServer, listeners: Sequence[socket.socket]) -> N
 async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:
     """Stop listening on the sockets of `server`, and accept the connections that wait there."""
     copies = [socket.socket(fileno=os.dup(one.fileno())) for one in listeners]
-    _close(server, listeners)  # the event loop accepts no more; the copies keep the queues
+    _close(server, listeners)  # the event loop accepts no more connections; the copies of the sockets keep their queues
     waiting: list[socket.socket] = []
     for copy in copies:
         with copy:
@@ -101,7 +104,7 @@ async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.sock
 
 
 async def wait_for_requests(server: uvicorn.Server) -> None:
-    """Wait up to LAST_REQUEST_SECONDS for the requests on the way, at least two steps."""
+    """Wait for requests that are on the way, for at least two steps and at most LAST_REQUEST_SECONDS."""
     for step in range(round(LAST_REQUEST_SECONDS / _STEP_SECONDS)):
         await asyncio.sleep(_STEP_SECONDS)
         if step and not any(_expects_request(one) for one in server.server_state.connections):
@@ -109,7 +112,7 @@ async def wait_for_requests(server: uvicorn.Server) -> None:
 
 
 def _expects_request(connection: object) -> bool:
-    """Return whether no request has arrived on the connection, or only a part of the head of the next one."""
+    """Return whether the connection waits for a request: no request has arrived, or the head of the next one is incomplete."""
     return getattr(connection, "cycle", None) is None or getattr(connection, "incomplete_head", None) is not None
 
 
@@ -120,7 +123,7 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
             waiting.append(listener.accept()[0])
         except OSError as error:
             if error.errno not in _ERRORS_OF_ONE_CONNECTION:
-                return waiting  # BlockingIOError: no connection waits; or the process cannot open another file
+                return waiting  # no connection waits (BlockingIOError), or the process cannot open another file
 
 
 def _close(server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:

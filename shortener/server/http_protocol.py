@@ -1,11 +1,13 @@
 """The HTTP protocol of `shortener serve`: it responds to redirect requests without ASGI.
 
-For each request, uvicorn creates an ASGI scope and a task, in which the application exchanges messages with uvicorn. This takes as
-much time as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each request when the
-headers of the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at
-once. When the hit is stored, one write sends the response. All other requests are passed to the ASGI application: requests with a
-body, a query string or an upgrade, requests that arrive before the previous response is complete, and requests with other paths or
-unknown hosts. The application sends the same response to a redirect as this protocol.
+For each request, uvicorn creates an ASGI scope and a task, in which the application exchanges messages with uvicorn. This takes
+as much time as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each request when
+its headers are complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at once.
+When the hit is stored, one write sends the response.
+
+All other requests are passed to the ASGI application: requests with a body, a query string or an upgrade, requests that arrive
+before the previous response is complete, and requests with other paths or unknown hosts. For a code, the application sends the
+same response as this protocol.
 
 The protocol also limits the resources that one client can use: the size of a request's head and of its trailer section, the time
 for heads, bodies, idle connections and unread responses (`client_timer`), and the number of connections (`connection_limits`).
@@ -43,12 +45,12 @@ from shortener.server.response_bytes import serialize_response
 
 log = structlog.get_logger(__name__)
 
-#: A request with one of these headers is not a simple GET or HEAD request, and is passed to the ASGI application.
+#: If a request has one of these headers, it is not simple and is passed to the ASGI application.
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
-MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request
-_MAX_PATH_BYTES = 256  # maximum length of the path of a domain, a code, and characters that programs add
-#: The maximum number of bytes of a body that the server reads and discards after it has sent the response. Some clients read a
-#: response, such as 413, only after they have sent the whole body.
+MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request in bytes
+_MAX_PATH_BYTES = 256  # maximum number of bytes of a path: the path of a domain, a code, and characters that programs add
+#: The maximum number of bytes of a body that the server reads and discards after the response. It reads them, because some clients
+#: read a response such as 413 only after they have sent the whole body.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
@@ -79,13 +81,15 @@ class RedirectProtocol(HttpToolsProtocol):
         self._peer: str | None = None
         self._socket_fd = -1  # the socket for direct writes; -1 if all writes use the transport
         self.incomplete_head: IncompleteHead | None = None
-        self._parser_error: str | None = None  # why this class rejected a head that the parser accepts
+        self._parser_error: str | None = None  # the error of a head that the parser accepts and this class rejects
         self.timer: ClientTimer | None = None
-        self._response_ended = 0.0  # the time of the event loop of the latest response, or of the beginning of the connection
+        # the time of the event loop at which the latest response ended; without a response, at which the connection began
+        self._response_ended = 0.0
         self.is_reading_body = False  # True while the body of the latest request is incomplete
         self.body_began = 0.0  # the time of the event loop at which the current body began
         self.body_bytes = 0
-        self._bytes_without_body = 0  # bytes since the latest byte of the current body: sizes of chunks, and trailer fields
+        # number of bytes inside a chunked body (sizes of chunks, trailer fields) since the latest byte of the body itself
+        self._bytes_without_body = 0
         self._discarded_bytes = 0
         self._closes_after_body = False
         self.bytes_queued = 0  # the number of response bytes that the socket did not accept at once
@@ -106,7 +110,7 @@ class RedirectProtocol(HttpToolsProtocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the data. If the head of a request or its trailer section is incomplete afterwards, enforce the size limit."""
+        """Parse the data. Then enforce the size limit if the head of a request or its trailer section is incomplete."""
         head = self.incomplete_head
         body = (self.cycle, self.body_bytes) if self.is_reading_body else None
         if data.isascii():
@@ -119,16 +123,17 @@ class RedirectProtocol(HttpToolsProtocol):
         if incomplete is None:
             return
         incomplete.note_end_of_chunk(data)
-        # The first chunk of a head is not counted, because a chunk is never larger than the read buffer.
+        # The first part of a head is not counted. It is never larger than the read buffer.
         if incomplete is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
 
     def _limit_bytes_without_body(self, received: int) -> None:
-        """Close the connection if the client sends too many bytes inside a chunked body that are not a part of the body.
+        """Close the connection if the client sends too many bytes inside a chunked body that do not belong to the body itself.
 
-        `received` is the number of bytes in the latest data; 0 if the data contains a part of the body or begins the request."""
+        `received` is the number of bytes in the latest data. It is 0 if the data contains a part of the body or begins the
+        request."""
         self._bytes_without_body = self._bytes_without_body + received if received else 0
         if self._bytes_without_body > MAX_HEAD_BYTES:
             if self.cycle.response_complete:
@@ -137,9 +142,9 @@ class RedirectProtocol(HttpToolsProtocol):
                 self.send_400_response("The trailer section of the request is too long.")
 
     def _receive_non_ascii(self, data: bytes) -> None:
-        """Parse data that contains bytes above 0x7F. In request lines, these bytes are percent-encoded first, because the parser
-        rejects them in a URL (see `request_line`). Each head and each body in the data is parsed separately, because only the state
-        of the parser shows whether a head or a body follows."""
+        """Parse data that contains bytes above 0x7F. The parser rejects them in a URL, so they are first percent-encoded in
+        request lines (see `request_line`). Each head and each body in the data is parsed separately, because only then the state
+        of the parser shows what follows, a head or a body."""
         while data:
             if self.is_reading_body:
                 end_of_body = self._end_of_body(data)
@@ -148,7 +153,8 @@ class RedirectProtocol(HttpToolsProtocol):
                 if self.transport.is_closing():
                     return
                 continue
-            # Line ends at the beginning may complete the empty line that ends a head from the previous chunk.
+            # An empty line ends a head. Line ends at the beginning of the data may complete the empty line whose first part was
+            # in the previous data.
             end_of_head = len(data) - len(data.lstrip(b"\r\n"))
             if not end_of_head:
                 head = self.incomplete_head
@@ -162,10 +168,10 @@ class RedirectProtocol(HttpToolsProtocol):
                 return
 
     def _end_of_body(self, data: bytes) -> int:
-        """Return where the body of the latest request may end in the data.
+        """Return the index in the data at which the body of the latest request may end.
 
-        A chunked body ends with an empty line. The body may also contain empty lines, so the caller examines the parser's state
-        afterwards."""
+        A chunked body ends with an empty line, but it may also contain empty lines. Therefore the caller examines the state of
+        the parser afterwards."""
         for name, value in self.headers:
             if name == b"content-length" and value.isdigit():
                 return max(int(value) - self.body_bytes, 1)
@@ -179,7 +185,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self.incomplete_head = IncompleteHead()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Fields after the body (trailer fields) are ignored. A proxy does not check them, so they must not become headers, such as
+        # Trailer fields (fields after the body) are ignored. A proxy does not check them, so they must not become headers such as
         # X-Forwarded-For (RFC 9110, 6.5.1).
         if self.incomplete_head is not None:
             self.headers.append((name.lower(), value))
@@ -191,7 +197,7 @@ class RedirectProtocol(HttpToolsProtocol):
         url, parser = httptools.parse_url(self.url), self.parser
         http_version = parser.get_http_version()
         if http_version != "1.1" and any(name == b"transfer-encoding" for name, _ in self.headers):
-            # RFC 9112, 6.1: a proxy may see another end of such a request, so the next bytes may belong to another client.
+            # A proxy may see another end of such a request. The next bytes could then belong to another client (RFC 9112, 6.1).
             self._parser_error = "Transfer-Encoding requires HTTP/1.1."
             raise ValueError(self._parser_error)
         raw_path: bytes = url.path
@@ -239,7 +245,8 @@ class RedirectProtocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _begin_redirect(self) -> bool:
-        """Pass the request to the recorder as a hit. Return False if the ASGI application must handle the request."""
+        """If this is a simple request for a code, pass it to the recorder as a hit and return True. Return False if the ASGI
+        application must handle the request."""
         app, before = self._has_app.app, self.cycle
         if app is None or self.flow.write_paused or len(self.url) > _MAX_PATH_BYTES:
             return False
@@ -274,15 +281,15 @@ class RedirectProtocol(HttpToolsProtocol):
     def send(self, data: bytes) -> None:
         """Send data. If the transport's buffer is empty, write the data directly to the socket.
 
-        os.write releases the interpreter lock while the kernel sends. uvloop does not release the lock, which delays the thread
-        that writes to SQLite. If the connection is closing, drop the data: uvicorn also handles pipelined requests of clients that
-        have disconnected."""
+        os.write releases the interpreter lock while the kernel sends. uvloop does not release it, which would delay the thread
+        that writes to SQLite. If the connection is closing, the data is dropped: uvicorn also handles pipelined requests of
+        clients that have disconnected."""
         if self.transport.is_closing():
             return
         if self._socket_fd >= 0 and not self.transport.get_write_buffer_size():
             try:
                 sent = os.write(self._socket_fd, data)
-            except OSError:  # If the socket is full or closed, the transport sends the rest or raises the error.
+            except OSError:  # the socket is full or closed; the transport sends the rest or raises the error
                 sent = 0
             if sent == len(data):
                 return
@@ -291,13 +298,13 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.write(data)
 
     def send_400_response(self, msg: str) -> None:
-        """Send the response to bytes that are not a valid request, and close the connection.
+        """Respond to bytes that are not a valid request, and close the connection.
 
-        The body is an error of the API for every path, because the path of such a request may be unknown. X-Request-Id is
-        generated, unless the parser found a valid one before the error."""
+        The body is an error of the API for every path, because the path of such a request may be unknown. If the parser found a
+        valid X-Request-Id before the error, the response has the same one. Otherwise it has a generated one."""
         reason = self._parser_error or msg
         body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, reason).body())
-        # Outside of a request, `headers` contains the headers of the previous request.
+        # between two requests, `headers` still contains the headers of the previous one
         is_in_request = self.incomplete_head is not None or self.is_reading_body or self._parser_error is not None
         requested = next((value for name, value in self.headers if name == REQUEST_ID and value), b"") if is_in_request else b""
         id_ = request_id(requested, randbits(63))
@@ -316,8 +323,7 @@ class RedirectProtocol(HttpToolsProtocol):
     def close_after_body(self) -> None:
         """Close the connection when the body of the latest request has been read.
 
-        If the server closed the connection earlier, the kernel would reset the connection, and the client would lose the
-        response."""
+        If the server closed the connection before, the kernel would reset it, and the client would lose the response."""
         if self.is_reading_body:
             self._closes_after_body = True
         else:
@@ -326,8 +332,8 @@ class RedirectProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next pipelined request, or continue reading.
 
-        This protocol differs from uvicorn in two ways. It continues reading only after all pipelined requests have their responses,
-        and it starts no timer, because each connection has one timer for all its requests."""
+        This differs from uvicorn in two ways. Reading continues only after all pipelined requests have their responses. No timer
+        is started here, because each connection has one timer for all its requests."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -341,11 +347,11 @@ class RedirectProtocol(HttpToolsProtocol):
 
     @property
     def waiting_since(self) -> float | None:
-        """Return the time (`loop.time()`) at which the connection began to wait for a request, or None during a request."""
+        """Return the time (`loop.time()`) since which the connection waits for a request, or None during a request."""
         return self._response_ended if self.cycle is None or self.cycle.response_complete else None
 
     def end_slow_client(self) -> None:
-        """Close the connection and discard the data that the client has not read."""
+        """Close the connection, and discard the data that the client has not read yet."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -359,7 +365,7 @@ class RedirectProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.cycle = None  # this assignment breaks reference cycles, so that no garbage collection is needed
+        self.cycle = None  # this breaks reference cycles, so that no garbage collection is needed
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -369,15 +375,15 @@ class RedirectProtocol(HttpToolsProtocol):
 
 
 class _NoBodyEvent:
-    """A replacement for the event that uvicorn sets when a part of the request's body arrives. It does nothing."""
+    """A replacement for the event that uvicorn sets when a part of the request's body arrives. Setting it has no effect."""
 
     def set(self) -> None:
         pass
 
 
 class _PendingRedirect:
-    """A hit whose response is not sent yet. For uvicorn, it has the attributes of `RequestResponseCycle`. For the recorder, it is a
-    `PendingResponse`."""
+    """A hit whose response is not sent yet. It has the attributes of `RequestResponseCycle` that uvicorn needs, and is the
+    `PendingResponse` that the recorder needs."""
 
     __slots__ = (
         "_connection",

@@ -1,5 +1,5 @@
-"""The pages outside of the API and the portal: /robots.txt and /favicon.ico on every host, / on every host of the installation, and
-/.well-known/ on domains.
+"""The pages outside of the API and the portal: /robots.txt and /favicon.ico on every host, / on every host of the installation,
+and /.well-known/ on domains.
 
 On an application's own domain, / redirects to the home page of the domain, and /.well-known/ contains the files that associate
 apps with the domain. On the installation's own hosts, / is a short page with links. The pages of this module do not need the
@@ -70,22 +70,24 @@ _ON_EVERY_HOST: Mapping[str, Page] = {"/robots.txt": _ROBOTS, "/favicon.ico": _F
 
 
 def home_page(portal_url: str | None) -> Page:
-    """Return the page at / of the installation's own hosts. `portal_url` is the URL of the portal; None if it is not served."""
-    from html import escape  # imported here, because the module takes 0.4 MB and few requests need the page
+    """Return the page at / of the installation's own hosts. `portal_url` is the URL of the portal, or None if the service has no
+    portal."""
+    from html import escape  # imported here, because the module takes 0.4 MB of memory, and few requests need the page
 
     item = "" if portal_url is None else f'<li><a href="{escape(portal_url)}">Portal for operators</a></li>'
     return Page(200, _HOME.replace("{portal}", item).encode())
 
 
 def page_on_any_host(path: str) -> Page | None:
-    """Return the page that exists at a path on every host, including hosts that do not belong to the installation."""
+    """Return the page at `path` if it exists on every host, even on hosts that do not belong to the installation. Otherwise
+    return None."""
     return _ON_EVERY_HOST.get(path)
 
 
 def page_of(path: str, domain: Domain | None, home: Callable[[], Page]) -> Page | None:
     """Return the page at a path, or None if this module has no page for it.
 
-    `domain` is None for the installation's own hosts. `home` returns the page at / of these hosts."""
+    `domain` is None for the installation's own hosts. `home` is a function that returns the page at / of these hosts."""
     page = _ON_EVERY_HOST.get(path)
     if page is not None:
         return page

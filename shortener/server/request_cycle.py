@@ -1,8 +1,8 @@
 """One request that the ASGI application handles, and its response.
 
-`RequestCycle` extends uvicorn's class `RequestResponseCycle`, and needs less time for a response: it sends the head and the first
-part of the body in one write, it searches all headers for control characters at once, and it accepts a complete response in one
-message (`COMPLETE_RESPONSE`).
+`RequestCycle` extends uvicorn's class `RequestResponseCycle`, and needs less time for a response, for three reasons. It sends the
+head and the first part of the body in one write. It searches all headers for control characters at once. It accepts a complete
+response in one message (`COMPLETE_RESPONSE`).
 """
 # Tested by tests/server/test_request_cycle.py
 
@@ -19,12 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, Reques
 #: this type as a key in `scope["extensions"]`. The headers must contain content-length.
 COMPLETE_RESPONSE = "shortener.http.response"
 EXTENSIONS: Mapping[str, Mapping[str, Any]] = {COMPLETE_RESPONSE: {}}
-#: Characters that a header must not contain, because they could split one response into two.
+#: Characters that must not occur in a header, because they could split one response into two.
 _CONTROL_CHARACTERS = bytes({*range(32), 127} - {9})
 
 
 class ClientConnection(Protocol):
-    """The connection of a request. The attributes are those of uvicorn's protocols. `RedirectProtocol` adds the methods."""
+    """The connection of a request. Its attributes are the same as in uvicorn's protocols. `RedirectProtocol` adds the methods."""
 
     flow: Any
     logger: Any
@@ -36,7 +36,7 @@ class ClientConnection(Protocol):
         ...
 
     def close_after_body(self) -> None:
-        """Close the connection when the rest of the request's body has arrived."""
+        """Close the connection after the rest of the request's body has arrived."""
         ...
 
     def on_response_complete(self) -> None:
@@ -45,13 +45,13 @@ class ClientConnection(Protocol):
 
 
 class RequestCycle(RequestResponseCycle):
-    """A request of one connection and its response. The attributes are those of uvicorn's class.
+    """A request of one connection and its response. The attributes are the same as in uvicorn's class.
 
     `expects_continue` is true if the client waits for 100 Continue before it sends the body."""
 
     def __init__(self, connection: ClientConnection, scope: Any, *, expects_continue: bool, keep_alive: bool) -> None:
         self._connection = connection
-        self._head = b""  # the head of a response that waits for the first part of the body
+        self._head = b""  # the head of a response, which waits here for the first part of the body
         self._closes_at_once = expects_continue
         self.scope = scope
         self.flow = connection.flow
@@ -71,7 +71,7 @@ class RequestCycle(RequestResponseCycle):
 
     @property
     def transport(self) -> Any:  # type: ignore[override]  # uvicorn assigns a transport
-        """This object itself, because it has the methods of a transport that uvicorn calls."""
+        """This object itself: it has those methods of a transport that uvicorn calls."""
         return self
 
     def write(self, data: bytes) -> None:
@@ -116,8 +116,8 @@ class RequestCycle(RequestResponseCycle):
             self._send_body(message.get("body", b""), more_body=message.get("more_body", False))
 
     def _serialize_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the response as bytes. The method also reads two values from the headers and stores them: the length
-        of the body, and whether the connection stays open."""
+        """Return the head of the response as bytes. Two properties of the headers are also stored: the length of the body, and
+        whether the connection stays open."""
         lines = []
         closes = False
         for name, value in headers:

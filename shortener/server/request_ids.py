@@ -1,4 +1,5 @@
-"""This module determines the X-Request-Id of a response: the value that the client sent, if it is valid, or a generated one.
+"""This module determines the X-Request-Id of a response. It is the value that the client sent if this value is valid, and
+otherwise a generated one.
 
 All log lines of the request contain this id as `request_id`.
 """

@@ -1,7 +1,8 @@
 """This module percent-encodes bytes above 0x7F in request lines. Some programs request a short link together with characters that
-follow the link in a text, such as an emoji or an invisible character, and send these characters as raw UTF-8. The parser of uvicorn
-rejects such bytes in a URL, so `http_protocol` encodes them before the parser reads them. `IncompleteHead` determines whether a
-chunk of received bytes continues a request line.
+follow the link in a text, such as an emoji or an invisible character. They send these characters as raw UTF-8. The parser of
+uvicorn rejects such bytes in a URL, so `http_protocol` encodes them before the parser reads them.
+
+`IncompleteHead` determines whether the bytes that arrive next continue a request line.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ _ASCII = bytes(range(128))
 class IncompleteHead:
     """The head of a request that is incomplete.
 
-    `size` is the number of bytes received after the first chunk of the head. `is_in_request_line` is true if not even the request
-    line is complete."""
+    `size` is the number of bytes of the head after its first chunk. `is_in_request_line` is true while even the request line is
+    incomplete."""
 
     __slots__ = ("is_in_request_line", "size")
 
@@ -27,14 +28,14 @@ class IncompleteHead:
         """Update `is_in_request_line`. `data` is a chunk of received bytes that ends inside this head."""
         line_begin = data.rfind(b"\n") + 1
         if self.is_in_request_line and not data[:line_begin].strip(b"\r\n"):
-            return  # line ends before a request line have no effect
-        # If an empty line precedes the last line of the chunk, the last line is a request line, because an empty line ends the
-        # previous request.
+            return  # empty lines before a request line have no effect
+        # An empty line ends a request. If the last line of the chunk follows an empty line, it is therefore the request line of
+        # the next request.
         self.is_in_request_line = data.endswith((b"\n\r\n", b"\n\n"), 0, line_begin)
 
 
 def encode_request_line(data: bytes) -> bytes:
-    """Percent-encode the bytes above 0x7F before the first line end. All other bytes of `data` stay the same."""
+    """Percent-encode the bytes above 0x7F in the first line. All other bytes of `data` stay the same."""
     line_end = data.find(b"\n") + 1 or len(data)
     if data[:line_end].isascii():
         return data

@@ -27,7 +27,7 @@ def serialize_response(
 
     Raise ValueError if the value of a header contains a control character, which could split one response into two."""
     status, headers, body = response
-    # In a 302 response, Location is the last header, and the only header whose value is not a constant.
+    # Only the value of Location, the last header of a 302 response, is not a constant.
     for _, value in headers[-1:] if status == FOUND else headers:
         if HEADER_VALUE_RE.search(value):
             raise ValueError("The value of a header contains a control character.")
@@ -42,7 +42,7 @@ def serialize_response(
 
 @lru_cache(maxsize=4)
 def _redirect_start(default_headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """Return the bytes of a 302 response up to the value of Location, its last header. uvicorn changes the default headers once a
-    second."""
+    """Return the bytes of a 302 response before the value of Location, its last header. They are cached, because uvicorn changes
+    the default headers only once a second."""
     lines = (b"%s: %s\r\n" % header for header in (*default_headers, *REDIRECT_HEADERS))
     return b"".join((STATUS_LINE[FOUND], *lines, b"location: "))
