@@ -33,12 +33,15 @@ async def migrate(wait: float, as_json: bool) -> None:
     from shortener.storage.migrate import migrate as run_migrations
     from shortener.storage.open import sqlite_path
 
-    is_terminal, printed_at = sys.stderr.isatty(), 0.0
+    is_terminal, is_new, printed_at = sys.stderr.isatty(), False, 0.0
 
     def progress(step: MigrationStep) -> None:
-        """Print the progress: one line per step on a terminal, and one line every ten seconds in a log."""
+        """Print the progress: one line per step on a terminal, and one line every ten seconds in a log. For a new database, print
+        nothing about a step unless it takes ten seconds, because all its steps are quick."""
         nonlocal printed_at
         if not is_terminal and step.seconds and not step.done and step.seconds - printed_at < 10:
+            return
+        if is_new and step.seconds < 10:
             return
         printed_at = step.seconds
         state = f"done in {step.seconds:.1f} s" if step.done else f"... {step.seconds:.0f} s" if step.seconds else "..."
@@ -48,14 +51,15 @@ async def migrate(wait: float, as_json: bool) -> None:
     settings = load_settings()
     require_database(sqlite_path(settings.store_url), settings.data_dir)
     with name_database(settings):
-        await _wait_for_database(settings.store_url, wait)
+        is_new = await _wait_for_database(settings.store_url, wait) is None
         before, after = await run_migrations(settings.store_url, progress, max(wait, LOCK_WAIT_SECONDS))
     summary = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     print_result({"from": before, "to": after}, as_json, lambda: click.echo(summary))
 
 
-async def _wait_for_database(url: str, seconds: float) -> None:
-    """Wait until the database responds. Raise StoreUnavailable if it does not respond within `seconds`."""
+async def _wait_for_database(url: str, seconds: float) -> str | None:
+    """Wait until the database responds, and return its schema revision; None if the database is empty. Raise StoreUnavailable if it
+    does not respond within `seconds`."""
     from shortener.errors import StoreUnavailable
     from shortener.storage.migrate import current_version
 
@@ -63,8 +67,7 @@ async def _wait_for_database(url: str, seconds: float) -> None:
     deadline = loop.time() + seconds
     while True:
         try:
-            await current_version(url)
-            return
+            return await current_version(url)
         except StoreUnavailable:
             if loop.time() >= deadline:
                 raise

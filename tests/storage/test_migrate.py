@@ -302,6 +302,17 @@ async def test_the_server_rejects_an_old_schema_and_works_after_the_migrate_comm
     assert (await asyncio.to_thread(run, "verify")).returncode == 0
 
 
+@pytest.mark.acceptance
+async def test_the_migrate_command_prints_one_line_for_a_new_database(empty_url: str, tmp_path: Path) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        words = ("migrate",)
+        return fork_server.run(words, environment(empty_url, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
+
+    done = await asyncio.to_thread(run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"schema none -> {HEAD}\n"
+
+
 #: The number of rows with which a migration takes much longer than PROGRESS_INTERVAL_SECONDS even on a fast machine.
 BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
 _FILL = {
