@@ -7,7 +7,7 @@ pydantic's own text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,6 +74,26 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
     "value_error": lambda context: str(context["error"]),
 }
+
+
+MAX_SUGGESTED_LENGTH = 40
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that an unknown name probably means, or None."""
+    import difflib  # imported here, because only errors need it
+
+    if len(name) > MAX_SUGGESTED_LENGTH:
+        return None
+    names = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.75)
+    return names[found[0]] if found and names[found[0]] != name else None
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """Return the reason that is reported for a field that does not exist, with the nearest known name."""
+    nearest = nearest_name(name, known)
+    return UNKNOWN_FIELD if nearest is None else f"{UNKNOWN_FIELD}; did you mean {nearest}?"
 
 
 def are_wrong_types(errors: Sequence[ErrorDetails]) -> bool:

@@ -42,7 +42,7 @@ from shortener.urls import (
     parse_link_path,
     parse_own_domain,
 )
-from shortener.validation_texts import named_reasons
+from shortener.validation_texts import UNKNOWN_FIELD, named_reasons, unknown_field
 
 # The maximum number of blocked hosts of one application, and of the installation. There is a limit, because every process has all
 # blocked hosts in memory.
@@ -107,7 +107,11 @@ def update_application(
     try:
         values["settings"] = merge_stored(row.settings, changes)
     except ValidationError as error:
-        details = [Detail(name, reason) for name, reason in named_reasons(error.errors())]
+        known = ApplicationSettings.model_fields
+        details = [
+            Detail(name, unknown_field(name, known) if reason == UNKNOWN_FIELD else reason)
+            for name, reason in named_reasons(error.errors())
+        ]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
     merged = from_stored(values["settings"])
     if changes.keys() & {"fallback_url", "extra_schemes", "strict_destinations"} and merged.fallback_url is not None:

@@ -13,9 +13,12 @@ from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import LostSettings, StoredGateway
 from shortener.gateways.kinds import KINDS
-from shortener.validation_texts import error_reasons
+from shortener.validation_texts import UNKNOWN_FIELD, error_reasons, nearest_name, unknown_field
 
 MAX_TIMEOUT_SECONDS, MAX_DELAY_SECONDS = 120, 86_400
+#: The properties of a gateway that limit its attempts. People look for them among the settings of its kind.
+GATEWAY_LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
+_NO_SETTING = "It is a property of the gateway, and not one of its settings"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
 
@@ -57,8 +60,20 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
         details = []
         for item in error.errors(include_url=False, include_input=False):
             path = ".".join(["settings", *(str(part) for part in item["loc"])])
-            details += [Detail(path, reason) for reason in error_reasons([item])]
+            details += [Detail(path, _name_setting(kind, path, reason)) for reason in error_reasons([item])]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+
+
+def _name_setting(kind: str, path: str, reason: str) -> str:
+    """Return the reason, for an unknown setting with the nearest name."""
+    name = path.removeprefix("settings.")
+    if reason != UNKNOWN_FIELD or "." in name:
+        return reason
+    if name in GATEWAY_LIMITS:
+        return f"{reason}. {_NO_SETTING}"
+    known = (*KINDS[kind].settings_model.model_fields, *GATEWAY_LIMITS)
+    named = unknown_field(name, known)
+    return f"{named} {_NO_SETTING}" if nearest_name(name, known) in GATEWAY_LIMITS else named
 
 
 def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:

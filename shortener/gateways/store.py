@@ -31,7 +31,14 @@ from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, LostSettings, NewGateway, StoredGateway
-from shortener.gateways.input_checks import check_customer_change, check_limits, check_name, parse_settings, refuse
+from shortener.gateways.input_checks import (
+    GATEWAY_LIMITS,
+    check_customer_change,
+    check_limits,
+    check_name,
+    parse_settings,
+    refuse,
+)
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.setting_changes import build_preset, check_masks, merge_settings, rebuild_preset
 from shortener.gateways.submission import GatewayConfig
@@ -369,7 +376,7 @@ def _all(connection: Connection, application_id: int | None) -> list[Row[Any]]:
 
 
 #: The columns of `gateways` whose changes are written to the audit log with their values.
-_AUDITED = ("name", "enabled", "on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
+_AUDITED = ("name", "enabled", *GATEWAY_LIMITS)
 
 
 def _update(

@@ -17,12 +17,11 @@ from pydantic_core import ErrorDetails
 
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
-from shortener.validation_texts import UNKNOWN_FIELD, are_wrong_types, error_reasons
+from shortener.validation_texts import MAX_SUGGESTED_LENGTH, UNKNOWN_FIELD, are_wrong_types, error_reasons, unknown_field
 
 _MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; larger values are upper bounds
 
 MAX_SUGGESTIONS = 10  # unknown names of one request for which the nearest name is searched
-MAX_SUGGESTED_LENGTH = 40
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -80,18 +79,12 @@ def _suggest_names(model: type[BaseModel], details: list[Detail]) -> list[Detail
     unknown = [detail for detail in details if detail.reason == UNKNOWN_FIELD]
     if not unknown:
         return details
-    import difflib  # imported here, because only errors need it
-
-    known = {name.lower(): name for name in _field_names(model, set())}
+    known = list(_field_names(model, set()))
     names = dict.fromkeys(name for detail in unknown if len(name := detail.field.rpartition(".")[2]) <= MAX_SUGGESTED_LENGTH)
-    nearest = {
-        name: known[found[0]]
-        for name in list(names)[:MAX_SUGGESTIONS]
-        if (found := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)) and known[found[0]] != name
-    }
+    reasons = {name: unknown_field(name, known) for name in list(names)[:MAX_SUGGESTIONS]}
     return [
-        replace(detail, reason=f"{detail.reason}; did you mean {nearest[name]}?")
-        if detail.reason == UNKNOWN_FIELD and (name := detail.field.rpartition(".")[2]) in nearest
+        replace(detail, reason=reasons[name])
+        if detail.reason == UNKNOWN_FIELD and (name := detail.field.rpartition(".")[2]) in reasons
         else detail
         for detail in details
     ]

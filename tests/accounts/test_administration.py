@@ -72,11 +72,12 @@ async def test_invalid_settings_of_an_application_are_rejected(service: Service,
 
 async def test_the_reason_for_an_invalid_setting_of_an_application_is_worded_as_in_the_api(service: Service) -> None:
     with pytest.raises(ApiError) as caught:
-        await change(service, link_ttl_days="x", click_events="each", nope=1)
+        await change(service, link_ttl_days="x", click_events="each", nope=1, trak="all_urls")
     assert {detail.field: detail.reason for detail in caught.value.details} == {
         "link_ttl_days": "must be an integer",
         "click_events": "must be 'first' or 'every'",
         "nope": "is not a known field",
+        "trak": "is not a known field; did you mean track?",
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.gateway import NewGateway
+from shortener.gateways.input_checks import parse_settings
 from shortener.storage import schema
 from tests.conftest import MakeService
 from tests.factory import AUDIT, rows
@@ -132,3 +133,16 @@ async def test_a_new_gateway_address_is_rejected_unless_the_credentials_are_set_
         await service.gateways.update(AUDIT, created.id, {"settings": {"url": "https://attacker.example/"}}, 1)
     assert [detail.field for detail in caught.value.details] == ["settings.variables", "settings.headers", "settings.body"]
     assert (await service.gateways.get(created.id)).config.settings.url == "https://gw.example/send"  # type: ignore[attr-defined]
+
+
+def test_the_error_of_an_unknown_setting_of_a_gateway_names_the_nearest_one() -> None:
+    unknown = "is not a known field"
+    names = {
+        "Metod": f"{unknown}; did you mean method?",
+        "timeoutx": f"{unknown}; did you mean timeout? It is a property of the gateway, and not one of its settings",
+        "timeout": f"{unknown}. It is a property of the gateway, and not one of its settings",
+        "colour": unknown,
+    }
+    with pytest.raises(ApiError) as caught:
+        parse_settings("http", {"url": "https://gw.example/"} | dict.fromkeys(names, "1"))
+    assert {detail.field: detail.reason for detail in caught.value.details} == {f"settings.{name}": names[name] for name in names}
