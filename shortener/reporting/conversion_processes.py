@@ -1,7 +1,8 @@
 """This module computes the statistics of Infobip's conversion processes: the number of messages that started a process, and the
-number of conversions that ended it. Both numbers are read from the counts, and not from the rows of messages and conversions. A
-start is counted at the time of the rewrite. An end is counted at the time of the conversion. Therefore a short interval may have
-more ends than starts.
+number of conversions that ended it.
+
+Both numbers are sums of counts. The rows of messages and conversions are not read. A start is counted at the time of the rewrite.
+An end is counted at the time of the conversion. Therefore a short interval may have more ends than starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from shortener.reporting.queries import fetch_packed
 from shortener.reporting.statistics import MAX_PENDING_ROWS
 from shortener.storage.schema import cohorts, counts, messages, processes
 
-MAX_INTERVALS = 750  # The maximum number of intervals in one report. Each needs one SQL statement, and a month has 744 hours.
+#: The maximum number of intervals in one report. Each interval needs one SQL statement. A month of 31 days has 744 hours.
+MAX_INTERVALS = 750
 _STARTS, _ENDS = "messages", "ends"
 
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
@@ -50,7 +52,7 @@ class ProcessCounts:
 
 
 def find_process_key(connection: Connection, application_id: int, message_id: str) -> str | None:
-    """Return the key of a message's conversion process; None if the message does not exist or has no process."""
+    """Return the key of a message's conversion process. Return None if the message does not exist or has no process."""
     statement = (
         select(processes.c.process_key)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -62,18 +64,18 @@ def find_process_key(connection: Connection, application_id: int, message_id: st
 
 
 def find_process(connection: Connection, application_id: int, process_key: str) -> int | None:
-    """Return the id of the conversion process with this key; None if the application has no such process."""
+    """Return the id of the conversion process with this key. Return None if the application has no such process."""
     is_own = processes.c.application_id == application_id
     number: int | None = connection.scalar(select(processes.c.id).where(processes.c.process_key == process_key, is_own))
     return number
 
 
 def split_interval(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
-    """Split the time from `since` to `until` (UTC) into intervals. Return (start, time slots) of each interval.
+    """Split the time from `since` to `until` (UTC) into intervals. Return the start and the time slots of each interval.
 
-    The first interval starts at `since`. Each further interval starts at a full hour, at midnight, on Monday or on the first of a
-    month, depending on the granulation. With the granulation MINUTE, an interval has 15 minutes, because counts are stored for time
-    slots of 15 minutes. With the granulation None, there is one interval.
+    The first interval starts at `since`. Each later interval starts at a full hour, at midnight, on Monday or on the first of a
+    month, depending on the granulation. With the granulation MINUTE, an interval has 15 minutes, because counts are stored for
+    time slots of 15 minutes. With the granulation None, there is one interval.
 
     Raise ValueError if there are more than MAX_INTERVALS."""
     intervals: list[tuple[datetime, range]] = []
@@ -87,7 +89,7 @@ def split_interval(since: datetime, until: datetime, granulation: Granulation | 
 
 
 def _next(at: datetime, granulation: Granulation) -> datetime:
-    """Return the end of the interval that contains the time `at`. The next interval starts at this end."""
+    """Return the end of the interval that contains the time `at`. This end is also the start of the next interval."""
     match granulation:
         case "MINUTE":
             return at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0) + timedelta(minutes=15)
@@ -105,8 +107,9 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
     """Return the counts of each interval by country ("" if unknown). Countries without messages and conversions are left out.
-    `intervals` are ranges of time slots that do not overlap, oldest first. The result also includes count deltas that were not
-    added to the counts yet, from at most MAX_PENDING_ROWS rows."""
+
+    `intervals` are ranges of time slots that do not overlap, oldest first. The result also includes count deltas that are not yet
+    part of the stored counts, but reads at most MAX_PENDING_ROWS of their rows."""
     amount = func.sum(cast(type_coerce(counts.c.amount, Text), BigInteger))
     rates: list[dict[str, ProcessCounts]] = []
     for within in intervals:
@@ -128,7 +131,7 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
 def _add_pending(
     connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
 ) -> None:
-    """Add the starts and ends in count deltas that were not added to the counts yet."""
+    """Add the starts and ends of count deltas that are not yet part of the stored counts."""
     _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return

@@ -1,11 +1,11 @@
 """This module lists conversions and refused conversion reports, newest first, in keyset pages and as CSV.
 
-Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of a conversion.
-The statistics count the conversion at the same time. No index contains the reported time, the action or the status. To limit the
+Conversions are sorted by their row id, which grows with the time of receipt. A filter by time, however, uses the time that was
+reported for the conversion, as the statistics do. No index contains the reported time, the action or the status. To limit the
 work, at most MAX_SCANNED_ROWS conversions are read to fill one page. A page may therefore contain fewer rows than requested, or
-none, although a next page exists.
+none, although there is a next page.
 
-A CSV is read page by page in constant memory, each page in a short transaction (see `csv_lists.py`).
+A CSV export reads one page after the other in constant memory, each page in a short transaction (see csv_lists.py).
 """
 # Tested by tests/web/test_conversion_lists.py
 
@@ -40,10 +40,13 @@ PAGE_ROWS = 200  # The number of conversions in each page of a CSV export.
 @record
 class ConversionFilter:
     """The conditions of a list of conversions. `since` is inclusive, `until` is exclusive. `campaign` "" selects conversions of
-    messages without a campaign. If `is_figure` is true, the list contains exactly the conversions that the figure `conversions` of
-    the statistics counts. The period then covers complete time slots, and `basis` decides whether the period refers to the time of
-    the conversion or of its message. `disposition` is positive, negative, pending (no disposition, but a status that means pending)
-    or none (no disposition)."""
+    messages without a campaign.
+
+    If `is_figure` is true, the list contains exactly the conversions that the figure `conversions` of the statistics counts. The
+    period is then extended to complete time slots, and `basis` says which time must be in the period: the time of the conversion
+    or of its message.
+
+    `disposition` is positive, negative, pending (no disposition, but a status that means pending) or none (no disposition)."""
 
     application_id: int
     since: datetime | None = None
@@ -70,8 +73,8 @@ class ConversionFilter:
 
 @record
 class ConversionPage:
-    """A page of conversions with their earlier revisions. The next page contains ids below `next`. On the last page, `next` is
-    None."""
+    """A page of conversions with their earlier revisions. The ids of the next page are smaller than `next`. On the last page,
+    `next` is None."""
 
     rows: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
@@ -80,20 +83,20 @@ class ConversionPage:
 
 @record
 class RefusedPage:
-    """A page of rows of the table `refused_conversions`. The next page contains ids below `next`. On the last page, `next` is
-    None."""
+    """A page of rows of the table `refused_conversions`. The ids of the next page are smaller than `next`. On the last page,
+    `next` is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
 
 
 def list_conversions(connection: Connection, filters: ConversionFilter, limit: int, below: int | None = None) -> ConversionPage:
-    """Return the newest `limit` conversions that match the filter. If `below` is not None, return only conversions with smaller
-    ids."""
+    """Return the newest `limit` conversions that match the filter. If `below` is not None, return only conversions whose ids are
+    smaller than `below`."""
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (MAX_ROW_ID if below is None else below)]
-    # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so a row that was stored more than
-    # MAX_AHEAD before `since` cannot match.
+    # The reported time of a conversion is at most MAX_AHEAD after its receipt; a later time is rejected. Therefore conversions
+    # that were stored more than MAX_AHEAD before `since` cannot match.
     begin, _ = filters.period
     if begin is not None:
         conditions.append(c.id >= first_id_at(to_ms(begin - MAX_AHEAD)))
@@ -124,7 +127,7 @@ def _filter_conditions(connection: Connection, filters: ConversionFilter) -> lis
     c = conversions.c
     found: list[ColumnElement[bool]] = []
     begin, end = filters.period
-    # With Basis.SENT, the period limits the time at which the message was created. The row id of a message contains this time.
+    # With Basis.SENT, the period limits the time at which the message was created. The row id of the message contains this time.
     if filters.is_figure and filters.basis is Basis.SENT:
         found += [] if begin is None else [c.message_id + 0 >= first_id_at(to_ms(begin))]
         found += [] if end is None else [c.message_id + 0 < first_id_at(to_ms(end))]
@@ -176,8 +179,8 @@ def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
 def serialize_conversion(
     row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], *, reveal: bool, **more: Any
 ) -> dict[str, Any]:
-    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first. The metadata
-    and the warnings may contain phone numbers, which are masked unless `reveal` is true."""
+    """Return a row of `conversions` in the format of the API. `earlier` contains the earlier revisions of the conversion, oldest
+    first. Phone numbers in the metadata and in the warnings are masked unless `reveal` is true."""
     latest = StoredRevision(
         row.revision,
         row.status,
@@ -225,8 +228,8 @@ def list_refused(
     until: datetime | None = None,
     reason: str | None = None,
 ) -> RefusedPage:
-    """Return the newest `limit` refused reports. If `below` is not None, return only reports with smaller ids. If `reason` is not
-    None, return only reports that were refused with this error code."""
+    """Return the newest `limit` refused reports. If `below` is not None, return only reports whose ids are smaller than `below`.
+    If `reason` is not None, return only reports that were refused with this error code."""
     r = refused_conversions.c
     statement = select(refused_conversions).where(r.application_id == application_id).order_by(r.id.desc()).limit(limit + 1)
     if below is not None:

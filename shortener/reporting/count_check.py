@@ -1,8 +1,8 @@
-"""This module verifies the counts from which statistics are computed, by counting all rows again.
+"""This module verifies the stored counts from which statistics are computed. It counts all rows again.
 
-`verify` counts messages, hits and conversions. It compares the results with the sum of the counts and of the deltas that
-`counts.fold` has not added yet, and returns each difference. `recount_rules.py` contains the rules. `rollup_check.py` verifies the
-rolled-up counts in the same way.
+`verify` counts messages, hits and conversions. The stored counts are compared after the count deltas that `counts.fold` has not
+added yet are included. `verify` returns each difference. The rules of counting are in recount_rules.py. rollup_check.py verifies
+the rolled-up counts in the same way.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -57,8 +57,8 @@ MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one stat
 
 @record
 class CountDifference:
-    """A count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start of its
-    time slot."""
+    """A count that differs from the rows of the database. `kept` is the stored amount, and `counted` is the result of counting
+    the rows again. `at` is the start of the time slot."""
 
     application_id: int
     campaign: str
@@ -71,7 +71,7 @@ class CountDifference:
 
 
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
-    """Return the earliest time since which no counted row was deleted.
+    """Return the earliest time from which counts can be verified. No row that counts after this time was deleted.
 
     `kept` is the retention time of messages and hits. A message can be clicked during the lifetime of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())
@@ -83,9 +83,11 @@ def verify(
     """Count messages, hits and conversions again in the time slots from `since` to `until`. Return each difference, oldest first.
 
     The caller must run this function in one read transaction, so that all statements see the same data. Every message, hit and
-    conversion is read once. The required memory grows with the number of time slots, cohorts and metrics. Two things cannot be
-    verified in detail. The distribution of times to click cannot be verified, only their number, because a report after the click
-    may have changed `sent_at`. If a time slot contains an erased click, only the total of its devices and browsers can be verified.
+    conversion is read once. The required memory grows with the number of time slots, cohorts and metrics.
+
+    Two things can be verified only in total. The first is the number of times to click, because a report after the click may have
+    changed `sent_at`, and so the time to click. The second is the number of devices and browsers in a time slot that contains an
+    erased click.
 
     `progress` is called with the number of finished steps. A step reads one range of rows.
     """
@@ -115,12 +117,13 @@ def verify(
     ]
 
 
-#: Sums of amounts. All amounts are integers, except amounts of money.
+#: Sums of amounts by cohort, time slot and metric. Amounts of money are decimals, and all others are integers.
 _ExactSums = dict[Key, int | Decimal]
 
 
 def _add_exactly(sums: _ExactSums, rows: Iterable[Any]) -> None:
-    """Add the amounts in rows of (cohort, time slot, metric, amount), which are integers or decimals, to the sums."""
+    """Add the amounts of some rows to the sums. A row is (cohort, time slot, metric, amount). An amount is an integer or a
+    decimal."""
     with localcontext(EXACT):
         for cohort, slot, metric, amount in rows:
             key = (cohort, slot, metric)
@@ -128,8 +131,8 @@ def _add_exactly(sums: _ExactSums, rows: Iterable[Any]) -> None:
 
 
 def read_counts(connection: Connection, within: range) -> _ExactSums:
-    """Return the counts plus the count deltas that `fold` has not added yet. All buckets of the time from sending to click are
-    summed up as one metric, `ttc`."""
+    """Return the stored counts, including the count deltas that `fold` has not added yet. All buckets of the time from sending to
+    click become one metric, `ttc`."""
     stored: _ExactSums = {}
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
     is_bucket = counts.c.metric.startswith("ttc:")
@@ -139,7 +142,8 @@ def read_counts(connection: Connection, within: range) -> _ExactSums:
         chosen = select(counts.c.cohort_id, counts.c.quarter).where(
             some, counts.c.quarter >= within.start, counts.c.quarter < within.stop
         )
-        # A time slot may have a hundred buckets, and the database adds integers faster than Python.
+        # Let the database add the buckets: a time slot may have a hundred of them, and the database adds integers faster than
+        # Python.
         buckets = chosen.add_columns(literal("ttc"), func.sum(cast(amount, BigInteger))).where(is_bucket)
         _add_exactly(stored, connection.execute(buckets.group_by(counts.c.cohort_id, counts.c.quarter)))
         others = connection.execute(chosen.add_columns(counts.c.metric, amount).where(~is_bucket))
@@ -161,7 +165,7 @@ def _without_bucket(metric: str) -> str:
 
 
 def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements that count all rows again, as (cohort, time slot, metric, amount)."""
+    """Yield statements that count all rows again. Their columns are (cohort, time slot, metric, amount)."""
     for table, rules in recount_rules(connection):
         for id_range in id_ranges(connection, table):
             for rule in rules:
@@ -171,14 +175,15 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements that count the first clicks for which the fan-out has not counted the time from sending to click yet."""
+    """Yield statements that count first clicks whose time from sending to click the fan-out has not counted yet."""
     each = by_time_slot(OF_PENDING_CLICKS, within)
     return (each.where(id_range) for id_range in id_ranges(connection, events))
 
 
 def by_time_slot(rule: CountRule, within: range, metric: ColumnElement[str] | None = None) -> Select[Any]:
-    """Return a statement that selects the rows that a rule counts within these time slots, in all ranges of ids. Its columns are
-    (cohort, time slot, metric, amount). `metric` replaces the metric of the rule."""
+    """Return a statement that counts rows in these time slots according to a rule. Its columns are (cohort, time slot, metric,
+    amount). `metric` replaces the metric of the rule. The caller adds the condition that limits the statement to a range of
+    ids."""
     of = rule.metric if metric is None else metric
     cohort, slot = rule.owner.cohort_id, time_slot_of(rule.at).label("quarter")
     chosen = select(cohort, slot, of.label("metric"), rule.amount).select_from(rule.source)
@@ -187,9 +192,10 @@ def by_time_slot(rule: CountRule, within: range, metric: ColumnElement[str] | No
 
 
 def _recount_devices(connection: Connection, within: range, counted: _ExactSums) -> set[tuple[int, int]]:
-    """Add the clicks by device, browser and country to `counted`, up to the last hit that the device counter has processed.
+    """Count the clicks by device, browser and country, up to the last hit that the device counter has processed. Add them to
+    `counted`.
 
-    Return (cohort, time slot) of the clicks whose user agent was erased."""
+    Return the cohort and the time slot of each click whose user agent was erased."""
     last = last_counted_hit(connection)
     erased: set[tuple[int, int]] = set()
     of_clicks = clicks_by_agent().where(hits.c.id <= last, is_in_slots(hits.c.at, within))
@@ -207,8 +213,8 @@ def _recount_devices(connection: Connection, within: range, counted: _ExactSums)
 
 
 def _merge_devices(sums: _ExactSums, erased: set[tuple[int, int]]) -> _ExactSums:
-    """Return the sums with merged metrics. `erased` contains (cohort, time slot) of each click whose user agent was erased. For
-    this cohort and time slot, the metrics of all devices become one metric, and the metrics of all browsers become one metric."""
+    """Return the sums with fewer metrics in the cohorts and time slots of `erased`, which contain a click with an erased user
+    agent. There, all devices become one metric, and all browsers become one metric."""
 
     def merged_rows() -> Iterator[tuple[int, int, str, int | Decimal]]:
         for (cohort, slot, metric), amount in sums.items():
@@ -222,7 +228,8 @@ def _merge_devices(sums: _ExactSums, erased: set[tuple[int, int]]) -> _ExactSums
 
 
 def _read_cohorts(connection: Connection, ids: set[int]) -> dict[int, tuple[int, str, str, str]]:
-    """Return (application, campaign, source, country) by cohort; (0, "", "", "") for a cohort without a row."""
+    """Return (application, campaign, source, country) of each cohort, by cohort id. A cohort without a row has (0, "", "",
+    "")."""
     chosen = values_table(connection, [(cohort,) for cohort in ids], id=Integer)
     rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
     known = {row.id: (row.application_id, row.campaign, row.source, row.country) for row in rows}

@@ -1,9 +1,9 @@
 """This module maintains the counts from which statistics are computed. `fold` adds count deltas to the counts.
 
-Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds the
-oldest amounts to the table `counts`, and removes them from the count deltas in the same transaction. Therefore a crash neither
-loses an amount nor adds it twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point
-numbers. `count_check.py` verifies the counts.
+Each transaction that changes a count writes one row of count deltas (table `tallies`, outbox/count_deltas.py). In one
+transaction, `fold` adds the oldest amounts to the table `counts` and removes them from the count deltas. Therefore a crash
+neither loses an amount nor adds it twice. Amounts are exact decimals. They are added in Python, because SQLite would add them as
+floating point numbers. count_check.py verifies the counts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from shortener.storage.types import from_ms, to_ms
 
 #: One run of `fold` adds at most this number of rows of count deltas.
 MAX_FOLD_ROWS = 100
-#: One run of `fold` adds amounts of at most this number of origins (`outbox/count_deltas.py`). Amounts of different cohorts or time
-#: slots have different origins. The limit is low, because the amounts of one origin change about 20 rolled-up counts, and clicks
-#: wait while `fold` occupies SQLite's only writer.
+#: One run of `fold` adds amounts of at most this number of origins (outbox/count_deltas.py). The limit is low for two reasons:
+#: the amounts of one origin change about 20 rolled-up counts, and clicks wait while `fold` occupies SQLite's only writer.
 MAX_FOLD_ORIGINS = 20
 
 _ZERO = Decimal()
@@ -39,16 +38,18 @@ Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the oldest count deltas to the counts and the rolled-up counts, as `fold_batch` does. Return the number of rows from
-    which amounts were added: 0 if no row is left, or if another process runs `fold`."""
+    """Add the oldest count deltas to the counts and the rolled-up counts, as `fold_batch` does. Return the number of rows of
+    count deltas in the batch. Return 0 if there is no row, or if another process runs `fold`."""
     return fold_batch(connection, limit).rows
 
 
 class Folded(NamedTuple):
-    """The result of `fold_batch`. `rows` is the number of rows of count deltas in the batch: each was added, completely or in part,
-    or was quarantined. `is_full` is true if more rows may be left. `first_id` is the id of the oldest row of the batch, or 0 if the
-    batch is empty. `last_id` is the id of the newest row that was deleted, or 0 if no row was deleted. `quarantined` lists the rows
-    whose content is unreadable."""
+    """The result of `fold_batch`.
+
+    `rows` is the number of rows of count deltas in the batch. Each of them was added, completely or in part, or was quarantined.
+    `is_full` is true if more rows may be left. `first_id` is the id of the oldest row of the batch, or 0 if the batch is empty.
+    `last_id` is the id of the newest row that was deleted, or 0 if no row was deleted. `quarantined` lists the rows whose content
+    is unreadable."""
 
     rows: int
     is_full: bool
@@ -58,12 +59,14 @@ class Folded(NamedTuple):
 
 
 def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
-    """Add the `limit` oldest rows of count deltas to the counts and the rolled-up counts, and delete these rows. If these rows have
-    more than `max_origins` origins, add only the amounts of the first `max_origins` origins, and leave the other amounts in their
-    rows. Quarantine the rows whose content is unreadable.
+    """Add the `limit` oldest rows of count deltas to the counts and the rolled-up counts, and delete these rows. Quarantine the
+    rows whose content is unreadable.
 
-    If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked.
-    PostgreSQL detects the other process by an advisory lock. With SQLite, only one process writes.
+    If these rows have more than `max_origins` origins, add only the amounts of the first `max_origins` origins. The other amounts
+    stay in their rows.
+
+    If another process runs `fold_batch`, return 0 rows at once, and do not wait for the rows of `counts` that it has locked. With
+    PostgreSQL, an advisory lock shows that another process runs it. With SQLite, only one process writes.
     """
     if not lock(connection):
         return Folded(0, is_full=False, first_id=0, last_id=0)
@@ -98,7 +101,8 @@ def merge(connection: Connection) -> int:
 
 
 def release(connection: Connection) -> bool:
-    """Let the next batches contain the quarantined rows again. Return False if another process runs `fold_batch`."""
+    """End the quarantine of all rows, so that the next batches contain them again. Return False if another process runs
+    `fold_batch`."""
     if not lock(connection):
         return False
     delta_rows.release(connection)
@@ -106,8 +110,8 @@ def release(connection: Connection) -> bool:
 
 
 def heal(connection: Connection) -> int:
-    """Add to the rolled-up counts the counts that a release without rolled-up counts wrote. Return the number of these counts, or 0
-    if another process runs `fold`."""
+    """Add to the rolled-up counts what an older release has written only to the table `counts`. Return the number of added
+    counts, or 0 if another process runs `fold`."""
     return rollups.heal(connection) if lock(connection) else 0
 
 
@@ -118,8 +122,8 @@ def lock(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))))
 
 
-# These statements are written as text. SQLAlchemy would take longer to build a statement than the database takes to run it, and
-# SQLite's only writer would be occupied for both times. All statements except the first have the parameters of
+# These statements are written as text, because SQLAlchemy would take longer to build a statement than the database takes to run
+# it. SQLite's only writer would be occupied for both times. All statements except the first have the parameters of
 # `raw_sql.bulk_parameters`.
 
 _READ_COUNTS = {
@@ -129,7 +133,7 @@ _READ_COUNTS = {
     "JOIN unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) USING (cohort_id, quarter, metric)",
 }
 _UPSERT_COUNTS = {
-    # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
+    # "WHERE true" is necessary: without it, SQLite parses ON CONFLICT as a join condition.
     "sqlite": "INSERT INTO counts (cohort_id, quarter, metric, amount, rolled_up) "
     "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?) WHERE true "
     "ON CONFLICT DO UPDATE SET amount = excluded.amount, rolled_up = excluded.rolled_up",
@@ -140,7 +144,8 @@ _UPSERT_COUNTS = {
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """Return the ids of count deltas like `read_events`, and the sums of their amounts by cohort, time slot and metric."""
+    """Read count deltas with `read_events`. Return the ids of their rows, and the sums of their amounts by cohort, time slot and
+    metric."""
     pending = read_events(connection, limit, after)
     return pending.ids, sum_by_key(pending.amounts)
 

@@ -1,8 +1,8 @@
-"""This module exports lists as CSV in constant memory: it reads a page in a short transaction, and sends its lines before it reads
-the next page.
+"""This module exports lists as CSV in constant memory. It reads one page in a short transaction, and sends its lines before it
+reads the next page.
 
-Cells that a spreadsheet would run as a formula are escaped (`reporting/export.py`). If the database becomes
-unavailable, StoreUnavailable ends the export early, so that the client can detect that the rest is missing.
+A cell that a spreadsheet would run as a formula is escaped (export.py). If the database becomes unavailable, StoreUnavailable
+ends the export early, so that the client can detect that the rest is missing.
 """
 
 # Tested by tests/web/test_lists.py
@@ -21,7 +21,7 @@ Cursor_co = TypeVar("Cursor_co", covariant=True)
 
 
 class ListPage(Protocol[Cursor_co]):
-    """A page of a list for a CSV export. `next` is the cursor of the next page; None on the last page."""
+    """A page of a list for a CSV export. `next` is the cursor of the next page, or None on the last page."""
 
     @property
     def rows(self) -> Sequence[Any]: ...
@@ -30,7 +30,8 @@ class ListPage(Protocol[Cursor_co]):
 
 
 class SerializedPage(NamedTuple, Generic[Cursor]):
-    """A page whose rows are already values by column name. `next` is the cursor of the next page; None on the last page."""
+    """A page whose rows are already dictionaries of values by column name. `next` is the cursor of the next page, or None on the
+    last page."""
 
     rows: Sequence[Mapping[str, Any]]
     next: Cursor | None
@@ -43,9 +44,10 @@ async def stream_csv(
     *,
     bom: bool = False,
 ) -> AsyncIterator[bytes]:
-    """Yield a CSV header and the rows of all pages. Yield empty bytes for a page without rows, so that the caller can pause.
+    """Yield a CSV header and the rows of all pages. Yield empty bytes for a page without rows, so that the caller can let other
+    tasks run.
 
-    `serialize` returns the values of a row by column name; names that are not in `columns` are ignored. If `bom` is true, begin
+    `serialize` returns the values of a row by column name. Names that are not in `columns` are ignored. If `bom` is true, begin
     with a byte order mark, which Excel needs. Raise StoreUnavailable if the database is unavailable."""
     yield (BYTE_ORDER_MARK if bom else b"") + format_csv([columns])
     cursor: Cursor | None = None

@@ -23,20 +23,21 @@ from shortener.storage.schema import count_deltas
 
 #: A batch first reads only this number of rows of count deltas. Under load, these rows are sufficient for a full batch.
 FIRST_ROWS = 4
-#: One run of `merge` reads rows until they have this number of amounts. This usually occupies SQLite's writer for about 10 ms of
-#: processor time; the longest measured time is 30 ms.
+#: One run of `merge` reads rows until they contain this number of amounts. The run usually occupies SQLite's writer for about 10
+#: ms of processor time. The longest measured time is 30 ms.
 MAX_MERGED_AMOUNTS = 3000
 PART_ROWS = 16  # The number of rows that `merge` reads at once.
-#: The maximum number of amounts in a merged row. Rows must be short: if a batch adds only some amounts of a row, it writes the
-#: other amounts of this row again.
+#: The maximum number of amounts in a merged row. Long rows would be inefficient: if a batch adds only some amounts of a row, it
+#: must write the other amounts of the row again.
 MAX_ROW_AMOUNTS = 500
 
 _ZERO = Decimal()
 
-# All statements except the first one have the parameters of `raw_sql.bulk_parameters`.
+# All statements except the first one take the parameters that `raw_sql.bulk_parameters` returns.
 _READ_DELTAS = {
-    # A column of SQLite may contain a BLOB or invalid UTF-8, which the driver and the JSON functions of SQLite reject. Therefore
-    # the texts are read as hexadecimal digits. A value that is not a text becomes NULL in `data`, and an empty text in `origins`.
+    # A column of SQLite may contain a BLOB or invalid UTF-8. The driver and SQLite's JSON functions reject such a value.
+    # Therefore the texts are read as hexadecimal digits. A value that is not a text becomes NULL in `data`, and an empty text in
+    # `origins`.
     "sqlite": "SELECT '[' || coalesce(group_concat('[' || id || ',' "
     """|| CASE typeof(data) WHEN 'text' THEN '"' || hex(data) || '"' ELSE 'null' END || ',' """
     """|| CASE typeof(origins) WHEN 'text' THEN '"' || hex(origins) || '"' WHEN 'null' THEN 'null' ELSE '""' END """
@@ -80,7 +81,7 @@ class _EventSums:
 
 
 class UnreadableRow(NamedTuple):
-    """The id of a row of count deltas whose content is unreadable, and the reason."""
+    """A row of count deltas whose content is unreadable: its id and the reason."""
 
     id: int
     reason: str
@@ -106,9 +107,11 @@ def _parse(connection: Connection, row_id: int, data: str | None, origins: str |
 
 
 class DeltaBatch(NamedTuple):
-    """Count deltas that `counts.fold_batch` adds in one run. `amounts` are the sums to add. The rows `ids` are then deleted, and
-    the rows `unreadable` are quarantined. If the batch contains only a part of the amounts of the last row, the row `rest` (id,
-    data, origins) replaces the last row. `is_full` is true if a limit ended the batch."""
+    """The count deltas that one run of `counts.fold_batch` adds.
+
+    `amounts` are the sums to add. After that, the rows `ids` are deleted, and the rows `unreadable` are quarantined. If only a
+    part of the amounts of the last row is in the batch, `rest` is the row (id, data, origins) that replaces the last row.
+    `is_full` is true if a limit ended the batch."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]
@@ -138,11 +141,11 @@ def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBat
 
 
 def merge(connection: Connection) -> int:
-    """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin.
+    """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin. All amounts of an origin are
+    then in neighbouring rows, and a batch changes fewer rolled-up counts.
 
-    If a merge would not reduce the number of rows, it changes no rows. It never changes unreadable rows. Return the id of the last
-    row that the merge wrote, or that it did not have to change. Return 0 if there is no row. After a merge, all amounts of an
-    origin are in neighbouring rows. A batch then changes fewer rolled-up counts. The caller must hold the lock of
+    If a merge would not reduce the number of rows, it changes no rows. It never changes unreadable rows. Return the id of the
+    last row that the merge has written or has left unchanged. Return 0 if there is no row. The caller must hold the lock of
     `counts.fold_batch`."""
     sums, ids = _EventSums(), list[int]()
     for row in _rows_to_merge(connection):
@@ -160,8 +163,8 @@ def merge(connection: Connection) -> int:
 
 
 def _rows_to_merge(connection: Connection) -> Iterator[_Row]:
-    """Yield the oldest readable rows, up to MAX_MERGED_AMOUNTS entries. A row of an older release, which has no origins, ends the
-    list."""
+    """Yield the oldest readable rows, up to MAX_MERGED_AMOUNTS entries. Stop at a row of an older release, because it has no
+    origins."""
     after, amounts = -1, 0
     while amounts < MAX_MERGED_AMOUNTS and (rows := raw_sql.rows(connection, _READ_DELTAS, after, PART_ROWS)):
         after = rows[-1][0]
@@ -175,8 +178,8 @@ def _rows_to_merge(connection: Connection) -> Iterator[_Row]:
 
 
 def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
-    """Yield the `limit` oldest rows of count deltas. Only a few rows are read at first. Under load, a row has a few hundred
-    amounts, and the caller then needs only the first rows."""
+    """Yield the `limit` oldest rows of count deltas. Read only a few rows at first. Under load, a row has a few hundred amounts,
+    and the caller then needs no more rows."""
     size, after = FIRST_ROWS, -1
     while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):
         for stored in rows:
@@ -185,8 +188,8 @@ def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
 
 
 class PendingDeltas(NamedTuple):
-    """Count deltas that were not added to the counts yet: the ids of their rows, the sums of their amounts, and whether the sums
-    include all rows that were read."""
+    """Count deltas that were not added to the counts yet. It contains the ids of their rows and the sums of their amounts, and
+    says whether all rows were readable."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]
@@ -194,8 +197,8 @@ class PendingDeltas(NamedTuple):
 
 
 def read_events(connection: Connection, limit: int, after: int = -1) -> PendingDeltas:
-    """Return the `limit` oldest rows of count deltas with an id above `after`. The sums do not include an unreadable row, which the
-    job of the counts quarantines when it reaches the row."""
+    """Return the `limit` oldest rows of count deltas whose ids are larger than `after`. The sums do not include an unreadable
+    row. The job of the counts will quarantine that row."""
     ids, sums, is_readable = list[int](), _EventSums(), True
     for stored in raw_sql.rows(connection, _READ_DELTAS, after, limit):
         row = _parse(connection, *stored)
@@ -207,7 +210,8 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> PendingD
 
 
 def remove(connection: Connection, batch: DeltaBatch) -> None:
-    """Delete the rows of a batch, replace the last row if a part of its amounts is left, and quarantine the unreadable rows."""
+    """Delete the rows of a batch and quarantine its unreadable rows. If a part of the last row was not added, this part replaces
+    the row."""
     if batch.ids:
         raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in batch.ids])
     if batch.rest is not None:

@@ -1,8 +1,8 @@
-"""This module lists the events of an application, newest first, in keyset pages. The lists also contain events to which no tracker
-subscribed.
+"""This module lists the events of an application, newest first, in keyset pages. The lists also contain events that no tracker
+receives.
 
-A row of the event log with several topics is one event for each topic. To build a page, the service
-reads the log backwards by id and examines at most MAX_SCANNED_ROWS rows. The same limit applies to lists of hits.
+A row of the event log with several topics is several events, one for each topic. To build a page, the service reads the log
+backwards by id and examines at most MAX_SCANNED_ROWS rows. The same limit applies to lists of hits.
 """
 
 # Tested by tests/web/test_lists.py
@@ -23,12 +23,12 @@ from shortener.storage.schema import cohorts, conversions, deliveries, events, h
 from shortener.storage.types import AnyRow, to_iso
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that are read to fill one page.
-# The maximum difference between the time of an event and the time in its id. Delivery reports and conversions contain their own
-# times.
+# The maximum difference between the time of an event and the time in its id. They can differ, because delivery reports and
+# conversions contain their own times.
 _TIME_TOLERANCE = timedelta(days=2)
 _TOPICS = list(Topic)
 _PUBLISHED: Sequence[Topic] = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
-ALL_TOPICS = len(_PUBLISHED)  # The position after all events of a row.
+ALL_TOPICS = len(_PUBLISHED)  # If a position has this number of topics, all events of its row are already listed.
 
 
 @record
@@ -45,15 +45,17 @@ class EventFilter:
 
 @record
 class ListedEvent:
-    """A row of the event log with one of its topics."""
+    """One event of the list: a row of the event log, and one topic of this row."""
 
     row: AnyRow
     topic: Topic
 
 
 class EventPosition(NamedTuple):
-    """A place in the list, which is the end of a page. The next page begins with the events of the row `row_id` whose topics come
-    after the first `topics` published topics. It continues with rows with smaller ids."""
+    """The place in the list at which a page ends.
+
+    A row contains one event for each of its topics. For the row `row_id`, the first `topics` topics of `_PUBLISHED` are already
+    listed. The next page begins with the later topics of this row, and continues with rows with smaller ids."""
 
     row_id: int
     topics: int = ALL_TOPICS
@@ -104,9 +106,10 @@ def _select() -> Any:
 
 
 def list_events(connection: Connection, filters: EventFilter, limit: int, after: EventPosition | None = None) -> EventPage:
-    """Return the newest events that match the filter, at most `limit`. If `after` is not None, begin at this position.
+    """Return the newest events that match the filter, at most `limit`. If `after` is not None, begin after this position.
 
-    One row can contain several events. If only some of them fit into the page, the next page begins with the others."""
+    One row can contain several events. If not all of them fit into the page, the next page begins with the remaining events of
+    the row."""
     low, high = id_range(filters.since, filters.until, _TIME_TOLERANCE)
     if after is not None:
         high = min(high, after.row_id + (after.topics < ALL_TOPICS))

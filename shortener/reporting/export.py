@@ -1,19 +1,22 @@
-"""This module exports any number of messages as CSV in constant memory. The export reads page by page, each page in a short
-transaction. A slow client therefore holds no transaction open. A long transaction would stop SQLite from truncating its log and
-PostgreSQL from removing old rows. The newest message is first. Messages that are added during the export are left out. The format
-is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
+"""This module exports any number of messages as CSV in constant memory, newest message first.
+
+The export reads one page after the other, each in a short transaction. A slow client therefore holds no transaction open. A long
+transaction would stop SQLite from truncating its log and PostgreSQL from removing old rows. Messages that are added during the
+export are left out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
 A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
 the values of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions that
-are neither negative nor pending, as in the statistics; there is one value for each currency. `conversions` is the number of all
-conversions, also as in the statistics.
+are neither negative nor pending; there is one value for each currency. `conversions` is the number of all conversions. Both have
+the same meaning as in the statistics.
 
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The other characters of a cell never change.
-Numbers and phone numbers do not change, even if they are masked: +14085550100 and +14…00 are not formulas. Pages are read as stored
-values and formatted column by column, because creating an object for each time and each cell would take most of the time of an
-export.
+Numbers and phone numbers, also masked ones, get no apostrophe: +14085550100 and +14…00 are not formulas.
 
-If the database becomes unavailable, StoreUnavailable ends the export early, so that the client can detect the missing rest.
+Pages are read as stored values and formatted column by column. Creating an object for each time and each cell would take most of
+the time of an export.
+
+If the database becomes unavailable, StoreUnavailable ends the export early, so that the client can detect that the rest is
+missing.
 """
 
 from __future__ import annotations
@@ -50,9 +53,10 @@ from shortener.storage.values_table import parameter_table, table_parameters
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognizes the encoding.
 ExportRows = Literal["messages", "links"]
-# The number of messages in a page. Pages of 2,000 export a fifth faster, but delay clicks more (benchmarks/HISTORY.md).
+# The number of messages in a page. With pages of 2,000, an export takes a fifth less time, but clicks wait longer
+# (benchmarks/HISTORY.md).
 PAGE_MESSAGES = 500
-FORMATTED_MESSAGES = 50  # The number of messages that are formatted at once. This blocks the event loop for about 2 ms.
+FORMATTED_MESSAGES = 50  # The number of messages that are formatted without a pause. This blocks the event loop for about 2 ms.
 
 HEADER = (
     "message_id",
@@ -102,10 +106,10 @@ async def export_csv(
 ) -> AsyncIterator[bytes]:
     """Yield the header and the lines of the messages, one page at a time.
 
-    `rows` selects one line for each message or for each link; a message without links has one line. If `bom` is true, begin with a
-    byte order mark. Phone numbers are masked unless `reveal` is true. `base_url` returns the URL prefix of a domain's short links.
-    `progress` is called after each page with the number of messages so far. Raise StoreUnavailable if the database is
-    unavailable."""
+    `rows` selects one line for each message, or one line for each link. In the second case, a message without links also has one
+    line. If `bom` is true, begin with a byte order mark. Phone numbers are masked unless `reveal` is true. `base_url` returns the
+    first part of the short URLs of a domain. After each page, `progress` is called with the number of messages so far. Raise
+    StoreUnavailable if the database is unavailable."""
     below: int | None = None
     written = 0
     head = format_csv([HEADER])
@@ -130,10 +134,11 @@ async def export_csv(
 class _MessageDetails:
     """The clicks and conversions of a message."""
 
-    clicks: Counter[int] = field(default_factory=Counter)  # The number of clicks by the row id of the link.
-    first_clicked: int | None = None  # The row id of the link of the first click of the message.
+    clicks: Counter[int] = field(default_factory=Counter)  # The number of clicks on each link, by the row id of the link.
+    first_clicked: int | None = None  # The row id of the link on which the first click of the message was made.
     conversions: int = 0
-    values: dict[str, Decimal] = field(default_factory=dict)  # Sums of the values that are revenue, by currency.
+    #: The sums of the values of conversions that are neither negative nor pending, by currency.
+    values: dict[str, Decimal] = field(default_factory=dict)
 
 
 _NOTHING = _MessageDetails()
@@ -149,14 +154,16 @@ _LINK_COLUMNS = (
     links.c.location,
     links.c.label,
 )
-_LINK_ID, _LINK_URL = 1, 5  # The positions of the link id and of the URL in _LINK_COLUMNS.
+_LINK_ID, _LINK_URL = 1, 5  # The indexes of the link id and of the URL in _LINK_COLUMNS.
 
 
 @mutable_record
 class _ExportPage:
-    """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS of each message. The next page contains ids below
-    `next`. On the last page, `next` is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a
-    message without links. `details` has no key for a message without clicks and conversions."""
+    """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS for each message. The ids of the next page are
+    smaller than `next`. On the last page, `next` is None.
+
+    The keys of `links` and `details` are row ids of messages. A message without links is not in `links`. A message without clicks
+    and conversions is not in `details`."""
 
     rows: Sequence[Sequence[Any]]
     next: int | None
@@ -166,7 +173,7 @@ class _ExportPage:
 
 @record
 class _PageStatements:
-    """The statements that read the details of a page of messages. Their parameters are the result of `table_parameters`."""
+    """The SQL statements that read the details of a page of messages. Their parameters are the result of `table_parameters`."""
 
     links: Select[Any]
     first_clicks: Select[Any]
@@ -176,7 +183,7 @@ class _PageStatements:
 
 @lru_cache(maxsize=2)
 def _page_statements(dialect: str) -> _PageStatements:
-    """Return the statements for an engine. They are built once, because this takes as much time as their execution."""
+    """Return the statements for a database engine. They are built once, because building takes as much time as executing them."""
     page = parameter_table(dialect, "page", id=BigInteger)
     c = conversions.c
     return _PageStatements(
@@ -203,7 +210,7 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
         return found
     statements = _page_statements(connection.dialect.name)
     page = table_parameters(connection.dialect.name, "page", [(row[0],) for row in found.rows])
-    # All rows are fetched at once, because SQLAlchemy takes longer to fetch them one by one.
+    # Fetch all rows at once. SQLAlchemy would take longer to fetch them one by one.
     for link in connection.execute(statements.links, page).all():
         if (present := found.links.get(link[0])) is None:
             found.links[link[0]] = [link]
@@ -223,7 +230,7 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
     return found
 
 
-#: The values of a CSV line before it is formatted: message, link, URL of the clicked link, number of clicks, details.
+#: What a CSV line is made of: the message, the link, the URL of the clicked link, the number of clicks, and the details.
 _UnformattedLine = tuple[Sequence[Any], _LinkRow | None, str | None, int, _MessageDetails]
 
 
@@ -249,7 +256,7 @@ _MESSAGE_COLUMN_NAMES = tuple(column.name for column in STORED_MESSAGE_COLUMNS)
 
 
 def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], str], *, reveal: bool) -> bytes:
-    """Return the CSV text of one or more lines. Text from requests and trackers is escaped."""
+    """Return one or more lines as CSV text. Text that comes from requests and trackers is escaped."""
     rows, of_links, clicked, clicks, details = zip(*lines, strict=True)
     message = dict(zip(_MESSAGE_COLUMN_NAMES, zip(*rows, strict=True), strict=True))
     _, _, domains, paths, codes, urls, locations, labels = zip(*(link or _NO_LINK for link in of_links), strict=True)
@@ -298,8 +305,8 @@ def _reasons(message: Mapping[str, Sequence[Any]], *, reveal: bool) -> Sequence[
     return [shown_reason(reason, number, reveal=False) for reason, number in zip(reasons, message["to_address"], strict=True)]
 
 
-# The following functions return the cells of a column of one part of the CSV text, in the form in which they are written. A
-# function of the module `csv` would examine each character of each cell.
+# Each of the following functions formats the cells of one column, for some lines at once. The module `csv` is not used, because
+# its functions would examine each character of each cell.
 
 
 def text_cells(column: Sequence[str | None]) -> Sequence[str]:
@@ -337,7 +344,7 @@ def _amounts(column: Sequence[int | None]) -> Sequence[str]:
 
 
 def _quote(cells: Sequence[str]) -> Sequence[str]:
-    """Return the cells of a column with quotes around each cell that contains a comma, a quote or a line break (RFC 4180)."""
+    """Return the cells of a column. A cell that contains a comma, a quote or a line break is put in quotes (RFC 4180)."""
     together = "".join(cells)
     if not any(sign in together for sign in _QUOTED_SIGNS):
         return cells
@@ -359,16 +366,16 @@ def format_csv(lines: Iterable[Sequence[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-#: A number, or a phone number that `shortener.logs.mask` has masked. A spreadsheet shows +14…00 as text: the text contains no name
-#: of a function, no reference to a cell and no operator except the sign at its beginning.
+#: A number, or a phone number that `shortener.logs.mask` has masked. A spreadsheet shows +14…00 as text and does not run it: it
+#: contains no function name, no reference to a cell, and no operator except the sign at its beginning.
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?|\+[0-9]{2}…[0-9]{2}")
 _FORMULA_CHARACTERS = "=+\\-@＝＋－＠"
 _FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 
 
 def escape_formula(text: str | None) -> str:
-    """If the text begins like a formula, return it with an apostrophe in front, so that no spreadsheet runs it. Otherwise return it
-    unchanged."""
+    """Return a text that no spreadsheet runs as a formula. A text that begins like a formula gets an apostrophe in front. Any
+    other text is returned unchanged."""
     # Check this first, because nearly every cell begins with a letter or a digit.
     if not text or text[0].isalnum() or _NUMBER.fullmatch(text):
         return text or ""

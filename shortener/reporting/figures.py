@@ -1,5 +1,5 @@
-"""This module contains the figures of one group in a statistics report, such as the group of one day or campaign. They are computed
-from counts by metric."""
+"""This module contains the figures of one group in a statistics report, such as the figures of one day or of one campaign. They
+are computed from counts by metric."""
 
 # Tested by tests/reporting/test_statistics.py
 
@@ -25,7 +25,7 @@ _CLICK_COUNTRY = "click_country:"
 
 @mutable_record
 class ConversionFigures:
-    """The number of conversions of one action and category, and the sum of their values by currency."""
+    """The number of conversions with one action and one category, and the sum of their values for each currency."""
 
     conversions: int = 0
     value: dict[str, Decimal] = field(default_factory=dict)
@@ -43,12 +43,13 @@ class ConversionFigures:
 
 @mutable_record
 class Figures:
-    """The figures of one group in a statistics report; 0 for a metric without counts. `cost` is the sum of the prices of the
-    messages that gateways sent, without refunded prices. `value` contains the sum of the values of conversions that are neither
-    negative nor pending, by currency ("" for no currency). `by_action` contains conversions by category (status_words.CATEGORIES)
-    and action. `times_to_click` contains the number of first clicks by bucket of the time from sending to click. `devices`,
-    `browsers` and `click_countries` (ISO 3166) contain the number of clicks; clicks of the last minutes are not included yet. A
-    rate is None if its divisor is 0.
+    """The figures of one group in a statistics report. A metric without counts has the figure 0.
+
+    `cost` is the sum of the prices of the messages that gateways sent, without refunded prices. `value` contains, for each
+    currency ("" for no currency), the sum of the values of conversions that are neither negative nor pending. `by_action`
+    contains conversions by category (status_words.CATEGORIES) and action. `times_to_click` contains the number of first clicks in
+    each bucket of the time from sending to click. `devices`, `browsers` and `click_countries` (ISO 3166) contain the number of
+    clicks, without the clicks of the last minutes. A rate is None if its divisor is 0.
     """
 
     counted: dict[str, int] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Figures:
     click_countries: dict[str, int] = field(default_factory=dict)
 
     def add(self, metric: str, amount: Decimal) -> None:
-        """Add an amount to the figure that belongs to a metric."""
+        """Add the amount of a metric to the figure that shows this metric."""
         if metric == COST:
             self.cost = EXACT.add(self.cost, amount)
         elif metric.startswith(VALUE):
@@ -110,7 +111,8 @@ class Figures:
             self.by_action.setdefault(kind, ConversionFigures()).add(counted)
 
     def _add_value(self, name: str, amount: Decimal) -> None:
-        """Add an amount of money. `name` is the currency, or the currency, category and action separated by colons."""
+        """Add an amount of money. `name` is the currency alone, or the currency, the category and the action, separated by
+        colons."""
         currency, *kind = name.split(":", 2)
         if kind:
             self.by_action.setdefault((kind[0], kind[1]), ConversionFigures()).add_value(currency, amount)
@@ -118,7 +120,7 @@ class Figures:
             self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
 
     def by_category(self) -> dict[str, ConversionFigures]:
-        """Return the conversions of all actions, by category."""
+        """Return the numbers of conversions by category. The conversions of all actions are added up."""
         found: dict[str, ConversionFigures] = {category: ConversionFigures() for category in CATEGORIES}
         for (category, _), figures in self.by_action.items():
             found.setdefault(category, ConversionFigures()).add(figures)
@@ -129,37 +131,38 @@ class Figures:
 
     @property
     def delivery_rate(self) -> float | None:
-        """The number of delivered messages divided by the number of all messages."""
+        """The number of delivered messages, divided by the number of all messages."""
         return self._rate("delivered", "messages")
 
     @property
     def click_rate(self) -> float | None:
-        """The number of messages with a click, divided by the number of all messages. The divisor includes messages that were not
-        reported as delivered, because not every carrier reports delivery."""
+        """The number of messages with a click, divided by the number of all messages. Messages without a report of delivery are
+        included in the divisor, because not every carrier reports delivery."""
         return self._rate("clicked_messages", "messages")
 
     @property
     def conversion_rate(self) -> float | None:
-        """The number of messages with at least one conversion divided by the number of all messages."""
+        """The number of messages with at least one conversion, divided by the number of all messages."""
         return self._rate(CONVERTED_MESSAGES, "messages")
 
     def _rate(self, part: str, whole: str) -> float | None:
         return round(self[part] / self[whole], 6) if self[whole] else None
 
     def clicked_within(self, seconds: Sequence[int]) -> list[int]:
-        """Return the numbers of clicked messages by the time from sending to click. There is one number for each limit: it counts
-        the messages whose time is at most this limit and above the previous limit. One more number counts the messages above all
-        limits. If a time is up to 5 % above a limit, it may count as below the limit."""
+        """Return the numbers of clicked messages, grouped by the time from sending to click. `seconds` are the upper limits of
+        the groups. One more group without a limit contains all longer times. A time that is up to 5 % above a limit may count as
+        below this limit."""
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
             within[click_time_group(bucket, seconds)] += amount
         return within
 
     def seconds_to_click(self, percent: int) -> float | None:
-        """Return the time in seconds within which `percent` per cent of the clicked messages were clicked; None without clicks.
+        """Return the time in seconds within which `percent` per cent of the clicked messages were clicked. Return None if there
+        are no clicks.
 
-        The time starts at sending, or at the rewrite if the time of sending is unknown. Its error is at most 2.5 %, or half a
-        second if that is more."""
+        The time begins when the message was sent, or when it was rewritten if the time of sending is unknown. The error of the
+        result is at most 2.5 %, or half a second if that is more."""
         total = sum(self.times_to_click.values())
         if total <= 0:
             return None
@@ -172,6 +175,6 @@ class Figures:
 
 
 def click_time_group(bucket: int, limits: Sequence[int]) -> int:
-    """Return the index of the group to which a bucket of times from sending to click belongs. `limits` are the upper limits of the
-    groups in seconds, lowest first; the last group has no limit."""
+    """Return the index of the group that contains a bucket of times from sending to click. `limits` are the upper limits of the
+    groups in seconds, lowest first. The last group has no limit."""
     return bisect.bisect_left([time_to_click_bucket(limit) for limit in limits], bucket)

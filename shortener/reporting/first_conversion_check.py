@@ -1,9 +1,11 @@
-"""This module finds messages with conversions whose row in `first_conversions` is missing.
+"""This module finds messages that have conversions but no row in `first_conversions`.
 
-The next conversion of such a message would count it again, and lists of converted messages do not contain it. If the row was lost,
-the figure `converted_messages` still includes the message. If a process of a release before 0.3 stored the conversion too late for
-the background job, the figure does not include it. The counts show which is true: `find_counted_without_row` returns how many
-messages without a row they include.
+Without this row, lists of converted messages do not contain the message, and its next conversion would count it again in the
+figure `converted_messages`.
+
+There are two causes. If the row was lost, the figure already counts the message. If a process of a release before 0.3 stored the
+conversion too late for the background job, the figure does not count the message. The counts show which cause is true:
+`find_counted_without_row` returns how many messages without a row they include.
 """
 # Tested by tests/conversions/test_first_conversions.py and tests/cli/test_stats.py
 
@@ -23,8 +25,8 @@ from shortener.storage.schema import conversions, messages
 
 
 def count_missing(connection: Connection) -> int:
-    """Return the number of messages whose row in `first_conversions` is missing. Messages that the background job has not read yet
-    are not included."""
+    """Return the number of messages that have conversions but no row in `first_conversions`. Conversions that the background job
+    has not read yet are ignored."""
     missed = is_missed(read_progress(connection))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     number = select(func.count()).select_from(joined)
@@ -32,8 +34,8 @@ def count_missing(connection: Connection) -> int:
 
 
 def find_counted_without_row(connection: Connection, since: datetime, until: datetime) -> CountedSlots:
-    """Return the numbers of messages that the figure `converted_messages` counts although their row in `first_conversions` is
-    missing, for the time slots from `since` to `until`.
+    """Return how many messages the figure `converted_messages` counts although they have no row in `first_conversions`. The keys
+    of the result are the cohort and the time slot, from `since` to `until`.
 
     Raise RowsQuarantined if count deltas are quarantined, because the counts are then incomplete."""
     require_no_quarantine(connection)

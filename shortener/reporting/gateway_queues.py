@@ -1,9 +1,9 @@
 """This module reads the state of the queue of each gateway: the number and the age of waiting messages, the number of held
 messages, and the state of the circuit breaker.
 
-`read_gateway_queues` reads one row for each gateway, and for each gateway with waiting messages at most 2 * MAX_COUNTED messages.
-The background job of `reporting/queues.py` calls it for /metrics, and `shortener doctor` calls it too. Every process of an
-installation reports the same values, so take the maximum over the processes, not the sum.
+`read_gateway_queues` reads one row for each gateway. For a gateway with waiting messages, it also reads at most 2 * MAX_COUNTED
+messages. The background job of queues.py calls it for /metrics, and `shortener doctor` calls it too. All processes of an
+installation report the same values. A query must therefore use their maximum and not their sum.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from shortener.model import record
 from shortener.storage.schema import applications, gateways, sends
 from shortener.storage.send_conditions import IS_HELD, IS_PENDING
 
-#: For each gateway, the count of messages without an attempt and the count of retries each stop at this number, so that a read
-#: stays fast.
+#: The count of messages without an attempt stops at this number, and so does the count of retries. A read therefore stays fast.
 MAX_COUNTED = 10_000
 
 
@@ -30,10 +29,12 @@ class GatewayQueue:
     """The state of the queue of a gateway that is not removed.
 
     `waiting` is the number of messages that were not accepted yet, at most 2 * MAX_COUNTED. `oldest_seconds` is the age of the
-    oldest of them. Messages of disabled gateways and of disabled applications are ignored, because they wait on purpose. `held` is
-    the number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all gateways are counted.
-    `is_open` is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if
-    there is no waiting message that could be the probe."""
+    oldest of them. It is 0 for a disabled gateway, and it ignores messages of disabled applications, because these messages wait
+    on purpose. `held` is the number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all
+    gateways are counted.
+
+    `is_open` is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if no
+    message waits that could be the probe."""
 
     id: int
     name: str
@@ -75,8 +76,8 @@ def read_gateway_queues(connection: Connection, now: datetime) -> list[GatewayQu
 
 
 def _waiting(connection: Connection, gateway_id: int) -> tuple[int, datetime | None]:
-    """Return the number of messages that wait for a gateway, and the time of the oldest of these messages. The time leaves out
-    messages of disabled applications."""
+    """Return the number of messages that wait for a gateway, and the time of the oldest of them. Messages of disabled
+    applications are ignored for the time."""
     off = select(applications.c.id).where(applications.c.disabled_at.is_not(None))
     count, times = 0, []
     for part in (0, 1):
@@ -102,7 +103,7 @@ def _held(connection: Connection) -> dict[int, int]:
 
 
 def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[GatewayQueue]]) -> None:
-    """Register the gauges of the gateways. `read` returns the latest state."""
+    """Register the gauges of the gateways. `read` returns the state that was read last."""
     for name, field, help in (
         ("waiting", "waiting", f"Messages that wait for the gateway (counted up to {2 * MAX_COUNTED})."),
         (

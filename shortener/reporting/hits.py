@@ -1,9 +1,9 @@
-"""This module lists hits, newest first, in keyset pages. The list for a figure of the statistics contains exactly the hits that the
-figure counts.
+"""This module lists hits, newest first, in keyset pages. The list for a figure of the statistics contains exactly the hits that
+the figure counts.
 
-To fill a page, the module reads hits in the order of their ids, newest first, and examines at most MAX_SCANNED_ROWS hits. If few of
-them match the filter, the page contains fewer hits than requested, or none, although a next page exists. The hits of one message or
-link are found with indexes.
+To fill a page, the module reads hits in the order of their ids, newest first, and examines at most MAX_SCANNED_ROWS hits. If few
+of them match the filter, the page contains fewer hits than requested, or none, although there is a next page. The hits of one
+message or of one link are found with indexes.
 """
 
 # Tested by tests/web/test_lists.py
@@ -42,10 +42,13 @@ HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 class HitFilter:
     """The conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
-    `basis` determines whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
-    `browser` are the names that the statistics use. `click_time` contains upper limits in seconds that separate groups, and the
-    index of one of these groups, as in `Figures.clicked_within`. It is only permitted for the metric `clicked_messages`. `device`,
-    `browser` and `click_time` are checked in Python after a page was read."""
+    `basis` says which time must be in the period: the time of the hit or of its message. `message` is a message_id. `device` and
+    `browser` are the names that the statistics use.
+
+    `click_time` selects one of several groups of times to click, as in `Figures.clicked_within`: it contains the upper limits of
+    the groups in seconds, and the index of the selected group. It is permitted only for the metric `clicked_messages`.
+
+    SQL cannot check `device`, `browser` and `click_time`. They are checked in Python after a page was read."""
 
     application_id: int
     since: datetime | None = None
@@ -68,7 +71,8 @@ class HitFilter:
 
 @record
 class HitPage:
-    """A page of hits with the columns HIT_COLUMNS. The next page contains ids below `next`. On the last page, `next` is None."""
+    """A page of hits with the columns HIT_COLUMNS. The ids of the next page are smaller than `next`. On the last page, `next` is
+    None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -102,7 +106,8 @@ HIT_COLUMNS = (
 
 
 def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int | None = None) -> HitPage:
-    """Return the newest `limit` hits that match the filter. If `below` is not None, return only hits with smaller ids."""
+    """Return the newest `limit` hits that match the filter. If `below` is not None, return only hits whose ids are smaller than
+    `below`."""
     candidates, floor = _candidates(connection, filters, below)
     statement = (
         select(*HIT_COLUMNS)
@@ -120,14 +125,15 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
 
 
 def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | None:
-    """Return the number of hits that match the filter by their rule, the most frequent rule first.
+    """Count the hits that match the filter by the rule that classified them. The most frequent rule is first.
 
     Return None if not all hits can be examined, or if the filter contains conditions that SQL cannot check."""
     candidates, floor = _candidates(connection, filters, None)
     if floor is not None or filters.device is not None or filters.browser is not None or filters.click_time is not None:
         return None
     examined = select(func.count()).select_from(candidates.limit(MAX_SCANNED_ROWS + 1).subquery())
-    if (connection.scalar(examined) or 0) > MAX_SCANNED_ROWS:  # the hits of one link or message
+    # possible only for one link or one message, whose hits `_candidates` does not limit
+    if (connection.scalar(examined) or 0) > MAX_SCANNED_ROWS:
         return None
     number = func.count()
     statement = (
@@ -142,8 +148,8 @@ def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | 
 
 
 def _candidates(connection: Connection, filters: HitFilter, below: int | None) -> tuple[Any, int | None]:
-    """Return a statement that selects the ids of the hits to examine. Also return the smallest of them if older hits of the period
-    are not examined, and None otherwise."""
+    """Return a statement that selects the ids of the hits to examine. If older hits of the period are not examined, also return
+    the smallest of these ids; otherwise None."""
     low, high = _id_limits(filters, below)
     if filters.message is not None or filters.code is not None:
         return _hits_of(connection, filters, low, high), None
@@ -153,7 +159,7 @@ def _candidates(connection: Connection, filters: HitFilter, below: int | None) -
 
 
 def _matches(row: AnyRow, filters: HitFilter) -> bool:
-    """Return whether a row matches the conditions that SQL cannot check."""
+    """Return whether a row fulfils the conditions that SQL cannot check."""
     if filters.device is not None or filters.browser is not None:
         metrics = device_metrics(row.agent, None)
         if filters.device is not None and f"device:{filters.device}" not in metrics:
@@ -171,7 +177,7 @@ def _matches(row: AnyRow, filters: HitFilter) -> bool:
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
     """Return a row of HIT_COLUMNS in the format of the API.
 
-    `networks` is the network list, from which the name of the client's network is read."""
+    `networks` contains the names of networks, by which the name of the client's network is found."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device, browser = device_and_browser(row.agent) if row.agent else (None, None)
     flags = HitFlag(row.flags)
@@ -236,8 +242,8 @@ HIT_CSV_COLUMNS = (
 
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
-    # With Basis.SENT, the period limits the time of the message. A hit can be much later than its message, so the period gives only
-    # a lower limit for the id of the hit.
+    # With Basis.SENT, the period limits the time of the message. A hit is never earlier than its message, but can be much later.
+    # The period therefore gives only a lower limit for the id of the hit.
     low, high = id_range(begin, None if filters.basis is Basis.SENT else end)
     return low, high if below is None else min(below, high)
 

@@ -11,7 +11,7 @@ from shortener.storage.schema import link_sets
 
 
 class LinkSetFilter(Protocol):
-    """Conditions on link sets. A condition that is None is not applied."""
+    """The conditions that a link set must fulfil. A condition that is None is ignored."""
 
     @property
     def application_id(self) -> int: ...
@@ -24,7 +24,7 @@ class LinkSetFilter(Protocol):
 
 
 def find_link_sets(connection: Connection, filters: LinkSetFilter) -> list[int]:
-    """Return the ids of the link sets in which one link has both this destination and this label."""
+    """Return the ids of the link sets in which the same link has this destination and this label."""
     statement = select(link_sets.c.id, link_sets.c.links).where(link_sets.c.application_id == filters.application_id)
     if filters.campaign is not None:
         statement = statement.where(link_sets.c.campaign == filters.campaign)

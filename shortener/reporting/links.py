@@ -1,8 +1,8 @@
 """This module lists links with their clicks, newest message first, in keyset pages.
 
-To fill a page, the module reads messages from an index, newest first, and then their links. No index contains the destination, the
-label, the domain, the expiry or the disabled state of a link. If a filter uses one of these values, at most MAX_SCANNED_MESSAGES
-messages are examined for a page. The page may then contain fewer links than requested, or none, although a next page exists.
+To fill a page, the module reads messages from an index, newest first, and then their links. No index contains the destination,
+the label, the domain, the expiry or the disabled state of a link. If a filter uses one of them, at most MAX_SCANNED_MESSAGES
+messages are examined for a page. The page may then contain fewer links than requested, or none, although there is a next page.
 """
 # Tested by tests/web/test_links.py
 
@@ -51,7 +51,7 @@ HEADER = (
 @record
 class LinkFilter:
     """The conditions of a list of links. `since` (inclusive) and `until` (exclusive) limit the time at which the message was
-    created. `now` decides which links are expired."""
+    created. A filter by expiry compares the expiry of a link with `now`."""
 
     application_id: int
     now: datetime
@@ -67,7 +67,7 @@ class LinkFilter:
     is_figure: bool = False
 
     def of_links(self) -> list[ColumnElement[bool]]:
-        """Return the SQL conditions on columns of links."""
+        """Return the conditions of the filter on columns of the table `links`, as SQL."""
         c = links.c
         found: list[ColumnElement[bool]] = []
         if self.url is not None:
@@ -91,7 +91,7 @@ class LinkPosition(NamedTuple):
 
 @record
 class LinkClicks:
-    """The number of clicks of a link, and the time of the first click. Clicks whose hits were deleted are not included."""
+    """The number of clicks on a link, and the time of the first of them. Clicks whose hits were deleted are not included."""
 
     clicks: int = 0
     first_at: datetime | None = None
@@ -99,8 +99,8 @@ class LinkClicks:
 
 @record
 class LinkPage:
-    """A page of links with the columns LINK_COLUMNS, and their clicks by row id of the link. The next page begins after the
-    position `next`."""
+    """A page of links with the columns LINK_COLUMNS. `clicks` contains the clicks of each link, by the row id of the link. The
+    next page begins after the position `next`."""
 
     rows: Sequence[AnyRow]
     clicks: dict[int, LinkClicks]
@@ -108,7 +108,7 @@ class LinkPage:
 
 
 def list_links(connection: Connection, filters: LinkFilter, limit: int, after: LinkPosition | None = None) -> LinkPage:
-    """Return the links of the newest messages, or the links after a position."""
+    """Return the first `limit` links of the list, or the first `limit` links after a position."""
     since, until = slot_edges(filters.since, filters.until) if filters.is_figure else (filters.since, filters.until)
     of_messages = MessageFilter(filters.application_id, campaign=filters.campaign, source=filters.source, since=since, until=until)
     index_ranges, unindexed = choose_indexes(connection, of_messages)
@@ -141,7 +141,7 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
         rows += connection.execute(statement.order_by(messages.c.id.desc(), links.c.position)).all()
         scanned += len(ids)
         high = ids[-1]
-        # The position is after all links of this message, so the next page begins with the next message.
+        # This position is after all links of the message, so the next page begins with the next message.
         reached = LinkPosition(ids[-1], 1 << 15)
     else:
         reached = reached if index_ranges else None
@@ -152,8 +152,8 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
 
 
 def count_clicks(connection: Connection, of_links: Sequence[tuple[int, int]]) -> dict[int, LinkClicks]:
-    """Return the clicks of links by row id of the link. `of_links` contains the row id of each link and the row id of its
-    message."""
+    """Return the clicks of each link, by the row id of the link. `of_links` contains the row id of each link and the row id of
+    its message."""
     wanted = {link for link, _ in of_links}
     if not wanted:
         return {}

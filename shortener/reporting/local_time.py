@@ -1,5 +1,5 @@
-"""This module converts time slots and periods to the local time of a time zone. Counts are stored in UTC. A range of time slots is
-split where the UTC offset of the zone changes.
+"""This module converts time slots and periods to the local time of a time zone. Counts are stored in UTC. If the UTC offset of
+the zone changes within a range of time slots, the range is split at the change.
 """
 
 # Tested by tests/reporting/test_statistics.py
@@ -13,7 +13,7 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting.counts import time_slots
 from shortener.storage.types import from_ms
 
-FIRST_DAY = date(1970, 1, 1)  # Days are numbered from this day, which is day 0.
+FIRST_DAY = date(1970, 1, 1)  # This day has the number 0. Later days have the numbers 1, 2 and so on.
 SLOT_SECONDS = TIME_SLOT_MS // 1000
 
 
@@ -23,8 +23,8 @@ def local(slot: int, zone: tzinfo) -> datetime:
 
 
 def days(since: datetime, within: range, zone: tzinfo) -> list[tuple[date, range]]:
-    """Return each local day of a period with its time slots. `within` are the time slots of the whole period, and `since` is a time
-    on the first day."""
+    """Return each local day of a period with its time slots. `within` contains the time slots of the whole period. `since` is a
+    time on the first day."""
     day = since.astimezone(zone).date()
     found = []
     start = within.start
@@ -38,12 +38,12 @@ def days(since: datetime, within: range, zone: tzinfo) -> list[tuple[date, range
 
 
 def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]:
-    """Yield ranges of time slots with the same UTC offset, and this offset in seconds."""
+    """Split `within` into ranges of time slots that have the same UTC offset. Yield each range and its offset in seconds."""
     start = within.start
     while start < within.stop:
         offset = _offset(start, zone)
-        # A UTC offset changes at most a few times a year, so a week that begins and ends with the same offset contains no other
-        # offset. `same` is the last time slot that is known to have the offset of `start`.
+        # A UTC offset changes at most a few times a year. Therefore, if a week begins and ends with the same offset, no time in
+        # it has another offset. `same` is the last time slot that is known to have the offset of `start`.
         same, stop = start, within.stop
         while same < within.stop - 1:
             later = min(same + 7 * 96, within.stop - 1)
@@ -56,8 +56,10 @@ def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]
 
 
 def constant_minutes(within: range, zone: tzinfo) -> list[tuple[range, int]]:
-    """Return ranges of time slots in which hours begin with the same minute in UTC, and the remainder of the UTC offset by an hour,
-    in seconds. There are several ranges only if the UTC offset changes by a part of an hour, as on Lord Howe Island."""
+    """Split `within` into ranges of time slots in which the local hours begin at the same minute in UTC. Return each range with
+    the UTC offset modulo one hour, in seconds.
+
+    There are several ranges only if the UTC offset changes by a part of an hour, as on Lord Howe Island."""
     found: list[tuple[range, int]] = []
     for part, offset in constant_offsets(within, zone):
         if found and found[-1][1] == offset % 3600:
@@ -68,10 +70,11 @@ def constant_minutes(within: range, zone: tzinfo) -> list[tuple[range, int]]:
 
 
 def hour_starts(within: range, zone: tzinfo) -> Callable[[int], datetime]:
-    """Return a function that returns the UTC time at which the local hour of a time slot begins. `within` are all time slots.
+    """Return a function that returns, for a time slot, the start of its local hour as a UTC time. `within` contains all time
+    slots.
 
-    An hour begins with minute 0 in local time, and also where the UTC offset changes by a part of an hour. The first hour can begin
-    before the first time slot."""
+    An hour begins with minute 0 in local time. If the UTC offset changes by a part of an hour, an hour also begins at the change.
+    The first hour can begin before the first time slot."""
     parts = constant_minutes(within, zone)
 
     def start_of_hour(slot: int) -> datetime:
@@ -101,9 +104,11 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 
 def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function that converts a period to local time. Its arguments are a group, and the number of a period of `length`
-    seconds. Its result is the local time of the period in units of `seconds`: if `seconds` is 86,400, the result is the number of
-    the day. If `modulo` is not None, the result is the local time modulo `modulo`."""
+    """Return a function that returns the local time of a period as a number. Its arguments are a group, which it ignores, and the
+    number of a period of `length` seconds. `offset` is the UTC offset in seconds.
+
+    The result counts units of `seconds`: with 86,400, it is the number of the local day. If `modulo` is not None, the result is
+    this number modulo `modulo`."""
 
     def convert(group: int, period: int) -> int:
         number = (period * length + offset) // seconds

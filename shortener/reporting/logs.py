@@ -1,6 +1,6 @@
-"""The log of sent messages for clients of other vendors: the messages of a period, with metadata, cost and stored text.
+"""The log of sent messages for clients of other vendors: the messages of a period, with metadata, cost and text.
 
-A text is stored only while the message waits for a gateway, because the service does not keep the texts of messages.
+The service stores the text of a message only while the message waits for a gateway. Other entries have no text.
 """
 
 # Tested by tests/web/vendors/test_infobip_logs.py
@@ -24,7 +24,7 @@ _MESSAGES_PER_STATEMENT = 500
 
 @record
 class LogEntry:
-    """A message in the log: its columns MESSAGE_COLUMNS, its metadata, and the cost and the text with which a gateway sends it."""
+    """A message in the log: its columns MESSAGE_COLUMNS and its metadata, and, if a gateway sends it, the cost and the text."""
 
     message: AnyRow
     metadata: dict[str, Any] | None
@@ -34,7 +34,7 @@ class LogEntry:
 
 @record
 class LogPage:
-    """A page of log entries, newest first. The next page contains ids below `next`. On the last page, `next` is None."""
+    """A page of log entries, newest first. The ids of the next page are smaller than `next`. On the last page, `next` is None."""
 
     entries: Sequence[LogEntry]
     next: int | None
@@ -47,7 +47,7 @@ def read_log(
     below: int | None = None,
     message_ids: Sequence[str] | None = None,
 ) -> LogPage:
-    """Return at most `limit` messages. If `message_ids` is given, only these messages are examined. All other filters apply too."""
+    """Return at most `limit` messages that match all filters. If `message_ids` is not None, examine only these messages."""
     if message_ids is not None:
         found = find_messages(connection, filters.application_id, message_ids)
         return LogPage(_entries(connection, [row for row in found if _matches(row, filters)][:limit]), None)

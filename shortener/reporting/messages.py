@@ -1,10 +1,12 @@
 """This module lists messages, newest first, in keyset pages.
 
-The cost of a page does not depend on its position in the list. A page starts below a row id and reads one index:
-`messages_by_recipient` for a phone number, `messages_by_cohort` for a campaign, and otherwise `messages_by_application`. Times
-become limits of the id, because ids grow with time. There is no index for a filter by state, and none for a filter by source
-without a campaign. With such a filter, at most MAX_SCANNED_ROWS messages are examined for a page. The page may then contain fewer
-messages than requested, or none, although a next page exists.
+A page takes the same time everywhere in the list. It starts below a row id and reads one index: `messages_by_recipient` for a
+phone number, `messages_by_cohort` for a campaign, and otherwise `messages_by_application`. Times become limits of the id, because
+ids grow with time.
+
+There is no index for a filter by state, and none for a filter by source without a campaign. With such a filter, at most
+MAX_SCANNED_ROWS messages are examined for a page. The page may then contain fewer messages than requested, or none, although
+there is a next page.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, first_conversions, is_clicked, messages
 from shortener.storage.types import AnyRow, Instant, Money, to_iso
 
-MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
+MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page if a condition has no index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
 
 
@@ -54,12 +56,12 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 @record
 class MessageFilter:
     """The conditions of a list of messages. `since` is inclusive, `until` is exclusive. `campaign` "" selects messages without a
-    campaign. `states` selects messages in one of these states, `request_ids` messages of these rewrite requests, and `sender`
-    messages of this sender. `country` is the ISO 3166 code of the recipient's country, "" for an unknown country. `destination`
-    (host and path) and `label` belong to one link of the message.
+    campaign. `states` selects messages in one of these states, `request_ids` selects messages of these rewrite requests, and
+    `sender` selects messages of this sender. `country` is the ISO 3166 code of the recipient's country, or "" for an unknown
+    country. `destination` (host and path) and `label` must belong to the same link of the message.
 
-    With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
-    complete time slots, and `basis` decides whether the period refers to the time of the event or of the message."""
+    With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period is then extended
+    to complete time slots, and `basis` says which time must be in the period: the time of the event or of the message."""
 
     application_id: int
     state: State | None = None
@@ -80,8 +82,8 @@ class MessageFilter:
 
 @record
 class MessagePage:
-    """A page of messages with the columns MESSAGE_COLUMNS. The next page contains ids below `next`. On the last page, `next` is
-    None."""
+    """A page of messages with the columns MESSAGE_COLUMNS. The ids of the next page are smaller than `next`. On the last page,
+    `next` is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -118,7 +120,7 @@ MESSAGE_COLUMNS = (
 )
 
 
-#: The columns of a message in lists, with times as milliseconds since 1970 and amounts as text. Rows in this form are read in a
+#: The same columns for lists, but with times as milliseconds since 1970 and amounts as text. Reading rows in this form takes a
 #: fraction of the time.
 STORED_MESSAGE_COLUMNS = tuple(
     type_coerce(column, Text if isinstance(column.type, Money) else BigInteger).label(column.name)
@@ -135,8 +137,8 @@ def list_messages(
     below: int | None = None,
     columns: Sequence[ColumnElement[Any]] = MESSAGE_COLUMNS,
 ) -> MessagePage:
-    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages with smaller ids. The
-    first of the `columns` must be the row id."""
+    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages whose ids are
+    smaller than `below`. The first of the `columns` must be the row id."""
     index_ranges, unindexed = choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
@@ -158,21 +160,21 @@ def find_messages(connection: Connection, application_id: int, message_ids: Sequ
 
 
 def find_by_row_ids(connection: Connection, row_ids: Sequence[int]) -> dict[int, AnyRow]:
-    """Return the messages with these row ids, at most 1,000, by row id."""
+    """Return messages by their row ids, of which there are at most 1,000. The keys of the result are the row ids."""
     shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
     return {row.id: row for row in connection.execute(shown.where(messages.c.id.in_(row_ids)))}
 
 
 def shown_number(number: str, *, reveal: bool) -> str:
-    """Return a phone number as it is shown to the caller: complete if `reveal` is true, otherwise masked. An erased number is an
+    """Return a phone number for the caller: complete if `reveal` is true, otherwise masked. The result for an erased number is an
     empty text."""
     return number if reveal or not number else mask(number)
 
 
 def shown_reason(reason: str | None, number: str, *, reveal: bool) -> str | None:
-    """Return the reason text of a carrier as it is shown to the caller. Unless `reveal` is true, the recipient's `number` and all
-    international numbers in the text are masked."""
+    """Return the reason text of a carrier for the caller. Unless `reveal` is true, the recipient's `number` and all international
+    numbers in the text are masked."""
     return reason if reveal or not reason else mask_recipient(reason, number)
 
 
@@ -214,13 +216,13 @@ def serialize_decimal(amount: Decimal | None) -> str | None:
     return None if amount is None else format(amount, "f")
 
 
-#: A range of an index: the first column of the index and its value. The second column of the index is the row id.
+#: A range of an index: the first column of the index, and the value that it has in this range. The second column is the row id.
 IndexRange = tuple[Column[Any], int | str]
 Conditions = list[ColumnElement[bool]]
 
 
 def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list[IndexRange], Conditions]:
-    """Return the index ranges that a page of messages reads, and the conditions that these indexes do not contain."""
+    """Return the index ranges that a page of messages reads. Also return the conditions that these indexes cannot check."""
     unindexed: Conditions = []
     if filters.state is State.CLICKTHRU:
         unindexed.append(is_clicked())
@@ -249,7 +251,7 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
         if len(numbers) <= MAX_COHORTS_PER_PAGE:
             return [(messages.c.cohort_id, number) for number in numbers], unindexed
     if len(of_cohort) > 1:
-        # The "+ 0" prevents SQLite from using the index on cohorts, which has another order.
+        # The "+ 0" prevents SQLite from using the index on cohorts. That index has another order than the list.
         unindexed.append((messages.c.cohort_id + 0).in_(select(cohorts.c.id).where(*of_cohort)))
     if filters.to is not None:
         return [(messages.c.to_address, filters.to)], unindexed
@@ -257,13 +259,13 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
 
 
 def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
-    """Return the lowest id (included) and the highest id (excluded) of a page of messages."""
+    """Return the limits of the ids of a page of messages: the lowest id (included) and the highest id (excluded)."""
     since, until = _period(filters)
     if filters.metric is not None and filters.basis is Basis.SENT:
         low, high = id_range(since, until, tolerance=timedelta())
     else:
-        # For a figure of later events, such as delivery reports or clicks, the period limits the time of the event. Its message can
-        # be much older, so the period gives only an upper limit for the row id of the message.
+        # Delivery reports and clicks can be much later than their message. For such a figure, the period limits the time of the
+        # event. It gives only an upper limit for the row id of the message.
         is_later = filters.metric not in (None, "messages")
         low, high = id_range(None if is_later else since, until)
     return low, high if below is None else min(below, high)
@@ -274,7 +276,7 @@ def _period(filters: MessageFilter) -> tuple[datetime | None, datetime | None]:
 
 
 def _has_metric(filters: MessageFilter) -> ColumnElement[bool]:
-    """Return the SQL condition for messages that a figure of the statistics counts within the period."""
+    """Return the SQL condition that selects the messages that a figure of the statistics counts within the period."""
     since, until = _period(filters) if filters.basis is Basis.EVENT else (None, None)
     if filters.metric == "clicked_messages":
         at: Column[Any] = first_clicks.c.at
@@ -291,7 +293,7 @@ def _between(at: Column[Any], since: datetime | None, until: datetime | None) ->
 
 
 def _exact_conditions(filters: MessageFilter) -> Conditions:
-    """Return the exact SQL conditions on time, because the index ranges select times only approximately."""
+    """Return the SQL conditions that limit the times exactly. The index ranges limit them only approximately."""
     conditions: Conditions = []
     if filters.metric is None or (filters.metric == "messages" and filters.basis is Basis.EVENT):
         conditions += _between(messages.c.created_at, *_period(filters))
@@ -303,8 +305,8 @@ def _exact_conditions(filters: MessageFilter) -> Conditions:
 def select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
     """Return a statement that selects the ids of an index range, newest first.
 
-    PostgreSQL gets a range of both columns. With separate conditions, PostgreSQL may read all messages backwards until enough of
-    them match. SQLite gets separate conditions. If it got a range of both columns, it would use only the first column, and start
+    PostgreSQL compares both columns at once. With separate conditions, it may read all messages backwards until enough of them
+    match. SQLite gets separate conditions. If SQLite compared both columns at once, it would use only the first column, and start
     each page at the newest message."""
     column, value = index_range
     if connection.dialect.name == "sqlite":
@@ -316,8 +318,10 @@ def select_ids(connection: Connection, index_range: IndexRange, low: int, high: 
 
 
 def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
-    """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, return the
-    highest of their lowest ids, because below this id at least one range is not examined."""
+    """Return the lowest id down to which the page is complete, or None if the page can examine all ids.
+
+    Each index range is examined down to its own lowest id. The result is the highest of them, because below it at least one range
+    is not examined."""
     ends = union_all(
         *(
             select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)

@@ -1,8 +1,8 @@
 """This module reads the state of the queues: how much work waits, how old it is, and how large the database is.
 
-`read_queue_state` needs only a few index look-ups, independent of the size of the tables. `QueueMonitor` is the background job that
-reads the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state. Every
-process of an installation reports the same values, so take the maximum over the processes, not the sum.
+`read_queue_state` needs only a few index look-ups, independent of the size of the tables. The background job `QueueMonitor` reads
+the state every INTERVAL_SECONDS, so that a request for /metrics reads no table. `shortener doctor` reads the same state. All
+processes of an installation report the same values. A query must therefore use their maximum and not their sum.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
 INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
-# The count of waiting rows stops at this number, so that a read stays fast. If there are more rows, this number is reported.
+# Waiting rows are counted only up to this number, so that a read stays fast. If there are more rows, this number is reported.
 MAX_COUNTED = 50_000
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 
 @record
 class QueueState:
-    """The state of the queues at one time. Ages are in seconds; an age of 0 means that nothing waits."""
+    """The state of the queues at one time. Ages are in seconds. An age of 0 means that nothing waits."""
 
     events_pending: int = 0  # The number of events whose deliveries were not created yet.
     oldest_event_seconds: float = 0.0
-    deliveries_pending: int = 0  # The number of deliveries that are due now or later.
+    deliveries_pending: int = 0  # The number of pending deliveries, both due and not due yet.
     deliveries_due: int = 0
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
     count_deltas_quarantined: int = 0
-    trackers_disabled: int = 0  # The number of trackers that the service, not a user, has disabled.
+    trackers_disabled: int = 0  # The number of trackers that the service has disabled, without those that a user has disabled.
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
 
@@ -74,13 +74,13 @@ def read_queue_state(connection: Connection, settings: Settings, now: datetime) 
 
 
 def _oldest_due(connection: Connection) -> datetime | None:
-    """Return the earliest time at which a delivery of any enabled tracker is or was due."""
+    """Return the earliest due time of the pending deliveries of all enabled trackers. It may be in the future."""
     off = select(schema.trackers.c.id).where(schema.trackers.c.enabled.is_(False))
     parked = {tracker_queue(tracker) for tracker in connection.scalars(off)}
     times = [
         due
         for queue in pending_queues(connection, "", END_OF_NAMES, MAX_QUEUES)
-        if queue.name not in parked  # Leave out the deliveries of disabled trackers, because they wait on purpose.
+        if queue.name not in parked  # The deliveries of disabled trackers wait on purpose, so they are left out.
         for due in (queue.first_due, queue.retry_due)
         if due is not None
     ]
@@ -88,8 +88,8 @@ def _oldest_due(connection: Connection) -> datetime | None:
 
 
 def _purge_lag(connection: Connection, settings: Settings, now: datetime) -> float:
-    """Return for how many seconds the oldest row has been stored after the end of its retention time. The retention time of a
-    message is at least the lifetime of its links."""
+    """Return how many seconds ago the oldest row should have been deleted. The retention time of a message is at least the
+    lifetime of its links."""
     messages = max(settings.message_retention_days, settings.link_ttl_days)
     lags = []
     for table, at, days in (
@@ -103,7 +103,7 @@ def _purge_lag(connection: Connection, settings: Settings, now: datetime) -> flo
 
 
 def _size(connection: Connection, settings: Settings) -> int:
-    """Return the size of the database in bytes, on SQLite without the WAL."""
+    """Return the size of the database in bytes. On SQLite, the WAL is not included."""
     file: Path | None = sqlite_path(settings.store_url)
     if file is None:
         return int(connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one())

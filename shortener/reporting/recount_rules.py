@@ -1,8 +1,8 @@
-"""The rules by which a recount counts rows: which rows count, when, under which metric, and with which amount.
+"""The rules by which a recount counts rows: which rows count, at which time, under which metric, and with which amount.
 
-They are the rules of the count deltas (outbox/count_deltas.py). `count_check.py` applies them to verify the counts, and
-`rollup_check.py` to verify the rolled-up counts. Both add what depends on more than one row: the devices and the browsers of clicks
-(clicks/device_counts.py), and the times from sending to click.
+They must agree with the rules of the count deltas (outbox/count_deltas.py). count_check.py applies them to verify the counts, and
+rollup_check.py applies them to verify the rolled-up counts. Some counts depend on more than one row: the devices and browsers of
+clicks (clicks/device_counts.py), and the times from sending to click. The two modules compute these counts themselves.
 """
 # Tested by tests/reporting/test_recount_rules.py, test_counts.py and test_rollups.py
 
@@ -48,19 +48,19 @@ from shortener.storage.types import from_ms
 
 MAX_RECOUNT_ROWS = 100_000  # One statement counts at most this number of rows, so that it does not exceed its time limit.
 
-#: The SQL condition for conversions whose value is added to the count `value:{currency}`: conversions that do not count as negative
-#: or pending (`status_words.is_revenue`).
+#: The SQL condition for conversions whose value is added to the count `value:{currency}`. Negative and pending conversions are
+#: left out (`status_words.is_revenue`).
 IS_REVENUE = or_(
     conversions.c.counted_as.is_(None),
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
 )
 
-#: The SQL condition for messages whose cost is part of the figure `cost`: the cost was not refunded.
+#: The SQL condition for messages whose cost is part of the figure `cost`. It leaves out refunded costs.
 HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
 
 class LinkColumns:
-    """The columns of the table `links` that a query uses instead of the same columns of `messages`."""
+    """The columns of the table `links` that have the same meaning as the columns of `messages` with these names."""
 
     id = links.c.message_id
     cohort_id = links.c.cohort_id
@@ -69,15 +69,18 @@ class LinkColumns:
 
 @record
 class CountRule:
-    """Rows that count under one metric. `table` contains these rows, and a recount reads it in ranges of ids. `source` joins
-    `table` to the message or the link. `owner` contains columns of this message or link: the id of the message, the cohort and the
-    link set. A row counts at the time `at` if all `conditions` are true.
+    """A rule for rows that count under one metric.
 
-    If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row: amounts of money are read one by
-    one, because SQLite would add them as floating point numbers.
+    `table` contains these rows. A recount reads it in ranges of ids. `source` joins `table` to the message or the link. `owner`
+    contains three columns of this message or link: the id of the message, the cohort and the link set. A row counts at the time
+    `at` if all `conditions` are true.
 
-    A rule for clicks counts for the link set `link_set`. The columns of `link_set` are in `link_source`, which extends `source`.
-    Only the rolled-up counts need `link_source`. If `link_set` is None, the rows count for the link set of `owner`."""
+    If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row. This is necessary for money,
+    because SQLite would add it as floating point numbers.
+
+    A rule for clicks counts them for the link set `link_set`, whose columns are in `link_source`. `link_source` is `source`
+    joined to more tables, and only the rolled-up counts need it. If `link_set` is None, the rows count for the link set of
+    `owner`."""
 
     table: Table
     source: FromClause
@@ -104,13 +107,13 @@ def _of_messages() -> Iterator[CountRule]:
         yield CountRule(messages, messages, m, at, literal(metric), amount)
 
 
-#: The counts that messages cause.
+#: The rules for the counts of messages.
 OF_MESSAGES = tuple(_of_messages())
 
 _LINK_SET_OF_HIT = func.coalesce(links.c.link_set_id, 0)
 _CLICKED = join(first_clicks, messages, messages.c.id == first_clicks.c.id)
 
-#: First clicks on messages. Each of them also has a time from sending to click, with the metric `ttc`.
+#: The rule for first clicks on messages. Each first click also has a time from sending to click, with the metric `ttc`.
 OF_FIRST_CLICKS = CountRule(
     first_clicks,
     _CLICKED,
@@ -124,7 +127,7 @@ OF_FIRST_CLICKS = CountRule(
 
 _PENDING = join(events, messages, messages.c.id == events.c.message_id)
 
-#: First clicks whose time from sending to click the fan-out has not counted yet.
+#: The rule for first clicks whose time from sending to click the fan-out has not counted yet.
 OF_PENDING_CLICKS = CountRule(
     events,
     _PENDING,
@@ -152,7 +155,7 @@ HITS_AND_LINKS = join(hits, links, links.c.id == hits.c.link_id)
 
 
 def recount_rules(connection: Connection) -> list[tuple[Table, list[CountRule]]]:
-    """Return the rules for all rows, by the table that contains the rows. A recount reads each table once, in ranges of ids."""
+    """Return all rules, grouped by the table that contains the rows. A recount reads each table once, in ranges of ids."""
     count = func.count()
     of_hits = [
         CountRule(hits, HITS_AND_LINKS, LinkColumns, hits.c.at, HIT_METRIC, count, (HIT_METRIC.is_not(None),)),
@@ -166,7 +169,7 @@ def recount_rules(connection: Connection) -> list[tuple[Table, list[CountRule]]]
             (IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None)),
         ),
     ]
-    # Links that a release without link sets created are not counted, so they are left out here too.
+    # A release without link sets did not count the links that it created, so they are left out here too.
     created = CountRule(
         links,
         join(links, messages, messages.c.id == links.c.message_id),
@@ -190,8 +193,7 @@ def recount_rules(connection: Connection) -> list[tuple[Table, list[CountRule]]]
 
 
 def _of_conversions(missed: ColumnElement[bool]) -> Iterator[CountRule]:
-    """Yield the rules for conversions. `missed` is the condition for conversions whose message has no row in `first_conversions`
-    yet."""
+    """Yield the rules for conversions. `missed` selects conversions of messages that have no row in `first_conversions` yet."""
     c = conversions.c
     joined = join(conversions, messages, messages.c.id == c.message_id)
 
@@ -214,13 +216,14 @@ def time_slot_of(at: ColumnElement[Any]) -> ColumnElement[int]:
 
 
 def is_in_slots(at: ColumnElement[Any], within: range) -> ColumnElement[bool]:
-    """Return the SQL condition for times within these time slots."""
+    """Return the SQL condition that a time lies within these time slots."""
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     return and_(at >= begins, at < ends)
 
 
 def id_ranges(connection: Connection, table: Table) -> Iterator[ColumnElement[bool]]:
-    """Yield conditions that split the table into ranges of its ids with at most MAX_RECOUNT_ROWS rows each."""
+    """Split the ids of a table into ranges that contain at most MAX_RECOUNT_ROWS rows each. Yield the SQL condition of each
+    range."""
     after = -1
     while True:
         end = connection.scalar(

@@ -1,9 +1,10 @@
 """This module returns delivery reports to clients that poll for them. Each report is returned once, in the order of arrival.
 
-A report is the first event in which a message reaches a final state. Each version of a vendor's interface is a reader. For each
-application and reader, the database stores the position up to which the reader has read the event log. Transactions of other
-processes may still commit events whose ids are smaller than this position. Each call therefore reads the events of the last minute
-again. It leaves out those in the column `returned`, which the reader already got.
+A report is the first event in which a message reaches a final state. The readers of reports are the versions of vendors'
+interfaces. For each application and reader, the database stores the position up to which the reader has read the event log.
+
+Transactions of other processes may still commit events with ids below this position. Therefore each call reads the events of the
+last minute again. It leaves out the events that the reader has already got; their ids are in the column `returned`.
 
 `read_next` only reads. `accept` stores the new position. It fails if another request of the same reader has stored a position in
 the meantime.
@@ -24,7 +25,7 @@ from shortener.storage.database import upsert
 from shortener.storage.schema import OTHER_EVENTS, events, report_polls
 from shortener.storage.types import AnyRow, to_ms
 
-PERIOD = timedelta(hours=48)  # Reports that arrived longer ago than this are not returned.
+PERIOD = timedelta(hours=48)  # Reports that are older than this are not returned.
 OVERLAP_MS = 60_000
 MAX_RETURNED = 20_000  # The maximum number of event ids in the column `returned`.
 MAX_PAGES, PAGE_ROWS = 20, 10_000  # One call reads at most MAX_PAGES times PAGE_ROWS rows of the event log.
@@ -33,7 +34,7 @@ _MESSAGES_PER_STATEMENT = 500
 
 
 class Poll(NamedTuple):
-    """The next reports for a reader: the row ids of their messages, and the new position that `accept` stores."""
+    """The result of `read_next`: the row ids of the messages of the next reports, and the new position that `accept` stores."""
 
     application_id: int
     reader: str
@@ -71,8 +72,8 @@ def read_next(connection: Connection, application_id: int, reader: str, now: dat
 
 
 def accept(connection: Connection, poll: Poll) -> bool:
-    """Store that a reader got its next reports. Return False, and store nothing, if another request of the reader has already got
-    them."""
+    """Store that a reader got the reports of a `Poll`. If another request of the reader has already got them, store nothing and
+    return False."""
     c = report_polls.c
     key = {"application_id": poll.application_id, "reader": poll.reader}
     values = {"after_event_id": poll.after, "returned": list(poll.returned), "revision": poll.revision + 1}
@@ -83,8 +84,8 @@ def accept(connection: Connection, poll: Poll) -> bool:
 
 
 def _first_reports(connection: Connection, application_id: int, after: int, end: int, known: set[int]) -> list[AnyRow]:
-    """Return the events within a range of ids in which a message reached a final state for the first time. Events whose ids are in
-    `known` are left out."""
+    """Return the events in a range of ids in which a message reached a final state for the first time. Leave out events whose ids
+    are in `known`."""
     c = events.c
     in_range = (c.id > after, c.id <= end, c.application_id == application_id, c.topics.bitwise_and(int(Topic.DELIVERY)) != 0)
     rows = connection.execute(select(c.id, c.message_id, c.data).where(*in_range).order_by(c.id)).all()

@@ -1,10 +1,14 @@
-"""This module verifies the rolled-up counts by counting all rows again. `rollup_repair.py` repairs them.
+"""This module verifies the rolled-up counts by counting all rows again. rollup_repair.py repairs them.
 
-`count_check.py` verifies the counts themselves with the same rules (`recount_rules.py`). The rolled-up counts are compared in each
-period that lies completely within the verified time. Some metrics are compared only as a sum, which also takes less time and
-memory. These are the buckets of the time from sending to click, because a report after the click may have changed the time of
-sending; and the devices and the browsers, because the user agent of a click may have been erased. Messages from before the
-migration that introduced the counts by the time of sending have no such counts, so they are left out of this comparison.
+count_check.py verifies the counts themselves with the same rules (recount_rules.py). A rolled-up count is compared only if its
+period lies completely within the verified time.
+
+Three kinds of metrics are compared only as sums, which also takes less time and memory. They are the buckets of the time from
+sending to click, because a report after the click may have changed the time of sending. They are also the devices and the
+browsers, because the user agent of a click may have been erased.
+
+A migration introduced the counts by the time of sending. Messages from before the migration have no such counts, so they are not
+compared.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -74,8 +78,8 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import from_ms
 
-#: The name of a value in the table `installation`: the first time slot whose messages have counts by time of sending. Without this
-#: value, all messages have such counts.
+#: The key of an entry in the table `installation`. The entry is the first time slot whose messages have counts by time of
+#: sending. Without the entry, all messages have such counts.
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
 _COLUMNS = ("cohort", "quarter", "metric", "sent", "link_set")
@@ -85,8 +89,8 @@ _SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
 
 @record
 class RollupDifference:
-    """A rolled-up count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start
-    of its period."""
+    """A rolled-up count that differs from the rows of the database. `kept` is the stored amount, and `counted` is the result of
+    counting the rows again. `at` is the start of the period."""
 
     group: GroupName
     basis: Basis
@@ -100,7 +104,8 @@ class RollupDifference:
 def verify_rollups(
     connection: Connection, since: datetime, until: datetime, progress: Callable[[int], None] = lambda steps: None
 ) -> list[RollupDifference]:
-    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Call this in one read transaction.
+    """Count all rows again. Return each difference from the stored rolled-up counts, oldest first. Call this function in one read
+    transaction.
 
     `progress` is called with the number of finished steps. A step reads one range of rows."""
     check = recount(connection, time_slots(since, until), counted_since(connection), progress, is_merged=True)
@@ -132,7 +137,8 @@ def counted_since(connection: Connection) -> int:
 
 
 class Recount(NamedTuple):
-    """The stored rolled-up counts, the results of counting all rows again, and the names of their groups."""
+    """The stored rolled-up counts (`kept`), the results of counting all rows again (`counted`), and the names of the groups in
+    both."""
 
     kept: PeriodAmounts
     counted: PeriodAmounts
@@ -154,7 +160,7 @@ def different_metrics(kept: Mapping[str, int | Decimal], counted: Mapping[str, i
 
 
 def merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decimal]:
-    """Merge the metrics that cannot be verified one by one."""
+    """Return the amounts with the metrics that `merge_metric` merges."""
     merged: dict[str, int | Decimal] = {}
     for metric, amount in amounts.items():
         add_amount(merged, merge_metric(metric), amount)
@@ -163,7 +169,8 @@ def merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decim
 
 @lru_cache(maxsize=4096)
 def merge_metric(metric: str) -> str:
-    """Return the name of the sum to which a metric belongs in the comparison, or the metric itself if it is compared alone."""
+    """Return the name under which the amounts of a metric are compared. Metrics that can be compared only as a sum have the same
+    name; for any other metric, return the metric itself."""
     name = metric.partition(":")[0]
     return name if name in _MERGED else metric
 
@@ -176,8 +183,8 @@ def recount(
     *,
     is_merged: bool,
 ) -> Recount:
-    """Read the stored rolled-up counts, and count all rows again. If `is_merged` is true, merge the metrics that cannot be verified
-    one by one."""
+    """Read the stored rolled-up counts, and count all rows again. If `is_merged` is true, merge the metrics that can be compared
+    only as a sum."""
     counted = SlotSums()
     for steps, amounts in enumerate(_count_rows(connection, within, is_merged=is_merged), 1):
         counted.add(amounts)
@@ -187,7 +194,7 @@ def recount(
     for amounts in (missing.items(), _read_deltas(connection), _count_pending_clicks(connection, within)):
         pending.add(_merge_events(amounts) if is_merged else amounts)
 
-    compared = []  # The periods that are compared, for each series (a basis and a length of period).
+    compared = []  # The compared periods of each series. A series has one basis and one length of period.
     for number in _SERIES:
         slots = Level(number % 3).slots
         first = within.start if number < 3 else max(within.start, sent_since)
@@ -202,7 +209,7 @@ def recount(
             _, number, period = key
             if period in compared[number]:
                 target[key] = of_period
-        names |= expansion.names  # `expand` has added the names of the groups that it found.
+        names |= expansion.names  # `expand` has filled `expansion.names` with the groups that it found.
     for row in connection.execute(select(count_groups)):
         names[row.id] = GroupName(row.application_id, row.kind, row.source, row.campaign, row.country, row.name)
     groups = list(names)
@@ -237,8 +244,8 @@ def _read_deltas(connection: Connection) -> _Amounts:
 
 
 def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:
-    """Count all rows again. Yield the amounts that belong to the time slots `within`, by the time of the event or of its
-    message. If `is_merged` is true, count the metrics that cannot be verified one by one as a sum."""
+    """Count all rows again. Yield the amounts of which the time of the event or the time of its message lies in the time slots
+    `within`. If `is_merged` is true, metrics that can be compared only as a sum are counted as this sum."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
@@ -269,8 +276,8 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
 
 
 def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
-    """Yield the amount of each row once for each of `metrics`. The metric None stands for the metric in the row. If the row
-    contains no metric, its amount is left out for None."""
+    """Run a statement, and yield the amount of each row once for each of `metrics`. None in `metrics` means the metric that the
+    row itself contains; if it contains none, nothing is yielded for None."""
     for cohort, slot, own, sent, link_set, amount in connection.execute(statement):
         for metric in metrics:
             if (name := metric or own) is not None:
@@ -290,7 +297,7 @@ def _times_to_click(connection: Connection, statement: Select[Any], clicked_at: 
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
-    """Yield the first clicks whose time from sending to click the fan-out has not counted yet."""
+    """Yield the times to click that the fan-out has not counted yet."""
     rule = OF_PENDING_CLICKS
     each = _one_by_one(rule, within)
     for id_range in id_ranges(connection, rule.table):
@@ -298,14 +305,14 @@ def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
 
 
 def _grouped(rule: CountRule, within: range) -> Select[Any]:
-    """Return a statement that selects the rows that a rule counts, in all ranges of ids. Its columns are (cohort, time slot,
-    metric, time slot of the message, link set, amount)."""
+    """Return a statement that counts rows according to a rule. Its columns are (cohort, time slot, metric, time slot of the
+    message, link set, amount). The caller adds the condition that limits the statement to a range of ids."""
     chosen = _one_by_one(rule, within).add_columns(rule.amount)
     return chosen.group_by(*map(text, _COLUMNS)) if rule.is_sum else chosen
 
 
 def _one_by_one(rule: CountRule, within: range) -> Select[Any]:
-    """Return a statement that selects the columns of `_grouped` without the amount, for each row that a rule counts."""
+    """Return a statement that selects each row that a rule counts. It has the columns of `_grouped` without the amount."""
     owner = rule.owner
     link_set = func.coalesce(owner.link_set_id, 0) if rule.link_set is None else rule.link_set
     values = owner.cohort_id, time_slot_of(rule.at), rule.metric, sent_slot_of(owner.id), link_set

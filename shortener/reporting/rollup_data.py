@@ -1,14 +1,14 @@
-"""This module reads, writes and adds up the amounts in rows of rolled-up counts. The amounts of a row are one JSON object with all
-metrics.
+"""This module reads, writes and adds up the amounts in rows of rolled-up counts. The amounts of a row are one JSON object with
+all metrics.
 
 Amounts are integers, and decimal strings for amounts of money. A row can have a few hundred buckets of the time to click
-(`ttc:45`). If there are MIN_PACKED_BUCKETS or more, they are stored as one text: the histogram. A report converts histograms to
-large integers, so that one addition adds all buckets. Adding each bucket of each row separately would take most of the time of a
-report over many groups and days.
+(`ttc:45`). If there are MIN_PACKED_BUCKETS or more, they are stored as one text, the histogram. A report converts each histogram
+to one large integer, so that one addition adds all buckets. Separate additions for each bucket of each row would take most of the
+time of a report over many groups and days.
 
-A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the first bucket, and the counts of this and all further
-buckets, little-endian. If there are few buckets, or a count is negative or huge, the buckets are stored as single entries instead.
-A row may contain both forms.
+A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the number of the first bucket, and the counts of this and
+all later buckets, little-endian. If there are few buckets, or if a count is negative or too large, each bucket is stored as a
+separate entry. A row may contain both forms.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from decimal import Context, Decimal
 
 import orjson
 
-#: The number of digits of decimal arithmetic. No sum has more digits, so no sum is rounded.
+#: Decimal arithmetic with so many digits that no sum is rounded.
 EXACT = Context(prec=100)
 VALUE = "value:"  # The prefix of metrics that are amounts of money.
 TIME_TO_CLICK = "ttc:"  # The prefix of the buckets of the time to click.
 HISTOGRAM = "ttc"  # The key of the histogram in a row.
 
-#: A row with fewer buckets than this stores single entries, which are then shorter than a histogram and can be added as fast.
+#: A row with fewer buckets stores one entry for each bucket. These entries are then shorter than a histogram, and adding them
+#: takes no more time.
 MIN_PACKED_BUCKETS = 24
-#: The format character of a count for the module `struct`, by the number of bytes of the count.
+#: For each number of bytes of a count, the format character of the module `struct`.
 _FORMATS = {1: "B", 2: "H", 4: "I"}
-#: The number of bytes of one bucket in a sum of histograms. A sum of 10**12 clicks in one bucket does not overflow.
+#: The number of bytes for one bucket in a sum of histograms. Even the sum of 10**12 clicks in one bucket fits into them.
 _SUM_BYTES = 5
 
 #: The amounts of a row by metric.
@@ -38,7 +39,7 @@ Amounts = dict[str, int | str]
 
 
 def loads(data: str | Amounts) -> Amounts:
-    """Return the amounts of a row, with the histogram in its stored form.
+    """Return the amounts of a row. A histogram keeps its stored form.
 
     The amounts from SQLite are already parsed, because SQLite returns all rows as one JSON text."""
     amounts: Amounts = orjson.loads(data) if isinstance(data, str) else data
@@ -64,7 +65,7 @@ def amounts_of(amounts: Mapping[str, int | Decimal]) -> Amounts:
 
 
 def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:
-    """Return the amounts of a row with other amounts added. The function may change `stored`."""
+    """Add amounts to the amounts of a row, and return the result. The function may change `stored`."""
     buckets: dict[int, int] = {}
     for metric, amount in more.items():
         if metric.startswith(VALUE):
@@ -86,7 +87,7 @@ def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:
 
 
 def unpack(amounts: Amounts) -> Amounts:
-    """Return the amounts of a row with one entry for each bucket of the time to click."""
+    """Return the amounts of a row without a histogram: each bucket of the time to click has its own entry."""
     if HISTOGRAM not in amounts:
         return amounts
     single = {metric: amount for metric, amount in amounts.items() if metric != HISTOGRAM}
@@ -97,8 +98,8 @@ def unpack(amounts: Amounts) -> Amounts:
 
 
 class PeriodSums:
-    """The sums over many rows: `counts` and `money` contain the sum of each metric, and `histogram` the buckets of the time to
-    click."""
+    """The sums over many rows. `counts` and `money` contain the sum of each metric. `histogram` returns the sums of the
+    histograms."""
 
     __slots__ = ("_histogram", "counts", "money")
 
@@ -120,13 +121,14 @@ class PeriodSums:
                 self.money[metric] = EXACT.add(self.money.get(metric, Decimal()), Decimal(amount))
 
     def histogram(self) -> dict[int, int]:
-        """Return the sum of the added histograms, as the count of each bucket. Buckets that were single entries are in `counts`
-        instead."""
+        """Return the sum of the histograms: the count of each bucket. Buckets that were stored as separate entries are in
+        `counts` instead."""
         return _buckets(self._histogram)
 
 
 def _pack(counts: Mapping[int, int]) -> str | None:
-    """Return the histogram of these counts (by bucket); None if there are only a few, or if a count is too large."""
+    """Return a histogram of the counts, whose keys are buckets. Return None if there are only a few counts, or if one is too
+    large."""
     if len(counts) < MIN_PACKED_BUCKETS:
         return None
     first = min(counts)
@@ -134,7 +136,7 @@ def _pack(counts: Mapping[int, int]) -> str | None:
 
 
 def _add_to_histogram(histogram: str, more: Mapping[int, int]) -> str | None:
-    """Return a histogram with other counts (by bucket) added; None if a sum is too large."""
+    """Add counts, whose keys are buckets, to a histogram. Return the new histogram, or None if a sum is too large."""
     width, first_text, packed = histogram.split(".")
     first, content = int(first_text), a2b_base64(packed)
     counts = list(struct.unpack(f"<{len(content) // int(width)}{_FORMATS[int(width)]}", content))
@@ -147,8 +149,8 @@ def _add_to_histogram(histogram: str, more: Mapping[int, int]) -> str | None:
 
 
 def _encode(first: int, counts: Sequence[int]) -> str | None:
-    """Return the histogram of the counts, the first of which belongs to the bucket `first`; None if a count is negative or too
-    large."""
+    """Return a histogram of these counts. The first count belongs to the bucket `first`. Return None if a count is negative or
+    too large."""
     largest = max(counts)
     if min(counts) < 0 or largest >= 1 << 32:
         return None
@@ -158,7 +160,8 @@ def _encode(first: int, counts: Sequence[int]) -> str | None:
 
 
 def _widen(histogram: str) -> int:
-    """Return a histogram as one integer with _SUM_BYTES for each bucket, so that sums of such integers do not overflow."""
+    """Return a histogram as one integer that has _SUM_BYTES for each bucket. With so many bytes, a sum of such integers does not
+    overflow from one bucket into the next."""
     width, first, packed = histogram.split(".")
     counts = a2b_base64(packed)
     if width == "1":
@@ -173,7 +176,7 @@ def _widen(histogram: str) -> int:
 
 
 def _buckets(total: int) -> dict[int, int]:
-    """Return the counts above 0 in a sum of widened histograms, by bucket."""
+    """Return the counts in a sum of integers that `_widen` returned. The keys are buckets. Counts of 0 are left out."""
     if not total:
         return {}
     number = -(-total.bit_length() // (8 * _SUM_BYTES))

@@ -1,6 +1,7 @@
-"""This module repairs the rolled-up counts of a period: it adds missing counts and corrects wrong counts. A migration introduced
-the counts by the time of sending. For messages from before this migration, a repair creates these counts if the rows of the
-messages still exist.
+"""This module repairs the rolled-up counts of a period: it adds missing counts and corrects wrong counts.
+
+A migration introduced the counts by the time of sending. A repair also creates these counts for messages from before the
+migration, if the rows of the messages still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -31,20 +32,21 @@ from shortener.reporting.rollups import GroupName, PeriodAmounts
 from shortener.storage.database import Database
 from shortener.storage.installation import get, set_value
 
-#: The name of a value in the table `installation`: the number of transactions in which repairs corrected counts.
+#: The key of an entry in the table `installation`. The entry is the number of transactions in which repairs have corrected
+#: counts.
 REPAIRS = "repairs of counts"
 MAX_CHANGED_PERIODS = 500  # The maximum number of rows of rolled-up counts that one transaction of a repair changes.
 
 
 class RowsQuarantined(Exception):
-    """Raised if rows of count deltas are quarantined. A repair of the rolled-up counts would include the amounts of these rows, and
-    a process that starts may add the rows again."""
+    """Raised if rows of count deltas are quarantined, because a repair could then count their amounts twice: the repair would add
+    the amounts to the rolled-up counts, and a process that starts may add the quarantined rows again."""
 
 
 @record
 class _Corrections:
-    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the value REPAIRS at the time
-    when the rows were counted."""
+    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the value of REPAIRS when the rows
+    were counted."""
 
     changes: PeriodAmounts
     names: dict[int, GroupName]
@@ -65,13 +67,13 @@ async def repair_rollups(
 ) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
-    Return the number of changed rolled-up counts. If another process runs `counts.fold`, return 0, although earlier transactions of
-    the repair may have changed counts. The first transaction after each count of the rows calls `begun` with the number of counts
-    to change. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
-    RowsQuarantined.
+    Return the number of changed rolled-up counts. If another process runs `counts.fold`, return 0, although earlier transactions
+    of the repair may have changed counts. `begun` is called with the number of counts to change, in the first transaction after
+    each count of the rows. The time to click is computed from the stored time of sending, which a late report may have changed.
+    Raise RowsQuarantined.
 
-    A read transaction counts the rows, because a server cannot write to SQLite during a write transaction of another process. Short
-    write transactions then add the differences. A difference stays the same while the server runs, because the server adds each new
+    The rows are counted in a read transaction. In a long write transaction, the server could not write to SQLite. Short write
+    transactions then add the differences. A difference stays the same while the server runs, because the server adds each new
     amount to the rows and to the counts. Only another repair changes a difference. In this case, the rows are counted again."""
     while await database.write_later(counts.heal):
         pass
@@ -88,8 +90,8 @@ async def repair_rollups(
 
 
 class _Outcome(Enum):
-    """The outcome of a transaction of a repair. LOCKED: another process runs `counts.fold`. OUTDATED: another repair changed the
-    rolled-up counts after the rows were counted."""
+    """The outcome of a write transaction of a repair. LOCKED: another process runs `counts.fold`. OUTDATED: another repair has
+    changed the rolled-up counts since the rows were counted."""
 
     CORRECTED = auto()
     LOCKED = auto()
@@ -126,7 +128,7 @@ def _correct(
     number: int,
     begun: Callable[[Connection, int], None],
 ) -> _Outcome:
-    """Add `changes`, a part of the corrections. `number` is the number of parts that were added before."""
+    """Add one part of the corrections, `changes`. `number` is the number of parts that were added before this part."""
     if not lock(connection):
         return _Outcome.LOCKED
     if _count_repairs(connection) != corrections.repairs + number:

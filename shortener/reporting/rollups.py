@@ -1,13 +1,15 @@
 """This module maintains the rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter
-of an hour, hour and day. A report reads a few of their rows instead of all counts of all cohorts. `counts.fold` adds to the
-rolled-up counts in the transaction that adds to the counts. A basis is the time at which an event counts. There are two bases:
+of an hour, hour and day. A report reads a few of their rows, and not all counts of all cohorts. When `counts.fold` adds to the
+counts, it adds to the rolled-up counts in the same transaction.
+
+A basis is the time at which an event counts. There are two bases:
 
 - EVENT: each event counts at its own time. These rolled-up counts are sums of rows of `counts`.
 - SENT: each event counts at the time when its message was created (before it was sent). Only rolled-up counts have this basis.
 
-`counts.rolled_up` is the part of a count that the rolled-up counts contain. A release without rolled-up counts changes only
-`counts.amount`. `heal` finds such counts with an index, and adds the difference of the two columns to the rolled-up counts. The
-same job rolls up the counts that existed when the tables were created.
+The column `counts.rolled_up` is the part of a count that is already in the rolled-up counts. A release without rolled-up counts
+changes only `counts.amount`. `heal` finds such counts with an index, and adds the difference of the two columns to the rolled-up
+counts. In the same way, it rolls up the counts that existed when the tables were created.
 
 The id of a group is a hash of its name. A transaction can therefore add an amount without reading the id of the group first.
 """
@@ -41,7 +43,7 @@ class Basis(enum.IntEnum):
 
 
 class Level(enum.IntEnum):
-    """The length of a rolled-up period: a quarter of an hour, an hour or a day."""
+    """The length of the period of a rolled-up count: a quarter of an hour, an hour or a day."""
 
     QUARTER = 0
     HOUR = 1
@@ -57,26 +59,29 @@ _SLOTS = (1, 4, 96)
 
 
 class Kind(enum.StrEnum):
-    """The fields that define a group of rolled-up counts, in addition to the application and the source."""
+    """The kind of a group of rolled-up counts. Each kind names the fields that define a group, in addition to the application and
+    the source."""
 
     APPLICATION = "application"
     CAMPAIGN = "campaign"
     COUNTRY = "country"
-    # Groups by campaign and country. They exist only with Basis.SENT. With Basis.EVENT, the table `counts` contains the same
-    # figures.
+    # Groups by campaign and country. They exist only with Basis.SENT, because the table `counts` already contains these figures
+    # for Basis.EVENT.
     COHORT = "cohort"
     DESTINATION = "destination"  # Groups by campaign and destination.
     LABEL = "label"  # Groups by campaign and label.
 
 
 def series(basis: Basis, level: Level) -> int:
-    """Return the value of the column `rollups.series` for a basis and a length of period."""
+    """Return the number of a series, which stands for a basis and a length of period. The column `rollups.series` contains it."""
     return basis * 3 + level
 
 
 class CountedEvent(NamedTuple):
-    """The key of an amount: the cohort, the time slot of the event, the metric and, if known, the message's time slot (`sent`) and
-    link set (`link_set`; 0: none)."""
+    """What an amount belongs to: the cohort, the time slot of the event, and the metric.
+
+    `sent` is the time slot of the message, or None if it is unknown. `link_set` is the link set of the message, or 0 if there is
+    none."""
 
     cohort: int
     slot: int
@@ -86,7 +91,7 @@ class CountedEvent(NamedTuple):
 
 
 class CohortName(NamedTuple):
-    """The columns of a cohort that reports use: application, campaign, source and country."""
+    """The fields of a cohort that reports use: application, campaign, source and country."""
 
     application_id: int
     campaign: str
@@ -95,7 +100,7 @@ class CohortName(NamedTuple):
 
 
 class GroupName(NamedTuple):
-    """The columns of a row in the table `count_groups`, except its id."""
+    """The name of a group: all columns of its row in the table `count_groups`, except the id."""
 
     application_id: int
     kind: str
@@ -112,23 +117,23 @@ class GroupName(NamedTuple):
 
 #: The key of a rolled-up period: group id, series and period.
 PeriodKey = tuple[int, int, int]
-#: Amounts by rolled-up period and metric. Amounts of money are decimals, and all others are integers.
+#: Amounts by period and metric. Amounts of money are decimals, and all others are integers.
 PeriodAmounts = dict[PeriodKey, dict[str, int | Decimal]]
 #: Amounts by cohort, time slot, link set and metric.
 _SlotAmounts = dict[tuple[int, int, int], dict[str, int | Decimal]]
-#: The amount of an event: its key with the fields of CountedEvent, and the amount.
+#: The fields of a CountedEvent, and its amount.
 EventAmount = tuple[tuple[int, int, str, int | None, int], int | Decimal]
 
 
 def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, CohortName]:
-    """Return the names of these cohorts, by cohort id. A cohort without a row is missing."""
+    """Return the fields of these cohorts, by cohort id. A cohort without a row is missing in the result."""
     chosen = values_table(connection, [(cohort,) for cohort in ids], id=Integer)
     rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
     return {row.id: CohortName(row.application_id, row.campaign, row.source, row.country) for row in rows}
 
 
 def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, list[tuple[str, str | None]]]:
-    """Return the destination and the label of each link in these link sets, by link set id."""
+    """Return the links of each of these link sets, by link set id. Each link is its destination and its label."""
     wanted = [(link_set,) for link_set in ids if link_set]
     if not wanted:
         return {}
@@ -139,11 +144,11 @@ def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, li
 
 class SlotSums:
     """Sums of amounts by cohort, time slot, link set and metric, for each basis. With Basis.EVENT, the time slot is the time slot
-    of the event. With Basis.SENT, it is the time slot of the message. If the time slot of the message is unknown, the sums with
-    Basis.SENT do not contain the amount.
+    of the event. With Basis.SENT, it is the time slot of the message; amounts whose message has an unknown time slot are left
+    out.
 
-    Many events share these keys, and all metrics of a key belong to the same groups. Therefore `expand` needs much fewer steps for
-    these sums than for single events."""
+    `expand` needs much fewer steps for these sums than for single events: many events have the same cohort, time slot and link
+    set, and all their metrics belong to the same groups."""
 
     def __init__(self, amounts: Iterable[EventAmount] = ()) -> None:
         self.by_basis: tuple[_SlotAmounts, _SlotAmounts] = ({}, {})
@@ -159,13 +164,15 @@ class SlotSums:
                     add_amount(slots_of_basis.setdefault((cohort, at, link_set), {}), metric, number)
 
     def pairs(self) -> set[tuple[int, int]]:
-        """Return each pair of a cohort and a link set that has an amount."""
+        """Return each pair of a cohort and a link set for which there is an amount."""
         return {(cohort, link_set) for cohort, _, link_set in self.by_basis[Basis.EVENT]}
 
 
 class Expansion:
-    """A finder of the groups of rolled-up counts to which an amount belongs. `pairs` are pairs of a cohort id and a link set id.
-    `names` contains the name of each group that was found, by group id."""
+    """Finds the groups of rolled-up counts to which an amount belongs.
+
+    `pairs` contains the pairs of a cohort id and a link set id that `groups` may get. `names` contains the name of each group
+    that `groups` has returned, by group id."""
 
     def __init__(self, connection: Connection, pairs: Collection[tuple[int, int]]) -> None:
         self._cohorts = read_cohorts(connection, {cohort for cohort, _ in pairs})
@@ -174,8 +181,8 @@ class Expansion:
         self.names: dict[int, GroupName] = {}
 
     def groups(self, cohort: int, link_set: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return (groups with Basis.EVENT, groups with Basis.SENT): the ids of the groups in which the events of a cohort and link
-        set count."""
+        """Return the ids of the groups in which the events of a cohort and a link set count: the groups with Basis.EVENT, and the
+        groups with Basis.SENT."""
         pair = (cohort, link_set)
         if (found := self._groups.get(pair)) is None:
             found = self._groups[pair] = self._find(*pair)
@@ -203,7 +210,7 @@ class Expansion:
 
 
 def expand(sums: SlotSums, expansion: Expansion) -> PeriodAmounts:
-    """Return the amounts to add to the rolled-up counts."""
+    """Return the amounts to add to each rolled-up count, for all groups and all lengths of period."""
     changes: PeriodAmounts = {}
     for basis, slots_of_basis in enumerate(sums.by_basis):
         for (cohort, slot, link_set), of_slot in slots_of_basis.items():
@@ -220,7 +227,7 @@ def expand(sums: SlotSums, expansion: Expansion) -> PeriodAmounts:
 
 
 def add_amount(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> None:
-    """Add the amount of a metric, which is an integer or an amount of money, to the sum of the metric."""
+    """Add the amount of a metric to the sum of this metric. Both are integers or amounts of money."""
     if (stored := sums.get(metric)) is None:
         sums[metric] = amount
     elif isinstance(amount, int):
@@ -230,7 +237,7 @@ def add_amount(sums: dict[str, int | Decimal], metric: str, amount: int | Decima
 
 
 def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
-    """Add amounts to the rolled-up counts of all their groups. The caller must hold the lock of `counts.fold`."""
+    """Add amounts to the rolled-up counts of all groups to which they belong. The caller must hold the lock of `counts.fold`."""
     if not amounts:
         return
     sums = SlotSums(amounts.items())
@@ -262,12 +269,15 @@ def sum_periods(
     stop: int,
     key_of: Callable[[int, int], int],
 ) -> None:
-    """Add up the amounts of each group over the periods from `start` (inclusive) to `stop` (exclusive), in `sums`.
+    """Add up the amounts of each group over the periods from `start` (inclusive) to `stop` (exclusive). Store the results in
+    `sums`.
 
-    `number` is a value of the column `series`: it stands for a basis and a length of period. `key_of` returns the key in `sums` for
-    a group and a period. The table has one row for each group and period, with the amounts of all metrics. If the table had one row
-    for each metric, the database could add up the amounts. But reading and sorting these rows would take five times as long as the
-    addition in Python."""
+    `number` is the number of a series (a basis and a length of period). `key_of` returns the key in `sums` for a group and a
+    period.
+
+    The table has one row for each group and period, with the amounts of all metrics. With one row for each metric, the database
+    itself could add up the amounts. But reading and sorting so many rows would take five times as long as the addition in
+    Python."""
     for group, period, data in read_periods(connection, groups, number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:
@@ -276,14 +286,14 @@ def sum_periods(
 
 
 def read_periods(connection: Connection, groups: Sequence[int], number: int, start: int, stop: int) -> Sequence[Sequence[Any]]:
-    """Return the group, the period and the data (for `rollup_data.loads`) of the periods from `start` (inclusive) to `stop`
-    (exclusive). `number` is a value of the column `series`: it stands for a basis and a length of period."""
+    """Return the rows of the periods from `start` (inclusive) to `stop` (exclusive). Each row is the group, the period and the
+    data for `rollup_data.loads`. `number` is the number of a series (a basis and a length of period)."""
     return raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop)
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
-    """Add to the rolled-up counts the counts that a release without rolled-up counts wrote. Return the number of these counts. The
-    caller must hold the lock of `counts.fold`."""
+    """Add to the rolled-up counts what an older release has written only to the table `counts`. Return the number of added
+    counts. The caller must hold the lock of `counts.fold`."""
     rows = raw_sql.rows(connection, _READ_NOT_ROLLED_UP, limit)
     amounts: dict[CountedEvent, Decimal] = {}
     for cohort, slot, metric, amount, rolled_up in rows:
@@ -294,8 +304,8 @@ def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
 
 
 def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tuple[dict[CountedEvent, Decimal], bool]:
-    """Return the amounts that are in `counts` and not yet in the rolled-up counts, at most `limit`, and whether these are all such
-    amounts."""
+    """Return at most `limit` amounts that are in `counts` and not yet in the rolled-up counts. Also return whether these are all
+    such amounts."""
     rows = raw_sql.rows(connection, _READ_MISSING, within.start, within.stop, limit + 1)
     amounts = {
         CountedEvent(cohort, slot, metric): EXACT.subtract(Decimal(amount), Decimal(rolled_up or 0))
@@ -313,7 +323,8 @@ class Piece(NamedTuple):
 
 
 def split(within: range, longest: Level = Level.DAY) -> Iterator[Piece]:
-    """Yield the longest periods that cover exactly these time slots: quarters and hours at both ends, and days between them."""
+    """Split a range of time slots into rolled-up periods that are as long as possible: quarters and hours at both ends, and days
+    between them."""
     if within.start >= within.stop:
         return
     if longest is Level.QUARTER:
@@ -346,7 +357,7 @@ _READ_PERIODS = {
     "WHERE group_id = ANY($1::bigint[]) AND series = $2::smallint AND period >= $3::int AND period < $4::int",
 }
 UPSERT = {
-    # Without WHERE true, SQLite parses ON CONFLICT as a join condition.
+    # "WHERE true" is necessary: without it, SQLite parses ON CONFLICT as a join condition.
     "sqlite": "INSERT INTO rollups (group_id, series, period, data) "
     "SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?) WHERE true "
     "ON CONFLICT DO UPDATE SET data = excluded.data",
@@ -371,8 +382,8 @@ _READ_NOT_ROLLED_UP = {
 _READ_MISSING = {
     "sqlite": f"SELECT json_group_array(json_array({_COUNT_COLUMNS})) FROM "
     f"(SELECT {_COUNT_COLUMNS} {_MISSING_SQLITE} AND quarter >= ? AND quarter < ? LIMIT ?)",
-    # The ORDER BY makes PostgreSQL use the partial index. Without it, PostgreSQL would read the whole table, because it does not
-    # know how few rows the index has.
+    # With the ORDER BY, PostgreSQL uses the partial index. Without it, PostgreSQL would read the whole table, because it does not
+    # know how few rows are in the index.
     "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} AND quarter >= $1 AND quarter < $2 ORDER BY quarter, cohort_id LIMIT $3",
 }
 _MARK_ROLLED_UP = {

@@ -1,8 +1,8 @@
 """This module lists the messages that gateways send, newest first, in keyset pages, and counts them for each gateway.
 
-The index `messages_by_application` finds the messages of a period. There is no index for a filter by gateway or by state. Therefore
-at most MAX_SCANNED_ROWS messages are examined for a page of the list. The page may then contain fewer messages than requested, or
-none, although a next page exists. Separate indexes find held messages and messages that wait for a gateway.
+The index `messages_by_application` finds the messages of a period. There is no index for a filter by gateway or by state.
+Therefore at most MAX_SCANNED_ROWS messages are examined for a page of the list. The page may then contain fewer messages than
+requested, or none, although there is a next page. Held messages, and messages that wait for a gateway, have their own indexes.
 
 A count examines at most MAX_COUNTED messages. If there are more, the numbers are lower limits (`is_complete` is false).
 """
@@ -33,18 +33,19 @@ MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
 #: `uses_gateways` examines only this number of the newest messages of an application.
 _SEARCHED = 200
 
-#: The states by which the list can be filtered: the states of model.SendStatus, and the doubtful messages of all states.
+#: The values of the filter by state: the states of model.SendStatus, and "doubtful", which selects doubtful messages in all
+#: states.
 SendState = Literal["pending", "held", "sent", "failed", "doubtful"]
 
-# IS_PENDING alone would be correct. IS_UNFINISHED is added, because the databases can then use the index of unfinished messages,
+# The condition IS_UNFINISHED is not necessary for the result. With it, the databases can use the index of unfinished messages,
 # which has the order of the list.
 _IS_PENDING = and_(IS_UNFINISHED, IS_PENDING)
 
 
 @record
 class SendFilter:
-    """The conditions of a list of messages that gateways send. `since` is inclusive, `until` is exclusive. Both refer to the time
-    at which the message was created. `state` "doubtful" selects the doubtful messages of all states."""
+    """The conditions of a list of messages that gateways send. The message must be created between `since` (inclusive) and
+    `until` (exclusive). `state` "doubtful" selects doubtful messages in all states."""
 
     application_id: int
     gateway_id: int | None = None
@@ -55,8 +56,8 @@ class SendFilter:
 
 @record
 class SendListPage:
-    """A page of messages: the columns of `sends`, and the message id, the phone number and the name of the gateway. The next page
-    contains ids below `next`. On the last page, `next` is None."""
+    """A page of messages: the columns of `sends`, the message id, the phone number and the name of the gateway. The ids of the
+    next page are smaller than `next`. On the last page, `next` is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -66,10 +67,12 @@ class SendListPage:
 class SendCounts:
     """The numbers of messages of one application and one gateway.
 
-    `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending message was
-    created. `sent`, `failed` and `doubtful` count the messages that were created in the period. `doubtful` also contains sent,
-    failed, held and pending messages. `last_error` is the code of the last failed attempt of the newest message that has such a
-    code, without discarded and erased messages."""
+    `pending` and `held` are the numbers of messages that wait now. `oldest_pending` is the time at which the oldest pending
+    message was created. `sent`, `failed` and `doubtful` count messages that were created in the period. `doubtful` counts
+    messages in all states, so it overlaps with the other numbers.
+
+    `last_error` belongs to the newest message that has an error code, without discarded and erased messages. It is the code of
+    the last failed attempt of this message."""
 
     pending: int = 0
     oldest_pending: datetime | None = None
@@ -82,8 +85,10 @@ class SendCounts:
 
 @record
 class GatewayCounts:
-    """The numbers of messages of one application by gateway id. If `is_complete` is false, `sent`, `failed` and `doubtful` are
-    lower limits. If `is_waiting_complete` is false, `pending` and `held` are lower limits."""
+    """The numbers of messages of one application by gateway id.
+
+    If `is_complete` is false, `sent`, `failed` and `doubtful` are lower limits. If `is_waiting_complete` is false, `pending` and
+    `held` are lower limits."""
 
     by_gateway: Mapping[int, SendCounts]
     is_complete: bool = True
@@ -92,7 +97,7 @@ class GatewayCounts:
 
 @record
 class GatewaySummary:
-    """A gateway without its settings. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
+    """A gateway without its settings. `application_id` is ALL_APPLICATIONS if all applications may use the gateway."""
 
     id: int
     application_id: int
@@ -105,7 +110,8 @@ class GatewaySummary:
 
 
 def list_gateway_sends(connection: Connection, filters: SendFilter, limit: int, below: int | None = None) -> SendListPage:
-    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages with smaller ids."""
+    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages whose ids are
+    smaller than `below`."""
     low, high = id_range(filters.since, filters.until)
     high = high if below is None else min(below, high)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_SCANNED_ROWS).limit(1))
@@ -137,8 +143,8 @@ def _shown() -> Select[Any]:
 def count_sends(
     connection: Connection, application_id: int, since: datetime, until: datetime, waiting_since: datetime
 ) -> GatewayCounts:
-    """Return the numbers of messages of an application for each gateway. `since` is inclusive, `until` is exclusive. Pending and
-    held messages are counted if they were created at `waiting_since` or later."""
+    """Return the numbers of messages of an application for each gateway. `since` (inclusive) and `until` (exclusive) are the
+    period. Pending and held messages are counted if they were created at `waiting_since` or later."""
     counts: dict[int, SendCounts] = {}
     is_waiting_complete = _count_waiting(connection, application_id, waiting_since, counts)
     filters = SendFilter(application_id, since=since, until=until)
@@ -146,7 +152,8 @@ def count_sends(
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
     # DISCARDED and ERASED are decisions about a message, and not errors of its gateway.
-    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # A message without an error has NULL, which does not match.
+    # For a message without an error, the column is NULL, which does not match.
+    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))
     statement = (
         select(
             sends.c.gateway_id,
@@ -179,7 +186,7 @@ def count_held(connection: Connection, application_id: int) -> int:
 
 
 def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], application_id: int) -> list[GatewaySummary]:
-    """Return the gateways with these ids, and all gateways of the application that are not removed, oldest first."""
+    """Return the gateways with these ids, and also all gateways of the application that are not removed. The oldest is first."""
     g = gateways.c
     is_own = and_(g.application_id == application_id, g.removed_at.is_(None))
     statement = select(gateways).where(or_(g.id.in_(list(gateway_ids)), is_own)).order_by(g.id)
@@ -206,7 +213,7 @@ def own_gateway_names(connection: Connection, application_ids: Sequence[int]) ->
 
 
 def uses_gateways(connection: Connection, application_id: int) -> bool:
-    """Return whether an application has or had a gateway, or whether a gateway sends one of its newest messages."""
+    """Return whether an application has or had a gateway. Also return True if a gateway sends one of its newest messages."""
     own = select(gateways.c.id).where(gateways.c.application_id == application_id).limit(1)
     if connection.scalar(own) is not None:
         return True
@@ -223,8 +230,8 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     limited = held.limit(MAX_COUNTED).subquery()
     for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
         counts.setdefault(row.gateway_id, SendCounts()).held = row.number
-    # The index contains the unfinished messages of all applications. They are read oldest first, so that `oldest_pending` is exact
-    # if a limit ends the count.
+    # The index contains the unfinished messages of all applications. They are read oldest first: if a limit ends the count,
+    # `oldest_pending` is exact nevertheless.
     columns = s.gateway_id, s.application_id, s.status, s.created_at
     walked = select(*columns).where(IS_UNFINISHED, is_recent).order_by(s.id).limit(MAX_COUNTED).subquery()
     waiting = (
@@ -235,13 +242,13 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     for row in connection.execute(waiting):
         found = counts.setdefault(row.gateway_id, SendCounts())
         found.pending, found.oldest_pending = row.number, row.oldest
-    # If there are at most MAX_COUNTED unfinished messages, no limit ended a count, because held and pending messages are
-    # unfinished.
+    # All held and pending messages are unfinished. If there are at most MAX_COUNTED unfinished messages, no limit has ended a
+    # count.
     return connection.scalar(select(s.id).where(IS_UNFINISHED, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
 
 
 def _examined(connection: Connection, filters: SendFilter, low: int, high: int) -> Select[int]:
-    """Return a statement that selects the ids of the messages that an index finds, newest first."""
+    """Return a statement that selects the ids of the messages to examine, newest first."""
     s = sends.c
     if filters.state == "held":
         found = select(s.id).where(s.application_id == filters.application_id, IS_HELD)
@@ -267,7 +274,7 @@ def _exact_conditions(filters: SendFilter) -> list[ColumnElement[bool]]:
     if filters.until is not None:
         conditions.append(sends.c.created_at < filters.until)
     if filters.gateway_id is not None:
-        # The "+ 0" prevents the databases from using an index on the gateway, which has another order.
+        # The "+ 0" prevents the databases from using an index on the gateway. That index has another order than the list.
         conditions.append(sends.c.gateway_id + 0 == filters.gateway_id)
     if filters.state == "doubtful":
         conditions.append(sends.c.doubtful)

@@ -5,10 +5,12 @@ With Basis.EVENT, each event counts at its own time: a message when it was creat
 clicks of a day may belong to messages of the day before, and a rate of a short period may exceed 1. With Basis.SENT, each event
 counts at the time when its message was created, so no rate exceeds 1.
 
-Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
-than MAX_PENDING_ROWS rows of count deltas, the newest rows are not included, and `complete` is false in the response. A report does
-not include unreadable or quarantined rows either, so `complete` is false while there is such a row. After an upgrade, `complete` is
-also false while a background job rolls up the counts of the older release or counts its conversions as `converted_messages`.
+Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. It reads at most
+MAX_PENDING_ROWS rows of them.
+
+In the response, `complete` is false if events are missing in the report. There are four cases: there are more rows of count
+deltas than MAX_PENDING_ROWS; a row is unreadable or quarantined; after an upgrade, a background job is still rolling up the
+counts of the older release; or the job is still counting its conversions as `converted_messages`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
-MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older release, not yet rolled up, that one report adds up.
+#: The maximum number of counts that one report adds itself, because an older release has not rolled them up.
+MAX_MISSING_ROWS = 20_000
 _NEWEST_COHORTS = 10_000  # The suggestions of campaigns come from this number of the newest cohorts.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
 
@@ -77,11 +80,11 @@ class StatisticsFilter:
 
     @property
     def kind(self) -> Kind:
-        """The kind of the groups whose sum is the total of the report."""
+        """The kind of the groups that are added up to the totals of the report."""
         return Kind.APPLICATION if self.campaign is None else Kind.CAMPAIGN
 
     def includes(self, cohort: CohortName) -> bool:
-        """Return whether the statistics report includes a cohort."""
+        """Return whether the messages of a cohort count in the report."""
         return (
             cohort.application_id == self.application_id
             and self.campaign in (None, cohort.campaign)
@@ -94,7 +97,7 @@ class StatisticsFilter:
         return time_slots(self.since, self.until)
 
     def cohort_conditions(self) -> list[ColumnElement[bool]]:
-        """Return the SQL conditions on columns of cohorts."""
+        """Return the SQL conditions of the report on columns of the table `cohorts`."""
         conditions = [cohorts.c.application_id == self.application_id]
         if self.campaign is not None:
             conditions.append(cohorts.c.campaign == self.campaign)
@@ -115,8 +118,9 @@ class StatisticsReport(Generic[Group]):
 
 
 def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[None]:
-    """Return the totals as one group with the key None. Run each report in one read transaction, so that counts and count deltas
-    are consistent."""
+    """Return the totals as one group with the key None.
+
+    Run this and each other report in one read transaction, so that counts and count deltas are consistent."""
     figures = Figures()
     for sums in _sum_groups(connection, scope, [group.id for group in _find_groups(connection, scope, scope.kind)]).values():
         figures.add_sums(sums)
@@ -124,7 +128,7 @@ def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[
 
 
 def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
-    """Return groups by ISO 3166 code of the recipient's country, "" if unknown. Countries without counts are left out."""
+    """Return groups by the ISO 3166 code of the recipient's country ("" if unknown). Countries without counts are left out."""
     groups: dict[str, Figures] = {}
     if scope.campaign is not None and scope.basis is Basis.EVENT:
         for country, metric, value, amount in fetch_packed(connection, _cohort_sums(scope, cohorts.c.country)):
@@ -138,8 +142,8 @@ def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsRep
 
 
 def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Collection[str]) -> StatisticsReport[str]:
-    """Return groups by campaign, only for the given campaigns ("" selects messages without a campaign). Campaigns without counts
-    are left out."""
+    """Return one group for each of these campaigns ("" means messages without a campaign). Campaigns without counts are left
+    out."""
     groups: dict[str, Figures] = {}
     chosen = [group for group in _find_groups(connection, scope, Kind.CAMPAIGN, campaigns) if group.campaign in campaigns]
     _add_groups(connection, scope, groups, {group.id: group.campaign for group in chosen})
@@ -151,12 +155,12 @@ def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Coll
 
 
 def by_destination(connection: Connection, scope: StatisticsFilter, *, merges_rest: bool = True) -> StatisticsReport[str]:
-    """Return groups by destination (host and path), at most MAX_NAMES groups with the most messages, and the group OTHER for the
-    rest. A message with several destinations is in the group of each of them, but its first click is only in the group of the
+    """Return groups by destination (host and path): the MAX_NAMES destinations with the most messages, and the group OTHER for
+    the rest. A message with several destinations is in the group of each of them. Its first click is only in the group of the
     clicked destination.
 
-    If `merges_rest` is false, return all groups. The group OTHER then contains exactly the messages that a list with the filter
-    `destination=other` shows: the messages whose destination is in the group OTHER of their own campaign."""
+    If `merges_rest` is false, return all groups. The group OTHER then contains the messages whose destination is already in the
+    group OTHER of their own campaign. A list with the filter `destination=other` shows exactly these messages."""
     return _by_name(connection, scope, Kind.DESTINATION, merges_rest=merges_rest)
 
 
@@ -192,7 +196,8 @@ def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> Stat
 
 
 def hourly(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[datetime]:
-    """Return one group of figures for each hour of the period, in order, by the UTC time at which the hour begins.
+    """Return one group of figures for each hour of the period, in order. The key of a group is the UTC time at which the hour
+    begins.
 
     Hours begin with minute 0 in the time zone `zone`, whose UTC offset may contain half an hour. If the offset changes by half an
     hour, an hour also begins at the change. Hours without counts are left out."""
@@ -216,9 +221,10 @@ def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> St
 
 
 def list_campaigns(connection: Connection, application_id: int, limit: int, below: int | None = None) -> list[tuple[int, str]]:
-    """Return (number, name) of campaigns, newest first. If `below` is not None, return only campaigns with a smaller number.
+    """Return the number and the name of campaigns, newest first. If `below` is not None, return only campaigns whose numbers are
+    smaller than `below`.
 
-    The number is the id of the campaign's first cohort."""
+    The number of a campaign is the id of its first cohort."""
     number = func.min(cohorts.c.id)
     statement = select(number, cohorts.c.campaign).where(cohorts.c.application_id == application_id).group_by(cohorts.c.campaign)
     if below is not None:
@@ -227,8 +233,8 @@ def list_campaigns(connection: Connection, application_id: int, limit: int, belo
 
 
 def find_newest_campaigns(connection: Connection, applications: Collection[int], limit: int) -> list[str]:
-    """Return the names of the newest campaigns of these applications, newest first. Only the _NEWEST_COHORTS newest cohorts of the
-    installation are examined, so that the query is always fast."""
+    """Return the names of the newest campaigns of these applications, newest first. To be fast, the query examines only the
+    _NEWEST_COHORTS newest cohorts of the installation."""
     c = cohorts.c
     oldest = select(func.coalesce(func.max(c.id), 0) - _NEWEST_COHORTS).scalar_subquery()
     latest = func.max(c.id)
@@ -237,8 +243,8 @@ def find_newest_campaigns(connection: Connection, applications: Collection[int],
 
 
 class CampaignPage(NamedTuple):
-    """A page of campaigns with their counts, newest first. `numbers` are the numbers of these campaigns (see `list_campaigns`). The
-    next page contains numbers below `next`. On the last page, `next` is None."""
+    """A page of campaigns with their counts, newest first. `numbers` contains the numbers of these campaigns (see
+    `list_campaigns`). The numbers of the next page are smaller than `next`. On the last page, `next` is None."""
 
     campaigns: list[tuple[str, Figures]]
     numbers: list[int]
@@ -270,9 +276,10 @@ def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, b
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
 ) -> dict[int, PeriodSums]:
-    """Return the sums by local time. A local time is a number in units of `seconds`: with 3,600 the number of the hour, with 86,400
-    the number of the day. If `modulo` is not None, the local time is this number modulo `modulo`: 3,600 and 24 give the hour of the
-    day."""
+    """Return the sums by local time. The key is the number of the local hour if `seconds` is 3,600, and the number of the local
+    day if it is 86,400.
+
+    If `modulo` is not None, the key is this number modulo `modulo`: with 3,600 and 24, it is the hour of the day."""
     sums: dict[int, PeriodSums] = {}
     groups = [group.id for group in _find_groups(connection, scope, scope.kind)]
     if not groups:
@@ -314,8 +321,7 @@ def _find_groups(
 
 
 def _add_groups(connection: Connection, scope: StatisticsFilter, figures: dict[str, Figures], names: Mapping[int, str]) -> None:
-    """Add the sums of rolled-up counts to the figures of their groups. `names` contains the key of the figures for each group
-    id."""
+    """Add the sums of rolled-up counts to `figures`. `names` says, by group id, under which key of `figures` a group is added."""
     for group, sums in _sum_groups(connection, scope, names).items():
         figures.setdefault(names[group], Figures()).add_sums(sums)
 
@@ -337,7 +343,7 @@ def _sum_piece(
     piece: Piece,
     key_of: Callable[[int, int], int],
 ) -> None:
-    """Add the rolled-up counts of periods of the same length to `sums`."""
+    """Add the rolled-up counts of a piece, whose periods have the same length, to `sums`."""
     sum_periods(connection, sums, list(groups), series(scope.basis, piece.level), piece.start, piece.stop, key_of)
 
 
@@ -345,10 +351,10 @@ _is_value = counts.c.metric.startswith(VALUE)
 
 
 def _cohort_sums(scope: StatisticsFilter, *group: ColumnElement[Any]) -> Select[Any]:
-    """Return a statement that selects (group, metric, NULL, sum) from the counts of all cohorts.
+    """Return a statement that adds up the counts of all cohorts of the report. It selects (group, metric, NULL, sum).
 
-    For amounts of money, it selects (group, metric, amount, number of counts with this amount), so that the caller can add them
-    exactly."""
+    Amounts of money must be added exactly, by the caller. For them, the statement selects (group, metric, amount, number of
+    counts with this amount)."""
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
     amount = case((_is_value, 1), else_=cast(type_coerce(counts.c.amount, Text), BigInteger))
     by = [*group, counts.c.metric, value]
@@ -382,9 +388,10 @@ def _with_pending(
     *,
     in_rollups: bool = True,
 ) -> StatisticsReport[Group]:
-    """Add the amounts that the rolled-up counts do not contain yet to `groups`, and return the report. `groups_of` returns the
-    groups in which an event counts. `in_rollups` is true if `groups` was read from the rolled-up counts, and false if it was read
-    from the table `counts`."""
+    """Add the amounts that are not rolled up yet to `groups`, and return the report. `groups_of` returns the groups in which an
+    event counts.
+
+    `in_rollups` says from where `groups` was read: true for the rolled-up counts, false for the table `counts`."""
     ids, amounts, is_readable = read_events(connection, MAX_PENDING_ROWS + 1)
     complete = len(ids) <= MAX_PENDING_ROWS and is_readable
     complete = complete and not count_quarantined(connection) and not read_progress(connection).is_behind

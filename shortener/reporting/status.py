@@ -1,5 +1,5 @@
 """This module reads the status of one message: its state and times, its links and their first clicks, and its conversions. Every
-SQL statement uses an index. The status can be serialized in the format of this service and in the format of Xoxzo.
+SQL statement uses an index. The status can be returned in the format of this service or in the format of Xoxzo.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from shortener.storage.schema import cohorts, conversions, first_clicks, hits, l
 from shortener.storage.types import AnyRow, to_iso
 
 _MESSAGES_PER_STATEMENT = 500
-MAX_CONVERSIONS = 1000  # The maximum number of conversions in the status of a message. The status contains the oldest conversions.
+#: The maximum number of conversions in the status of a message. If there are more, the status contains the oldest.
+MAX_CONVERSIONS = 1000
 
 
 @record
 class MessageStatus:
-    """The database rows of a message, its links and its conversions. `revisions` contains earlier revisions of conversions, by row
-    id of the conversion."""
+    """The database rows of a message, its links and its conversions. `revisions` contains the earlier revisions of each
+    conversion, by the row id of the conversion."""
 
     message: AnyRow
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
     clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # The clicks of each link, by the row id of the link.
-    # The row and the attempts of the message in the queue of its gateway. None: no gateway sends the message.
+    # The row and the attempts of the message in the queue of its gateway, or None if no gateway sends the message.
     send: StoredSend | None = None
 
 
@@ -59,7 +60,7 @@ _is_first_hit_of_link = and_(
 
 
 def find_status(connection: Connection, application_id: int, message_id: str) -> MessageStatus | None:
-    """Return the status of a message; None if the application has no message with this id."""
+    """Return the status of a message. Return None if the application has no message with this id."""
     statement = (
         select(*MESSAGE_COLUMNS, previous_state.label("previous_state"), messages.c.metadata, *_LINK)
         .join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
@@ -83,7 +84,7 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
 
 
 def list_first_links(connection: Connection, filters: MessageFilter, limit: int) -> list[MessageStatus]:
-    """Return the newest `limit` messages with the first link of each one, without their conversions.
+    """Return the newest `limit` messages without their conversions. Each message has only its first link.
 
     The list may be shorter if the filters have no index (see reporting/messages.py)."""
     found = list_messages(connection, filters, limit).rows
@@ -103,8 +104,8 @@ def list_first_links(connection: Connection, filters: MessageFilter, limit: int)
 
 @record
 class MessageStatusReader:
-    """A serializer of the status of messages. `base_url` returns the URL prefix of a domain's short links. `click_id` encodes the
-    id of a hit.
+    """Converts the status of messages to API responses. `base_url` returns the first part of the short URLs of a domain.
+    `click_id` encodes the id of a hit.
     """
 
     base_url: Callable[[int], str]
@@ -113,7 +114,7 @@ class MessageStatusReader:
     def serialize(self, status: MessageStatus, *, reveal: bool) -> dict[str, Any]:
         """Return the status of a message in the format of `GET /api/v1/sms/status/{message_id}`.
 
-        Phone numbers are masked unless `reveal` is true, also in the metadata."""
+        All phone numbers, including those in the metadata, are masked unless `reveal` is true."""
         message = status.message
         return {
             **serialize_message(message, reveal=reveal),
@@ -147,7 +148,8 @@ class MessageStatusReader:
         }
 
     def _link_tracking(self, status: MessageStatus) -> dict[str, Any] | None:
-        """Return Xoxzo's `link_tracking` of the first link; None without links. Xoxzo's format has only one link."""
+        """Return Xoxzo's field `link_tracking`, which has room for one link: the first link of the message. Return None if the
+        message has no links."""
         if not status.links:
             return None
         link = status.links[0]

@@ -21,7 +21,7 @@ from shortener.storage.schema import deliveries, events, events_of, trackers
 from shortener.storage.types import AnyRow, to_iso
 from shortener.times import parse_iso, to_utc
 
-MAX_ENTRIES = 1000  # The timeline of a message contains at most this number of hits, and at most the same number of deliveries.
+MAX_ENTRIES = 1000  # The maximum number of hits in a timeline, and also the maximum number of deliveries.
 
 
 def message_timeline(
