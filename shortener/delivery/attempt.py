@@ -11,8 +11,8 @@ A delivery becomes dead after a maximum number of attempts. Not every failed att
 - If the service fails after it has sent the request, the attempt counts, because the receiver may have the event.
 - A 429 response of a tracker does not count during the first `FREE_429_MS` milliseconds after the delivery was created or last
   replayed. The attempt number still increases.
-- Every 429 response to a callback of a message counts. The service cannot slow down for it, because it learns rates only for
-  trackers (pace.py).
+- Every 429 response to a callback of a message counts. The service cannot send callbacks more slowly, because it learns rates
+  only for trackers (pace.py).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class FinishedAttempt:
         return self.outcome is not None and self.outcome.reason in (OUTCOMES_LOST, ATTEMPTS_USED_UP)
 
     def with_reason(self, reason: str) -> FinishedAttempt:
-        """Return the same result with another reason of the failure."""
+        """Return a copy of this result with the failure reason `reason`."""
         assert self.outcome is not None  # only an attempt with an outcome has a reason
         outcome = dataclasses.replace(self.outcome, reason=reason)
         return dataclasses.replace(self, outcome=outcome, delivery=self.delivery._replace(last_error=reason))
@@ -348,7 +348,8 @@ class AttemptRunner:
 def pause_after_429(free_attempts: int, rng: random.Random) -> float:
     """Return how many milliseconds a delivery or a message waits after a 429 response that did not count as an attempt.
 
-    Each further 429 response makes the wait longer, so that retries of one delivery do not use the whole rate of the receiver."""
+    Each further 429 response makes the wait longer. Otherwise the retries of one delivery could use up all requests that the
+    receiver accepts."""
     pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
     return pause * (1 + rng.random() / 10)
 

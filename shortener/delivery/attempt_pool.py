@@ -98,8 +98,8 @@ class AttemptPool(Generic[Ended]):
     async def drain(self, step: Callable[[], Awaitable[int]], cancel_at: float) -> None:
         """Let the running attempts end, and run `step` until every outcome is recorded.
 
-        Attempts that still run at `cancel_at`, a time of the event loop, are cancelled. `step` must not start attempts any more.
-        The caller limits the total time."""
+        Attempts that still run at the time `cancel_at` (a time of the event loop) are cancelled. `step` must not start attempts
+        any more. The caller limits the total time."""
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=cancel_at - asyncio.get_running_loop().time())
         for task in self.tasks:

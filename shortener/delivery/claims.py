@@ -3,7 +3,7 @@
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. A slot is the right to have one
 attempt in flight. These rules keep slots free for queues that respond:
 
-- If a queue uses several slots, at least as many slots stay free. A queue never uses more slots than its concurrency.
+- If a queue uses several slots, at least the same number of slots stays free. A queue never uses more slots than its concurrency.
 - If only one queue has due deliveries, it may use three quarters of all slots.
 - An application never uses more than three slots for each slot that remains free.
 - If an application is at its limit, each of its trackers may still use up to four slots while more than one sixteenth of all slots
@@ -13,8 +13,8 @@ attempt in flight. These rules keep slots free for queues that respond:
 - All queues with due deliveries first get an equal share of the claims.
 - If first attempts and retries of a queue are both due, each kind gets half of the claims.
 
-So each additional queue or application that hangs uses a smaller part of the remaining slots. Times are milliseconds since
-1970-01-01 UTC.
+So if more and more receivers hang, each additional queue or application gets a smaller part of the remaining slots. Times are
+milliseconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations

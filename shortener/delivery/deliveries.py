@@ -372,7 +372,7 @@ def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None, now: datetime |
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
     became dead after this time.
 
-    If the clock was set back, deliveries that became dead before may have a time after `now`. They are included."""
+    If the clock was set back, deliveries that are already dead may have a time after `now`. They are included."""
     conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
         at = deliveries.c.finished_at

@@ -1,7 +1,7 @@
 """This module contains the SQL statements of the dispatcher.
 
-They are written separately for SQLite and PostgreSQL because they run for every delivery. Each statement processes a whole batch.
-On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py).
+The statements are written separately for SQLite and PostgreSQL, because they run for every delivery. Each statement processes a
+whole batch. On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py).
 
 A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one application to one host. It has two parts
 (column `queue`): first attempts and retries. The dispatcher finds due deliveries with the index `deliveries_due`. Each queue needs
@@ -141,7 +141,8 @@ _CLAIM_POSTGRESQL = (
     f"UPDATE deliveries SET {START_ATTEMPT}, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
     "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
 )
-# These statements claim only deliveries without a lease, so they do not take a delivery whose lease seems to have ended.
+# These statements claim only deliveries without a lease. They are used after the clock has jumped ahead, because a lease may then
+# only seem to have ended.
 _PICK_IDLE, _CLAIM_IDLE_POSTGRESQL = (
     statement.replace("ORDER BY next_at", "AND deliveries.lease_until IS NULL ORDER BY next_at")
     for statement in (_PICK, _CLAIM_POSTGRESQL)
@@ -208,8 +209,8 @@ def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list
 class FinishedDelivery(NamedTuple):
     """The new column values of a delivery after an attempt.
 
-    They are written only if no other process has claimed the delivery since: the row must still contain the attempt number
-    `claimed_attempt` and the end of the lease `claimed_lease`."""
+    They are written only if no other process has claimed the delivery in the meantime: the row must still contain the attempt
+    number `claimed_attempt` and the end of the lease `claimed_lease`."""
 
     id: int
     claimed_attempt: int
@@ -249,7 +250,7 @@ _FINISH_POSTGRESQL = (
 def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> set[int]:
     """Write the outcomes of attempts. Return the ids of the written deliveries.
 
-    An outcome is not written if the lease of its delivery has ended and another process has claimed the delivery since."""
+    An outcome is not written if the lease of its delivery has ended and another process has then claimed the delivery."""
     if not rows:
         return set()
     parameters = raw_sql.bulk_parameters(connection, rows)
@@ -303,7 +304,7 @@ def locked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, 
 def lock_unlocked_states(connection: Connection, trackers: Iterable[int]) -> dict[int, TrackerState]:
     """Lock the rows of the trackers that no other process has locked, and return their states by tracker id.
 
-    The function does not wait for locks. The transaction may hold locks that another process waits for, so a wait could be a
+    The function does not wait for locks. The transaction may hold locks that another process waits for, so waiting could cause a
     deadlock."""
     return _states(connection, _UNLOCKED_STATES, trackers)
 

@@ -6,14 +6,15 @@ therefore durable before its request is sent. A slot is the right to have one at
 outcome of the attempt is durable.
 
 Guarantees
-- A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
-  is longer than the longest possible attempt, including the waits for a slot of the sender, for the resolver and for the receiver.
-  If a process dies, its deliveries are due again when their leases end, with the same event id. The interrupted attempts count. An
-  outcome is ignored if another process has claimed the delivery since. Processes compare leases with the clock of the database
-  (storage/clock.py), which each process knows with an error of less than `claims.MIN_LEASE_LEFT_MS`.
-- A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
-  Callbacks use a separate sender. Callbacks to many hosts whose names do not resolve therefore do not delay the look-ups for
-  trackers.
+- A claim counts as one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The
+  lease is longer than the longest possible attempt, including the waits for a slot of the sender, for the resolver and for the
+  receiver. If a process dies, its deliveries are due again when their leases end, with the same event id. The interrupted
+  attempts count. The outcome of an attempt is ignored if another process has claimed the delivery in the meantime. Processes
+  compare leases with the clock of the database (storage/clock.py), which each process knows with an error of less than
+  `claims.MIN_LEASE_LEFT_MS`.
+- A queue (one tracker, or the callbacks to one host) never blocks another queue: claims.py limits the slots of queues and
+  applications. Callbacks use a separate sender. Callbacks to many hosts whose names do not resolve therefore do not delay the
+  look-ups for trackers.
 - The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. The rate therefore limits all
   processes together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a
   tracker among the processes.
@@ -163,7 +164,7 @@ class Dispatcher:
             ),
             (
                 "deliveries_leases_lost",
-                "Outcomes of delivery attempts that were ignored because another process had claimed the delivery since.",
+                "Outcomes of delivery attempts that were ignored because another process had then claimed the delivery.",
             ),
             ("dispatch_cycles", "Transactions in which the dispatcher recorded outcomes and claimed deliveries."),
         ):

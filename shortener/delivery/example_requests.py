@@ -67,8 +67,8 @@ def example_target(
     method: str = "POST",
     fields: Sequence[str] | None = None,
 ) -> DeliveryTarget:
-    """Return the tracker that would receive the requests. `fields` are the fields of a body in the format `json`; None selects the
-    default fields."""
+    """Return an invented tracker that would receive the example requests. `fields` are the fields of a body in the format `json`;
+    None selects the default fields."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,

@@ -69,7 +69,7 @@ MAX_DELIVERIES = 1000
 #: several requests at the same time, so without the delay the conversion could arrive before the state event.
 CLICK_CONVERSION_DELAY_MS = 500
 
-# Plain integers, because each operation on a member of an enum of flags takes a microsecond.
+# Plain integers, because operations on enum flags are slow: each takes a microsecond.
 _STATE, _CLICK, _CONVERSION, _SUSPECTED = (topic.value for topic in (Topic.STATE, Topic.CLICK, Topic.CONVERSION, Topic.SUSPECTED))
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = HitFlag.FIRST_FOR_LINK.value, HitFlag.FIRST_FOR_MESSAGE.value
 _PENDING = DeliveryStatus.PENDING.value
@@ -297,7 +297,7 @@ class Fanout:
             facts |= {"previous_state": _STATE_NAMES[source.state], "new_state": _STATE_NAMES[State.CLICKTHRU]}
         if source.data is not None:
             data = orjson.loads(source.data)
-            if "state" in data:  # the event is a delivery report, and a newer report may have changed the state since
+            if "state" in data:  # the event is a delivery report, and a newer report may have changed the state
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts

@@ -1,8 +1,8 @@
 """This module contains the SQL statements of the fan-out, which creates the deliveries of events.
 
-They are written separately for SQLite and PostgreSQL because they run for every event. Each statement processes a whole batch.
-On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py). Times are milliseconds since 1970-01-01
-UTC.
+The statements are written separately for SQLite and PostgreSQL, because they run for every event. Each statement processes a
+whole batch. On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py). Times are milliseconds since
+1970-01-01 UTC.
 """
 # Tested by tests/delivery/test_fanout.py
 
@@ -21,7 +21,7 @@ from shortener.model import Topic
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 
-# A plain integer, because each operation on a member of an enum of flags takes a microsecond.
+# A plain integer, because operations on enum flags are slow: each takes a microsecond.
 _CONVERSION = Topic.CONVERSION.value
 
 

@@ -96,7 +96,7 @@ class HttpSender:
         self._single_use: aiohttp.ClientSession | None = None
 
     def _open_session(self, **options: Any) -> tuple[aiohttp.TCPConnector, aiohttp.ClientSession]:
-        """Return a new session with its connector, which is created with `options`."""
+        """Create a connector with `options`, and a session that uses the connector. Return both."""
         connector = aiohttp.TCPConnector(
             # The connector has no limit. A semaphore limits the requests instead, so that a request that waits too long for a slot
             # is a local failure.
@@ -206,7 +206,8 @@ class HttpSender:
                 self._idle.remember(request, url, response.request_info.headers[hdrs.HOST])
             await self._read(attempt, response.status, response.headers, response.content)
         finally:
-            # If the response was read completely, aiohttp keeps a connection that may be reused. It closes every other connection.
+            # aiohttp keeps the connection if the response was read completely and the connection may be reused. Otherwise aiohttp
+            # closes it.
             response.close()
 
     async def _exchange_on(self, connection: Connection, data: bytes, attempt: SendState) -> None:

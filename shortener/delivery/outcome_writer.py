@@ -178,15 +178,16 @@ class OutcomeWriter:
 def _with_known_outcomes(connection: Connection, finished: FinishedAttempt) -> FinishedAttempt:
     """Return the result of a delivery that becomes dead without a request, with the reason that the stored attempts show.
 
-    If at least `max_attempts` attempts of the tracker are stored, the reason becomes ATTEMPTS_USED_UP. This happens if
-    `max_attempts` was lowered after the attempts."""
+    If the number of stored attempts is at least `max_attempts` of the tracker, the reason becomes ATTEMPTS_USED_UP. This happens
+    if `max_attempts` was lowered after the attempts."""
     claim, target = finished.attempt.claim, finished.attempt.target
     known = dispatch_queries.count_attempts(connection, claim.id, claim.base_attempt)
     return finished.with_reason(ATTEMPTS_USED_UP) if target is not None and known >= target.max_attempts else finished
 
 
 def _finish(connection: Connection, finished: Sequence[FinishedAttempt]) -> list[FinishedAttempt]:
-    """Write the new values of deliveries, and return the attempts whose deliveries no other process has claimed since."""
+    """Write the new values of deliveries. Return the attempts whose deliveries were not claimed by another process in the
+    meantime."""
     written = dispatch_queries.finish(connection, [one.delivery for one in finished])
     return [one for one in finished if one.delivery.id in written]
 

@@ -119,7 +119,8 @@ RATE_LIMITED = "rate_limited"
 UNPROCESSED = "response_not_processed"
 #: The outcome reason and the error of a delivery that is not sent again because the outcomes of too many attempts were lost.
 OUTCOMES_LOST = "outcomes_lost"
-#: The outcome reason and the error of a delivery that had all its attempts before the maximum of its tracker was lowered.
+#: The outcome reason and the error of a delivery that already had as many attempts as its tracker permits, because `max_attempts`
+#: was lowered.
 ATTEMPTS_USED_UP = "attempts_used_up"
 #: A delivery is sent again after an attempt whose outcome was lost. Such repeats can exceed the maximum number of attempts by at
 #: most this number.
@@ -206,7 +207,7 @@ OUTCOME_TABLE = (
     ),
     OutcomeRule(
         OUTCOMES_LOST,
-        f"no request: the delivery had {MAX_LOST_OUTCOMES} attempts more than its maximum, because their outcomes were lost",
+        f"no request: outcomes of attempts were lost, and the delivery had {MAX_LOST_OUTCOMES} attempts more than its maximum",
         OutcomeKind.FINAL,
         "the process died during the attempts, or could not record their outcomes; the tracker may have the event",
         lambda response, success: response.error == OUTCOMES_LOST,

@@ -27,7 +27,7 @@ MIN_PER_SECOND, MAX_PER_SECOND = 0.01, 100_000.0
 MIN_RATE = 1 / 20
 #: A learned rate that reaches this number of deliveries per second is removed, so that it no longer limits the tracker.
 MAX_RATE = 1000.0
-#: The minimum time between two lowerings of the learned rate.
+#: The learned rate is lowered at most once in this time.
 LOWERING_INTERVAL_MS = 1000
 #: A learned rate no longer applies when this time has passed since the rate was last lowered.
 MAX_AGE_MS = 3_600_000
@@ -35,8 +35,8 @@ MAX_AGE_MS = 3_600_000
 LOWERED, HALVED = 0.9, 0.5
 #: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
-#: If a tracker got fewer deliveries than its rate allows, it may get the missed deliveries of this period at once. If the rate
-#: allows fewer than 1.5 deliveries in this period, it may get 1.5 deliveries at once.
+#: If a tracker got fewer deliveries than its rate allows, it may get the missed deliveries of this period at once. At a low rate,
+#: the period is 1.5 times the interval between two deliveries.
 BURST_MS = 100
 
 #: The columns of the tables `trackers` and `gateways` that contain the pace, in the order of the fields.

@@ -65,7 +65,7 @@ class QueueWalk:
         self._position = position
         self._now = now
         self._trackers = _read(connection, position.tracker, [TRACKER_QUEUES])
-        # A time that is further in the future was stored before the clock was set back, so it is ignored.
+        # A `callbacks_at` after the end of the pause was stored before the clock was set back, so it is ignored.
         self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS
         self._callbacks = _QueuesOfKind([], True)
         if not self.is_paused:

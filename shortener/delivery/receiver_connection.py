@@ -1,4 +1,5 @@
-"""This module defines the connection to a receiver. It parses the HTTP status line itself and limits the bytes of a response."""
+"""This module defines the connection to a receiver. The connection parses the HTTP status line itself and limits the bytes of a
+response."""
 
 # Tested by tests/delivery/test_sender.py
 

@@ -44,7 +44,7 @@ RUNNING, DONE, STOPPED = "running", "done", "stopped"
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
 
 
-#: A function that calls `create_replay` with its arguments.
+#: A function that calls `create_replay` with the same arguments.
 CreateReplay = Callable[[Connection, AuditWriter, dict[str, Any]], "Replay"]
 
 
@@ -102,7 +102,7 @@ class Replay:
 
     @property
     def left(self) -> int:
-        """The number of deliveries that are not replayed."""
+        """The number of deliveries that have not been replayed."""
         return self.total - self.replayed
 
 
@@ -127,8 +127,8 @@ async def start_replay(
     now: datetime,
     create: CreateReplay | None = None,
 ) -> Replay:
-    """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it. `create` runs in the transaction
-    in place of `create_replay`, which it calls; it may raise an exception instead, for example if the request is a repeat.
+    """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it. `create` is called in the
+    transaction. It calls `create_replay`, or raises an exception, for example if the request is a repeat.
 
     Raise ApiError with the code NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if
     nothing would be sent to it, or if no delivery is dead."""

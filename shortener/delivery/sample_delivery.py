@@ -39,7 +39,7 @@ MAX_TEST_SECONDS = 15.0
 
 
 class TestSlots:
-    """The limit on test deliveries that run at the same time. They use a separate sender, and so no slots of other deliveries."""
+    """The limit on test deliveries that run at the same time. They use their own sender and not the slots of other deliveries."""
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender

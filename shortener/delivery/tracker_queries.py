@@ -93,7 +93,8 @@ def insert_tracker(connection: Connection, values: dict[str, Any]) -> Row[Any]:
 def update_tracker(
     connection: Connection, tracker_id: int, application_id: int | None, changes: dict[str, Any], overlap: int, now: datetime
 ) -> Row[Any]:
-    """Change the given values of a tracker and return its row. A replaced secret signs requests for `overlap` more seconds."""
+    """Change the given values of a tracker and return its row. Requests are also signed with a replaced secret for `overlap` more
+    seconds."""
     row = require_tracker(connection, tracker_id, application_id, lock=True)
     if row.role == CONVERSION_URL and (fixed := {"events", "format"} & changes.keys()):
         raise refuse(min(fixed), "must not be changed: this tracker stores the application's conversion_url")

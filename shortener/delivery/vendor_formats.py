@@ -63,7 +63,8 @@ def xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str,
     body: dict[str, Any] = {
         # Xoxzo has no status for an opened link. The field `accessed` contains that information.
         "status": "DELIVERED" if state in ("READ", "CLICKTHRU") else state,
-        # As in Xoxzo's status call: the sender in the request, and the time of the rewrite if the message was not reported as sent.
+        # As in Xoxzo's status call, `sender` is the sender in the rewrite request. If the message was not reported as sent,
+        # `sent_time` is the time of the rewrite.
         "sender": get("from_address") or get("sender_id_alias") or get("sender_id_id") or "",
         "sent_time": _seconds_text(get("sent_at") or get("created_at")),
         "cost": exact_number(get("mt_price")),

@@ -1,9 +1,9 @@
 """This module claims due messages of gateways, so that only this process hands them on until their leases end.
 
-`delivery/claims.py` decides how many messages of each gateway are claimed. The row of a gateway is locked during the claim, so its
-concurrency, rate and circuit breaker limit all processes together. A gateway that another process has locked is left out until the
-next cycle. The messages of a disabled gateway or application wait. They use neither the rate nor the probe of a gateway, and they
-do not delay the messages of other applications.
+`delivery/claims.py` decides how many messages of each gateway are claimed. The row of a gateway is locked during the claim, so
+its concurrency, rate and circuit breaker limit all processes together. A gateway that another process has locked is left out
+until the next cycle. The messages of a disabled gateway or application wait. They do not count towards the rate of a gateway, are
+never its probe, and do not delay the messages of other applications.
 """
 
 from __future__ import annotations

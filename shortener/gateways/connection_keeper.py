@@ -27,7 +27,7 @@ class ConnectionKeeper:
         self._store = store
         self._directory = directory
         self._connections = connections
-        # The name and the connection of each gateway that listens, by gateway id.
+        # The name and the connection of each gateway whose connection this job keeps open, by gateway id.
         self._listening: dict[int, tuple[str, ListeningConnection]] = {}
 
     def register_metrics(self, metrics: Metrics) -> None:

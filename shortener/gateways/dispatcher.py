@@ -74,7 +74,7 @@ EXPIRY_INTERVAL_MS = 30_000
 LOCAL_PAUSE_MS = 5_000
 #: If a message cannot be given up, the dispatcher tries again after this time.
 UNWRITABLE_PAUSE_MS = 30_000
-#: The maximum number of messages that wait after they could not be given up.
+#: The dispatcher remembers at most this many messages that could not be given up.
 MAX_UNWRITABLE = 4096
 
 
@@ -176,7 +176,7 @@ class GatewayDispatcher:
         )
         metrics.counter(
             "shortener_gateway_leases_lost",
-            "Outcomes that were ignored because another process had claimed the message since.",
+            "Outcomes of attempts that were ignored because another process had then claimed the message.",
             lambda: totals.leases_lost,
         )
         metrics.counter(

@@ -1,8 +1,8 @@
 """This module decides whether a gateway must repeat a delivery report whose message is unknown.
 
 A report names a message by the id that the gateway assigned to it. The service knows this id when it has recorded the response to
-the message. A report can arrive earlier, and may not find its message within the wait of the setting REPORT_WAIT. The service does
-not acknowledge such a report, so the gateway repeats it, and the repeated report finds its message.
+the message. A report can arrive earlier. If its message is not found within REPORT_WAIT seconds, the service does not acknowledge
+the report, so the gateway repeats it. When the repeated report arrives, its message is known.
 
 A report can only be about an attempt that began before the report arrived. Therefore the gateway must repeat a report until the
 leases of all attempts have ended that were in flight when the report first arrived. A response can also arrive after its attempt

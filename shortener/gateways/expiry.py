@@ -65,8 +65,8 @@ def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Col
 
 
 def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int]) -> list[SendChange]:
-    """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
-    is unknown."""
+    """Return changes that hold the messages of a gateway whose process died during the attempt, so that the outcome is
+    unknown."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lease_has_ended(now), *_not_in(skipped))
     return [finish_reported(one, now) or SendChange(one, row_after(one, SendStatus.HELD, now, "lease_lost")) for one in found]
 

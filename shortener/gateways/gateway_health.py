@@ -71,7 +71,7 @@ def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> 
 
 def changed_columns(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
     """Return the column values of a gateway that differ from the stored values. If only the time of the last success has changed,
-    it is written at most once a second."""
+    this time is written at most once a second."""
     values: dict[str, Any] = {}
     is_recent = (
         health.last_success_at is not None

@@ -35,7 +35,7 @@ def mask_url(url: str) -> str:
 
 def _mask_parameter(parameter: str) -> str:
     name, sign, value = parameter.partition("=")
-    if not sign:  # a parameter that is only a name may be a key
+    if not sign:  # a parameter without a value may itself be a credential
         return parameter if _is_shown("", parameter) else MASK
     return parameter if _is_shown(name, value) else f"{name}={MASK}"
 

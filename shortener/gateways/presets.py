@@ -21,9 +21,9 @@ class Preset:
     """A named template for the settings of a gateway.
 
     `options` maps the name of each option to its description. The options that have a value in `defaults` are optional. `build`
-    returns the settings from the values of the options. It stores some options in `settings["variables"]` under their own names.
-    `read` finds the other options in the stored settings, for example in the URL. If somebody has changed the URL to a form that
-    `build` never produces, `read` may return an empty dict."""
+    returns the settings from the values of the options. `build` stores some options in `settings["variables"]` under their own
+    names. `read` finds the other options in the stored settings, for example in the URL. If somebody has changed the URL to a
+    form that `build` never produces, `read` may return an empty dict."""
 
     name: str
     product: str

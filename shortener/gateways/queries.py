@@ -329,7 +329,7 @@ _FINISH_POSTGRESQL = (
 def finish(connection: Connection, rows: Sequence[FinishedSend]) -> set[int]:
     """Write new values of messages. Return the ids of the written rows.
 
-    A row is not written if its lease has ended and another process has claimed it since."""
+    A row is not written if its lease has ended and another process has then claimed it."""
     if not rows:
         return set()
     parameters = raw_sql.bulk_parameters(connection, rows)

@@ -64,7 +64,7 @@ def _text(amount: Decimal) -> str:
 
 
 def set_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, price: Decimal, now: datetime) -> str:
-    """Set a price, as `prices.set_price` does. Return the prefix as stored."""
+    """Set a price, as `prices.set_price` does. Return the stored prefix."""
     found = _prices(connection, application_id)
     digits = prices.set_price(connection, application_id, prefix, price)
     before, after = ({"price": one} for one in (found.get(digits), _text(price)))
@@ -73,7 +73,7 @@ def set_price(connection: Connection, audit: AuditWriter, application_id: int, p
 
 
 def remove_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, now: datetime) -> str:
-    """Remove a price, as `prices.remove_price` does. Return the prefix as stored."""
+    """Remove a price, as `prices.remove_price` does. Return the stored prefix."""
     found = _prices(connection, application_id)
     digits = prices.remove_price(connection, application_id, prefix)
     before = {"price": found[digits]}

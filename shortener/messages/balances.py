@@ -39,8 +39,8 @@ class Balance(NamedTuple):
 def lock_application(connection: Connection, application_id: int) -> None:
     """Lock an application until the transaction ends, for a change of its balance. Raise ApiError NOT_FOUND.
 
-    An application that is not prepaid has no row in `balances`. Without this lock, two first top-ups at the same time would replace
-    each other."""
+    An application that is not prepaid has no row in `balances`. Without this lock, two top-ups at the same time could both create
+    the row, and one would replace the other."""
     require_application(connection, application_id)
     table = schema.applications
     connection.execute(select(table.c.id).where(table.c.id == application_id).with_for_update(key_share=True))
@@ -129,7 +129,8 @@ def remove_balance(connection: Connection, application_id: int) -> bool:
 
 
 def _end_refunds(connection: Connection, application_id: int) -> None:
-    """Prevent refunds for the messages that wait for a gateway, because the balance from which their cost was deducted ends."""
+    """Prevent refunds for the messages that wait for a gateway, because the balance from which their cost was deducted is removed
+    or replaced."""
     c = schema.sends.c
     was_deducted = c.deducted.is_distinct_from(False)
     statement = update(schema.sends).where(IS_UNFINISHED, c.application_id == application_id, was_deducted)

@@ -12,8 +12,8 @@ c. A suffix that is a noun (`.shop`, `.online`, `.info`, `.example`: _NOUNS) req
 d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires a name of at least three characters, and a
    word such as "visit" or a colon before the domain. A word such as "at", or a name as in rule c, is sufficient if no word in lower
    case follows the domain.
-e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `now.so/shop`. Before a path, the suffixes of the rules
-   b to d need nothing else: `t.me/shop`.
+e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `now.so/shop`. A path is also sufficient for the
+   suffixes of the rules b to d: `t.me/shop`.
 
 In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, so the text is
 not a domain. The exception is a host that is completely in capitals and has a path. In rule a, except for `.net`, a capitalised

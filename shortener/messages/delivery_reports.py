@@ -11,9 +11,9 @@ The state of a message only moves forward:
 
 - A late report is a report of an earlier state. It stores the time of that state if none is stored, and adds missing facts
   (telecom_message_id, mt_price, fragments_count). A report of the newest reported state also corrects these facts.
-- The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains any. A report
-  without texts does not change the stored texts, but a newer state after FAILED or EXPIRED removes the reason of the failure. A
-  late report does not replace the stored texts.
+- The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains such texts. A
+  report without texts does not change the stored texts, but a newer state after FAILED or EXPIRED removes the reason of the
+  failure. A late report does not replace the stored texts.
 - A report without a state (ENROUTE, UNKNOWN) stores its texts only while the message has neither failed nor been
   delivered. It does not change the state of the message.
 - A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.

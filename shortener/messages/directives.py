@@ -12,8 +12,8 @@ directive, because a raw directive must never reach a handset. The grammar:
   either order. They may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
 - `\"` is accepted instead of `"`, because people paste JSON samples. If backslashes precede the opening quote, the closing quote
   may have backslashes or none.
-- Inside an argument, `\"`, `\'`, `\\` and `\/` (JSON again) mean the second character. Any other backslash is literal. Entities are
-  decoded only if the opening quote is an entity.
+- Inside an argument, `\"`, `\'`, `\\` and `\/` mean the second character, as in JSON. Any other backslash is literal. Entities
+  are decoded only if the opening quote is an entity.
 - White space is allowed between parentheses, quotes and comma. White space and invisible characters around a URL are removed.
 - `#track` takes one argument. `#trackurl` takes exactly two. No argument may be empty. A label is plain text of at most
   MAX_LABEL_CHARACTERS characters.
@@ -31,7 +31,8 @@ from typing import Literal, NamedTuple, NoReturn
 from shortener.messages.near_directives import find_near_directive
 from shortener.urls import BLANKS, trim_url
 
-#: The maximum number of directives in one message. A message of 1,600 characters has space for 50 short links and no other text.
+#: The maximum number of directives in one message. A message of 1,600 characters has space for at most 50 short links without
+#: other text, so this maximum is sufficient.
 MAX_DIRECTIVES = 20
 #: The directives of a text with more than MAX_DIRECTIVES are checked too, so that the sender gets all errors in one response. The
 #: check ends after this number of directives, because a hostile text can have thousands whose quotes are never closed.
@@ -56,8 +57,8 @@ _CLOSERS = {
     **dict.fromkeys("«»", "«»"),
     **dict.fromkeys("‹›", "‹›"),
 }
-# Both expressions match an argument of a directive, from after its opening quote to the first closing quote. _PLAIN is for typed
-# text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
+# Both expressions match an argument of a directive. The match begins after the opening quote and ends with the first closing
+# quote. _PLAIN is for typed text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
 # These expressions match a closing quote in another form than the opening quote, for example ” after ". Such a quote closes the

@@ -124,14 +124,15 @@ class PlanCache:
     """A cache of plans, for messages with the same content as an earlier message. Plans with problems are not kept.
 
     A plan is kept only at the second occurrence of its text. Texts that occur once, such as one-time passwords, therefore take
-    little time and memory, and do not displace the plan of a campaign. The second occurrence must follow
-    before REMEMBERED_TEXTS (2,048) other texts. The cache has at most MAX_CACHED_PLANS (256) plans of texts with at most
-    MAX_CACHED_CHARACTERS (1,600) characters, and drops the plan that has not been used for the longest time. It needs less than
-    1 MB for usual texts, and at most about 12 MB.
+    little time and memory, and do not displace the plan of a campaign. An occurrence counts as the second one if fewer than
+    REMEMBERED_TEXTS (2,048) other texts occurred since the first one. The cache has at most MAX_CACHED_PLANS (256) plans of texts
+    with at most MAX_CACHED_CHARACTERS (1,600) characters, and drops the plan that has not been used for the longest time. It
+    needs less than 1 MB for usual texts, and at most about 12 MB.
 
     The key of a plan contains everything on which the plan depends, and the campaign, so that all messages with one plan have the
-    same link sets. The settings, domains and gateways of an application are compared by the identity of its object. The cache
-    belongs to one installation, whose limits and settings do not change while the process runs. Several threads may use it."""
+    same link sets. The cache does not compare the settings, domains and gateways of an application. It compares the identity of
+    the `Application` object, because a changed application is a new object. The cache belongs to one installation, whose limits
+    and settings do not change while the process runs. Several threads may use it."""
 
     def __init__(self, hosts: LinkHosts) -> None:
         self._hosts = hosts
@@ -175,7 +176,7 @@ class PlanCache:
         )
 
     def find(self, application: Application, key: Hashable) -> ItemPlan | None:
-        """Return the plan with this key, or None. A plan for an earlier version of the application does not count."""
+        """Return the plan with this key, or None. A plan for an earlier version of the application is not returned."""
         found = self._plans.get(key)
         if found is None or found[0] is not application:
             return None

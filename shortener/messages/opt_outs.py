@@ -1,10 +1,10 @@
 """The opt-out list of an application: recipients who refused further messages.
 
-A recipient refuses further messages by a reply with one of STOP_WORDS, and permits them again by a reply with one of START_WORDS. A
-reply does not remove an entry that an administrator has made, because API keys that may only send messages can also report replies.
-The word must be the whole reply: "please stop by tomorrow" refuses nothing. Upper and lower case make no difference, and spaces and
-punctuation around the word are ignored. The words follow the handbook of CTIA (United States) and the lists of common providers,
-with the usual words of other languages.
+A recipient refuses further messages by a reply with one of STOP_WORDS, and permits them again by a reply with one of START_WORDS.
+A reply does not remove an entry that an administrator has made. Otherwise an API key that may only send messages could remove
+such an entry by reporting a reply. The word must be the whole reply: "please stop by tomorrow" refuses nothing. Upper and lower
+case make no difference, and spaces and punctuation around the word are ignored. The words follow the handbook of CTIA (United
+States) and the lists of common providers, with the usual words of other languages.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parse_reply(text: str) -> Literal["stop", "start"] | None:
 
 
 def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
-    """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list.
+    """Add a number in E.164 to the opt-out list of an application. Return False if the number was already on the list.
 
     `source` is FROM_REPLY, "api" or "operator". If the number is already on the list, its source changes only if the old source is
     FROM_REPLY."""

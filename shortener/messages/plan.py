@@ -301,8 +301,8 @@ def _content_of(item: RewriteItem, *, metadata: Mapping[str, Any] | None = None)
         item.metadata or metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
-        # Older releases had no field `opt_out`. The hash of a message without it must be equal to the hash that those releases
-        # stored.
+        # Older releases had no field `opt_out`. The hash of a message without `opt_out` must be equal to the hash that those
+        # releases stored.
         *([item.opt_out] if item.opt_out else []),
         *([("gateway", item.gateway)] if item.gateway is not None else []),
     )

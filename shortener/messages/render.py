@@ -73,8 +73,8 @@ class RewrittenMessage:
 
 @lru_cache(maxsize=256)
 def _iso(ms: int) -> str | None:
-    """Return the time at which links expire in ISO 8601. The result is cached, because all links of a message expire at the same
-    time."""
+    """Return the time of expiry of links as an ISO 8601 text. The result is cached, because all links of a message expire at the
+    same time."""
     return to_iso(from_ms(ms))
 
 

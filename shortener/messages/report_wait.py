@@ -16,8 +16,9 @@ _PAUSES = (0.1, 0.3, 0.6)
 
 
 class ReportWait:
-    """The waits of all requests of one kind. A request waits at most `seconds` in total (REPORT_WAIT); 0 means not at all. At most
-    `max_requests` requests wait at a time, so that reports of unknown messages do not occupy the memory of the process."""
+    """The waits of requests that report about unknown messages. A request waits at most `seconds` in total (REPORT_WAIT); 0 means
+    not at all. At most `max_requests` requests wait at a time, so that reports of unknown messages do not occupy the memory of
+    the process."""
 
     def __init__(self, seconds: float, max_requests: int) -> None:
         self.seconds = seconds

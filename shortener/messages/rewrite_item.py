@@ -80,7 +80,7 @@ class LinkHosts(TargetHosts, Protocol):
 
     @property
     def version(self) -> str:
-        """A text that changes when the own hosts or the blocked hosts change."""
+        """A text that changes when the hosts of the installation or the blocked hosts change."""
         ...
 
     def base_url(self, domain_id: int) -> str:

@@ -50,7 +50,8 @@ from shortener.tracing import Tracer
 MAX_REQUESTS_PER_TRANSACTION = 64
 #: A request with more characters of text than this is large. It is planned in a thread, because planning it takes more than 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
-#: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines its context.
+#: Each further `#`, `&` or `%` of a text counts as 100 characters, because the search for mistyped directives examines the text
+#: after it.
 MAX_USUAL_SIGNS, SIGN_CHARACTERS = 10, 100
 #: Each recipient counts as this many characters, because checking a phone number takes as long as planning this much text.
 RECIPIENT_CHARACTERS = 20

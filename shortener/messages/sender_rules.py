@@ -54,7 +54,7 @@ def check_sender(sender: str) -> str | None:
 def country_problem(sender: str, country: str | None) -> str | None:
     """Return the reason why networks of a country (ISO 3166 code) do not deliver a sender, or None.
 
-    A sender with an unusual form also gets None, because `check_sender` reports it."""
+    Also return None for a sender with an unusual form, because `check_sender` reports it."""
     if not sender or country is None or _REFERENCE.match(sender) or sender.lstrip("+").isdigit() or check_sender(sender):
         return None
     if country in NO_NAMES:

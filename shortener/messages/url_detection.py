@@ -34,8 +34,8 @@ _LETTER = r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1fff]"
 _LABEL = rf"{_LETTER}(?:(?:{_LETTER}|-)*{_LETTER})?"
 
 _HINT = re.compile(r"\w\.\w|://")
-# A host without a scheme does not begin after a hyphen of the same word. The search would otherwise read the rest of the word again
-# after each of its hyphens, which takes quadratic time.
+# A host without a scheme never begins after a hyphen inside a word. Otherwise the search would read the rest of the word again
+# after each hyphen, which takes quadratic time.
 _CANDIDATE = re.compile(
     rf"""
       (?P<scheme>https?://)

@@ -24,7 +24,7 @@ import unicodedata
 
 _STOP = frozenset('<>"`\\\x7f')
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
-# The entities of an ampersand are parts of a query. Every other entity ends a URL.
+# An entity that means an ampersand, such as `&#38;`, is a part of a query. Every other entity ends a URL.
 _ENTITY = re.compile(r"&(?:quot|lt|gt|apos|nbsp|#(?!0*38;)[0-9]{1,6}|#x(?!0*26;)[0-9a-f]{1,5});", re.IGNORECASE)
 _AFTER_BAR = re.compile(r"[\w%.~|-]")
 # After one of these characters, a word of another script is a part of the URL.

@@ -76,7 +76,7 @@ def then(first: Behaviour, *others: Behaviour) -> Behaviour:
 
 
 def drip(piece: bytes, seconds: float = 0.02) -> Behaviour:
-    """Return a behaviour that sends the same bytes without end, with a pause of `seconds` after each time."""
+    """Return a behaviour that sends the same bytes without end, with a pause of `seconds` between two repetitions."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

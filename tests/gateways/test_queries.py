@@ -78,7 +78,7 @@ async def test_the_statements_for_due_messages_use_the_partial_index(
             assert len(queries.claim(connection, [request], NOW, ())) == 2
 
         if connection.dialect.name == "postgresql":
-            # otherwise PostgreSQL reads a small table completely, without an index
+            # without this setting, PostgreSQL reads a small table completely instead of using the index
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         return plans(connection, run)
 

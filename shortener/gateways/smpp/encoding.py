@@ -1,9 +1,9 @@
 """This module encodes a text as the short messages of submit_sm PDUs, and decodes the text of deliver_sm PDUs.
 
-A text that fits into one SMS is one part without a header. A longer text becomes several parts, each with a user data header of six
-bytes (3GPP TS 23.040, 8-bit reference). The number of parts equals the number of segments that `messages/segments.py` computes,
-because prices depend on this number. GSM-7 texts have one septet in each byte, which SMPP calls the default alphabet (data coding
-0). Other texts are UCS-2 (data coding 8).
+A text that fits into one SMS is one part without a header. A longer text becomes several parts, each with a user data header of
+six bytes (3GPP TS 23.040, 8-bit reference). The number of parts always equals the number of segments that `messages/segments.py`
+computes, because the price of a message depends on its segments. GSM-7 texts have one septet in each byte, which SMPP calls the
+default alphabet (data coding 0). Other texts are UCS-2 (data coding 8).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The rules for responses (`submit_sm_resp`):
   attempt does not count as a failure.
 - ESME_RSYSERR, ESME_RX_T_APPN, ESME_RINVBNDSTS and the setting `retry_statuses` are temporary. Any other status rejects the
   message.
-- If a response is missing because of a timeout or a lost connection, the gateway may have accepted the message, so it is doubtful.
+- If a response is missing because of a timeout or a lost connection, the message is doubtful: the gateway may have accepted it.
 
 The parts of a message are sent one after the other. The connection stores in memory which parts the gateway has accepted. A later
 attempt in the same process therefore sends only the other parts. A response that arrives after the attempt has ended is recorded as

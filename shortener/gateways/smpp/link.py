@@ -1,7 +1,7 @@
-"""This module opens the SMPP session of this process with a gateway when a caller needs the session, and opens a new session after
-an earlier one has ended. All callers share one attempt to connect. After a failed attempt to connect, the next attempt starts after
-a pause of 1 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. If the time limit of a caller ends before the
-pause, the caller gets the error of the previous attempt at once.
+"""This module opens the SMPP session of this process with a gateway when a caller needs the session, and opens a new session
+after an earlier one has ended. All callers share one attempt to connect. After a failed attempt to connect, the next attempt
+starts after a pause of 1 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. If the time limit of a caller
+ends before the pause ends, the caller gets the error of the previous attempt at once.
 
 The address guard checks every IP address of the host before each connection. Each connection looks up its host in its own thread. A
 resolver that does not respond therefore delays neither other gateways nor the database.
