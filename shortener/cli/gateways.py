@@ -29,7 +29,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
-from shortener.cli.secret_input import named_value_options
+from shortener.cli.secret_input import has_secret, named_value_options, secret_options
 from shortener.plurals import counted
 
 if TYPE_CHECKING:
@@ -162,7 +162,12 @@ def gateways() -> None:
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="Product of the gateway; its usual settings are used.")
-@click.option("--url", help="URL of the gateway. It is the option url of the preset, or the setting url without a preset.")
+@secret_options(
+    "url",
+    "url",
+    "URL of the gateway. It is the option url of the preset, or the setting url without a preset",
+    is_secret=has_secret,
+)
 @click.option("--allow-private", is_flag=True, help="Permit a gateway at a private or loopback IP address, usual for Kannel.")
 @_limit_options
 @json_option

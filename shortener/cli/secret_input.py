@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 
@@ -29,20 +29,45 @@ STANDARD_INPUT = "-"
 _SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|auth|cred|cookie|signature|^pin$|^variables$", re.IGNORECASE)
 # These texts are never secrets, whatever their name is: an empty text, true, false, and a text with a placeholder, such as `App
 # {api_key}`.
-_NO_SECRET = re.compile(r"|true|false|[^{}\[\]]*\{\w+\}[^{}\[\]]*")
+_NO_SECRET = re.compile(r"|true|false|[^{}\[\]]*\{[\w.]+\}[^{}\[\]]*")
 
 
 def has_password(url: str) -> bool:
-    """Return whether a URL contains a password."""
+    """Return whether a URL contains a password before its host."""
     try:
         return urlsplit(url).password is not None
     except ValueError:
         return False
 
 
+def has_secret(url: str) -> bool:
+    """Return whether a text is a URL with a password before its host, or with a secret in its query."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.netloc) and (
+            parts.password is not None or any(_is_secret(*pair) for pair in parse_qsl(parts.query, max_num_fields=100))
+        )
+    except ValueError:
+        return False
+
+
 def is_named_secret(name: str, text: str) -> bool:
-    """Return whether a named value is a secret: its name is the name of a secret, and its text can be a secret."""
+    """Return whether a value is a secret, according to its name, or is a URL that contains a secret."""
+    return _is_secret(name, text) or has_secret(text)
+
+
+def _is_secret(name: str, text: str) -> bool:
     return bool(_SECRET_NAME.search(name)) and not _NO_SECRET.fullmatch(text)
+
+
+def read_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """Return the URL of an argument that is no option. Read it from the standard input if it is `-`. Warn if it contains a secret.
+    This function is the callback of the argument."""
+    if url == STANDARD_INPUT:
+        return _read("URL", url, "URL")
+    if has_secret(url):
+        _warn("the argument URL", "`-` in place of URL")
+    return url
 
 
 def secret_options(
@@ -103,11 +128,8 @@ def named_value_options(
                 raise click.UsageError(f"{both[0]}: use only one of {option} and {file_option}")
             secret = next((key for key, value in given if value != STANDARD_INPUT and is_named_secret(key, value)), None)
             if secret is not None:
-                _warn(
-                    option,
-                    f"{option} {_quoted(f'{secret}{sign}{space}-')}",
-                    f"{file_option} {_quoted(f'{secret}{sign}{space}FILE')}",
-                )
+                stdin_form, file = (_quoted(f"{secret}{sign}{space}{value}") for value in (STANDARD_INPUT, "FILE"))
+                _warn(option, f"`{option} {stdin_form}` or `{file_option} {file}`")
             found = {key: _read(option, value, key) if value == STANDARD_INPUT else value for key, value in given}
             values[parameter] = found | {key: _read(file_option, file, key) for key, file in files}
             return command(*args, **values)
@@ -143,8 +165,7 @@ def _split(option: str, given: Sequence[str], sign: str, form: str) -> list[tupl
     return pairs
 
 
-def _warn(option: str, *remedies: str) -> None:
-    remedy = " or ".join(f"`{remedy}`" for remedy in remedies)
+def _warn(option: str, remedy: str) -> None:
     print_warnings(
         [f"other users of this machine can see the secret in {option}, and the shell stores it in its history. Use {remedy}."]
     )
@@ -152,7 +173,7 @@ def _warn(option: str, *remedies: str) -> None:
 
 def _from_arguments(option: str, given: Sequence[str], is_secret: Callable[[str], bool]) -> list[str]:
     if any(text != STANDARD_INPUT and is_secret(text) for text in given):
-        _warn(option, f"{option} -", f"{option}-file FILE")
+        _warn(option, f"`{option} -` or `{option}-file FILE`")
     return [_read(option, text) if text == STANDARD_INPUT else text for text in given]
 
 

@@ -30,7 +30,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
-from shortener.cli.secret_input import named_value_options, secret_options
+from shortener.cli.secret_input import has_secret, named_value_options, read_url, secret_options
 from shortener.model import EVENT_NAMES
 from shortener.plurals import counted
 
@@ -186,7 +186,7 @@ def trackers() -> None:
 
 @trackers.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
-@click.argument("url")
+@click.argument("url", callback=read_url)
 @_tracker_options
 @secret_options(
     "secret",
@@ -257,7 +257,7 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
 
 @trackers.command("update", cls=OwnedCommand)
 @click.argument("tracker", type=ID)
-@click.option("--url", help="New URL of the tracker.")
+@secret_options("url", "url", "New URL of the tracker", is_secret=has_secret)
 @_tracker_options
 @secret_options(
     "secret",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import orjson
 import pytest
 from click.testing import CliRunner
 
 from shortener.cli import cli, secret_input
 from shortener.cli.secret_input import has_password, is_named_secret, named_value_options, secret_options
-from tests.cli.shell import InProcessShell, create_installation
+from tests.cli.shell import InProcessShell, create_installation, environment_of
 
 
 @click.command()
@@ -51,6 +52,39 @@ def test_a_secret_as_an_argument_still_works_and_causes_a_warning_that_does_not_
 def test_only_a_url_with_a_password_causes_a_warning(url: str, warns: bool) -> None:
     stdout, stderr = run("--to", url)
     assert (stdout, "Warning:" in stderr) == (f"() {url}", warns)
+
+
+def test_each_command_warns_of_a_url_argument_that_contains_a_secret(tmp_path: Path) -> None:
+    shell = InProcessShell(tmp_path)
+    shell("migrate")
+    shell("applications", "create", "shop")
+
+    def warnings_of(*words: str) -> str:
+        return CliRunner().invoke(cli, words, input="\n", env=environment_of(tmp_path)).stderr
+
+    for url, is_secret in (
+        ("https://me:hunter22@t.example/", True),
+        ("https://t.example/hook?token=hunter22", True),
+        ("https://t.example/hook?token={message_id}&key={metadata.key}", False),
+        ("https://t.example/hook?id=1", False),
+        ("http://[", False),
+        ("-", False),
+    ):
+        for words, remedy in (
+            (("trackers", "add", "1", url, "--event", "click"), "Use `-` in place of URL."),
+            (("trackers", "update", "99", "--url", url), "Use `--url -` or `--url-file FILE`."),
+            (("gateways", "add", "gw", "--url", url), "Use `--url -` or `--url-file FILE`."),
+            (("gateways", "add", "gw", "--set", f"url={url}"), "Use `--set url=-` or `--set-file url=FILE`."),
+        ):
+            shown = warnings_of(*words)
+            assert (remedy in shown) is is_secret, (words, shown)
+            assert "hunter22" not in shown
+    (tmp_path / "url").write_text("https://t.example/hook?token=hunter22")
+    assert "Warning" not in warnings_of("trackers", "update", "99", "--url-file", str(tmp_path / "url"))
+    command = ("trackers", "add", "1", "-", "--event", "click", "--json")
+    added = CliRunner().invoke(cli, command, input="https://8.8.8.8/?token=hunter22\n", env=environment_of(tmp_path))
+    assert "Warning" not in added.stderr
+    assert orjson.loads(added.stdout)["url"] == "https://8.8.8.8/?token=hunter22"
 
 
 def test_a_terminal_is_asked_for_the_secret_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +142,13 @@ def test_a_named_secret_as_an_argument_causes_a_warning_with_its_name_and_withou
         ("username", "me", False),
         ("success_statuses", "200", False),
         ("id_path", "$.id", False),
+        ("url", "https://me:hunter22@gw.example/send", True),
+        ("url", "https://gw.example/send?user=me&api_key=hunter22", True),
+        ("url", "https://gw.example/send?api_key={api_key}&m={metadata.order}", False),
+        ("url", "https://gw.example/send", False),
     ],
 )
-def test_the_name_of_a_value_says_whether_it_is_a_secret(name: str, text: str, is_secret: bool) -> None:
+def test_the_name_of_a_value_or_its_url_says_whether_it_is_a_secret(name: str, text: str, is_secret: bool) -> None:
     assert is_named_secret(name, text) is is_secret
 
 
