@@ -41,7 +41,8 @@ def find_conversion_tracker(connection: Connection, application_id: int, *, lock
 
 
 def read_conversion_url(connection: Connection, application_id: int) -> tuple[str | None, list[str] | None]:
-    """Return `conversion_url` and `conversion_fields` of an application. Both are None if it has no `conversion_url`."""
+    """Return `conversion_url` and `conversion_fields` of an application. Both are None if the application has no
+    `conversion_url`."""
     row = find_conversion_tracker(connection, application_id)
     return (None, None) if row is None else (row.url, row.fields)
 

@@ -20,8 +20,9 @@ Guarantees
   tracker among the processes.
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
-- If an outcome cannot be recorded although the database is available, it is dropped, so that it does not block other outcomes. Its
-  delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
+- If an outcome cannot be recorded although the database is available, the outcome is dropped, so that it does not block other
+  outcomes. The delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum
+  number of attempts.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If the clock jumps far
   ahead, the jump makes no delivery dead, and no lease of an attempt in flight ends. For this, storage/clock_guard.py provides
   `clock_ahead`, which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as ended.

@@ -69,9 +69,9 @@ class OutcomeWriter:
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         finished = [_with_known_outcomes(connection, one) if one.is_without_request else one for one in finished]
-        # If it was unknown whether a commit succeeded, it may have stored both the outcome of an attempt and the next claim of the
-        # same delivery. `finished` then contains two attempts of one delivery. Two statements write their outcomes, because one
-        # statement can change a delivery only once.
+        # If it was unknown whether a commit succeeded, the commit may have stored both the outcome of an attempt and the next
+        # claim of the same delivery. `finished` then contains two attempts of one delivery. Two statements write their outcomes,
+        # because one statement can change a delivery only once.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
         uncertain = [one for one in finished if one.may_be_unclaimed]
         claims = dispatch_queries.find_stored(connection, "deliveries", [one.attempt.claim for one in uncertain])

@@ -130,8 +130,8 @@ async def start_replay(
     """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it. `create` is called in the
     transaction. It calls `create_replay`, or raises an exception, for example if the request is a repeat.
 
-    Raise ApiError with the code NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if
-    nothing would be sent to it, or if no delivery is dead."""
+    Raise ApiError NOT_FOUND if the tracker does not exist. Raise ApiError CONFLICT if the tracker has a running replay, if
+    nothing would be sent to the tracker, or if no delivery is dead."""
     # The deliveries are counted before the transaction begins, because a long count inside the transaction would delay clicks.
     total = await database.read(count_dead, DeliveryFilter(tracker_id=tracker_id, since=since, until=until), now)
     values = {

@@ -93,9 +93,9 @@ async def send_test(
 ) -> SampleDelivery:
     """Send a test event to a tracker, store the delivery and an audit row, and return the result.
 
-    If `event_name` is given, it is the name of the event, and the event has the values of a sample of this event. If it is
-    None, the event has the name `test` and the values of a sample of the first event to which the tracker subscribes. Raise
-    ApiError NOT_FOUND if the tracker does not exist, and StoreUnavailable if the database is unavailable."""
+    If `event_name` is given, the event has this name and the sample values of such an event. If `event_name` is None, the event
+    has the name `test` and the sample values of the first event to which the tracker subscribes. Raise ApiError NOT_FOUND if the
+    tracker does not exist, and StoreUnavailable if the database is unavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
     name = event_name or tracker.events[0]

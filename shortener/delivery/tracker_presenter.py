@@ -48,7 +48,8 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
 
 
 def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """Return the limits that apply to a tracker, by name: its own value, or the default in the settings if it has none."""
+    """Return the limits that apply to a tracker, by name: the tracker's own value, or the default in the settings if the tracker
+    has none."""
     return {
         "max_attempts": tracker.max_attempts or settings.delivery_attempts,
         "timeout": tracker.timeout or settings.delivery_timeout,

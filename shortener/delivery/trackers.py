@@ -199,8 +199,8 @@ class Trackers:
     async def create(self, audit: AuditWriter, application_id: int, new: NewTracker) -> TrackerSaveResult:
         """Create a tracker of an application.
 
-        Raise ApiError with the code NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers, or a code of
-        `check_url` if the URL is rejected.
+        Raise ApiError NOT_FOUND if the application does not exist. Raise ApiError CONFLICT if the application has too many
+        trackers. Raise an error of `check_url` if the URL is rejected.
         """
         return await self._database.write(await self.prepare_creation(audit, application_id, new))
 
@@ -259,8 +259,8 @@ class Trackers:
     ) -> TrackerSaveResult:
         """Change the given values of a tracker.
 
-        Raise ApiError with the code NOT_FOUND if the tracker does not exist, INVALID_REQUEST if the changes contradict each other
-        or the role of the tracker, or a code of `check_url` if a new URL is rejected.
+        Raise ApiError NOT_FOUND if the tracker does not exist. Raise ApiError INVALID_REQUEST if the changes contradict each
+        other or the role of the tracker. Raise an error of `check_url` if a new URL is rejected.
         """
         return await self._database.write(await self.prepare_update(audit, tracker_id, changes, application_id))
 

@@ -13,8 +13,9 @@ Guarantees
   delivery report has arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - If the transaction fails although the database is available, each outcome and the claims of each gateway get a transaction of
-  their own. Therefore a value that cannot be stored or computed delays only its own message or gateway. The same is true for
-  messages that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
+  their own. Therefore a value that cannot be stored or computed delays only its own message or gateway. This also applies to
+  messages that are given up without an attempt. If such a message cannot be written, the dispatcher tries again after
+  UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If the clock
@@ -324,7 +325,8 @@ class GatewayDispatcher:
         # The time is read here and not in `step`, because this transaction may have waited for other transactions.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
-        # This follows the reading of `now`. In the opposite order, a step of the clock between the two could be missed.
+        # `leases_wait` is called after `now` was read. In the opposite order, a step of the clock between the two could be
+        # missed.
         waits = self._leases_wait(connection)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})

@@ -1,8 +1,9 @@
 """This module writes the result of an attempt, or of the decision to give a message up, to the database.
 
-In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
-with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
-another process has claimed it after this attempt. Therefore the outcome of an attempt never replaces a newer outcome.
+One transaction updates the row in `sends` and adds the row of the attempt. It also applies the report (SENT or FAILED) to the
+message, which creates an event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A
+row is skipped if another process has claimed it after this attempt. Therefore the outcome of an attempt never replaces a newer
+outcome.
 
 `write_each` gives messages up, such as messages that are too old. A message whose changes cannot be stored or computed is left out,
 so that the remaining messages are still given up.

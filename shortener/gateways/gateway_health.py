@@ -22,8 +22,8 @@ from shortener.gateways.queries import LockedGateway
 def write_health(connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, LockedGateway]) -> list[int]:
     """Write the changes of circuit breakers and rates that follow from ended attempts. Return the gateways whose circuit breaker
     opened. `locked` is the result of `queries.lock_health` for the gateways of the attempts. If a gateway was changed during the
-    attempt, for example its URL or its password, the outcome changes neither its circuit breaker nor its rate, because it shows
-    nothing about the new settings."""
+    attempt, for example its URL or its password, the outcome changes neither its circuit breaker nor its rate, because the
+    outcome shows nothing about the new settings."""
     by_gateway: dict[int, list[EndedSend]] = {}
     for one in ended:
         by_gateway.setdefault(one.attempt.claim.gateway_id, []).append(one)

@@ -1,8 +1,8 @@
 """This module hides the secret values of a URL template, and finds masks that a caller sends back as if they were values.
 
-A fixed value in the query may be a credential, so it is shown as MASK. A value with a placeholder is shown. A value is also shown
-if it is a known word such as UTF-8, or has at most MAX_SHOWN_CHARACTERS characters, but not if the name of its parameter suggests a
-credential. The other parts of the URL do not change, so that a shown URL without a mask can be stored again.
+A fixed value in the query may be a credential, so it is shown as MASK. A value with a placeholder is shown. A known word such as
+UTF-8 and a value of at most MAX_SHOWN_CHARACTERS characters are also shown. If the name of the parameter suggests a credential,
+these values are masked too. The other parts of the URL do not change, so that a shown URL without a mask can be stored again.
 """
 
 from __future__ import annotations

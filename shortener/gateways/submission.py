@@ -78,8 +78,8 @@ class GatewayReport:
     """A delivery report of a gateway. One of `reference`, `gateway_message_id` and `message_id` identifies the message.
 
     `word` is the gateway's word for the state, such as DELIVRD. `at` is None if the report has no time. `addresses` are the phone
-    numbers in the report, with or without the country code. If there are any, and none of them is the recipient of the message, the
-    report counts as a report about an unknown message."""
+    numbers in the report, with or without the country code. If the report contains phone numbers and none of them is the
+    recipient of the message, it counts as a report about an unknown message."""
 
     word: str
     reference: str | None = None

@@ -1,8 +1,8 @@
 """This module counts the delivery reports of gateways that were not recorded, by gateway and reason, and logs them.
 
-A gateway gets the same response for such a report as for a recorded one, because it would otherwise repeat the report without end.
-So only the counts and the log show that the settings of a gateway do not match its reports. Each process counts from its start. For
-each gateway and reason, a process writes at most one log line in LOG_INTERVAL.
+A gateway gets the same response for such a report as for a recorded report. Otherwise the gateway would repeat the report without
+end. So only the counts and the log show that the settings of a gateway do not match its reports. Each process counts from its
+start. For each gateway and reason, a process writes at most one log line in LOG_INTERVAL.
 """
 # Tested by tests/gateways/test_reports.py and tests/web/test_gateway_reports.py
 

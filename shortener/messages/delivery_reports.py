@@ -18,9 +18,10 @@ The state of a message only moves forward:
   delivered. It does not change the state of the message.
 - A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
-A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated report
-creates no event. If the connection to the database ends during COMMIT, the reports are applied again, but only if the first event
-of their transaction is not stored. Without this check, two reports that correct each other would create their events twice.
+A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated
+report creates no event. If the connection to the database ends during COMMIT, the reports are applied again, but only if the
+first event of the interrupted transaction is not stored. Without this check, two reports that correct each other would create
+their events twice.
 """
 
 from __future__ import annotations

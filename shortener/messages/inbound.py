@@ -22,8 +22,8 @@ REPLY_WINDOW = timedelta(days=30)
 
 
 class Reply(NamedTuple):
-    """A recorded reply. `keyword` is the meaning of its text, `is_opted_out` whether the sender is now on the opt-out list, and
-    `message_id` the id of the message to which the reply belongs, or None."""
+    """A recorded reply. `keyword` is the meaning of its text. `is_opted_out` is true if the sender is now on the opt-out list.
+    `message_id` is the id of the message to which the reply belongs, or None."""
 
     keyword: Literal["stop", "start"] | None
     is_opted_out: bool

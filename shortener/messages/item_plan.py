@@ -126,8 +126,8 @@ class PlanCache:
     A plan is kept only at the second occurrence of its text. Texts that occur once, such as one-time passwords, therefore take
     little time and memory, and do not displace the plan of a campaign. An occurrence counts as the second one if fewer than
     REMEMBERED_TEXTS (2,048) other texts occurred since the first one. The cache has at most MAX_CACHED_PLANS (256) plans of texts
-    with at most MAX_CACHED_CHARACTERS (1,600) characters, and drops the plan that has not been used for the longest time. It
-    needs less than 1 MB for usual texts, and at most about 12 MB.
+    with at most MAX_CACHED_CHARACTERS (1,600) characters, and drops the plan that has not been used for the longest time. The
+    cache needs less than 1 MB for usual texts, and at most about 12 MB.
 
     The key of a plan contains everything on which the plan depends, and the campaign, so that all messages with one plan have the
     same link sets. The cache does not compare the settings, domains and gateways of an application. It compares the identity of

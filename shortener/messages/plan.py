@@ -112,7 +112,8 @@ class PlannedRequest:
         return self.problems_of(self.messages)
 
     def problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
-        """Return the problems of all recipients, and the problems of each item with a new message or an invalid recipient."""
+        """Return the problems of the request, of the messages `new_messages`, and of each item that contains one of these
+        messages or an invalid recipient."""
         recipients = [*self.problems, *(message.problem for message in new_messages if message.problem is not None)]
         if not recipients and not any(plan.problems for plan in self.plans):
             return []

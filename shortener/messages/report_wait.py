@@ -1,5 +1,5 @@
-"""The wait for the message of a delivery report. A report can arrive before its message is stored, or before the response in which
-the gateway assigned an id to the message is recorded.
+"""The wait for the message of a delivery report. A report can arrive before its message is stored. A report can also arrive
+before the service has recorded the response in which the gateway assigned an id to the message.
 """
 # Tested by tests/messages/test_report_wait.py
 

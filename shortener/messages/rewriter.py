@@ -5,10 +5,10 @@ new links are also stored in the link cache before the response is returned, unl
 message gets its first response.
 
 If the connection to the database ends during the commit, the transaction is repeated for some seconds. It then searches for the
-messages by their ids, which were generated before the first attempt. Therefore the request is stored once, and the caller gets the
-usual response. If the database stays unavailable, CommitUncertain is raised. If the repeated transaction finds the request stored,
-the rewriter does not add its links to the link cache; the first redirect of a link adds it. The background job that hands messages
-on to gateways finds the messages of such a request within a second.
+messages by their ids, which were generated before the first attempt. Therefore the request is stored once, and the caller gets
+the usual response. If the database stays unavailable, CommitUncertain is raised. If the repeated transaction finds the request
+stored, the rewriter does not add the links of the request to the link cache. The first redirect of a link adds the link. The
+background job that hands messages on to gateways finds the messages of such a request within a second.
 
 `plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` creates the texts.
 """

@@ -1,4 +1,5 @@
-"""Tests of the dispatcher of gateways if a value cannot be stored or computed: other messages and gateways do not wait for it."""
+"""Tests of the dispatcher of gateways with values that cannot be stored or computed: they do not delay other messages and
+gateways."""
 
 from __future__ import annotations
 
