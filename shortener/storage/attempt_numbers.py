@@ -1,17 +1,19 @@
-"""The SQL that computes the next attempt number of a delivery, or of a message for a gateway. `attempt` is the number of attempts
-that were started. `base_attempt` is the number of started attempts that do not count towards the maximum. Both columns have 16 bits
-on PostgreSQL. Replays, responses with 429 and local failures start attempts without a limit, so the numbers could exceed the
-columns. One row with such a number would make the transaction fail that claims all due rows.
+"""The SQL that computes the next attempt number of a delivery, or of a message for a gateway.
+
+The column `attempt` is the number of started attempts. The column `base_attempt` is the number of started attempts that do not
+count towards the maximum. Both columns have 16 bits on PostgreSQL. Replays, responses with 429 and local failures may start any
+number of attempts, so the numbers could become too large for the columns. One such row would be enough to make the transaction
+fail that claims all due rows.
 """
 # Tested by tests/delivery/test_dispatch_queries.py and tests/gateways/test_queries.py
 
 from __future__ import annotations
 
-#: After this number of attempts, the attempts that do not count are subtracted from both columns.
+#: From this number of attempts on, the attempts that do not count are subtracted from both columns.
 MAX_ATTEMPT_NUMBER = 32_000
 
-#: The assignments of an UPDATE statement that starts the next attempt. After a subtraction, one attempt that does not count
-#: remains, because the attempt number 1 is reserved for the very first attempt.
+#: The assignments of an UPDATE statement that starts the next attempt. A subtraction keeps one of the attempts that do not count,
+#: because the attempt number 1 is reserved for the very first attempt.
 START_ATTEMPT = (
     f"attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN attempt + 1 ELSE attempt - base_attempt + 2 END, "
     f"base_attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN base_attempt ELSE 1 END"

@@ -1,14 +1,16 @@
 """This module makes a backup of a SQLite database while a server uses it, and restores such a backup.
 
-A backup is one file: a complete SQLite database, which also contains the secret of the installation and the time of the backup as
-rows of the table `installation`. It is a snapshot of one moment: the copy runs in a read transaction, which does not see later
-writes. The server continues to work. The file gets its final name only when it is complete, verified and written to disk. Only its
-owner can read it.
+A backup is one file: a complete SQLite database. Its table `installation` also contains the secret of the installation and the
+time of the backup. The backup is a snapshot of one moment, because the copy runs in a read transaction, which does not see later
+writes. The server continues to work. The file gets its final name only when it is complete, verified and written to disk. Only
+its owner can read it.
 
-`restore` accepts a backup. It also accepts a plain copy of a database, such as a file that Litestream has restored. It removes the
-secret from the database and writes it to the secret file. It can replace an installation: it renames the files of that installation
-after the new database is complete and verified. `backup` and `restore` block the calling thread. If they fail, even because of
-KeyboardInterrupt, they have not created or changed a file with the target name.
+`restore` accepts a backup, and also a plain copy of a database, such as a file that Litestream has restored. It removes the
+secret from the database and writes it to the secret file. If it replaces an installation, it first completes and verifies the new
+database, and then renames the old files.
+
+`backup` and `restore` block the calling thread. If they fail, also because of KeyboardInterrupt, no file with the target name was
+created or changed.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from shortener.storage.types import to_iso
 
 PAGES_PER_STEP = 4096  # The number of pages that are copied between two calls of `progress`.
 BUSY_TIMEOUT_SECONDS = 10.0
-#: The names of the rows in the table `installation` that only a backup contains.
+#: The names of the rows in the table `installation` that exist only in a backup.
 _SECRET, _CREATED_AT = "backup_secret", "backup_created_at"
 
-#: A function that is called with the number of copied pages and the number of all pages.
+#: A function whose arguments are the number of copied pages and the number of all pages.
 BackupProgress = Callable[[int, int], None]
 
 
@@ -42,7 +44,8 @@ class BackupError(Exception):
 
 
 class _DamagedError(BackupError):
-    """Raised if SQLite finds that a file is damaged. The text states the reason, but not the file, which may be a copy."""
+    """Raised if SQLite finds that a file is damaged. The text states the reason. It does not name the file, which may be a
+    temporary copy."""
 
 
 @record
@@ -61,8 +64,8 @@ class BackupInfo:
 
 
 def backup(database: Path, target: Path, secret: Secret, now: datetime, progress: BackupProgress) -> BackupInfo:
-    """Write a backup of the SQLite file `database` to the file `target`, verify it, and return a description of its content. Raise
-    BackupError if it fails."""
+    """Write a backup of the SQLite file `database` to the file `target`, and verify it. Return a description of its content.
+    Raise BackupError if this fails."""
     if target.exists():
         raise BackupError(f"{target} already exists. Choose another name, or remove the file first")
     remedy = "No backup was written. Run `shortener doctor` to check the database"
@@ -91,12 +94,13 @@ def restore(
     replaced_at: datetime | None = None,
 ) -> tuple[BackupInfo, list[Path]]:
     """Restore the backup `source` to the SQLite file `database`, and verify it. Return a description of its content, and the new
-    paths of the files that were renamed. Raise BackupError if it fails.
+    paths of the files that were renamed. Raise BackupError if this fails.
 
-    If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed, and
-    `replaced_at` is a part of their new names; no process may use the existing database during the restore. `secret` is the setting
-    SECRET. If it is set, it must be equal to the secret in the backup. If it is None, the secret of the backup is written to
-    `secret_file`. If that file is not renamed and already contains the secret, it does not change."""
+    If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed. The new
+    names contain the time `replaced_at`. No process may use the existing database during the restore.
+
+    `secret` is the setting SECRET. If it is set, it must be equal to the secret in the backup. If it is None, the secret of the
+    backup is written to `secret_file`. If that file is not renamed and already contains this secret, it does not change."""
     is_replacing = replaced_at is not None
     if database.exists() and not is_replacing:
         raise BackupError(f"{database} already exists. Move it away first, or use --replace")
@@ -119,7 +123,8 @@ def restore(
 
 
 def inspect(file: Path) -> BackupInfo:
-    """Return the BackupInfo of a backup or a plain copy of a database. Raise BackupError if this release cannot use it."""
+    """Return a description of a backup or of a plain copy of a database. Raise BackupError if this release cannot use the
+    file."""
     if not file.exists():
         raise BackupError(f"{file} does not exist")
     with _explained(file, _OTHER_BACKUP):
@@ -146,7 +151,7 @@ def _inspect(file: Path) -> BackupInfo:
 
 
 _COUNTED = ("applications", "messages", "links", "hits")
-#: What to do if a backup is damaged.
+#: What an operator must do if a backup is damaged.
 _OTHER_BACKUP = "The file was not changed. Copy it again from the place where you keep it, or restore another backup"
 
 
@@ -167,11 +172,12 @@ def _check_secret(fingerprint: str | None, secret_file: Path | None, setting: Se
 
 
 def _install(temporary: Path, database: Path, secret_file: Path, secret: str | None, ending: str) -> list[Path]:
-    """Give the restored database its final name, and write its secret to the secret file unless `secret` is None. If `ending` is
-    not empty, first rename the existing files by appending `ending` to their names. Return the new paths.
+    """Give the restored database its final name. Write `secret`, if it is not None, to the secret file. If `ending` is not empty,
+    first rename the existing files: append `ending` to their names. Return their new paths.
 
-    If a step fails, undo the steps before it. While a secret file exists without a database, `serve` creates no new installation.
-    Therefore the present secret file is renamed last. If the folder is empty, the secret is written first."""
+    If a step fails, undo the steps before it. The present secret file is renamed last, because `serve` creates no new
+    installation while a secret file exists without a database. If no files are replaced, the secret is written first, so that a
+    restore that was killed can be repeated."""
     moved: list[Path] = []
     with contextlib.ExitStack() as undo:
 
@@ -189,7 +195,7 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
                 undo.callback(secret_file.unlink)
 
         if not ending:
-            put_secret()  # write the secret first: if the process is killed after this step, the restore can be run again
+            put_secret()  # Write the secret first. If the process is killed after this step, the restore can be repeated.
         for suffix in ("-wal", "-shm", ""):
             move(database.with_name(database.name + suffix), f"{database.name}.{ending}{suffix}")
         _put_in_place(temporary, database)
@@ -202,9 +208,10 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
 
 
 def _copy(source: Path, target: Path, progress: BackupProgress) -> None:
-    """Copy the database `source` to the empty file `target`, as a snapshot. The copy has no WAL, so it is one file."""
+    """Copy a snapshot of the database `source` to the empty file `target`. The copy has no WAL, so it is one file."""
     with _opened(source, "ro") as reader, _opened(target) as writer:
-        # The read transaction keeps the snapshot: without it, SQLite starts the copy again after each commit of the server.
+        # Keep the snapshot with a read transaction. Without it, SQLite would start the copy again after each commit of the
+        # server.
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
@@ -226,8 +233,8 @@ def _check_pages(file: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path, remedy: str) -> Iterator[None]:
-    """Raise BackupError if SQLite finds damage in the `with` block. The error text contains the name of `file` and `remedy`. The
-    damaged file itself may be a copy of `file`."""
+    """If the `with` block finds a damaged file, raise BackupError with the name of `file` and `remedy`. The damaged file may be a
+    temporary copy of `file`."""
     try:
         yield
     except _DamagedError as error:
@@ -235,10 +242,10 @@ def _explained(file: Path, remedy: str) -> Iterator[None]:
 
 
 def _missing_bytes(file: Path) -> str:
-    """Return a text that says how much of a SQLite file is missing. Return "" if nothing is missing."""
+    """Return a text that states how many bytes of a SQLite file exist, or "" if none are missing."""
     with open(file, "rb") as opened:
         header = opened.read(100)
-    # The format of SQLite: the size of a page is at byte 16, where 1 means 65,536. The number of pages is at byte 28.
+    # In the header of a SQLite file, the size of a page is at byte 16 (1 means 65,536), and the number of pages is at byte 28.
     page_bytes, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
     size, expected = file.stat().st_size, (65_536 if page_bytes == 1 else page_bytes) * pages
     return f" (it has {size:,} of {expected:,} bytes, so the rest is missing)" if size < expected else ""
@@ -246,8 +253,8 @@ def _missing_bytes(file: Path) -> str:
 
 @contextlib.contextmanager
 def _opened(file: Path, mode: str = "rw") -> Iterator[sqlite3.Connection]:
-    """Open an existing SQLite file, and commit when the context ends. Raise BackupError for each error of SQLite: _DamagedError if
-    the file is damaged."""
+    """Open an existing SQLite file, and commit when the context ends. If SQLite raises an error, raise _DamagedError if the file
+    is damaged, otherwise BackupError."""
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS)
@@ -270,8 +277,8 @@ def _value(connection: sqlite3.Connection, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """Yield the path of a new empty file next to `target`, which only its owner can read. At the end of the context, remove this
-    path and the journal files of SQLite beside it."""
+    """Yield the path of a new empty file in the folder of `target`. Only its owner can read the file. At the end of the context,
+    remove the file under this path, and the journal files that SQLite has created beside it."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -284,9 +291,9 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Give the temporary file its final name. Raise BackupError if a file with this name was created in the meantime."""
+    """Give the temporary file its final name. Raise BackupError if another process has created a file with this name."""
     try:
-        os.link(temporary, target)  # Unlike a rename, a hard link never replaces an existing file.
+        os.link(temporary, target)  # A hard link never replaces an existing file. A rename would replace it.
     except FileExistsError:
         raise BackupError(f"{target} was created by another process in the meantime. Choose another name") from None
     except OSError:  # The file system has no hard links.

@@ -1,24 +1,23 @@
 """Batching: items that arrive while a transaction runs are written together in the next transaction.
 
-`Batcher` queues items and writes them in batches. `GroupCommit` (group_commit.py) builds on it for requests that wait for their own
+`Batcher` queues items and writes them in batches. `GroupCommit` (group_commit.py) uses it for requests that wait for their own
 result.
 
-At most two batches are in flight, and each has an explicit state:
+At most two batches are in flight. Each has a state:
 
     OPEN ──(its transaction begins)──> TAKEN ──> COMMITTED
       └──(the database refused)───────> TAKEN ──> FAILED
 
-A batch takes its items when its transaction begins or the database refuses it, not before. On SQLite the second batch waits for
-the writer thread, and items that arrive during this time are added to the second batch. Therefore the writer never waits for the
-event loop. On PostgreSQL the second batch has its own connection. Two items that arrive within milliseconds may therefore be
-committed in the reverse order.
+A batch takes its items only when its transaction begins, or when the database refuses the transaction. On SQLite, the second batch
+waits for the writer thread, and can still take items that arrive during this time. Therefore the writer never waits for the event
+loop. On PostgreSQL, the second batch has its own connection. So two items that arrive within milliseconds may be committed in the
+reverse order.
 
-The waiting items and the items of the previous batch are counted together, and a batch takes at most two thirds of this number. If
-one batch took all waiting items, the database and the event loop would wait for each other in turns.
+A batch takes at most two thirds of this number: the waiting items plus the items of the previous batch. If one batch took all
+waiting items, the database and the event loop would alternate, and each would wait for the other.
 
-The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. If an
-attempt fails before its transaction began, this counts as StoreUnavailable, whatever the exception is. No failure stops the
-batcher.
+The batcher passes the result of a transaction to the handler and keeps no copy. If an attempt fails before its transaction has
+begun, this counts as StoreUnavailable, whatever the exception is. No failure stops the batcher.
 """
 
 from __future__ import annotations
@@ -45,10 +44,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
-#: The maximum number of rows of a batch on SQLite, if `rows_of` is given. An item with more rows is written alone. A transaction of
-#: 200 rows of messages and links takes about 6 ms of processor time, and clicks wait until it ends.
+#: The maximum number of rows of a batch on SQLite, if `rows_of` is given. An item with more rows is written alone. Clicks wait
+#: until a transaction ends, and a transaction with 200 rows of messages and links takes about 6 ms of processor time.
 MAX_ROWS = 256
-# If this number of items of a batch fail, each in its own transaction, and none succeeds, all items of the batch count as rejected.
+# The items of a rejected batch are written one by one. If this number of them fail and none succeeds, all items of the batch
+# count as rejected.
 MAX_PROBES = 8
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
 
@@ -61,26 +61,27 @@ class BatchState(Enum):
 
 
 class RetryTransaction(Exception):
-    """Raised by `apply` to roll the transaction back and run it again at once."""
+    """Raised by `BatchHandler.apply`, to roll the transaction back and run it again at once."""
 
 
 class Batch(Generic[Item]):
-    """The items that one transaction writes. Only the batch's own transaction and task change the object."""
+    """The items that one transaction writes. Only the task of this batch and its transaction change the object."""
 
     __slots__ = ("has_begun", "is_uncertain", "items", "state")
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.state = BatchState.OPEN
-        self.has_begun = False  # Whether the current attempt has called its transaction function.
-        self.is_uncertain = False  # Whether an earlier attempt may have been committed although it raised StoreUnavailable.
+        self.has_begun = False  # Whether the transaction of the current attempt has begun.
+        self.is_uncertain = False  # Whether an earlier attempt raised StoreUnavailable although it may have been committed.
 
 
 class BatchHandler(Protocol[Item, Result]):
-    """The functions that a `Batcher` calls for each batch. Only `apply` may run in another thread."""
+    """The functions that a `Batcher` calls for each batch. `apply` may run in another thread. The others run on the event
+    loop."""
 
     def apply(self, connection: Connection, items: Sequence[Item], is_uncertain: bool) -> Result:
-        """Write the items (one or more) in the transaction. `is_uncertain` is true if an earlier attempt may have stored some of
+        """Write one or more items in the transaction. `is_uncertain` is true if an earlier attempt may have stored some of
         them."""
         ...
 
@@ -89,23 +90,27 @@ class BatchHandler(Protocol[Item, Result]):
         ...
 
     async def unavailable(self, items: Sequence[Item], error: StoreUnavailable) -> Sequence[Item]:
-        """Handle items that were not written because the database was unavailable. Return the items to retry after a pause."""
+        """Handle items that were not written because the database was unavailable. Return the items that must be tried again
+        after a pause."""
         ...
 
     async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
-        """Handle items that failed when each was written alone. Return the items to retry after a pause. `stored` is the number
-        of the other items of the batch, which were committed.
+        """Handle items that failed although each was written alone. Return the items that must be tried again after a pause.
+        `stored` is the number of the other items of the batch, which were committed.
 
         If MAX_PROBES items failed alone and none was stored, `failures` contains the whole batch (see `gives_up_early`)."""
         ...
 
 
 class Batcher(Generic[Item, Result]):
-    """A queue of items that are written in batches, each in one transaction. A batch has at least `min_items` items, if at least
-    this number wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times before its items are written
-    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row. If
-    `is_bulk` is true, the batches are written with `Database.write_later`. `rows_of` returns the approximate number of rows of an
-    item. If it is given, a batch on SQLite has at most MAX_ROWS rows; an item with more rows is written alone."""
+    """A queue of items that are written in batches, each in one transaction.
+
+    A batch has at most `max_items` items. If at least `min_items` items wait, it has at least this number. If a unique index
+    rejects a batch `max_clashes` times, its items are written one by one. If `gives_up_early` is true, this ends after MAX_PROBES
+    failures without a success. If `is_bulk` is true, the batches are written with `Database.write_later`.
+
+    `rows_of` returns the approximate number of rows of an item. If it is given, a batch on SQLite has at most MAX_ROWS rows, and
+    an item with more rows is written alone."""
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class Batcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: Batch[Item] | None = None  # The batch that will take the waiting items when its transaction begins.
         self._last_size = 0  # The number of items in the previous batch.
-        # This lock protects the queue of items, because each batch takes its items in the thread of its own transaction.
+        # Each batch takes its items in the thread of its transaction, so a lock protects the queue of items.
         self._taking = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_paused = False
@@ -190,14 +195,15 @@ class Batcher(Generic[Item, Result]):
             await self._became_idle.wait()
 
     async def stop(self) -> None:
-        """Cancel the batches in flight and begin no other batch. Items that are not committed stay in memory."""
+        """Cancel the batches in flight, and begin no more batches. Items that are not committed stay in memory."""
         self._is_paused = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _begin(self) -> None:
-        """Begin a batch if items wait, no open batch will take them, and fewer than MAX_IN_FLIGHT batches are in flight."""
+        """Begin a batch if three things are true: items wait, no open batch will take them, and fewer than MAX_IN_FLIGHT batches
+        are in flight."""
         if self._waiting and self._open is None and len(self._batches) < MAX_IN_FLIGHT and not self._is_paused:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
@@ -224,7 +230,7 @@ class Batcher(Generic[Item, Result]):
     async def _process(self, batch: Batch[Item]) -> None:
         try:
             await self._write_until_done(batch)
-        except Exception:  # An error in the handler loses the items of this batch, but not later items.
+        except Exception:  # If the handler raises an error, the items of this batch are lost. Later batches continue.
             batch.state = BatchState.FAILED
             log.exception("batch_handler_failed", items=len(batch.items))
         finally:
@@ -272,8 +278,7 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # Put the items that have already failed in their own transaction at the end of the list, so that the next
-                    # attempt begins with other items.
+                    # Return the items that failed alone last. The next attempt then begins with other items.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
@@ -316,5 +321,5 @@ class Batcher(Generic[Item, Result]):
 
 
 def _count_within(rows: Iterable[int], limit: int) -> int:
-    """Return how many numbers from the beginning have a sum of at most `limit`. The result is at least 1."""
+    """Return how many of the first numbers have a sum of at most `limit`, but at least 1."""
     return max(sum(total <= limit for total in accumulate(rows)), 1)

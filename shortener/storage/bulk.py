@@ -1,10 +1,11 @@
 """This module inserts many rows with one statement: with VALUES on SQLite, and with `unnest` on PostgreSQL.
 
-On PostgreSQL, `insert_all` also inserts the rows of several tables with one statement, so a transaction waits for one response of
-the server, not for one per table. Callers pass the values in their stored form (milliseconds, JSON text, numbers of enums) and in
-the order of the columns. These statements run thousands of times a second, so a conversion would cost too much. On SQLite,
-`executemany` would release the interpreter lock for every row, and rows in one JSON text would cost three times as much as bound
-parameters.
+On PostgreSQL, `insert_all` inserts the rows of several tables with one statement. A transaction then waits for one response of
+the server, and not for one response per table.
+
+Callers pass the values in their stored form (milliseconds, JSON text, numbers of enums) and in the order of the columns.
+Conversions would cost too much, because these statements run thousands of times a second. Two other methods are slower on SQLite:
+`executemany` releases the interpreter lock for every row, and rows in one JSON text cost three times as much as bound parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
 
-# SmallInteger and BigInteger are subclasses of Integer, so they must come before it in this list.
+# SmallInteger and BigInteger must come before Integer in this list, because they are subclasses of Integer.
 _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (SmallInteger, "smallint[]"),
     (BigInteger, "bigint[]"),
@@ -32,12 +33,12 @@ _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
 )
 
 
-#: The maximum number of rows of one SQLite statement. SQLite prepares and caches one statement for each number of rows.
+#: The maximum number of rows of one SQLite statement. For each number of rows, SQLite prepares and caches another statement.
 MAX_ROWS_PER_STATEMENT = 128
 
 
 class BulkInsert:
-    """An INSERT statement for many rows of a table. `columns` are the columns for which the rows contain values.
+    """An INSERT statement for many rows of a table. `columns` are the columns whose values the rows contain.
 
     `on_conflict` is the SQL after ON CONFLICT, such as DO NOTHING. If it is empty, a row that violates a unique index causes an
     error."""
@@ -46,7 +47,7 @@ class BulkInsert:
         self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
         self._conflict = f" ON CONFLICT {on_conflict}" if on_conflict else ""
         self._row = f"({', '.join('?' * len(columns))})"
-        self._sqlite: dict[int, str] = {}  # The SQLite statements by number of rows.
+        self._sqlite: dict[int, str] = {}  # The SQLite statements. The key is the number of rows.
         self._arrays = [_array_of(table, name) for name in columns]
         self._postgresql = self.from_arrays(count(1))
 
@@ -63,8 +64,8 @@ class BulkInsert:
         return written
 
     def from_arrays(self, numbers: Iterable[int]) -> str:
-        """Return the PostgreSQL INSERT statement that reads its rows from arrays. Each parameter of the statement is the array of
-        one column. `numbers` are the numbers of the parameters."""
+        """Return the PostgreSQL INSERT statement whose parameters are arrays, one for the values of each column. `numbers` yields
+        the numbers of the parameters."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
         return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 
@@ -75,7 +76,7 @@ class BulkInsert:
 
 
 class ForbiddenTexts:
-    """The values of a text column that is the primary key of a table. Rows of other tables must not get these values."""
+    """The texts in a table that new rows of other tables must not contain. `column` is the primary key of that table."""
 
     def __init__(self, column: Column[str]) -> None:
         name, table = column.name, column.table.name
@@ -98,8 +99,8 @@ def insert_all(
 ) -> None:
     """Insert the rows of each BulkInsert. If this needs several statements, they run in the given order.
 
-    `unless` is a pair of forbidden texts and the texts of these rows. Raise IntegrityError if one of the texts is forbidden. The
-    caller must then roll back the transaction."""
+    `unless` contains forbidden texts, and the texts of the new rows that must not be among them. If one of them is forbidden,
+    raise IntegrityError. The caller must then roll back the transaction."""
     present = [(insert, rows) for insert, rows in inserts if rows]
     if connection.dialect.name == "postgresql" and len(present) > 1:
         parameters = tuple(chain.from_iterable(_columns(rows) for _, rows in present))
@@ -107,8 +108,9 @@ def insert_all(
     else:
         for insert, rows in present:
             insert(connection, rows)
-    # This must be a later statement than the insert. The insert may have waited for a transaction that replaces a text of a unique
-    # index with a forbidden text. On PostgreSQL, only a statement that begins afterwards sees the forbidden text.
+    # Check the texts in a statement after the insert. The insert may have waited for another transaction that deletes a text from
+    # a unique index and makes it a forbidden text. On PostgreSQL, only a statement that begins after that transaction sees the
+    # forbidden text.
     if unless is not None and unless[1] and unless[0].find_any(connection, unless[1]):
         raise IntegrityError("a row has a forbidden text", None, Exception("forbidden text"))
 

@@ -1,19 +1,21 @@
 """This module makes the checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
 
 The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
-WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
-reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits, and its
-next commit restarts the WAL from the beginning. SQLite itself makes the database file durable only at this restart. The thread
-therefore calls fdatasync after each of its checkpoints, so that the writer waits only for the last few pages.
+WAL. It starts a checkpoint when enough rows have changed or enough time has passed.
 
-SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection restarts
-the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its own. The
-thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint had ended, so
-its pages are not copied yet. No connection can restart the WAL before they are copied. A transaction that changes nothing adds
-nothing to the WAL, so it does not count as a commit. No other code makes checkpoints (docs/decisions/0009).
+While commits continue, the thread hardly ever reaches the end of the WAL. If the WAL is long, the writer therefore copies the
+remaining pages between two of its commits. Its next commit then restarts the WAL from the beginning. SQLite itself makes the
+database file durable only at this restart. To shorten the wait of the writer, the thread calls fdatasync after each of its
+checkpoints, so that only the last few pages are left.
 
-The WAL still contains deleted data until later commits overwrite it. `truncate` therefore empties the WAL after deletions that must
-leave nothing on the disk. The thread first copies the WAL as usual, so that the writer waits only for the last pages.
+SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection
+restarts the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its
+own. The thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint had
+ended, so its pages are not copied yet. No connection can restart the WAL before they are copied. A transaction that changes
+nothing adds nothing to the WAL, so it does not count as a commit. No other code makes checkpoints (docs/decisions/0009).
+
+The WAL still contains deleted data until later commits overwrite it. If deleted data must not stay on the disk, `truncate`
+empties the WAL. The thread first copies the WAL as usual, so that the writer waits only for the last pages.
 """
 
 from __future__ import annotations
@@ -31,44 +33,44 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: The target duration of a checkpoint. A longer checkpoint writes less, because it writes a page that several commits changed only
-#: once. A shorter checkpoint delays the writer less, because the disk is busy for a shorter time.
+#: The target duration of a checkpoint. With longer checkpoints, less is written, because a page that several commits changed is
+#: written only once. With shorter checkpoints, the writer waits less, because the disk is busy for a shorter time.
 TARGET_SECONDS = 0.3
 # The minimum, default and maximum number of changed rows between two checkpoints.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
 MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
-# A WAL with at least this number of frames is long: the writer should copy its remaining pages, so that the WAL restarts from its
+# A WAL with at least this number of frames is long. The writer should copy its remaining pages, so that the WAL restarts from the
 # beginning.
 LONG_WAL_FRAMES = 50_000
-#: The writer copies the remaining pages of a long WAL only after the thread has made a checkpoint in at most SHORT_SECONDS. If a
-#: checkpoint took longer, the thread repeats it, at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of
-#: LONG_WAL_FRAMES; for a longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk
-#: can write would never restart.
+#: Before the writer copies the remaining pages of a long WAL, the thread makes checkpoints until one takes at most SHORT_SECONDS,
+#: but at most MAX_REPEATS of them. SHORT_SECONDS is the limit for a WAL of LONG_WAL_FRAMES. For a longer WAL, the limit is longer
+#: in proportion. With a fixed limit, a WAL that grows as fast as the disk can write would never restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
-#: If the WAL has at least this number of frames, the writer copies its remaining pages even if that delays commits. This limits the
+#: If the WAL has at least this number of frames, the writer copies its remaining pages even if commits must wait. This limits the
 #: size of the WAL.
 MAX_WAL_FRAMES = 150_000
-#: A WAL with at least this number of frames is logged: it cannot restart, because a reader uses an old snapshot of the database.
+#: If a reader uses an old snapshot of the database, the WAL cannot restart. A warning is logged if the WAL has at least this
+#: number of frames.
 REPORTED_WAL_FRAMES = 500_000
 REPORT_INTERVAL_SECONDS = 60.0
-#: The maximum time that the writer waits for readers when it truncates the WAL. Commits wait during this time.
+#: When the writer truncates the WAL, it waits at most for this time until readers end. Commits wait, too.
 TRUNCATION_WAIT_MS = 20
-#: The time between two truncations, because commits take longer while the WAL grows again.
+#: The minimum time between two truncations. While the WAL grows again after a truncation, commits take longer.
 TRUNCATION_INTERVAL_SECONDS = 30.0
-#: The time after a truncation that failed because of a reader. It doubles with each failure up to the maximum.
+#: If a truncation fails because of a reader, it is tried again after this time. Each failure doubles the time, up to the maximum.
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 60.0
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 _TRUNCATION = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 class Checkpointer:
-    """The checkpoint thread of the only process that serves from the SQLite file at `path`. `request_commit` must make the writer
-    commit a change soon, and must not wait for it."""
+    """The checkpoint thread of the process that serves from the SQLite file at `path`. Only one process serves from a file.
+    `request_commit` must make the writer commit a change soon, and must not wait for the commit."""
 
     def __init__(self, path: Path, request_commit: Callable[[], None]) -> None:
         self._path = path
         self._request_commit = request_commit
-        # This file handle is closed after all connections to the database, because closing it releases the POSIX locks of the
+        # Close this file handle after all connections to the database. Closing it earlier would release the POSIX locks of the
         # connections.
         self._file = os.open(path, os.O_RDONLY)
         self._commits = 0
@@ -76,7 +78,7 @@ class Checkpointer:
         self._checkpointed_changes = 0  # The number of rows that were changed before the last checkpoint began.
         self._rows_per_checkpoint = DEFAULT_ROWS
         self._rows_reached = threading.Event()
-        self._first_safe_commit = 2  # The number of commits after which the thread may begin its next checkpoint.
+        self._first_safe_commit = 2  # The number of the first commit after which the thread may begin its next checkpoint.
         self._may_begin = threading.Event()
         self._writer_must_finish = False
         self._writer_truncates = False
@@ -91,17 +93,18 @@ class Checkpointer:
         self._thread.start()
 
     def truncate(self) -> None:
-        """Empty the WAL within some seconds, so that it does not contain data that committed transactions have deleted. If a reader
-        uses an old snapshot, the truncation waits for it, and commits continue. Any thread may call this method."""
+        """Empty the WAL within some seconds, so that it no longer contains data that committed transactions have deleted. If a
+        reader uses an old snapshot, the truncation is tried again later, and commits continue. Any thread may call this
+        method."""
         self._must_truncate = True
-        # The thread may already be waiting for two commits, which it needs before a checkpoint. If nothing else commits, only these
-        # requests end the wait.
+        # The thread may already be waiting for the two commits that it needs before a checkpoint. Without other commits, only
+        # these two requests end the wait.
         for _ in range(2):
             self._request_commit()
 
     def committed(self, writer: Any, *, is_requested: bool = False) -> None:
-        """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this after each commit, with its
-        sqlite3 connection. `is_requested` is true if the commit is the result of `request_commit` and changed no rows."""
+        """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this method after each commit,
+        with its sqlite3 connection. `is_requested` is true for a commit that `request_commit` caused and that changed no rows."""
         changes = writer.total_changes
         if changes == self._changes and not is_requested:
             return
@@ -109,7 +112,8 @@ class Checkpointer:
         self._changes = changes
         if self._writer_must_finish:
             self._writer_must_finish = False
-            with contextlib.suppress(sqlite3.Error):  # An error here, for example a full disk, is raised again by the next commit.
+            # Ignore the error, for example a full disk. The next commit will raise it again.
+            with contextlib.suppress(sqlite3.Error):
                 if self._writer_truncates:
                     self._is_truncated = _truncate(writer)
                 else:
@@ -122,7 +126,7 @@ class Checkpointer:
             self._may_begin.set()
 
     def stop(self) -> None:
-        """Stop the checkpoint thread. When this returns, no checkpoint is running and none will begin."""
+        """Stop the checkpoint thread. After this call, no checkpoint is running and none will begin."""
         self._stopping.set()
         for event in (self._rows_reached, self._may_begin, self._writer_finished):
             event.set()
@@ -141,7 +145,8 @@ class Checkpointer:
                     self._must_truncate = self._is_truncated = False
                 try:
                     self._copy_and_restart(connection, truncates)
-                except Exception as error:  # After an error, for example a full disk, the WAL still contains everything.
+                # After an error, for example a full disk, no data is lost, because the WAL still contains everything.
+                except Exception as error:
                     log.warning("checkpoint_failed", error=f"{type(error).__name__}: {error}")
                     self._stopping.wait(MAX_INTERVAL_SECONDS)
                 if truncates:
@@ -152,8 +157,8 @@ class Checkpointer:
         return not self._stopping.is_set()
 
     def _copy_and_restart(self, connection: sqlite3.Connection, truncates: bool) -> None:
-        """Make a checkpoint. If the WAL is long or must be truncated, repeat it, and then make the writer copy the remaining
-        pages."""
+        """Make a checkpoint. If the WAL is long or must be truncated, repeat the checkpoint, and then make the writer copy the
+        remaining pages."""
         frames = self._copy(connection, truncates)
         for _ in range(MAX_REPEATS):
             if (frames < LONG_WAL_FRAMES and not truncates) or not self._is_running:
@@ -166,7 +171,7 @@ class Checkpointer:
                 return
 
     def _after_truncation(self) -> None:
-        """Choose the time of the next truncation. If the current truncation failed, this is the time of the next try."""
+        """Choose the earliest time of the next truncation. If the last truncation failed, it is tried again at this time."""
         now = time.monotonic()
         if self._is_truncated:
             self._retry_seconds = MIN_RETRY_SECONDS
@@ -174,17 +179,18 @@ class Checkpointer:
             return
         self._must_truncate = True
         self._next_truncation_at = now + self._retry_seconds
-        # This condition is true only for the fourth failure in a row, so the warning is logged once.
+        # This condition is true once in a sequence of failures, at the fourth, so that the warning is logged once.
         if self._retry_seconds < MAX_RETRY_SECONDS <= 2 * self._retry_seconds:
             log.warning("wal_not_truncated", cause="a reader, such as a backup, is open for long")
         self._retry_seconds = min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
 
     def _copy(self, connection: sqlite3.Connection, requests_commits: bool) -> int:
         """Wait for two commits and make a checkpoint. Return the number of frames in the WAL, or 0 if the thread was stopped."""
-        # Set the number of the required commit before clearing the event. In the reverse order, the event could be set too early.
+        # Set `_first_safe_commit` before the event is cleared. In the reverse order, a commit between the two could set the event
+        # too early.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
-        if requests_commits:  # Without these commits, a quiet installation would never truncate its WAL.
+        if requests_commits:  # Without these requests, an installation in which nothing is written would never truncate its WAL.
             self._request_commit()
             self._request_commit()
         if self._is_running:
@@ -194,7 +200,7 @@ class Checkpointer:
         changed, self._checkpointed_changes = self._checkpointed_changes, self._changes
         began = time.monotonic()
         _, frames, copied = connection.execute(_CHECKPOINT).fetchone()
-        os.fdatasync(self._file)  # SQLite does not make a partial checkpoint durable, so call fdatasync here.
+        os.fdatasync(self._file)  # SQLite calls fdatasync only for a complete checkpoint, so call it here for a partial one.
         seconds = time.monotonic() - began
         if seconds > TARGET_SECONDS or self._checkpointed_changes - changed >= self._rows_per_checkpoint:
             factor = min(max(TARGET_SECONDS / seconds, 0.5), 1.5)
@@ -203,8 +209,8 @@ class Checkpointer:
         return int(frames)
 
     def _report(self, frames: int, copied: int) -> None:
-        """Log that the WAL is long, at most once in REPORT_INTERVAL_SECONDS. `copied` is the number of frames that are already in
-        the database file."""
+        """If the WAL is too long, log a warning, at most once in REPORT_INTERVAL_SECONDS. `copied` is the number of frames that
+        are already in the database file."""
         now = time.monotonic()
         if frames < REPORTED_WAL_FRAMES or now < self._next_report_at:
             return

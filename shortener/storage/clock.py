@@ -3,11 +3,13 @@
 The clocks of machines differ. A process whose clock is minutes ahead would claim deliveries that another process is still
 attempting, expire links too early and record hits in the wrong order. Each process therefore regularly measures the difference
 between its clock and the clock of the database, and adds the difference to the time of its clock. It ignores differences up to
-MAX_IGNORED_OFFSET, because the network can cause them. Between two measurements, the process adds the time that has passed
-(`SteadyClock`), and does not read the clock of its machine, because somebody may set that clock.
+MAX_IGNORED_OFFSET, because delays of the network can cause them.
 
-While the database is not available, the last correction stays in use. With SQLite there is only one process, and therefore only one
-clock.
+Between two measurements, the process does not read the clock of its machine, because somebody may set that clock. It adds the
+time that has passed since the last measurement (`SteadyClock`).
+
+While the database is not available, the last measured difference stays in use. With SQLite there is only one process, and
+therefore only one clock.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
 class SteadyClock:
-    """A clock that begins with the time of the system clock. If somebody sets the system clock later, it does not change."""
+    """A clock that reads the system clock once, at the beginning. After that, it is not affected if somebody sets the system
+    clock."""
 
     def __init__(self) -> None:
         self._began_ns = time.time_ns() - _passed_ns()
@@ -46,14 +49,13 @@ class SteadyClock:
 
 
 class SharedClock:
-    """A clock that returns the time of the database. `own` is the clock of this process, to which the offset of the database clock
-    is added."""
+    """A clock that returns the time of the database. It adds the measured difference to `own`, the clock of this process."""
 
     def __init__(self, database: Database, own: Clock | None = None) -> None:
         self._database = database
         self._steady = SteadyClock() if own is None else None
         self._own: Clock = own or self._steady or utcnow
-        self.offset = timedelta()  # The time by which the clock of the database is ahead of the clock of this machine.
+        self.offset = timedelta()  # How far the clock of the database is ahead of the clock of this machine.
 
     def __call__(self) -> datetime:
         return self._own() + self.offset
@@ -71,11 +73,11 @@ class SharedClock:
         )
 
     async def step(self) -> int:
-        """Measure the offset of the database clock. Return 0: the job pauses until its next run. Raise StoreUnavailable if the
-        database is unavailable."""
+        """Measure the difference to the clock of the database. Always return 0, so that the job waits for its interval. Raise
+        StoreUnavailable if the database is unavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
-        # The database has read its clock at an unknown time between the request and the response, so assume the middle.
+        # The database has read its clock at some time between the request and the response. Assume that it was the middle.
         half = timedelta(seconds=time.monotonic() - began) / 2
         measured = timedelta(milliseconds=database_ms - to_ms(own)) - half
         if abs(measured - self.offset) > MAX_IGNORED_OFFSET + half:
@@ -85,7 +87,7 @@ class SharedClock:
 
 
 async def open_clock(database: Database) -> Clock:
-    """Return the clock of the installation that has this database. Raise StoreUnavailable if the database is unavailable."""
+    """Return the clock that the processes of this database share. Raise StoreUnavailable if the database is unavailable."""
     if database.dialect == "sqlite":
         return utcnow
     clock = SharedClock(database)
@@ -96,7 +98,7 @@ async def open_clock(database: Database) -> Clock:
 def ms_clock(clock: Clock) -> Callable[[], int]:
     """Return a function that returns the time of `clock` in milliseconds since 1970.
 
-    Each request calls the returned function several times, so this function must be fast. It creates no datetime unless `clock` is
+    Each request calls the returned function several times, so it must be fast. It does not create a datetime, unless `clock` is
     the clock of a test."""
     if clock is utcnow:
         return _system_ms
@@ -116,6 +118,6 @@ def _system_ms() -> int:
 
 
 def _read_clock(connection: Connection) -> int:
-    """Return the current time of the database in milliseconds since 1970, not the time when the transaction began."""
+    """Return the current time of the database in milliseconds since 1970. It is not the time at which the transaction began."""
     now: int = connection.execute(text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")).scalar_one()
     return now

@@ -1,31 +1,30 @@
-"""The guard against a clock that moved far ahead, for example because somebody set a wrong date. Without it, such a clock would
-make all stored data look too old: messages that wait for a gateway would fail, deliveries would become dead, links would expire,
-and the purge would delete everything.
+"""The guard against a clock that moved far ahead, for example because somebody set a wrong date. Without the guard, all stored
+data would look too old: messages that wait for a gateway would fail, deliveries would become dead, links would expire, and the
+purge would delete everything.
 
-The rule: the clock has made a step if it moved ahead by more than the time that has passed. While a machine runs, the time that
-has passed is known (`CLOCK_BOOTTIME` on Linux), and a difference of MAX_KNOWN_STEP or less is no step. After a reboot, or if
-another machine stored the latest reading, the time that has passed is unknown. Then only a difference of more than
-MAX_UNKNOWN_STEP is a step.
+A step of the clock is a move ahead by more than the time that has passed. While a machine runs, the time that has passed is known
+(`CLOCK_BOOTTIME` on Linux), and a difference of up to MAX_KNOWN_STEP is not a step. After a reboot, or if another machine stored
+the latest reading, the time that has passed is unknown. Then only a difference of more than MAX_UNKNOWN_STEP is a step.
 
-After a step, nothing expires because of it, and the purge deletes nothing, for WAIT_AFTER_STEP. Within this time, an
-administrator can correct the clock. When the clock is set back to the time before the step, everything continues at once. If the
-clock is still ahead after WAIT_AFTER_STEP, it is right: the machine was stopped, or it started with a wrong date. `shortener
-purge` confirms the clock before that, because a person has decided to run it; at a terminal, the command asks for confirmation.
-The first run of an installation trusts its clock. New data gets the time of the clock also during the wait.
+After a step, the guard waits for WAIT_AFTER_STEP. During the wait, nothing expires because of the step, and the purge deletes
+nothing, so that an administrator can correct the clock. New data gets the time of the clock as usual. The wait ends in one of
+three ways: somebody sets the clock back to the time before the step; WAIT_AFTER_STEP has passed, which means that the clock is
+right (the machine was stopped, or it started with a wrong date); or a person runs `shortener purge`, which asks for confirmation
+at a terminal. The first run of an installation trusts its clock.
 
-A step of seconds is enough to end the leases of attempts in flight, and a message would be sent again. Therefore no lease counts as
-ended for LEASE_WAIT after a step of more than MAX_LEASE_STEP (`leases_wait`). Only work that had a lease waits. With PostgreSQL, a
-process knows the clock of the database from its latest measurement, up to 10 seconds ago (storage/clock.py). Therefore it compares
-its time with the clock of the database in the transaction that examines leases, and the process that finds a step stores the time.
-A new process does not know whether the clock made a step shortly before its start. If so, a process that was already running finds
-and stores the step within START_WAIT. Until the new process has read the stored value (`knows_steps`), no lease counts as ended for
-it, the purge deletes nothing, and no message or delivery expires.
+A step of seconds is enough to end the leases of attempts in flight, and their messages would be sent again. Therefore, after a
+step of more than MAX_LEASE_STEP, no lease counts as ended for LEASE_WAIT (`leases_wait`). Only work that had a lease waits.
 
-Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed although
-the process is restarted. With PostgreSQL, a process also stores a step when it finds it, because a process that starts on another
-host cannot find it. The processes of an installation share the stored value. Their clocks differ a little, and the times of runs
-may be stored in another order than the runs began. Therefore a reading that is only a little before the time at which the step was
-found does not end the wait.
+With PostgreSQL, a process knows the clock of the database only from its latest measurement, up to 10 seconds ago (clock.py).
+Therefore, in the transaction that examines leases, it compares its time with the clock of the database. The process that finds a
+step stores its time, because a process that starts later cannot find it. A step shortly before the start of a process is found
+and stored by the other processes within START_WAIT. Until the new process has read the stored time (`knows_steps`), no lease
+counts as ended for it, the purge deletes nothing, and no message or delivery expires.
+
+Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed even if
+the process is restarted. The processes of an installation share the stored reading. Their clocks differ a little, and their
+readings may be stored in another order than they were made. Therefore a reading that is only a little before the time of the step
+does not end the wait.
 """
 
 from __future__ import annotations
@@ -51,36 +50,40 @@ from shortener.storage.types import from_ms, to_iso, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: The name of the stored value: the fields of ClockReading, separated by spaces. Older versions stored only the first three.
+#: The name under which the latest reading is stored. The value contains the fields of ClockReading, separated by spaces. Older
+#: versions stored only the first three fields.
 PURGE_CLOCK = "purge_clock"
-#: The name of the stored time (milliseconds) at which a process found the latest step that could end leases. Only with PostgreSQL.
+#: The name under which processes with PostgreSQL store the time (milliseconds) at which they found the latest step that could end
+#: leases.
 _MOVED_CLOCK = "moved_clock"
-#: While the time that has passed is known, a clock that is ahead by more than this has made a step.
+#: If the time that has passed is known, a clock that is ahead by more than this has made a step.
 MAX_KNOWN_STEP = timedelta(hours=1)
-#: The same limit if the time that has passed is unknown. A wrong clock is usually wrong by many years, such as the 1,024 weeks of
-#: GPS, and an installation is very rarely stopped for longer than this limit.
+#: The same limit if the time that has passed is unknown. It can be so large, because a wrong clock is usually wrong by many
+#: years, such as the 1,024 weeks of GPS. An installation is very rarely stopped for longer than this.
 MAX_UNKNOWN_STEP = timedelta(days=730)
 WAIT_AFTER_STEP = timedelta(hours=24)
-#: A smaller step ends no lease of a running attempt, because a lease ends later than its attempt (delivery/claims.py).
+#: A smaller step cannot end the lease of a running attempt, because a lease ends later than its attempt (delivery/claims.py).
 MAX_LEASE_STEP = timedelta(seconds=5)
-#: For this time after a step, no lease counts as ended. It is longer than the longest lease (130 s) plus the time after which all
-#: processes have noticed the step (storage/clock.py), because a process writes leases with its own clock until then.
+#: For this time after a step, no lease counts as ended. It is the longest lease (130 s) and some time more: until a process has
+#: noticed the step (clock.py), it still writes leases with the time of its own clock.
 LEASE_WAIT = timedelta(minutes=3)
-#: A step of the clock before the start of a process with PostgreSQL is stored by other processes after this time. It is longer than
-#: the time between two measurements of the clock.
+#: A process that has just started with PostgreSQL waits for this time. If the clock made a step before its start, the other
+#: processes have then stored the step. The time is longer than the time between two measurements of the clock.
 START_WAIT = timedelta(seconds=12)
 _MILLISECOND = timedelta(milliseconds=1)
 _MAX_KNOWN_MS, _MAX_UNKNOWN_MS = MAX_KNOWN_STEP // _MILLISECOND, MAX_UNKNOWN_STEP // _MILLISECOND
 _WAIT_MS, _LEASE_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND, LEASE_WAIT // _MILLISECOND
 _MAX_LEASE_STEP_MS, _START_WAIT_MS = MAX_LEASE_STEP // _MILLISECOND, START_WAIT // _MILLISECOND
-_UNKNOWN_STEP = timedelta(days=3650)  # A process that does not know whether there was a step assumes this one.
-#: A function that returns whether no lease counts as ended at present. Its argument is the connection of the transaction that
+#: As long as a process does not know whether there was a step, it assumes a step of this size.
+_UNKNOWN_STEP = timedelta(days=3650)
+#: A function that returns whether no lease counts as ended at present. Its argument is the connection with which the transaction
 #: examines leases.
 LeasesWait = Callable[[Connection], bool]
 
 
 class Uptime(NamedTuple):
-    """The milliseconds that have passed since the start of a machine. `boot` identifies the start; it is empty if it is unknown."""
+    """The milliseconds since the start of a machine. `boot` is a text that identifies this start, or "" if the milliseconds are
+    unknown."""
 
     boot: str
     passed_ms: int
@@ -95,10 +98,10 @@ def unknown_uptime() -> Uptime:
 
 
 class ClockReading(NamedTuple):
-    """A reading of the clock at the time `at`. All times are milliseconds.
+    """A reading of the clock. `at` is the time that was read. All times are milliseconds.
 
-    `found_at` is the time at which a step was found, 0 if there is none. `ahead` is the size of the step: the time by which the
-    clock is ahead of the trusted time."""
+    `found_at` is the time at which a step was found, or 0 if there is none. `ahead` is the size of the step: how far the clock is
+    ahead of the trusted time."""
 
     at: int
     found_at: int = 0
@@ -114,8 +117,8 @@ class ClockReading(NamedTuple):
 
 @record
 class ClockStep:
-    """A step of the clock after which nothing expires. `size` is the time by which the clock moved ahead. The wait ends at the time
-    `until`."""
+    """A step of the clock. `size` is the time by which the clock moved ahead. Until the time `until`, nothing expires because of
+    the step."""
 
     size: timedelta
     until: datetime
@@ -131,21 +134,24 @@ class ClockStep:
 
 
 def read_uptime() -> Uptime:
-    """Return the uptime of this machine. A change of the system clock does not change the result. On Linux, the result includes the
-    time for which the machine was suspended. On other systems it is unknown, because their monotonic clock may stop then."""
+    """Return the time since the start of this machine. If somebody sets the system clock, this does not change the result.
+
+    On Linux, the result includes the time for which the machine was suspended. On other systems, the monotonic clock may stop
+    during that time, so the result is unknown."""
     if sys.platform == "linux" and (boot := _boot_id()):
         return Uptime(boot, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
     return UNKNOWN_UPTIME
 
 
 class ClockGuard:
-    """The guard of one process. `clock_ms` returns the time in milliseconds since 1970. `uptime` returns the uptime of the machine;
-    by default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found.
+    """The guard of one process. `clock_ms` returns the time in milliseconds since 1970. `uptime` returns the uptime of the
+    machine. By default it is unknown, so that only a step of more than MAX_UNKNOWN_STEP is found.
 
-    `follows_database` is true if the clock follows the clock of a database that other processes also use. `is_command` is true in a
-    command, which does not wait for START_WAIT.
+    `follows_database` is true if the clock follows the clock of a database that other processes also use. `is_command` is true in
+    a command, which does not wait for START_WAIT.
 
-    `knows_steps` is false after the start of a process with PostgreSQL, until `store_new_step` has read what others have stored."""
+    `knows_steps` says whether the process knows the steps that others have found. With PostgreSQL, it is false after the start,
+    until `store_new_step` has read what others have stored."""
 
     def __init__(
         self,
@@ -179,26 +185,27 @@ class ClockGuard:
         return reading
 
     def trusted_ms(self, at: int) -> int:
-        """Return the time `at` of the clock without the step. What expires later than the result must not expire yet. Return `at`
-        unchanged if there is no step, or if `at` is a time before the step."""
+        """Return the time `at` without the present step of the clock. What expires later than the result must not expire yet. If
+        there is no step, or if `at` is a time before the step, return `at` unchanged."""
         reading = self.check()
         return at - reading.ahead if reading.found_at and at > reading.found_at - _MAX_KNOWN_MS else at
 
     def ahead(self) -> timedelta:
-        """Return the size of the present step of the clock; zero if there is none, and ten years if it is unknown. The caller adds
-        this size to each lifetime, so that nothing expires because of the step."""
+        """Return the size of the present step of the clock: zero if there is none, and ten years if this process does not know it
+        yet. The caller adds this size to each lifetime, so that nothing expires because of the step."""
         return timedelta(milliseconds=self.check().ahead) if self.knows_steps else _UNKNOWN_STEP
 
     def trusted_time(self, at: datetime) -> datetime:
-        """Do the same as `trusted_ms` for a datetime."""
+        """Return the time `at` without the present step of the clock, as `trusted_ms` does."""
         return from_ms(self.trusted_ms(to_ms(at)))
 
     def leases_wait(self, connection: Connection) -> bool:
-        """Return whether no lease counts as ended at present, because the clock moved ahead by more than MAX_LEASE_STEP within
-        LEASE_WAIT. A lease that was stored before the step seems to have ended, although its attempt may be in flight.
+        """Return whether no lease counts as ended at present. This is so for LEASE_WAIT after the clock moved ahead by more than
+        MAX_LEASE_STEP: a lease that was stored before the step seems to have ended, although its attempt may be in flight.
 
         With PostgreSQL, also return True if the time of this process differs from the clock of the database, or if this process
-        cannot know yet whether the clock has moved. Call this after reading the time with which leases are compared."""
+        cannot know yet whether the clock has moved. Before this call, the caller must read the time with which it compares
+        leases."""
         reading = self.check()
         if self._moved_at is not None and 0 <= reading.passed_ms - self._moved_at.passed_ms < _LEASE_WAIT_MS:
             return True
@@ -216,8 +223,8 @@ class ClockGuard:
         return moved_at is not None and 0 <= database_ms - int(moved_at) < _LEASE_WAIT_MS
 
     async def store_new_step(self, database: Database) -> None:
-        """Store a step as soon as it is found, so that a process that starts on another host knows it. After START_WAIT, read what
-        other processes have stored. Raise StoreUnavailable."""
+        """If this process has found a step, store it, so that a process that starts on another host knows it. After START_WAIT,
+        read what other processes have stored. Raise StoreUnavailable if the database is unavailable."""
         reading = self.check()
         if not self.knows_steps and reading.passed_ms - self._started.passed_ms >= _START_WAIT_MS:
             await database.write_later(note_run, from_ms(reading.at), self)
@@ -232,13 +239,14 @@ class ClockGuard:
             self._stored_step = found_at
 
     def store(self, connection: Connection, stored: ClockReading | None) -> ClockReading:
-        """Combine the reading with the stored one, store it and return it. End the wait if somebody confirmed the clock."""
+        """Read the clock, and combine the reading with `stored`, the reading of the latest run of the purge. Store and return the
+        result. If a person has confirmed the clock, the wait ends."""
         own = self.check()
         found = _advance(stored, own.at, self._uptime())
         if own.found_at and stored is not None and not stored.found_at and stored.at >= own.found_at:
-            own = found  # `shortener purge` has confirmed the clock after this process found the step
+            own = found  # after this process had found the step, `shortener purge` has confirmed the clock
         elif found.found_at and not own.found_at:
-            own = found  # another process, or this process before a restart, found the step
+            own = found  # another process has found the step, or this process before a restart
             if stored is None or not stored.found_at:
                 _log_step(own)
         self._latest = own
@@ -247,10 +255,10 @@ class ClockGuard:
 
 
 def note_run(connection: Connection, now: datetime, guard: ClockGuard | None = None, *, trusted: bool = False) -> ClockStep | None:
-    """Store the time of a run of the purge. Return the step after which the purge must wait, or None if it may delete.
+    """Store the time of a run of the purge. If the purge must wait, return the step of the clock. Return None if it may delete.
 
-    `guard` is the guard of this process; None if the time that has passed is unknown. `trusted` is true if a person has checked the
-    clock. The purge then never waits."""
+    `guard` is the guard of this process, or None if the time that has passed is unknown. If `trusted` is true, a person has
+    checked the clock, and the purge does not wait."""
     if trusted:
         uptime = read_uptime()
         _write(connection, ClockReading(to_ms(now), boot=uptime.boot, passed_ms=uptime.passed_ms))
@@ -259,13 +267,14 @@ def note_run(connection: Connection, now: datetime, guard: ClockGuard | None = N
 
 
 def read_guard(connection: Connection, clock_ms: Callable[[], int]) -> ClockGuard:
-    """Return the guard of a command on an installation, which knows the latest stored reading."""
+    """Return a guard for a command. It knows the reading that was stored last."""
     stored, is_shared = installation.get(connection, PURGE_CLOCK), connection.dialect.name == "postgresql"
     return ClockGuard(clock_ms, read_uptime, stored, follows_database=is_shared, is_command=True)
 
 
 def read_trusted_time(connection: Connection, now: datetime) -> datetime:
-    """Return the time `now` of a command without a step of the clock, as `ClockGuard.trusted_time` does."""
+    """Return the time `now` without the present step of the clock, as `ClockGuard.trusted_time` does. Commands use this
+    function."""
     return read_guard(connection, lambda: to_ms(now)).trusted_time(now)
 
 
@@ -282,7 +291,7 @@ _DATABASE_CLOCK = select(
 
 
 def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReading:
-    """Return the reading of the clock at the time `at`, after the reading `before`."""
+    """Return a reading of the clock with the time `at`. Compare it with the earlier reading `before`, to find a step."""
     trusted = ClockReading(at, 0, 0, *uptime)
     if before is None:
         return trusted
@@ -302,13 +311,13 @@ def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReadi
 
 
 def _is_known(before: ClockReading, uptime: Uptime) -> bool:
-    """Return whether the time that has passed since the reading `before` is known."""
+    """Return whether it is known how much time has passed since the reading `before`."""
     return bool(uptime.boot) and uptime.boot == before.boot and uptime.passed_ms >= before.passed_ms
 
 
 @cache
 def _boot_id() -> str:
-    """Return a text that identifies the start of this machine; an empty text if the system has none."""
+    """Return a text that identifies the start of this machine, or "" if the system has no such text."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -1,9 +1,9 @@
 """This module copies an installation to another database, from SQLite to PostgreSQL or the reverse.
 
 Both databases must have the schema of this version, and no process may write to the source during the copy. The tables are copied
-one after the other, in batches by primary key. A batch is one transaction and skips rows that the target already has. If a copy was
-interrupted, a second run continues it. Until a copy is complete, the service does not start on the target (`is_unfinished`). At the
-end, all rows of both databases are read and compared.
+one after the other, in batches by primary key. Each batch is one transaction, and skips rows that the target already has. If a
+copy is interrupted, a second run continues it. Until a copy is complete, the service does not start on the target
+(`is_unfinished`). At the end, all rows of both databases are read and compared.
 
 The secret of an installation is not in its database, so the target must be served with the same SECRET.
 """
@@ -26,9 +26,10 @@ from shortener.storage.references import ENFORCED
 from shortener.storage.schema import installation, metadata
 
 BATCH_ROWS = 2000  # The number of rows that one transaction copies.
-UNFINISHED_COPY = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
+#: The name of a row in the table `installation`. The row means that the database is the target of an incomplete copy.
+UNFINISHED_COPY = "copy"
 
-#: Plain column types for reading and writing stored values unchanged. The column types of the schema would convert the values.
+#: With these plain types, stored values are read and written unchanged. The column types of the schema would convert them.
 _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Float, Text)
 
 
@@ -38,7 +39,7 @@ class CopyError(Exception):
 
 @record
 class Progress:
-    """The progress of one table. `done` of about `total` rows are copied or compared; `doing` is "copied" or "compared"."""
+    """The progress of one table: `done` rows are copied or compared, of about `total` rows. `doing` is "copied" or "compared"."""
 
     table: str
     doing: str
@@ -47,7 +48,7 @@ class Progress:
 
 
 class _Checksum(NamedTuple):
-    """A checksum of a table: the number of its rows and the sum of their hashes, which does not depend on their order."""
+    """A checksum of a table: the number of its rows and the sum of their hashes. The order of the rows does not change it."""
 
     rows: int = 0
     hashes: int = 0
@@ -64,7 +65,8 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
     if await source.read(is_unfinished):
         raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
-    # Copy `installation` first, because its rows mark the target as used. Then copy the tables to which other tables refer.
+    # Copy `installation` first: its rows show that the target is in use. Then copy each table after the tables to which it
+    # refers.
     parents = {reference.parent for reference in ENFORCED}
     tables = sorted(metadata.sorted_tables, key=lambda table: (table is not installation, table not in parents))
     totals = {str(table.name): await source.read(_count, table) for table in tables}
@@ -124,8 +126,8 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     rows = await source.read(_page, table, after)
     while rows:
         done += len(rows)
-        # Read the next rows while the target writes the current rows. Raise an error only after both have ended, because the caller
-        # then closes the databases.
+        # Read the next rows while the target writes the current rows. If one of them fails, wait for the other before the error
+        # is raised, because the caller then closes both databases.
         following, written = await asyncio.gather(
             source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows), return_exceptions=True
         )
@@ -141,7 +143,8 @@ async def _checksum(database: Database, table: Table, total: int, progress: Call
     result = _Checksum()
     while rows := await database.read(_page, table, after):
         after = _key(table, rows[-1])
-        # This process computes both checksums, so it can use Python's hash of 64 bits, which differs between processes.
+        # Python's hash has 64 bits and differs between processes. It can be used here, because one process computes both
+        # checksums.
         hashes = result.hashes + sum(hash(orjson.dumps(row)) for row in rows)
         result = _Checksum(result.rows + len(rows), hashes % 2**64)
         progress(Progress(table.name, "compared", result.rows, total))
@@ -154,9 +157,10 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the highest primary key in the target. An interrupted copy continues after this key. Return None if the copy must
-    begin with the first row, because the table is empty or because its keys contain text, which SQLite and PostgreSQL sort
-    differently."""
+    """Return the highest primary key in the target, after which an interrupted copy continues.
+
+    Return None if the copy must begin with the first row. There are two cases: the table is empty, or its keys contain text,
+    which SQLite and PostgreSQL sort differently."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None
@@ -165,7 +169,8 @@ def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
 
 
 def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -> Sequence[tuple[Any, ...]]:
-    """Return the rows of a table whose primary keys follow `after`, in the order of the keys and in their stored form."""
+    """Return the next rows of a table, whose primary keys are larger than `after`. They are sorted by key and have their stored
+    form."""
     keys = list(table.primary_key.columns)
     statement = select(*(type_coerce(column, _stored_type(column.type)) for column in table.columns))
     statement = statement.where(_without_mark(table)).order_by(*keys).limit(BATCH_ROWS)
@@ -175,7 +180,7 @@ def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -
 
 
 def _without_mark(table: Table) -> ColumnElement[bool]:
-    """Return the SQL condition that excludes the row that marks an incomplete copy."""
+    """Return the SQL condition that leaves out the row that means an incomplete copy."""
     return installation.c.name != UNFINISHED_COPY if table is installation else true()
 
 

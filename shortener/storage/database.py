@@ -1,13 +1,13 @@
 """The interface of the database: transactions, reads and streams of rows.
 
 A transaction is a plain function of a SQLAlchemy `Connection`. `await database.write(record, batch)` runs `record(connection,
-batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite the function runs in the writer
-thread, so a whole transaction needs one thread switch. With PostgreSQL it runs on the event loop over asyncpg. The function
-must therefore not await, must wait for nothing except its own statements, and must not use the connection after it returns.
+batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite, the function runs in the writer
+thread, so a whole transaction needs one thread switch. With PostgreSQL, it runs on the event loop over asyncpg. Therefore the
+function must not await. It may wait only for its own statements, and must not use the connection after it returns.
 
-An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,
-`StoreUnavailable` is raised, and no part of the transaction is stored. If the connection to PostgreSQL ends during COMMIT,
-`CommitUncertain` is raised, and the transaction may be stored. `IntegrityError` is raised unchanged.
+If the function raises an exception, the transaction is rolled back and the caller gets the exception. If the database is down,
+locked or full, `StoreUnavailable` is raised, and no part of the transaction is stored. If the connection to PostgreSQL ends
+during COMMIT, `CommitUncertain` is raised, and the transaction may be stored. `IntegrityError` is raised unchanged.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ T = TypeVar("T")
 class Database(Protocol):
     """A database of either engine.
 
-    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, this is at first a number for commands. A process
-    that serves must lease a number that only this process uses (`node_lease.NodeLease`)."""
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, it is at first a number for commands. A process
+    that serves must lease another number, which no other process uses (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...
@@ -52,32 +52,34 @@ class Database(Protocol):
         ...
 
     def truncate_wal(self) -> None:
-        """Empty the WAL of SQLite within some seconds, after deletions that must leave nothing on the disk. This does nothing on
-        PostgreSQL, and nothing in a process that does not serve."""
+        """Empty the WAL of SQLite within some seconds. Call this after deletions of data that must not stay on the disk. Do
+        nothing on PostgreSQL, and in a process that does not serve."""
         ...
 
     def writes_succeed(self) -> None:
-        """Reset `has_failed_writes` after a successful `integrity.try_write`."""
+        """Set `has_failed_writes` to false, after a successful `integrity.try_write`."""
         ...
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function `transact` as one transaction, and return its result when the commit is durable. Raise StoreUnavailable
-        if the database is unavailable, and its subclass CommitUncertain if the transaction may be stored."""
+        """Run the function `transact` as one transaction, and return its result when the commit is durable. Raise
+        StoreUnavailable if the database is unavailable. Raise its subclass CommitUncertain if it is unknown whether the
+        transaction is stored."""
         ...
 
     async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the same as `write`, for a transaction of bulk work, such as a rewrite of many messages, a fan-out or a purge. SQLite
-        runs one transaction after the other. A transaction of `write` waits for at most one transaction of bulk work. The
-        transactions of `write` run in the order of their calls. The same is true for the transactions of bulk work."""
+        """Do the same as `write` for bulk work, such as a rewrite of many messages, a fan-out or a purge.
+
+        SQLite runs one transaction after the other. A transaction of `write` waits for at most one transaction of bulk work.
+        Transactions of the same kind run in the order of their calls."""
         ...
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function `query` on one consistent snapshot, without permission to write, and return its result. Raise
+        """Run the function `query` on one consistent snapshot, and return its result. The function must not write. Raise
         StoreUnavailable if the database is unavailable."""
         ...
 
     def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
-        """Yield the rows of a statement in lists of `size` rows, in constant memory. Raise StoreUnavailable if the database is
+        """Yield the rows of a statement as lists of `size` rows, in constant memory. Raise StoreUnavailable if the database is
         unavailable."""
         ...
 
@@ -87,11 +89,11 @@ class Database(Protocol):
 
 
 def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """Return an INSERT statement for the connection's engine, which has the methods `on_conflict_do_nothing` and
+    """Return an INSERT statement in the dialect of the connection, with the methods `on_conflict_do_nothing` and
     `on_conflict_do_update`."""
     if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
-    from sqlalchemy.dialects import postgresql  # processes with SQLite do not import this dialect
+    from sqlalchemy.dialects import postgresql  # processes with SQLite never import this dialect, which saves memory
 
     return postgresql.insert(table)
 
@@ -107,22 +109,22 @@ def is_unique_violation(error: Exception) -> bool:
 
 #: The SQLSTATE class of errors for values that a column cannot store. The asyncpg dialect has no exception class for it.
 _INVALID_VALUE = "22"
-#: The SQLSTATE class of statements that the database rejects. Every statement of this service is constant, so a rejected statement
-#: means that the schema or the permissions are wrong, for example during a migration or maintenance.
+#: The SQLSTATE class of statements that the database rejects. All statements of this service are constant. A rejected statement
+#: therefore means that the schema or the permissions are wrong, for example during a migration or maintenance.
 _REJECTED_STATEMENT = "42"
 
 
 def rejects_values(error: Exception) -> bool:
-    """Return whether an error means that the database rejected the values of a statement: a column cannot store one of them, or a
-    constraint forbids it. Another statement with other values can succeed."""
+    """Return whether the database rejected the values of a statement: a column cannot store one of them, or a constraint forbids
+    it. The same statement with other values can succeed."""
     sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
     return isinstance(error, exc.IntegrityError | exc.DataError) or sqlstate.startswith(_INVALID_VALUE)
 
 
 @contextlib.contextmanager
 def after_commit() -> Iterator[None]:
-    """Log an exception in the steps after a commit, and do not raise it. The transaction is stored, so the caller must not treat it
-    as failed."""
+    """Log an exception of the steps after a commit, and do not raise it. The transaction is stored, so the caller must not treat
+    it as failed."""
     try:
         yield
     except Exception:
@@ -131,9 +133,9 @@ def after_commit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """If an error of the driver means that the database cannot execute statements now, raise StoreUnavailable instead.
+    """If the driver raises an error that means that the database cannot execute statements now, raise StoreUnavailable instead.
 
-    Errors of unique indexes and of values that do not fit a column are raised unchanged."""
+    Errors of unique indexes, and of values that do not fit a column, are raised unchanged."""
     try:
         yield
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:

@@ -1,6 +1,6 @@
-"""Conditions on the status of deliveries.
+"""SQL conditions on the status of deliveries.
 
-The status is a literal in the SQL, because a database cannot use a partial index if the status is a parameter.
+The status is a literal in the SQL and not a parameter, so that the databases can use partial indexes.
 """
 # Tested by tests/storage/test_delivery_conditions.py
 

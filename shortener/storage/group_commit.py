@@ -1,8 +1,8 @@
 """Group commit: requests that arrive at the same time are written together, and each request waits for its own result.
 
-`GroupCommit` queues the requests in a `Batcher` (batcher.py). If the connection to the database ends during COMMIT, the batch may
-be stored (CommitUncertain). If the group commit has the function `apply_again`, it then repeats the batch, and `apply_again`
-recognises the items that are stored. See docs/decisions/0034.
+`GroupCommit` queues the requests in a `Batcher` (batcher.py). If the connection to the database ends during COMMIT, it is unknown
+whether the batch is stored (CommitUncertain). The group commit then repeats the batch if it has the function `apply_again`, which
+recognises items that are already stored. See docs/decisions/0034.
 """
 # Tested by tests/storage/test_batcher.py
 
@@ -22,21 +22,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-MAX_CLASHES = 5  # The maximum number of attempts to write a batch if a unique index rejects its rows.
-MIN_ITEMS = 8  # The minimum number of requests that are written together, if at least this number wait.
-#: A batch that may be stored is repeated for this time. It is shorter than the usual time limits of callers, and than the time
-#: within which a process must stop.
+MAX_CLASHES = 5  # The maximum number of attempts to write a batch that a unique index rejects.
+MIN_ITEMS = 8  # If at least this number of requests wait, at least this number are written together.
+#: If it is unknown whether a batch is stored, the batch is repeated for this time. The time is shorter than the usual time limits
+#: of callers, and shorter than the time limit of a stop.
 UNCERTAIN_SECONDS = 5.0
 
-#: The results of the items of a batch, and a value for the batch.
+#: The result of each item of a batch, and a value for the whole batch.
 Applied = tuple[Sequence[Result | Exception], Value]
 #: A function that writes the items of a batch in a transaction.
 Apply = Callable[[Connection, Sequence[Item]], Applied[Result, Value]]
 
 
 class _Request(Generic[Item, Result]):
-    """An item that waits for its result. If the item may be stored, `uncertain_until` is the time on the clock of the event loop at
-    which its request fails with CommitUncertain."""
+    """An item whose request waits for the result.
+
+    If it is unknown whether the item is stored, `uncertain_until` is a time on the clock of the event loop. At this time, the
+    request fails with CommitUncertain."""
 
     __slots__ = ("future", "item", "uncertain_until")
 
@@ -50,13 +52,15 @@ class GroupCommit(Generic[Item, Result, Value]):
     """A batcher that writes many requests in one transaction. Each request waits for its own result.
 
     `apply(connection, items)` returns one result for each item, and a value for the batch. If a result is an exception, only the
-    request with that item fails. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another
-    process), and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was
-    committed, before its requests get their results. A batch has at most `max_items`. If more than `max_waiting` requests wait,
-    `submit` raises StoreUnavailable at once. `is_bulk` and `rows_of` have the same meaning as in `Batcher`.
+    request with that item fails. If a unique index rejects the batch (a clash of codes, or a race with another process), `apply`
+    runs again. If the batch still fails, `apply` runs for each item alone. After a batch is committed, `after(value)` is called
+    with the value of the batch, and then its requests get their results.
 
-    `apply_again` does the same as `apply` for items that may be stored already, and must not store them twice. If it is given, a
-    batch that may be stored is repeated with it for UNCERTAIN_SECONDS."""
+    A batch has at most `max_items`. If more than `max_waiting` requests wait, `submit` raises StoreUnavailable at once. `is_bulk`
+    and `rows_of` have the same meaning as in `Batcher`.
+
+    `apply_again` does the same as `apply` for items that may already be stored, and must not store them twice. If it is given,
+    and it is unknown whether a batch is stored, the batch is repeated with `apply_again` for UNCERTAIN_SECONDS."""
 
     def __init__(
         self,
@@ -85,8 +89,8 @@ class GroupCommit(Generic[Item, Result, Value]):
     async def submit(self, item: Item) -> Result:
         """Return the result of the item after its transaction is committed.
 
-        Raise the exception that `apply` returned for the item, or StoreUnavailable, or CommitUncertain if it is not known whether
-        the item is stored."""
+        Raise the exception that `apply` returned for the item. Raise StoreUnavailable if the item is not stored, and
+        CommitUncertain if it is unknown whether it is stored."""
         if self._batcher.waiting >= self._max_waiting:
             raise StoreUnavailable("too many requests wait for the database")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()

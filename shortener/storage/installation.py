@@ -1,7 +1,7 @@
 """This module reads and writes values that the database stores about its installation, such as the fingerprint of the secret.
 
-An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is an
-installation. A command that runs in the wrong folder therefore fails, instead of creating an empty installation.
+An installation is a database with the schema of this service, and its secret. `require_installation` raises an error if there is
+no installation. Without it, a command that runs in the wrong folder would create an empty installation.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ from shortener.storage.schema import installation
 
 log = structlog.get_logger(__name__)
 
-#: The name of the value that contains the fingerprint of the secret.
+#: The name under which the fingerprint of the secret is stored.
 FINGERPRINT = "secret"
-#: The name of the value that contains the BASE_URL of the processes that serve. A URL that works on one machine only, such as
-#: localhost, is not stored.
+#: The name under which the BASE_URL of the servers is stored. A URL that works on one machine only, such as localhost, is not
+#: stored.
 BASE_URL = "base_url"
 LARGEST_BATCH = "largest BATCH_LIMIT"
 
 
-#: The name of the value that contains the former BASE_URLs as a JSON list, latest last. Links that were sent with them still work.
+#: The name under which the former BASE_URLs are stored, as a JSON list with the latest at the end. Links that were sent with them
+#: still work.
 _FORMER_BASE_URLS = "former_base_urls"
 MAX_FORMER_BASE_URLS = 20
 
 
 class BaseUrlMissing(Exception):
-    """Raised if a process has no BASE_URL although earlier processes of the installation had one. The error text contains that
-    BASE_URL."""
+    """Raised if a process has no BASE_URL although earlier processes of the installation had one. The text of the error contains
+    the earlier BASE_URL."""
 
 
 class NoInstallation(Exception):
-    """Raised if the configured database contains no installation. The error text contains the place of the database and what to
-    do."""
+    """Raised if the configured database contains no installation. The text of the error says where the database was searched and
+    what to do."""
 
 
 async def require_installation(settings: Settings, database: Database | None = None) -> None:
-    """Raise NoInstallation if the configured database does not exist or is empty, SchemaMismatch if its schema is not current.
+    """Raise NoInstallation if the configured database does not exist or is empty. Raise SchemaMismatch if its schema is not
+    current.
+
     `database` is the open database, or None to open a connection for the check."""
     file = sqlite_path(settings.store_url)
     version = None if file is not None and not file.exists() else await current_version(settings.store_url, database)
@@ -73,10 +76,10 @@ def place_of(settings: Settings) -> str:
 
 
 async def open_installation_secret(database: Database, settings: Settings, stored: str | None) -> Secret:
-    """Return the secret of the installation in `database`. `stored` is the fingerprint of the secret that the database contains. If
-    it is None, create a new secret.
+    """Return the secret of the installation in `database`. `stored` is the fingerprint of its secret, which the database
+    contains. If `stored` is None, create a new secret.
 
-    Raise SecretError if the secret does not exist or is not the secret of this database."""
+    Raise SecretError if the secret does not exist, or if it does not belong to this database."""
     secret = open_secret(settings.secret, settings.data_dir, create=stored is None)
     if stored is None:
         stored = await database.write(get_or_set, FINGERPRINT, secret.fingerprint)
@@ -92,11 +95,11 @@ async def open_installation_secret(database: Database, settings: Settings, store
 async def check_base_url(
     database: Database, settings: Settings, stored: str | None, on_change: Callable[[Connection], None] = lambda _: None
 ) -> None:
-    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has no BASE_URL but an earlier process had one.
-    `stored` is the BASE_URL that the database contains. If BASE_URL is another URL, `stored` becomes a former BASE_URL, and
-    `on_change` is called in the same transaction.
+    """Store BASE_URL in the installation, unless it works only on this machine. `stored` is the BASE_URL that the database
+    contains. If BASE_URL is another URL, `stored` becomes a former BASE_URL, and `on_change` is called in the same transaction.
 
-    Without this check, a node whose configuration is incomplete would create short links with the host 127.0.0.1."""
+    Raise BaseUrlMissing if this process has no BASE_URL but an earlier process had one. Without this check, a node whose
+    configuration is incomplete would create short links with the host 127.0.0.1."""
     if settings.has_default_base_url:
         if stored is not None:
             raise BaseUrlMissing(missing_base_url(stored, settings))
@@ -115,16 +118,17 @@ def _change_base_url(connection: Connection, url: str, on_change: Callable[[Conn
 
 
 def find_former_base_urls(connection: Connection) -> list[str]:
-    """Return the URLs that were the BASE_URL of the installation before."""
+    """Return the URLs that the setting BASE_URL of this installation had in the past."""
     stored = get(connection, _FORMER_BASE_URLS)
     former: list[str] = [] if stored is None else orjson.loads(stored)
     return former
 
 
 async def find_largest_batch(database: Database, settings: Settings, stored: str | None) -> int:
-    """Return the largest BATCH_LIMIT that the installation has had, and store it. `stored` is the value that the database contains.
+    """Return the largest BATCH_LIMIT that the installation has had. Store it if the present BATCH_LIMIT is larger than `stored`,
+    the value in the database.
 
-    A request that was accepted with a larger BATCH_LIMIT may be repeated, so its size must still be permitted."""
+    A request may be repeated after BATCH_LIMIT was made smaller. Its size must still be permitted."""
     default: int = type(settings).model_fields["batch_limit"].default
     known = max(int(stored or 0), default)
     if settings.batch_limit > known:

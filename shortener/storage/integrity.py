@@ -16,12 +16,12 @@ MAX_FINDINGS = 20
 
 
 class DatabaseLost(Exception):
-    """Raised if a secret exists but no database exists. The secret shows that there was an installation. The text of the error
-    states what to do."""
+    """Raised if a secret exists but no database: the secret shows that there was an installation. The text of the error says what
+    to do."""
 
 
 def require_database(database_file: Path | None, data_dir: Path) -> None:
-    """Raise DatabaseLost if `data_dir` contains a secret and the SQLite file of the installation does not exist.
+    """Raise DatabaseLost if `data_dir` contains a secret but the SQLite file of the installation does not exist.
 
     With PostgreSQL, `database_file` is None, and nothing is checked."""
     secret = secret_file(data_dir)
@@ -33,9 +33,9 @@ def require_database(database_file: Path | None, data_dir: Path) -> None:
 
 
 def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
-    """Return the lines that SQLite reports about damaged pages and indexes, at most MAX_FINDINGS. On PostgreSQL, return no lines.
+    """Return what SQLite reports about damaged pages and indexes: at most MAX_FINDINGS lines. On PostgreSQL, return no lines.
 
-    If `thorough` is true, also compare each index with its table, which reads the whole file."""
+    If `thorough` is true, SQLite also compares each index with its table. For this, it reads the whole file."""
     if connection.dialect.name != "sqlite":
         return []
     check = "integrity_check" if thorough else "quick_check"
@@ -47,5 +47,5 @@ def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
 
 
 def try_write(connection: Connection, now_ms: int) -> None:
-    """Write one row, to test whether writes to the database succeed."""
+    """Write one row, to find out whether the database accepts writes."""
     set_value(connection, "write_check", str(now_ms))

@@ -1,6 +1,6 @@
 """This module assigns a small row id to each distinct key, in tables such as `cohorts` and `processes`.
 
-The rows never change, so a process can cache the ids. It caches the ids of a transaction only after the commit.
+A row never changes, so a process can cache its id. It caches the ids of a transaction only after the commit.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -33,7 +33,7 @@ class KeyTable:
     def get_ids(self, connection: Connection, keys: set[Any]) -> dict[Any, int]:
         """Return the id of each key. Insert a row for each new key."""
         found = {key: self._cache[key] for key in keys if key in self._cache}
-        # Two processes that insert the same keys cannot deadlock, because both insert them in sorted order.
+        # All processes insert keys in sorted order. Therefore two processes that insert the same keys cannot deadlock.
         for key in sorted(keys - found.keys()):
             found[key] = self._select(connection, key) or self._insert(connection, key)
         return found
@@ -48,7 +48,7 @@ class KeyTable:
         values = dict(zip(self._columns, key, strict=True)) | self._more(key)
         statement = upsert(connection, self._table).values(values).on_conflict_do_nothing().returning(self._table.c.id)
         row_id: int | None = connection.execute(statement).scalar()
-        if row_id is None:  # Another process has inserted the key in the meantime.
+        if row_id is None:  # Another process has inserted the key since the SELECT.
             row_id = self._select(connection, key)
             assert row_id is not None
         return row_id

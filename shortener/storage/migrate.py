@@ -1,11 +1,15 @@
-"""This module creates and migrates the schema. The server calls `prepare`, which creates the schema in an empty database. It
-rejects a database of an older version with an error that contains the command to run, and it rejects a database of an unknown
-version or of another program. `migrate` migrates to newer versions only. Each migration is one transaction, so an interrupted
-migration leaves the schema at the previous revision. Several processes can migrate at once: on PostgreSQL they wait for each other.
+"""This module creates and migrates the schema.
 
-On PostgreSQL, a migration that waits for the lock of a table makes all later statements on this table wait too. So each attempt
-waits for at most LOCK_TIMEOUT_MS. Then it is rolled back, the waiting statements continue, and the migration is tried again after
-LOCK_PAUSE_SECONDS. If it never gets the lock, `migrate` raises MigrationBlocked; a further call continues with the same migration.
+The server calls `prepare`. It creates the schema in an empty database. For a database of an older version, it raises an error
+that contains the command to run. It also rejects a database of an unknown version or of another program.
+
+`migrate` migrates to newer versions only. Each migration is one transaction, so an interrupted migration leaves the schema at the
+previous revision. Several processes can call `migrate` at the same time. On PostgreSQL, they wait for each other.
+
+While a migration on PostgreSQL waits for the lock of a table, all later statements on this table wait, too. Therefore each
+attempt waits for at most LOCK_TIMEOUT_MS. Then it is rolled back, the waiting statements continue, and the migration is tried
+again after LOCK_PAUSE_SECONDS. If it never gets the lock, `migrate` raises MigrationBlocked. A later call continues with the same
+migration.
 """
 
 from __future__ import annotations
@@ -30,20 +34,21 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.schema import metadata
 from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write
 
-# Alembic is imported in functions: only `shortener migrate` and a new PostgreSQL database need it, and it is slow to import.
+# Alembic is imported in the functions that need it, because the import is slow. Only `shortener migrate` and a new PostgreSQL
+# database need it.
 if TYPE_CHECKING:
     from alembic.config import Config
 
 T = TypeVar("T")
 
 PROGRESS_INTERVAL_SECONDS = 0.25
-#: The longest time for which an attempt of a migration waits for a lock. It is shorter than the default of HIT_DEADLINE (2 s), so
-#: that no click goes to the spool. It is longer than the default of PostgreSQL's deadlock_timeout (1 s), because a wait that is
-#: shorter than this timeout does not end an autovacuum that has the lock.
+#: The longest time for which one attempt of a migration waits for a lock. It is shorter than the default of HIT_DEADLINE (2 s),
+#: so that no click goes to the spool. It is longer than the default of deadlock_timeout (1 s), because PostgreSQL cancels an
+#: autovacuum that has the lock only after this timeout.
 LOCK_TIMEOUT_MS = 1500
-#: The pause between two attempts of a migration. The statements of the nodes run during the pause.
+#: The pause between two attempts of a migration. During the pause, the statements of the nodes run.
 LOCK_PAUSE_SECONDS = 3.0
-#: The default time limit for all attempts of one migration.
+#: The default of the time limit for one migration with all its attempts.
 LOCK_WAIT_SECONDS = 60.0
 
 
@@ -52,12 +57,12 @@ class SchemaMismatch(Exception):
 
 
 class MigrationBlocked(Exception):
-    """Raised if other transactions keep a lock that a migration needs. The earlier migrations are stored, and this one is not. The
-    text names the oldest other transaction."""
+    """Raised if a migration cannot get a lock, because other transactions keep it. The earlier migrations are stored, and this
+    one is not. The text of the error names the oldest other transaction."""
 
 
 class _LockTimeout(Exception):
-    """Raised if an attempt of a migration has not got a lock within LOCK_TIMEOUT_MS. `transaction` describes the oldest other
+    """Raised if an attempt of a migration did not get a lock within LOCK_TIMEOUT_MS. `transaction` describes the oldest other
     transaction."""
 
     def __init__(self, transaction: str) -> None:
@@ -69,8 +74,8 @@ class _LockTimeout(Exception):
 class MigrationStep:
     """The progress of one migration.
 
-    `seconds` is the time since the migration began. `detail` is the progress that the engine reports, or "" if the engine reports
-    none. `done` is true when the migration is committed."""
+    `seconds` is the time since the migration began. `detail` is the progress that the database reports, or "" if it reports none.
+    `done` is true when the migration is committed."""
 
     revision: str
     description: str
@@ -80,9 +85,9 @@ class MigrationStep:
 
 
 def version_of(connection: Connection) -> str | None:
-    """Return the schema revision of the database; None if the database is empty.
+    """Return the schema revision of the database, or None if the database is empty.
 
-    Raise SchemaMismatch for tables of another program."""
+    Raise SchemaMismatch if the database contains tables of another program."""
     if _has_version_table(connection):
         version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
@@ -96,7 +101,7 @@ def version_of(connection: Connection) -> str | None:
 
 def _has_version_table(connection: Connection) -> bool:
     if connection.dialect.name == "postgresql":
-        # `has_table` needs four times as long, because it searches the catalog with a join.
+        # `has_table` would take four times as long, because it searches the catalog with a join.
         return bool(connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")))
     return inspect(connection).has_table("alembic_version")
 
@@ -118,7 +123,8 @@ async def prepare(url: str, database: Database | None = None) -> None:
     database is unavailable. `database` is the open database, or None to open a connection for the check."""
     version = await current_version(url, database)
     if version is None:
-        # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
+        # Create all tables in one transaction. A process that starts at the same time then sees either the whole schema or no
+        # table.
         await _run_on(url, _create)
     else:
         check(version)
@@ -127,18 +133,19 @@ async def prepare(url: str, database: Database | None = None) -> None:
 def _create(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         upgrade(connection)
-    elif version_of(connection) is None:  # if there is a version, another process has created the schema since the check
+    # There may be a version now: another process can have created the schema after the first check.
+    elif version_of(connection) is None:
         new_database.create(connection)
 
 
 async def migrate(
     url: str, progress: Callable[[MigrationStep], None] = lambda step: None, lock_wait: float = LOCK_WAIT_SECONDS
 ) -> tuple[str | None, str]:
-    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch for an unknown schema,
-    StoreUnavailable if the database is unavailable, and MigrationBlocked if a migration does not get a lock within `lock_wait`
-    seconds (PostgreSQL only).
+    """Migrate the schema to HEAD. Return the revisions before and after.
 
-    `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done."""
+    `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done. Raise
+    SchemaMismatch if the schema is unknown, and StoreUnavailable if the database is unavailable. Raise MigrationBlocked if a
+    migration on PostgreSQL does not get a lock within `lock_wait` seconds."""
     before = await current_version(url)
     remaining = steps(None)
     if before is not None:
@@ -173,7 +180,7 @@ async def _run_step(url: str, step: MigrationStep, progress: Callable[[Migration
 
 
 async def _attempt(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None], began: float) -> None:
-    """Run a migration. Raise _LockTimeout, and store nothing, if the migration does not get a lock in time."""
+    """Run one migration in a transaction. If it does not get a lock in time, store nothing and raise _LockTimeout."""
     loop = asyncio.get_running_loop()
     running = loop.create_task(_run_on(url, functools.partial(upgrade, revision=step.revision)))
     try:
@@ -195,7 +202,7 @@ def _is_lock_timeout(error: StoreUnavailable) -> bool:
 
 
 def _oldest_transaction(connection: Connection) -> str:
-    """Describe the oldest other transaction on the database. It is probably the one that has the lock."""
+    """Describe the oldest other transaction on the database. This transaction probably has the lock."""
     row = connection.execute(text(_OLDEST_TRANSACTION)).first()
     if row is None:
         return "PostgreSQL shows no other transaction to this user"
@@ -203,7 +210,7 @@ def _oldest_transaction(connection: Connection) -> str:
     return f"The oldest transaction on the database is {row.seconds:.0f} s old (process {row.pid}{program})"
 
 
-#: The SQLSTATE of a statement that has waited for a lock longer than lock_timeout.
+#: The SQLSTATE of the error of a statement that waited for a lock longer than lock_timeout.
 _LOCK_NOT_AVAILABLE = "55P03"
 _OLDEST_TRANSACTION = (
     "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start) AS seconds FROM pg_stat_activity "
@@ -212,7 +219,8 @@ _OLDEST_TRANSACTION = (
 
 
 async def _detail(url: str) -> str:
-    """Return the progress of the index that PostgreSQL builds during a migration; "" on SQLite, which reports no progress."""
+    """Return the progress of the index that PostgreSQL builds during a migration. Return "" on SQLite, which reports no
+    progress."""
     if sqlite_path(url):
         return ""
     try:
@@ -222,15 +230,15 @@ async def _detail(url: str) -> str:
 
 
 def _index_progress(connection: Connection) -> str:
-    """Return the current phase of building an index on PostgreSQL, and how much of the phase is done."""
+    """Return the phase in which PostgreSQL builds an index, and how much of this phase is done."""
     row = connection.execute(text(_INDEX_PROGRESS)).first()
     if row is None:
         return ""
     return f"{row.phase}, {row.done * 100 // row.total} %" if row.total else str(row.phase)
 
 
-#: Reads the progress of an index build from PostgreSQL. Each phase counts either blocks read or tuples inserted, so the larger
-#: number is used.
+#: PostgreSQL reports the progress of an index build in phases. A phase counts either blocks or tuples, so the larger number is
+#: used.
 _INDEX_PROGRESS = (
     "SELECT phase, greatest(tuples_done, blocks_done) AS done, greatest(tuples_total, blocks_total) AS total "
     "FROM pg_stat_progress_create_index WHERE datname = current_database()"
@@ -238,7 +246,7 @@ _INDEX_PROGRESS = (
 
 
 def steps(before: str | None) -> list[tuple[str, str]]:
-    """Return the migrations after the revision `before` with their descriptions, oldest first."""
+    """Return the migrations after the revision `before`, each with its description. The oldest is first."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config()).iterate_revisions("head", before or "base")
@@ -251,8 +259,8 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({AdvisoryLock.MIGRATE:d})"))
-        # Limit only the waits after this line. The wait for the advisory lock of another migration blocks no statements of the
-        # nodes.
+        # From here on, limit the time for which a statement waits for a lock. The wait above for another migration needs no
+        # limit, because it blocks no statements of the nodes.
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     config = _config()
     config.attributes["connection"] = connection
@@ -260,7 +268,7 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
 
 def migrated_dump() -> str:
-    """Return the statements of a SQLite database in memory in which all migrations have run: the text of
+    """Run all migrations on a SQLite database in memory. Return the statements that create its schema, which are the content of
     `new_database.SQLITE_FILE`."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.begin() as connection:
@@ -278,8 +286,8 @@ def _config() -> Config:
 
 
 async def _run_on(url: str, function: Callable[[Connection], T], *, only_reads: bool = False) -> T:
-    """Run a function in a transaction on a new connection. If it only reads, the transaction does not wait for the write lock of an
-    SQLite database, so that a command that reads works while a server writes."""
+    """Run a function in a transaction on a new connection. If the function only reads, the transaction does not wait for the
+    write lock of a SQLite database. A command that reads therefore works while a server writes."""
     with store_errors():
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -303,8 +311,8 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T], only_reads: 
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        # SQLite uses this page size only for a new file. A first click rewrites a page of an index, so small pages make its
-        # commit small.
+        # The page size of a new SQLite file; it has no effect on an existing file. A first click rewrites a page of an index, so
+        # small pages make its commit small.
         connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")
@@ -314,7 +322,7 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T], only_reads: 
         else:
             connection.exec_driver_sql("PRAGMA busy_timeout=0")
             begin_write(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), COMMAND_WAIT_SECONDS)
-            # In a new file, which has no WAL yet, COMMIT waits for readers.
+            # A new file has no WAL yet, so its COMMIT waits for readers.
             connection.exec_driver_sql(f"PRAGMA busy_timeout={COMMAND_WAIT_SECONDS * 1000:.0f}")
 
     with engine.begin() as connection:
@@ -322,7 +330,9 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T], only_reads: 
 
 
 async def current_version(url: str, database: Database | None = None) -> str | None:
-    """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch for tables of another
-    program, and StoreUnavailable if the database is unavailable. `database` is the open database, or None to open a connection for
-    the check."""
+    """Return the schema revision of the database, or None if the database is empty. `database` is the open database, or None to
+    open a connection for the check.
+
+    Raise SchemaMismatch if the database contains tables of another program, and StoreUnavailable if the database is
+    unavailable."""
     return await (_run_on(url, version_of, only_reads=True) if database is None else database.read(version_of))

@@ -1,8 +1,8 @@
 """This module creates the tables of a new SQLite database from `migrations/sqlite.sql`, at the revision HEAD.
 
-The file contains the statements that all migrations together produce; a test compares them. Therefore the first start of an
-installation does not need alembic (10 MB, a sixth of the time) and does not run twenty migrations. `make config` generates the file
-after a new migration. PostgreSQL has no such file: its first start runs the migrations.
+The file contains the statements that all migrations together produce, and a test compares both. With the file, the first start of
+an installation runs no migrations and does not import alembic, which would need 10 MB and a sixth of the time. `make config`
+generates the file after a new migration. PostgreSQL has no such file: its first start runs the migrations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from shortener.storage.migrations import HEAD
 
 SQLITE_FILE = Path(__file__).parent / "migrations" / "sqlite.sql"
-#: The text between two statements of the file. A trigger contains semicolons, but no empty line.
+#: The text between two statements of the file. A semicolon alone would not be enough, because a trigger contains semicolons. It
+#: contains no empty line.
 _SEPARATOR = ";\n\n"
 
 
@@ -28,7 +29,7 @@ def create(connection: Connection) -> None:
 
 def dump(connection: Connection) -> str:
     """Return the statements that create the tables, indexes and triggers of a SQLite database, as in `SQLITE_FILE`."""
-    # SQLite creates the objects named sqlite_* itself.
+    # SQLite itself creates the objects named sqlite_*, so they are left out.
     rows = connection.exec_driver_sql(
         "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite!_%' ESCAPE '!' "
         "ORDER BY type = 'trigger', type = 'index', rowid"

@@ -1,7 +1,7 @@
 """This module finds the newest row id in the database. A process that starts must generate larger ids.
 
-Ids contain the time, and a clock can be set back while no process runs. Without this module, new ids could then be equal to
-existing ids, and new rows would not be the last ones in the order of ids.
+Ids contain the time, and the clock may have been set back while no process ran. Without this module, new ids could then be equal
+to existing ids, and new rows would not come last in the order of ids.
 """
 
 # Tested by tests/storage/test_newest_id.py
@@ -14,8 +14,8 @@ from shortener.ids import IdGenerator, ms_of
 from shortener.storage import schema
 from shortener.storage.database import Database
 
-#: The newest id is ignored if its time is further in the future than this. Such an id was created while a clock was wrong by days.
-#: If new ids were larger than such an id, all of them would contain a wrong time.
+#: If the time in the newest id is further in the future than this, the id is ignored. It was created while a clock was wrong by
+#: days. New ids that are larger than it would all contain a wrong time.
 MAX_AHEAD_MS = 26 * 3_600_000
 
 _TABLES = (
@@ -38,10 +38,10 @@ async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> Non
         ids.continue_after(newest)
 
 
-#: The largest id of each table. PostgreSQL plans this query twice as fast as a query with `max(id)`.
+#: Select the largest id of each table. PostgreSQL plans this query twice as fast as a query with `max(id)`.
 _LARGEST = select(*(select(table.c.id).order_by(table.c.id.desc()).limit(1).scalar_subquery() for table in _TABLES))
 
 
 def _find_newest(connection: Connection) -> int:
-    """Return the largest row id in the primary keys of the tables; 0 if there are no rows."""
+    """Return the largest row id in the primary keys of the tables, or 0 if there are no rows."""
     return max(row_id or 0 for row_id in connection.execute(_LARGEST).one())

@@ -1,11 +1,16 @@
-"""This module leases node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
+"""This module leases node numbers. No two processes that serve from the same PostgreSQL database generate ids with the same
+number.
 
-A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
-that stops returns its number. If a process could not renew its lease in time, another process may have leased the number. The first
-process then leases a new number (`NodeLease.step`). Until it notices, both processes may generate the same id; a unique index then
-rejects the second row, and its process writes it with a new id. To make this case even less probable, a new process starts its
-search at a number that was not used for a long time. Commands lease no number. They use a random number that is at least
-FIRST_COMMAND_NODE. With SQLite one process serves, so it needs no lease (sqlite.py).
+A number is leased in a row of `node_leases` for LEASE_SECONDS on the clock of the database, and renewed every RENEW_SECONDS. A
+process that stops returns its number.
+
+If a process could not renew its lease in time, another process may have leased the number. The first process then leases a new
+number (`NodeLease.step`). Until it does, both processes may generate the same id. A unique index then rejects the second row, and
+its process writes it with a new id. To make this case even less probable, a process that starts searches for a number that was
+not used for a long time.
+
+Commands lease no number. They use a random number that is at least FIRST_COMMAND_NODE. With SQLite, one process serves, so it
+needs no lease (sqlite.py).
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from shortener.storage.schema import node_leases
 
 log = structlog.get_logger(__name__)
 
-FIRST_COMMAND_NODE = 896  # The lowest node number of commands. Processes that serve lease lower numbers.
+FIRST_COMMAND_NODE = 896  # The lowest node number of commands. Processes that serve lease only lower numbers.
 LEASE_SECONDS = 600.0
 RENEW_SECONDS = 30.0
 
@@ -43,8 +48,8 @@ class NodeLease:
         self.node = -1
 
     async def step(self) -> int:
-        """Lease a node number, or renew the lease. Return 0: the job pauses until its next run. Raise StoreUnavailable if the
-        database is unavailable."""
+        """Lease a node number, or renew the lease. Always return 0, so that the job waits for its interval. Raise
+        StoreUnavailable if the database is unavailable."""
         if self.node < 0 or not await self._database.write(_renew, self.node, self._owner):
             node = await self._database.write(_lease, self._owner)
             if self.node >= 0:
@@ -62,14 +67,14 @@ class NodeLease:
 
 
 _CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-#: The clock of the database, in milliseconds since 1970.
+#: Selects the clock of the database, in milliseconds since 1970.
 _NOW = text(f"SELECT {_CLOCK}")
-#: The clock of the database, and the next value of the SQL sequence `nodes`.
+#: Selects the clock of the database, and the next value of the SQL sequence `nodes`.
 _NOW_AND_START = text(f"SELECT {_CLOCK}, nextval('nodes')")
 
 
 def _lease(connection: Connection, owner: str) -> int:
-    """Lease the first free node number, beginning with the next value of the SQL sequence `nodes`."""
+    """Lease the first free node number. Begin the search with the next value of the SQL sequence `nodes`."""
     now: int
     start: int
     now, start = connection.execute(_NOW_AND_START).one()

@@ -1,10 +1,12 @@
 """This module sends wake-up events between processes, with LISTEN and NOTIFY of PostgreSQL on a separate connection.
 
-A wake-up event only makes a job run earlier, because every job also polls. Nothing here raises an error. While there is no
-connection, events are lost, and the notifier tries a new connection every RECONNECT_SECONDS. There is no connection if the database
-is down, or if the process connects through PgBouncer in transaction mode, which does not support LISTEN. Each NOTIFY runs in a
-separate transaction, and one NOTIFY is enough for many calls of `notify`. If the transactions that write events contained the
-NOTIFY, their commits would wait for each other.
+A wake-up event only makes a job run earlier. Nothing depends on it, because every job also polls. Therefore nothing here raises
+an error. While there is no connection, events are lost, and the notifier tries to connect again every RECONNECT_SECONDS. There is
+no connection if the database is down, or if the process connects through PgBouncer in transaction mode, which does not support
+LISTEN.
+
+Each NOTIFY runs in a separate transaction, because commits with a NOTIFY wait for each other. The transactions that write events
+must not wait. One NOTIFY is enough for many calls of `notify`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ MIN_INTERVAL_SECONDS = 0.02  # The minimum pause between two NOTIFY transactions
 
 
 class PostgresNotifier:
-    """A sender and receiver of named wake-up events. `dsn` is the URL of the database in the form that asyncpg accepts."""
+    """Sends and receives named wake-up events. `dsn` is the URL of the database in the form that asyncpg accepts."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -76,7 +78,8 @@ class PostgresNotifier:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_and_send(self, connection: Any) -> None:
-        # Without this listener, the notifier would detect a closed connection only at the next NOTIFY.
+        # This listener notices at once that the connection was closed. Otherwise the notifier would notice it only at the next
+        # NOTIFY.
         connection.add_termination_listener(lambda _: self._wake_up.set())
         await connection.add_listener(CHANNEL, self._receive)
         self.connected = True

@@ -11,17 +11,17 @@ from shortener.storage.sqlite import SqliteDatabase
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file path of a sqlite:/// URL; None for a PostgreSQL URL.
+    """Return the path in a sqlite:/// URL. Return None for a PostgreSQL URL.
 
-    The path is used as written, without percent-decoding."""
+    The path is used as it is written, without percent-decoding."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 async def open_database(
     url: str, *, owner: bool, is_command: bool | None = None, pool_size: int = 8, timeout: float | None = None
 ) -> Database:
-    """Open the database that a URL selects. Raise StoreUnavailable if it cannot be opened. sqlite.py describes `owner` and
-    `is_command`, and postgres.py describes `pool_size` and `timeout`."""
+    """Open the database that a URL selects. Raise StoreUnavailable if this fails. The parameters are described in other modules:
+    `owner` and `is_command` in sqlite.py, `pool_size` and `timeout` in postgres.py."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner, is_command=is_command)
     from shortener.storage.postgres import PostgresDatabase  # asyncpg is imported here, because SQLite does not need it

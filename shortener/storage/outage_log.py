@@ -1,7 +1,8 @@
 """Log lines about a database that is unavailable.
 
-During an outage, every statement, every new connection and every job fails with the same error, many times a second. The log has at
-most one line in PAUSE_SECONDS for each error. The field `repeated` of a line is the number of lines that were left out before it.
+During an outage, every statement, every new connection and every job fails with the same error, many times a second. For each
+error, the log therefore has at most one line in PAUSE_SECONDS. The field `repeated` of a line is the number of lines for the same
+error that were left out before it.
 """
 # Tested by tests/storage/test_outage_log.py
 
@@ -14,7 +15,9 @@ from collections.abc import Callable
 import structlog
 
 PAUSE_SECONDS = 5.0
-MAX_ERRORS = 100  # The maximum number of errors in memory. Texts of errors may contain changing values.
+#: The maximum number of different errors that are remembered. There may be many, because the text of an error may contain
+#: changing values.
+MAX_ERRORS = 100
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +28,11 @@ class OutageLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._errors: dict[str, tuple[float, int]] = {}  # the time of the last line, and the number of lines left out since then
+        # the time of the last line of each error, and the number of lines that were left out since then
+        self._errors: dict[str, tuple[float, int]] = {}
 
     def warn(self, error: BaseException) -> None:
-        """Log that the database did not answer a statement or a connection, unless the same error was just logged."""
+        """Log that the database did not answer. Do nothing if the same error was logged within PAUSE_SECONDS."""
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         now = self._clock()
         with self._lock:
@@ -43,5 +47,5 @@ class OutageLog:
         log.warning("store_unavailable", error=text, **more)
 
 
-#: The log of this process.
+#: All modules of a process use this object.
 outage_log = OutageLog()

@@ -1,13 +1,15 @@
 """This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. If something must happen only once, a conditional update or a unique index ensures this. A check
-before the write would not be sufficient. `write` repeats a transaction after a deadlock or a serialization failure, and if its
-connection ended before the commit began, for example because the server was restarted. If the connection ends during COMMIT, the
-transaction may be stored, and `write` raises CommitUncertain.
+Transactions run at READ COMMITTED. At this level, a check before a write does not prevent that two transactions do the same. If
+something must happen only once, the code uses a conditional update or a unique index.
+
+`write` repeats a transaction after a deadlock or a serialization failure. It also repeats a transaction whose connection ended
+before the commit began, for example because the server was restarted. If the connection ends during COMMIT, the transaction may
+be stored, and `write` raises CommitUncertain.
 
 The URL has the form of libpq, and may contain the parameters that asyncpg accepts: `sslmode`, `sslrootcert` and so on. If the URL
-has several hosts, postgres_hosts.py tries them. One parameter is specific to this service: `prepared_statements=off`, for PgBouncer
-in transaction mode. Each statement is then prepared without a name, in the transaction that runs it.
+has several hosts, postgres_hosts.py tries them. One parameter is specific to this service: `prepared_statements=off`, for
+PgBouncer in transaction mode. Each statement is then prepared without a name, in the transaction that runs it.
 """
 
 from __future__ import annotations
@@ -34,20 +36,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
-_RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: serialization_failure and deadlock_detected.
-#: SQLSTATEs after which a connection can no longer be used: the server shuts down, or has become a read-only standby (25006).
+#: A transaction that fails with one of these SQLSTATEs is repeated: serialization_failure and deadlock_detected.
+_RETRYABLE = {"40001", "40P01"}
+#: After an error with one of these SQLSTATEs, a connection can no longer be used: the server shuts down, or has become a
+#: read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
-#: The beginnings of SQLSTATEs of a failed COMMIT after which the transaction may be stored: the connection or the server failed.
-#: Some errors of the client have no SQLSTATE.
+#: If the SQLSTATE of a failed COMMIT begins with one of these texts, the transaction may be stored, because the connection or the
+#: server failed. Some errors of the client have no SQLSTATE.
 _UNKNOWN_OUTCOMES = ("", "08", "57", "58")
 CONNECT_TIMEOUT_SECONDS = 5.0
-CLOSE_SECONDS = 0.5  # The longest time for which a process waits until the server has closed a connection.
-POOL_TIMEOUT_SECONDS = 5.0  # The time that a transaction waits for a connection while all connections of the pool are in use.
+CLOSE_SECONDS = 0.5  # A process waits at most for this time until the server has closed a connection.
+POOL_TIMEOUT_SECONDS = 5.0  # While all connections of the pool are in use, a transaction waits at most for this time.
 _PREPARED_STATEMENTS = "prepared_statements"
 
 
 class PostgresDatabase:
-    """A PostgreSQL database. It has the methods of `Database`."""
+    """A PostgreSQL database. `Database` describes its methods."""
 
     dialect: Literal["postgresql"] = "postgresql"
 
@@ -55,11 +59,11 @@ class PostgresDatabase:
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self.has_failed_writes = False
-        self.node = random_command_node()  # A command uses this number; a process that serves leases another number.
+        self.node = random_command_node()  # A command keeps this number. A process that serves leases another number.
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
-        """Connect to PostgreSQL. Raise StoreUnavailable if this fails. The parameters are described at `async_engine`."""
+        """Connect to PostgreSQL. Raise StoreUnavailable if this fails. `async_engine` describes the parameters."""
         database = cls(async_engine(url, pool_size=pool_size, timeout=timeout))
         try:
             await database.read(_check)
@@ -132,15 +136,15 @@ class PostgresDatabase:
 def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) -> AsyncEngine:
     """Return an engine with a connection pool.
 
-    `pool_size` connections stay open, and under load the engine opens up to the same number of further connections. `timeout` is
-    the time limit of a statement in seconds; None means no limit."""
+    `pool_size` connections stay open. Under load, the engine opens up to the same number of additional connections. `timeout` is
+    the time limit of a statement in seconds, or None for no limit."""
     dsn, prepared = split_url(url)
     options: dict[str, Any] = {}
     if not prepared:
         options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
 
     def create() -> Any:
-        # Pass the URL to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
+        # Pass the URL to asyncpg directly. SQLAlchemy would translate parameters of libpq to names that asyncpg does not know.
         dbapi: Any = engine.dialect.dbapi
         return dbapi.connect(dsn, async_creator_fn=_connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options)
 
@@ -157,22 +161,21 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
 
 
 def _commit_uncertain(cause: BaseException) -> CommitUncertain:
-    """Log that the outcome of a COMMIT is unknown, and return the exception to raise. `cause` is the error of the COMMIT."""
+    """Log that it is unknown whether a COMMIT succeeded, and return the exception to raise. `cause` is the error of the
+    COMMIT."""
     text = f"{type(cause).__name__}: {cause}".partition("\n")[0]
     log.warning("commit_uncertain", error=text)
     return CommitUncertain(text)
 
 
 def _check(connection: Connection) -> None:
-    """Do nothing. The read that calls this function opens the first connection, and SQLAlchemy then reads the properties of the
-    server."""
+    """A read that does nothing. It makes SQLAlchemy open the first connection and read the properties of the server."""
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that closes within CLOSE_SECONDS, even if the server does not respond.
 
-    When a task is cancelled, SQLAlchemy closes the connection of its transaction. A process that stops waits until the connection
-    is closed."""
+    When a task is cancelled, SQLAlchemy closes the connection of its transaction, and a process that stops waits for this."""
 
     __slots__ = ()
 
@@ -184,10 +187,10 @@ class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
 
 
 async def _connect(*args: Any, **options: Any) -> Any:
-    """Connect to PostgreSQL. Raise StoreUnavailable if the server refuses this user, has no free connection, or is down.
+    """Connect to PostgreSQL. Raise StoreUnavailable if the server rejects this user, has no free connection, or is down.
 
-    Only this function maps these SQLSTATEs to StoreUnavailable, because statements cause the same SQLSTATEs for other reasons
-    (42501: a missing permission)."""
+    These errors have SQLSTATEs that statements can also cause for other reasons, such as 42501 for a missing permission.
+    Therefore only this function converts them to StoreUnavailable."""
     try:
         return await connect(*args, connection_class=_QuicklyClosed, **options)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -210,7 +213,7 @@ def _no_name() -> str:
 
 
 def _detect_disconnect(context: ExceptionContext) -> None:
-    """Mark a connection as disconnected if the server ended it or did not respond in time."""
+    """Mark a connection as disconnected if the server has closed it or did not respond in time."""
     error = context.original_exception
     if isinstance(error, TimeoutError) or getattr(error, "sqlstate", None) in _DISCONNECTED:
         context.is_disconnect = True

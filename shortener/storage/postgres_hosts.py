@@ -1,9 +1,9 @@
 """This module connects to PostgreSQL by a URL with one or several hosts.
 
-asyncpg tries the hosts of a URL one after the other within one time limit. A machine that has lost its network does not respond. An
-attempt to connect to it would use the whole limit, and the standby that has replaced it would never be tried. Therefore `connect`
-starts with the first host. Whenever a host fails or needs longer than HOST_DELAY_SECONDS, `connect` also tries the next host. The
-first host that meets the requirement of `target_session_attrs` is used.
+asyncpg tries the hosts of a URL one after the other within one time limit. A machine that has lost its network does not respond,
+so an attempt to connect to it would use the whole limit. The standby that has replaced the machine would never be tried.
+Therefore `connect` starts with the first host. Whenever a host fails or needs longer than HOST_DELAY_SECONDS, `connect` also
+tries the next host. It uses the first host that meets the requirement of `target_session_attrs`.
 
 With several hosts, the default of `target_session_attrs` is `read-write`, because every process of this service writes.
 """
@@ -21,9 +21,9 @@ _ATTRIBUTES = "target_session_attrs"
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return one URL for each host of a URL in libpq's form: hosts are in the host part of the URL or in its parameter `host`.
+    """Return one URL for each host of a libpq URL. The hosts are in the host part of the URL or in its parameter `host`.
 
-    A URL with one host, or with a number of ports that does not fit its hosts, is returned unchanged."""
+    The URL is returned unchanged if it has one host, or if the number of ports does not fit the number of hosts."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     values = dict(parameters)
@@ -46,10 +46,11 @@ def split_hosts(url: str) -> list[str]:
 
 
 async def connect(url: str, *, timeout: float, **options: Any) -> Any:
-    """Return a connection of asyncpg. `timeout` is the limit in seconds for each host. `options` are options of `asyncpg.connect`.
+    """Return a connection of asyncpg. `timeout` is the limit in seconds for each host. `options` are options of
+    `asyncpg.connect`.
 
-    Raise OSError, PostgresError or InterfaceError. If none of several hosts can be used, the error text contains the reason for
-    each.
+    Raise OSError, PostgresError or InterfaceError if this fails. With several hosts, the text of the error contains the reason
+    for each.
     """
     urls = split_hosts(url)
     if len(urls) == 1:
@@ -83,7 +84,7 @@ def _reason(task: asyncio.Task[Any]) -> str:
 
 
 def _give_up(task: asyncio.Task[Any]) -> None:
-    """Cancel an attempt to connect. If the attempt still succeeds, close its connection."""
+    """Cancel an attempt to connect. If it succeeds nevertheless, close its connection."""
     task.add_done_callback(_close_connection)
     task.cancel()
 

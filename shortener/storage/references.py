@@ -1,8 +1,9 @@
-"""This module lists the references between tables, and finds rows that violate them. `ENFORCED` contains references of tables that
-change rarely. The database enforces these references: PostgreSQL with foreign keys, SQLite with triggers (docs/decisions/0023).
-`VERIFIED` contains all other references, such as those of messages and clicks. The database does not enforce the references in
-`VERIFIED`, because a check of each new row would slow down clicks. `shortener verify` reports rows that violate a reference of
-either kind.
+"""This module lists the references between tables, and finds rows that violate them.
+
+`ENFORCED` contains references of tables that change rarely. The database enforces them: PostgreSQL with foreign keys, SQLite with
+triggers (docs/decisions/0023). `VERIFIED` contains all other references, such as those of messages and clicks. The database does
+not enforce them, because a check of each new row would slow down clicks. `shortener verify` reports rows that violate a reference
+of either list.
 """
 
 # Tested by tests/storage/test_references.py
@@ -21,7 +22,7 @@ MAX_ORPHANS = 20  # The maximum number of rows that are reported for each refere
 
 
 class Reference(NamedTuple):
-    """A column that contains the `id` of a row of the table `parent`. NULL refers to no row."""
+    """A reference: a column that contains the `id` of a row of the table `parent`. NULL means no row."""
 
     column: Column[Any]
     parent: Any
@@ -31,7 +32,7 @@ class Reference(NamedTuple):
 
 
 class Orphan(NamedTuple):
-    """A row whose reference contains the id of a row that does not exist."""
+    """A row that refers to a row that does not exist."""
 
     reference: str
     id: int
@@ -69,8 +70,8 @@ VERIFIED = (
 
 
 async def find_orphans(database: Database) -> list[Orphan]:
-    """Return the rows that refer to rows that do not exist, at most MAX_ORPHANS for each reference. Raise StoreUnavailable if the
-    database is unavailable."""
+    """Return the rows that violate a reference, at most MAX_ORPHANS for each reference. Raise StoreUnavailable if the database is
+    unavailable."""
     orphans: list[Orphan] = []
     for reference in (*ENFORCED, *VERIFIED):
         after: int | None = -1
@@ -83,8 +84,8 @@ async def find_orphans(database: Database) -> list[Orphan]:
 
 
 def _find_in_range(connection: Connection, reference: Reference, after: int) -> tuple[list[int], int | None]:
-    """Examine the next rows of a table. Return the ids of the orphans among them, and the last examined id (None if no row is
-    left)."""
+    """Examine the next rows of a table. Return the ids of the rows that violate the reference, and the last examined id, or None
+    if no row is left."""
     table, parent = reference.column.table, reference.parent
     end = connection.scalar(select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(MAX_RANGE_ROWS - 1).limit(1))
     in_range = table.c.id > after if end is None else and_(table.c.id > after, table.c.id <= end)

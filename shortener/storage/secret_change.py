@@ -1,10 +1,9 @@
 """This module gives a new secret to a database whose secret was lost.
 
-Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
-new secret cannot decrypt. A tracker or gateway that loses a value is disabled. Its deliveries wait until an operator sets the
-values again and enables the tracker or gateway. Therefore no receiver gets a request without its signature or credentials. If the
-second factor of an operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue
-to redirect.
+In the schema, `info={"encrypted": NAME}` marks columns that contain encrypted values. `adopt` removes the values that the new
+secret cannot decrypt. A tracker or gateway that loses a value is disabled, so that no receiver gets a request without its
+signature or credentials. Its deliveries wait until an operator sets the values again and enables it. If the second factor of an
+operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to redirect.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from shortener.storage.schema import installation, metadata
 #: The `disabled_reason` of a tracker or gateway that lost an encrypted value.
 DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
 
-#: The name of the value of the installation that contains the result of `former_fingerprints`, separated by spaces.
+#: The name under which the installation stores the fingerprints of its former secrets, separated by spaces.
 _FORMER = "former_secrets"
 
 
 @record
 class LostValue:
-    """A value that was encrypted with the lost secret. `owner` is the name of the table, and `id` the id of the row."""
+    """A stored value that was encrypted with the lost secret. `owner` is the name of its table, and `id` is the id of its row."""
 
     owner: str
     id: int
@@ -52,9 +51,9 @@ def find_lost(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
-    """Make `secret` the secret of this database. Remove and return the values that the new secret cannot decrypt.
+    """Make `secret` the secret of this database. Remove and return the values that it cannot decrypt.
 
-    The old secret is then one of the former secrets."""
+    The old secret becomes one of the former secrets."""
     lost = find_lost(connection, secret)
     for table, column in encrypted_columns():
         ids = [value.id for value in lost if value.owner == table.name and value.value == column.info["encrypted"]]
@@ -73,11 +72,11 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def former_fingerprints(connection: Connection) -> list[str]:
-    """Return the fingerprints of the former secrets of this database. Keys in Redis contain the fingerprint of the secret, so hits
-    may still wait there under the keys of a former secret."""
+    """Return the fingerprints of the former secrets of this database. The names of keys in Redis contain the fingerprint of the
+    secret, so hits may still wait there under the names of a former secret."""
     return sorted((get(connection, _FORMER) or "").split())
 
 
 def forget_former(connection: Connection) -> None:
-    """Delete the fingerprints of the former secrets. Call this when no hits wait under their keys any more."""
+    """Delete the fingerprints of the former secrets. Call this when no hits wait in Redis under the names of a former secret."""
     connection.execute(delete(installation).where(installation.c.name == _FORMER))

@@ -1,6 +1,6 @@
-"""Conditions on the status of messages that are handed on to gateways (table `sends`).
+"""SQL conditions on the status of messages that are handed on to gateways (table `sends`).
 
-The status is a literal in the SQL, because a database cannot use a partial index if the status is a parameter.
+The status is a literal in the SQL and not a parameter, so that the databases can use partial indexes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, literal_column
 from shortener.model import SendStatus
 from shortener.storage.schema import sends
 
-#: The status of the messages that a gateway may still get.
+#: The statuses in which a message may still be handed on to its gateway.
 UNFINISHED = (SendStatus.PENDING, SendStatus.HELD)
 
 

@@ -1,13 +1,17 @@
-"""This module implements `Database` for SQLite: one writer thread has the only connection that writes, and readers use read-only
-connections with aiosqlite. A whole transaction needs one thread switch. With aiosqlite, each statement would need one
-(docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail
-with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only
-the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does
-not start. If the database file is deleted or replaced while it is open, every write raises StoreUnavailable.
+"""This module implements `Database` for SQLite. One writer thread has the only connection that writes. Readers use read-only
+connections of aiosqlite.
 
-The WAL cannot restart while a reader uses an old snapshot, so it grows with every commit. Therefore a read of the process that
-serves ends after MAX_READ_SECONDS with StoreUnavailable. Readers of other processes, such as a backup, cannot be ended; the
-checkpoint thread logs `wal_is_long` if the WAL grows because of them.
+With the writer thread, a whole transaction needs one thread switch. With aiosqlite, each statement would need one
+(docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE, because a deferred transaction that reads before it writes
+can fail with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power
+failure.
+
+Only the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server
+does not start. If the database file is deleted or replaced while it is open, every write raises StoreUnavailable.
+
+The WAL cannot restart while a reader uses an old snapshot, so it grows with every commit. Therefore, in the process that serves,
+a read that takes longer than MAX_READ_SECONDS is interrupted and raises StoreUnavailable. Readers of other processes, such as a
+backup, cannot be interrupted. If the WAL grows because of them, the checkpoint thread logs `wal_is_long`.
 """
 
 # Tested by tests/storage/test_database.py
@@ -54,16 +58,16 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 1000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
-#: SQLite compares the duration of a read with its limit after this number of steps of its virtual machine, about 10 ms.
+#: After this number of steps of its virtual machine (about 10 ms), SQLite checks whether a read has reached its time limit.
 STEPS_PER_CHECK = 1_000_000
 _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
-    # The page cache has only 8 MiB. SQLite searches the whole cache at the end of each transaction that moved pages of an index.
-    # About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
+    # The page cache has only 8 MiB, because SQLite searches the whole cache at the end of each transaction that moved pages of an
+    # index. About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
-    # Overwrite deleted content with zeros. The SQLite of Debian does this by default, but not every SQLite does.
+    # Overwrite deleted content with zeros. Only some builds of SQLite, such as that of Debian, do this by default.
     "PRAGMA secure_delete=ON",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
@@ -71,18 +75,18 @@ _READER_PRAGMAS = "PRAGMA query_only=ON; PRAGMA cache_size=-4096"
 
 
 class SqliteDatabase:
-    """A SQLite database file. It has the methods of `Database`."""
+    """A SQLite database file. `Database` describes its methods."""
 
     dialect: Literal["sqlite"] = "sqlite"
 
     def __init__(self, path: Path, *, owner: bool, is_command: bool | None = None) -> None:
-        """Open the SQLite file. Create the file and its folder if they do not exist. `owner` is true if this process serves from
-        the file. Only one process can serve from it: raise StoreUnavailable if another process does.
+        """Open the SQLite file. Create the file and its folder if they do not exist.
 
-        `is_command` is true if the process is a command, which waits longer for locks than a server (write_lock.py). None means
-        that a process is a command unless it serves."""
+        `owner` is true if this process serves from the file. Only one process can do so. Raise StoreUnavailable if another
+        process already does. `is_command` is true if the process is a command, which waits longer for locks than a server
+        (write_lock.py). By default, each process that does not serve is a command."""
         is_command = not owner if is_command is None else is_command
-        self._lock_wait = COMMAND_WAIT_SECONDS if is_command else 0.0  # a server waits in SQLite (busy_timeout)
+        self._lock_wait = COMMAND_WAIT_SECONDS if is_command else 0.0  # 0: a server waits inside SQLite (busy_timeout)
         timeout_ms = round(COMMAND_WAIT_SECONDS * 1000) if is_command else BUSY_TIMEOUT_MS
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
@@ -106,7 +110,7 @@ class SqliteDatabase:
             self._file = _identity(path)
         self.has_failed_writes = False
         self._busy_timeout_ms = timeout_ms
-        self._is_locked = False  # whether the last transaction waited in vain for the write lock of another process
+        self._is_locked = False  # whether the last transaction failed, because another process kept the write lock for too long
         self._readers: AsyncEngine = create_async_engine(
             "sqlite+aiosqlite://",
             async_creator=partial(connect_reader, path),
@@ -118,7 +122,8 @@ class SqliteDatabase:
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
         self._jobs: deque[Callable[[], None]] = deque()
         self._bulk_jobs: deque[Callable[[], None]] = deque()
-        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # One True for each waiting job. False ends the thread.
+        # This queue contains one True for each waiting job. False ends the thread.
+        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
         self._checkpointer = Checkpointer(path, self._request_commit) if owner else None
@@ -145,14 +150,14 @@ class SqliteDatabase:
             self._checkpointer.truncate()
 
     def _request_commit(self) -> None:
-        """Add a job for the writer thread. The job commits a change of the database file that changes no row."""
+        """Queue a job for the writer thread. The job commits a change in the database file, but changes no row."""
 
         def job() -> None:
             try:
                 with store_errors():
                     self._transact(_change_user_version)
             except StoreUnavailable:
-                return  # The checkpoint thread then waits for the next commit of other data.
+                return  # The checkpoint thread continues to wait until other data is committed.
             if self._checkpointer is not None:
                 self._checkpointer.committed(self._driver, is_requested=True)
 
@@ -189,18 +194,19 @@ class SqliteDatabase:
                 if self._checkpointer is not None:
                     self._checkpointer.committed(self._driver)
 
-        # The context variables contain the id of the request, which the log lines of the writer thread need too.
+        # Run the job with the context variables of the caller. They contain the id of the request, which log lines of the job
+        # need.
         jobs.append(partial(contextvars.copy_context().run, job))
         self._work.put(True)
         return await future
 
     def _transact(self, transact: Callable[[Connection], T], began: float | None = None) -> T:
-        """Run BEGIN, the transaction function and COMMIT. `began` is the time of `time.monotonic` at which the transaction was
-        requested; None means now.
+        """Run BEGIN, the transaction function and COMMIT. `began` is the time at which the transaction was requested, on the
+        clock `time.monotonic`. None means now.
 
         BEGIN and COMMIT bypass SQLAlchemy, whose own work takes longer than a short transaction."""
         if _identity(self._path) != self._file:
-            # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
+            # The database file was deleted or replaced. After the next start, a commit to the old file would be lost.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
         self._begin(began)
         try:
@@ -211,24 +217,24 @@ class SqliteDatabase:
                 self._driver.rollback()
             raise
         finally:
-            # SQLAlchemy created a transaction object at the first statement, so this object must be closed too.
+            # At the first statement, SQLAlchemy has created a transaction object. Close this object, too.
             if self._writer.in_transaction():
                 self._writer.rollback()
         return result
 
     def _begin(self, began: float | None) -> None:
-        """Run BEGIN IMMEDIATE, which waits at most for the busy_timeout while another process has the write lock.
+        """Run BEGIN IMMEDIATE. While another process has the write lock, it waits, but at most for the busy_timeout.
 
-        If another process holds the lock for longer than that, many transactions wait in the queue of this process. The
-        busy_timeout of a transaction begins with its request, so each waits only for the rest of its own. If each waited for a full
-        busy_timeout after the previous one, requests would get their error after many seconds."""
+        If the other process keeps the lock for longer, many transactions wait in the queue of this process. From then on, the
+        busy_timeout of each transaction begins when it was requested, so that it waits only for the rest of this time. If each
+        transaction waited for a full busy_timeout after the previous one, requests would get their error after many seconds."""
         if self._is_locked:
             waited_ms = 0 if began is None else round((time.monotonic() - began) * 1000)
             raw_sql.execute(self._writer, f"PRAGMA busy_timeout={max(self._busy_timeout_ms - waited_ms, 0)}").close()
         try:
             begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
         except DBAPIError as error:
-            # After another error, the flag keeps its value, so that the next BEGIN that succeeds restores the busy_timeout.
+            # After any other error, keep the flag. Then the next successful BEGIN restores the busy_timeout.
             self._is_locked = self._is_locked or (is_busy(error) and not self._lock_wait)
             raise
         if self._is_locked:
@@ -271,33 +277,35 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        # The number of other jobs that must still run before the next job of bulk work. These jobs were waiting when the previous
-        # job of bulk work ended.
+        # How many other jobs must run before the next job of bulk work: those that were waiting when the last job of bulk work
+        # ended.
         ahead = 0
         while self._work.get():
             is_bulk = bool(self._bulk_jobs) and not ahead
             job = (self._bulk_jobs if is_bulk else self._jobs).popleft()
             try:
                 job()
-            # The writer thread must continue after any exception, because without the thread no later transaction could end.
+            # The writer thread must continue after any exception. Without the thread, every later transaction would wait for
+            # ever.
             except Exception:
                 log.exception("writer_job_failed")
             ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
 
 
 def _change_user_version(connection: Connection) -> None:
-    """Increase the user_version of the database file, which SQLite does not use and this service does not read elsewhere."""
+    """Increase the user_version in the header of the database file. Neither SQLite nor any other code of this service uses this
+    number."""
     version = raw_sql.value(connection, "PRAGMA user_version")
     raw_sql.execute(connection, f"PRAGMA user_version={(version + 1) % 2**31}").close()
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
-    if not future.done():  # The caller may have been cancelled, but the transaction is committed.
+    if not future.done():  # If the caller was cancelled, its future is done. The transaction is committed nevertheless.
         outcome(value)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of the database file, which identify it; None if the file does not exist."""
+    """Return the device and the inode of the database file, which identify the file. Return None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -327,12 +335,12 @@ def _prepare_readers(engine: Engine, busy_timeout_ms: int) -> None:
         connection.exec_driver_sql("BEGIN")
 
 
-_LIMIT = "read limit"  # The key of the ReadLimit in the `info` dict of a pooled connection.
+_LIMIT = "read limit"  # The `info` dict of a pooled connection contains its ReadLimit under this key.
 
 
 @contextlib.contextmanager
 def hold_ownership(path: Path) -> Iterator[None]:
-    """Prevent other processes from serving from the SQLite file `path`. The file may be missing. Raise DatabaseInUse if another
+    """Prevent other processes from serving from the SQLite file `path`, which need not exist. Raise DatabaseInUse if another
     process already serves from it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _take_ownership(path):

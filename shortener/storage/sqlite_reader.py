@@ -1,13 +1,15 @@
 """This module implements the connections of readers of a SQLite database: connections of aiosqlite with fewer thread switches.
 
-aiosqlite runs each call in the thread of its connection, and SQLAlchemy makes four calls for a statement: it creates a cursor,
-executes, fetches the rows and closes the cursor. A switch to another thread and back takes longer than most statements. Therefore
-this module creates a cursor without the thread. The call that executes also fetches the first rows, and a cursor without further
-rows is not closed in the thread. Each statement of a read needs one thread switch instead of four, if it returns fewer than
-FIRST_ROWS rows.
+aiosqlite runs each call in the thread of its connection. For one statement, SQLAlchemy makes four calls: it creates a cursor,
+executes the statement, fetches the rows and closes the cursor. A switch to another thread and back takes longer than most
+statements.
 
-A cancelled read closes its connection. Closing the connection interrupts the running statement and the waiting statements, so it
-does not wait for them.
+This module needs one switch instead of four, if the statement returns fewer than FIRST_ROWS rows. It creates the cursor without
+the thread. The call that executes the statement also fetches the first rows. If there are no more rows, the cursor is not closed
+in the thread.
+
+A cancelled read closes its connection. This interrupts the running statement and the waiting statements, so it does not wait for
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from urllib.parse import quote
 import aiosqlite
 from aiosqlite.context import contextmanager
 
-#: The number of rows that are fetched in the same thread call as the execution.
+#: The number of rows that are fetched in the same call in the thread in which the statement is executed.
 FIRST_ROWS = 1000
 
 
@@ -34,8 +36,8 @@ async def connect_reader(path: Path) -> aiosqlite.Connection:
 
     def connect() -> sqlite3.Connection:
         uri = f"file:{quote(str(path))}?mode=ro"
-        # Objects are created in the event loop's thread, and SQLite is called in the connection's thread, so SQLite's thread check
-        # is off.
+        # Turn off SQLite's thread check: objects are created in the thread of the event loop, and used in the thread of the
+        # connection.
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     return await ReaderConnection(connect, iter_chunk_size=64)
@@ -54,22 +56,22 @@ class ReaderConnection(aiosqlite.Connection):
         return ReaderCursor(self, self._conn.cursor())
 
     async def close(self) -> None:
-        """Close the connection. Interrupt the running statement and the waiting statements that a cancelled read has left."""
+        """Close the connection. Interrupt the running statement, and the statements of a cancelled read that still wait."""
         self._interrupt_statements()
         await super().close()
 
     def stop(self) -> asyncio.Future[Any] | None:
-        """Close the connection and end the thread. Return a future that is done when the thread ends, or None if a stop was already
-        requested."""
-        # aiosqlite calls this again if `close` was cancelled. The thread would not process a second request, so its future would
-        # never be done.
+        """Close the connection and end the thread. Return a future that is done when the thread has ended. Return None if this
+        was already requested."""
+        # If `close` was cancelled, aiosqlite calls this method again. The ended thread would not process a second request, so the
+        # future of that request would never be done.
         if not self._running:
             return None
         self._interrupt_statements()
         return super().stop()
 
     def _interrupt_statements(self) -> None:
-        """Interrupt the statement that runs now, and the statements that the thread begins later."""
+        """Interrupt the running statement, and each statement that the thread begins later."""
         self.limit.ends_at = -math.inf
         if self._connection is not None:
             with contextlib.suppress(sqlite3.ProgrammingError):  # The thread has already closed the connection.
@@ -77,13 +79,14 @@ class ReaderConnection(aiosqlite.Connection):
 
 
 class ReadLimit:
-    """The time limit of the current read on a connection. SQLite calls the object while it runs a statement."""
+    """The time limit of the present read on a connection. SQLite regularly calls this object while it runs a statement."""
 
     def __init__(self) -> None:
         self.ends_at = math.inf
 
     def __call__(self) -> bool:
-        """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
+        """Return whether SQLite must interrupt the statement. After the time limit, this also applies to the next statements of
+        the same read."""
         return time.monotonic() > self.ends_at
 
 
@@ -93,7 +96,7 @@ class ReaderCursor(aiosqlite.Cursor):
     def __init__(self, connection: aiosqlite.Connection, cursor: sqlite3.Cursor) -> None:
         super().__init__(connection, cursor)
         self._rows: list[Any] = []
-        self._has_more = False  # whether SQLite may have more rows than those in `_rows`
+        self._has_more = False  # whether the statement may have more rows than those in `_rows`
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> ReaderCursor:
         self._rows = await self._execute(self._execute_and_fetch, sql, parameters or ())  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The column types for times, amounts of money and JSON values, which store the same values on SQLite and PostgreSQL. The module
+"""The column types for times, amounts of money and JSON values. They store the same values on SQLite and PostgreSQL. The module
 also contains the type of rows."""
 
 # Tested by tests/storage/test_database.py
@@ -14,7 +14,7 @@ import orjson
 from sqlalchemy import BigInteger, Dialect, Row, Text
 from sqlalchemy.types import TypeDecorator
 
-#: A row of a query, with any columns.
+#: The type of a row that a query returns, whatever its columns are.
 AnyRow = Row[*tuple[Any, ...]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -71,7 +71,7 @@ class Json(TypeDecorator[Any]):
 
 
 def _iso(utc: datetime, timespec: str) -> str:
-    """Return a UTC time as ISO 8601 without its zone. The year always has four digits, which `strftime` does not guarantee."""
+    """Return a UTC time as ISO 8601 without its zone. The year always has four digits. `strftime` does not guarantee this."""
     return utc.isoformat(timespec=timespec)[:-6]
 
 
@@ -81,7 +81,8 @@ def _iso_second(second: int) -> str:
 
 
 def iso_of_ms(ms: int | None) -> str | None:
-    """Return `to_iso(from_ms(ms))`. It is fast for times that are close to each other, because the text of a second is cached."""
+    """Return `to_iso(from_ms(ms))`. The text of a second is cached, so the function is fast if many times are close to each
+    other."""
     if ms is None:
         return None
     second, rest = divmod(ms, 1000)

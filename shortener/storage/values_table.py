@@ -1,7 +1,7 @@
-"""This module passes rows from memory to an SQL statement as a table that it can join.
+"""This module passes rows from memory to an SQL statement, as a table that the statement can join.
 
-The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)`, each number of rows
-would need another prepared statement, and the number of parameters is limited.
+The text of the statement and the number of its parameters do not depend on the number of rows. With `IN (...)`, each number of
+rows would need another prepared statement, and the number of rows would be limited.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def values_table(connection: Connection, rows: Iterable[tuple[int | str, ...]], 
 
 
 def parameter_table(dialect: str, name: str, /, **columns: ColumnType) -> FromClause:
-    """Return an SQL table expression whose rows are parameters: the result of `table_parameters` with the same `name`.
+    """Return an SQL table expression whose rows are parameters. `table_parameters` with the same `name` returns these parameters.
 
     A statement with this expression can be built once and executed with different rows. `dialect` is the name of the engine."""
     if dialect == "sqlite":
@@ -52,14 +52,14 @@ def parameter_table(dialect: str, name: str, /, **columns: ColumnType) -> FromCl
 
 
 def table_parameters(dialect: str, name: str, rows: Sequence[tuple[int | str, ...]]) -> dict[str, object]:
-    """Return one or more rows as the parameters of a `parameter_table`."""
+    """Return one or more rows as the parameters of a statement that contains a `parameter_table`."""
     if dialect == "sqlite":
         return {name: orjson.dumps(rows).decode()}
     return {f"{name}_{index}": list(values) for index, values in enumerate(zip(*rows, strict=True))}
 
 
 def _json_table(packed: BindParameter[Any], columns: Mapping[str, ColumnType]) -> FromClause:
-    """Return a table expression of SQLite for rows in a JSON text."""
+    """Return a table expression for SQLite, whose rows come from a JSON text."""
     value = func.json_each(packed).table_valued("value", name="input_json").c.value
     fields = [
         type_coerce(value.op("->>")(literal_column(str(index))), kind).label(name)
@@ -69,6 +69,6 @@ def _json_table(packed: BindParameter[Any], columns: Mapping[str, ColumnType]) -
 
 
 def _array_table(arrays: Iterable[BindParameter[Any]], columns: Mapping[str, ColumnType]) -> FromClause:
-    """Return a table expression of PostgreSQL for rows in arrays, one array for each column."""
+    """Return a table expression for PostgreSQL, whose rows come from arrays, one array for each column."""
     typed = [column(name, kind) for name, kind in columns.items()]
     return func.unnest(*arrays).table_valued(*typed).render_derived(name="input_rows")

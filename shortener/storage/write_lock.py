@@ -2,7 +2,7 @@
 
 SQLite has no queue for this lock. Its own wait (busy_timeout) tries the lock every 0.1 seconds. While a server writes without a
 pause, the lock is free for less than a millisecond between two transactions, so a command could wait for a long time. Therefore
-`begin_write` tries the lock every PAUSE_SECONDS. All commands use it, with COMMAND_WAIT_SECONDS.
+`begin_write` tries the lock every PAUSE_SECONDS. All commands use it, with the limit COMMAND_WAIT_SECONDS.
 """
 # Tested by tests/storage/test_write_lock.py
 
@@ -14,14 +14,14 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-#: A command waits longer for a lock than a server.
+#: A command waits for this time at most, which is longer than the limit of a server.
 COMMAND_WAIT_SECONDS = 30.0
 PAUSE_SECONDS = 0.00025
 
 
 def begin_write(begin: Callable[[], object], wait_seconds: float) -> None:
-    """Call `begin`, which runs BEGIN IMMEDIATE on a connection without a busy_timeout. Repeat this until the connection has the
-    lock. Raise the error of SQLite if this needs more than `wait_seconds`."""
+    """Call `begin`, which runs BEGIN IMMEDIATE on a connection without a busy_timeout. Repeat the call until the connection has
+    the lock. After `wait_seconds`, raise the error of SQLite."""
     deadline = time.monotonic() + wait_seconds
     while True:
         try:
@@ -36,4 +36,4 @@ def begin_write(begin: Callable[[], object], wait_seconds: float) -> None:
 def is_busy(error: DBAPIError) -> bool:
     """Return whether a statement failed because another connection has a lock."""
     code = getattr(error.orig, "sqlite_errorcode", 0)
-    return code & 0xFF == sqlite3.SQLITE_BUSY  # the lower byte is the error, without its details
+    return code & 0xFF == sqlite3.SQLITE_BUSY  # the lower byte is the code of the error; the other bytes are details

@@ -1,4 +1,4 @@
-"""The entry point of Alembic. It uses the connection that `shortener.storage.migrate` passes; there is no alembic.ini."""
+"""The entry point of Alembic. It uses the connection that `shortener.storage.migrate` passes. There is no alembic.ini."""
 
 # Tested by tests/storage/test_migrate.py
 

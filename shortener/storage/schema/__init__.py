@@ -1,7 +1,7 @@
 """The tables of the database, for SQLite and PostgreSQL. The other packages import all tables from here.
 
 Messages, links, hits, events, deliveries, attempts and conversions have ids from `ids.py`, which grow with time. Applications,
-keys, trackers, domains and other configuration have small ids from the database. Every change of these modules requires a
+keys, trackers, domains and other configuration have small ids that the database assigns. Every change of these modules requires a
 migration in `storage/migrations/`. A test compares the tables with the migrations.
 """
 

@@ -23,7 +23,7 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("company_id", BigInteger),
-    # The settings of the application that differ from their defaults. Other settings are not stored, so that a later release can
+    # Only the settings of the application that differ from their defaults. The others are not stored, so that a later release can
     # change a default.
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
@@ -87,19 +87,20 @@ tracker_tokens = Table(
     Column("application_id", Integer, nullable=False, index=True),
     Column("hash", Text, nullable=False, unique=True),
     Column("created_at", Instant, nullable=False),
-    Column("valid_until", Instant),  # The end of the validity of a replaced token; NULL: the current token.
+    Column("valid_until", Instant),  # The time at which a replaced token becomes invalid. NULL: this is the current token.
 )
 
-#: Tracker tokens and postback keys whose expiry was announced by an event `key_expiring`.
+#: Tracker tokens and postback keys that expire soon, and for which an event `key_expiring` was already created.
 expiry_notices = Table(
     "expiry_notices",
     metadata,
-    Column("kind", Text, primary_key=True),  # The name of the table that contains the key.
+    Column("kind", Text, primary_key=True),  # The name of the table that contains the token or the key.
     Column("key_id", Integer, primary_key=True, autoincrement=False),
     Column("expires_at", Instant, nullable=False),
 )
 
-#: Postback keys: keys in the path of a URL, for networks that can store only a URL. They allow reports of conversions only.
+#: Postback keys: keys in the path of a URL, for networks that can store only a URL. A postback key permits nothing but reports of
+#: conversions.
 postback_keys = Table(
     "postback_keys",
     metadata,
@@ -109,11 +110,11 @@ postback_keys = Table(
     Column("hash", Text, nullable=False, unique=True),
     Column("hint", Text, nullable=False),  # The first characters of the key, which distinguish keys in a list.
     Column("created_at", Instant, nullable=False),
-    Column("valid_until", Instant),  # The end of the validity, which is set when the key is rotated; NULL: no end.
+    Column("valid_until", Instant),  # The time at which the key becomes invalid after a rotation. NULL: the key was not rotated.
     Column("revoked_at", Instant),
 )
 
-#: The stored responses to rewrite requests with an Idempotency-Key.
+#: The stored responses to rewrite requests with an Idempotency-Key. A repeated request gets the stored response.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -124,7 +125,7 @@ idempotency = Table(
     Column("created_at", Instant, nullable=False, index=True),
 )
 
-#: The stored responses to requests with an Idempotency-Key, except rewrite requests (accounts/stored_responses.py).
+#: The stored responses to all other requests with an Idempotency-Key (accounts/stored_responses.py).
 stored_responses = Table(
     "stored_responses",
     metadata,
@@ -132,17 +133,17 @@ stored_responses = Table(
     Column("operation", Text, primary_key=True),  # The method and the path of the request.
     Column("key", Text, primary_key=True),
     Column("content_hash", Text, nullable=False),
-    Column("status", Integer),  # The HTTP status of the response; NULL: the request is being performed.
+    Column("status", Integer),  # The HTTP status of the response. NULL: the service is still performing the request.
     Column("body", Text),  # The encrypted body of the response, which may contain new credentials.
     Column("created_at", Instant, nullable=False, index=True),
 )
 
-#: Node numbers of the processes that serve, with PostgreSQL (storage/node_lease.py).
+#: The leases of node numbers, with PostgreSQL (storage/node_lease.py). Each process that serves has one.
 node_leases = Table(
     "node_leases",
     metadata,
     Column("node", Integer, primary_key=True, autoincrement=False),
-    Column("owner", Text, nullable=False),  # A random text that identifies the process.
+    Column("owner", Text, nullable=False),  # A random text that identifies the process that has the lease.
     # The time at which the lease of the node number ends, in milliseconds since 1970 on the clock of the database.
     Column("until_ms", BigInteger, nullable=False),
 )

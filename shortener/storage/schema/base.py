@@ -1,4 +1,4 @@
-"""The SQLAlchemy metadata that all tables belong to, the column type of ids, and indexes with a condition."""
+"""The SQLAlchemy metadata of all tables, the column type of ids, and a function for partial indexes."""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -16,18 +16,18 @@ metadata = MetaData(
     }
 )
 
-#: The type of an id from `ids.py`. On SQLite, only a column declared INTEGER is the rowid. A primary key of any other type has an
-#: additional index that every insert and every look-up must use.
+#: The type of an id from `ids.py`. On SQLite, a primary key must be declared INTEGER to be the rowid of the table. With any other
+#: type, it has an additional index, which every insert and every look-up must use.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
 
-_POSTGRESQL_WHERE = "postgresql_where"  # The key of the condition in the `info` dict of an index.
+_POSTGRESQL_WHERE = "postgresql_where"  # The `info` dict of a partial index contains its SQL condition under this key.
 
 
 def partial_index(name: str, *columns: str, where: str, postgresql_where: str | None = None, unique: bool = False) -> Index:
-    """Return an index of the rows for which the SQL condition `where` is true. On PostgreSQL, the condition is `postgresql_where`,
-    if it is not None.
+    """Return a partial index: an index of the rows for which the SQL condition `where` is true. `postgresql_where`, if it is not
+    None, replaces the condition on PostgreSQL.
 
-    SQLAlchemy's `Index` also has an argument of this name, but it would import the dialect of PostgreSQL in every process with
+    SQLAlchemy's `Index` has an argument for the condition, but would import the dialect of PostgreSQL also in processes with
     SQLite."""
     return Index(name, *columns, unique=unique, sqlite_where=text(where), info={_POSTGRESQL_WHERE: postgresql_where or where})
 

@@ -9,13 +9,13 @@ from sqlalchemy import Column, Index, Integer, Table, Text
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant, Money
 
-#: Prices of one SMS segment by the first digits of the recipient's number. The application id 0 means the price for all
+#: Prices of one SMS segment by the first digits of the recipient's number. A price with the application id 0 applies to all
 #: applications.
 prices = Table(
     "prices",
     metadata,
     Column("application_id", Integer, primary_key=True, autoincrement=False),
-    # The first digits of the phone numbers, without a plus sign; "" stands for all numbers that match no other prefix.
+    # The first digits of the phone numbers, without a plus sign. "" means all numbers that no other prefix matches.
     Column("prefix", Text, primary_key=True),
     Column("price", Money, nullable=False),
 )
@@ -30,7 +30,7 @@ balances = Table(
     Column("updated_at", Instant, nullable=False),
 )
 
-#: Changes of balances that people made with the API or the command line. The costs of messages are not listed here, but in `sends`.
+#: Changes of balances that people made with the API or the command line. The costs of messages are in `sends` instead.
 balance_changes = Table(
     "balance_changes",
     metadata,
@@ -50,6 +50,6 @@ opt_outs = Table(
     Column("application_id", Integer, primary_key=True, autoincrement=False),
     Column("phone", Text, primary_key=True),
     Column("at", Instant, nullable=False),
-    # "STOP" (a reply of the recipient), "api" (an API call) or "operator" (the command line).
+    # How the opt-out was made: "STOP" (a reply of the recipient), "api" (an API call) or "operator" (the command line).
     Column("source", Text, nullable=False),
 )

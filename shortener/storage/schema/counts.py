@@ -9,27 +9,29 @@ from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, 
 from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Json, Money
 
-#: Count deltas that were not yet added to `counts`. Each transaction that changes counts inserts one row.
+#: Count deltas that were not yet added to `counts`. Each transaction that changes counts adds one row.
 count_deltas = Table(
     "tallies",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("data", Json, nullable=False),  # The result of outbox.count_deltas.CountDelta.data.
-    Column("origins", Json),  # The result of outbox.count_deltas.CountDelta.origins; NULL: an older version wrote the row.
+    Column("origins", Json),  # The result of outbox.count_deltas.CountDelta.origins. NULL: an older version wrote the row.
 )
 
-#: The condition of the index `counts_not_rolled_up`. Only processes of an older version leave counts that are not rolled up.
+#: The condition of the index `counts_not_rolled_up`. It is true for counts that a process of an older version wrote, because such
+#: a process does not roll them up.
 NOT_ROLLED_UP = "rolled_up IS NULL OR rolled_up <> amount"
 
-#: Counts for each cohort, metric and time slot of 15 minutes. A day in any time zone consists of whole time slots.
+#: Counts for each cohort, metric and time slot of 15 minutes. In every time zone, a day consists of whole time slots.
 counts = Table(
     "counts",
     metadata,
     Column("cohort_id", Integer, primary_key=True, autoincrement=False),
-    Column("quarter", Integer, primary_key=True, autoincrement=False),  # The time slot in quarters of an hour since 1970.
+    # The time slot: the number of quarters of an hour since 1970.
+    Column("quarter", Integer, primary_key=True, autoincrement=False),
     Column("metric", Text, primary_key=True),
     Column("amount", Money, nullable=False),
-    Column("rolled_up", Money),  # The part of the amount that the table `rollups` contains.
+    Column("rolled_up", Money),  # The part of the amount that is already in the table `rollups`.
     partial_index(
         "counts_not_rolled_up",
         "quarter",
@@ -38,8 +40,8 @@ counts = Table(
     ),
 )
 
-#: Sets of links: the destination (host and path) and the label of each link of a message. Messages with the same links share one
-#: set. A campaign has at most 200 destinations and 200 labels; any others are stored as "other".
+#: Link sets: the destination (host and path) and the label of each link of a message. Messages with the same links share one link
+#: set. A campaign has at most 200 destinations and 200 labels; any further ones are stored as "other".
 link_sets = Table(
     "link_sets",
     metadata,
@@ -51,7 +53,7 @@ link_sets = Table(
     Index("link_sets_by_campaign", "application_id", "campaign"),
 )
 
-#: The groups of the rolled-up counts. reporting/rollups.py describes the values of `kind`. The columns that a kind does not use are
+#: The groups of the rolled-up counts. reporting/rollups.py describes the values of `kind`. A column that a kind does not use is
 #: "".
 count_groups = Table(
     "count_groups",
@@ -66,8 +68,8 @@ count_groups = Table(
     Index("count_groups_by_kind", "application_id", "kind", "campaign"),
 )
 
-#: Rolled-up counts. `series` encodes the length of a period, and whether an event counts at its own time or at the time of its
-#: message (reporting/rollups.py). `period` is the number of periods of this length since 1970.
+#: Rolled-up counts. `series` stands for the length of a period and for the basis: an event counts either at its own time or at
+#: the time of its message (reporting/rollups.py). `period` is the number of periods of this length since 1970.
 rollups = Table(
     "rollups",
     metadata,

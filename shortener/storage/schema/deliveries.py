@@ -9,8 +9,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Small
 from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant, Json
 
-#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the URL in the field `conversion_url` of an
-#: application.
+#: Trackers: endpoints that receive events. `role` is "tracker", or "conversion_url" for the URL in the field `conversion_url` of
+#: an application.
 trackers = Table(
     "trackers",
     metadata,
@@ -21,7 +21,7 @@ trackers = Table(
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text),
     Column("url", Text, nullable=False),
-    Column("topics", SmallInteger, nullable=False),  # The bits of model.Topic that the tracker subscribes to.
+    Column("topics", SmallInteger, nullable=False),  # The events that the tracker receives: the bits of model.Topic.
     Column("method", Text, nullable=False),
     Column("format", Text, nullable=False),
     Column("fields", Json),
@@ -31,7 +31,7 @@ trackers = Table(
     Column("previous_secret", Text, info={"encrypted": "previous signing secret"}),
     Column("previous_secret_until", Instant),
     Column("success", Json, nullable=False),
-    # NULL in the columns from `max_attempts` to `schedule` means that the setting of the installation applies.
+    # In the columns from `max_attempts` to `schedule`, NULL means that the setting of the installation applies.
     Column("max_attempts", Integer),
     Column("timeout", Json),  # The time limit of one delivery attempt in seconds.
     Column("concurrency", Integer),
@@ -39,35 +39,35 @@ trackers = Table(
     Column("with_suspected", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    # The number of changes of the tracker. A process compares it to detect that its cached copy is outdated.
+    # The number of changes of the tracker. If it differs from the number in a cached copy, the copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
     # The columns from `failures_in_row` to `last_failure_at` are the health of the tracker (delivery/health.py).
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
-    Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
+    Column("open_until", Instant),  # The circuit breaker is open until this time. Then one delivery is sent as a probe.
     Column("opened_at", Instant),  # The time when the circuit breaker opened.
-    # The backlog of a tracker that has recovered is sent at a limited rate. The next delivery of the backlog may be sent after the
+    # After a tracker has recovered, its backlog is sent at a limited rate. The next delivery of the backlog may be sent at the
     # time in `recovering_at`.
     Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
-    # A client certificate: the encrypted PEM text of a certificate chain and its key.
+    # A client certificate: the PEM text of a certificate chain and its key, encrypted.
     Column("client_certificate", Text, info={"encrypted": "client certificate"}),
     # The columns from `max_per_second` to `paced_until` limit the deliveries per second (delivery/pace.py). The customer sets
-    # `max_per_second`; the service sets the other columns after responses with status 429.
+    # `max_per_second`. The service sets the other columns if the tracker responds with 429.
     Column("max_per_second", Float),
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
-    Column("paced_until", Instant),  # The earliest time of the next delivery that does not exceed the rate.
-    # The filter for conversions (delivery/conversion_filter.py): lists of names. NULL permits all conversions.
+    Column("paced_until", Instant),  # The earliest time at which the next delivery does not exceed the rate.
+    # The filter for conversions (delivery/conversion_filter.py): lists of names. NULL: the tracker receives all conversions.
     Column("conversion_actions", Json),
     Column("conversion_dispositions", Json),
-    # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
+    # The id of a deleted tracker must never be reused. Otherwise its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
 
-#: Deliveries: one row for each event, topic and receiver. `lane` is the name of the queue of a receiver (delivery/queue_names.py).
-#: `queue` is a part of that queue: first attempts or retries.
+#: Deliveries: one row for each event, topic and receiver. `lane` is the name of the queue of a receiver
+#: (delivery/queue_names.py). `queue` divides this queue into two parts: first attempts and retries.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -75,24 +75,25 @@ deliveries = Table(
     Column("event_id", BigInteger, nullable=False, index=True),
     Column("topic", SmallInteger, nullable=False),
     Column("application_id", Integer, nullable=False),
-    Column("tracker_id", Integer),  # The tracker that receives the delivery; NULL: the callback URL of the message.
+    # The tracker that receives the delivery. NULL: the delivery goes to the callback URL of the message.
+    Column("tracker_id", Integer),
     Column("callback_url", Text),
-    # The names of queues are sorted by bytes, as in Python (queue_walk.py). SQLite always does this.
+    # Sort the names of queues by bytes, as Python does (queue_walk.py). SQLite always sorts by bytes.
     Column("lane", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
-    # The number of attempts that do not count towards the maximum: the attempts before the last replay, and the attempts with a 429
+    # The number of started attempts that do not count towards the maximum: those before the last replay, and those with a 429
     # response.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    # The part of the queue: 0 if the delivery waits for its first attempt, 1 if it waits for a retry.
+    # The part of the queue: 0 before the first attempt of the delivery, 1 before a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
-    # The time of the next attempt of the delivery. During an attempt, it is the end of the lease, after which a lost attempt is
-    # repeated.
+    # The time of the next attempt of the delivery. While an attempt runs, it is the end of the lease. If the attempt is lost, the
+    # delivery is attempted again at this time.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # The time when `next_at` was set; NULL: it was set when the delivery was created (delivery/clock_steps.py).
+    # The time when `next_at` was set (delivery/clock_steps.py). NULL: it was set when the delivery was created.
     Column("scheduled_at", Instant),
-    # The time since which only local failures have delayed the delivery. Local failures are failures of the machine that delivers,
+    # If only local failures delay the delivery: the time since when. A local failure is a failure of the machine that delivers,
     # not of the tracker.
     Column("held_since", Instant),
     Column("created_at", Instant, nullable=False),
@@ -100,8 +101,8 @@ deliveries = Table(
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
-    # The background replay that performed the latest replay of the delivery. NULL: the latest replay was not a background replay,
-    # or there was none.
+    # The background replay that last replayed the delivery. NULL: the delivery was never replayed, or its last replay was not a
+    # background replay.
     Column("replay_id", BigInteger),
     # This index ensures that an event has at most one delivery for each topic and tracker.
     partial_index(
@@ -125,8 +126,8 @@ deliveries = Table(
     ),
 )
 
-#: Background replays of the dead deliveries of a tracker. Any process performs them in batches (delivery/replays.py). `since` and
-#: `until` limit the time at which the deliveries were created.
+#: Background replays of the dead deliveries of a tracker. A process performs them in batches (delivery/replays.py). They contain
+#: the deliveries that were created between `since` and `until`.
 replays = Table(
     "replays",
     metadata,
@@ -136,7 +137,7 @@ replays = Table(
     Column("since", Instant),
     Column("until", Instant),
     Column("state", Text, nullable=False),  # The state of the replay: running, done or stopped.
-    Column("stop_reason", Text),  # The value of replays.StopReason of a stopped replay.
+    Column("stop_reason", Text),  # If the replay is stopped: the reason, a value of replays.StopReason.
     Column("started_by", Text, nullable=False),
     Column("stopped_by", Text),
     Column("total", BigInteger, nullable=False),  # The number of deliveries to replay, counted when the replay was started.
@@ -154,7 +155,7 @@ replays = Table(
     ),
 )
 
-#: The processes that deliver, with the time when each last reported itself as running (delivery/processes.py).
+#: The processes that deliver. Each regularly stores the time at which it was still running (delivery/processes.py).
 delivery_processes = Table(
     "delivery_processes",
     metadata,

@@ -27,17 +27,18 @@ from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.schema.messages import first_clicks, messages
 from shortener.storage.types import Instant, Json
 
-#: The condition of the index `events_by_message`: events that are not the first click of a message. The event of a first click has
-#: the id of its hit, and `first_clicks` contains this id. An entry in the index would make every first click write another page.
-#: The function `events_of` finds all events of a message.
+#: The condition of the index `events_by_message`. It leaves out the events of first clicks: such an event has the id of its hit,
+#: which `first_clicks` contains. With these events in the index, every first click would write one more page. The function
+#: `events_of` finds all events of a message.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
-#: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
+#: This value of `facts` means that the event is quarantined, because the fan-out could not build its facts. Such an event has no
+#: deliveries.
 QUARANTINED = {"set_aside": True}
 
-#: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains the
-#: facts that cannot be read from other tables. `facts` is a snapshot of the values for the bodies of the deliveries; the fan-out
-#: builds it if a tracker subscribes to the event.
+#: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains facts
+#: that no other table contains. `facts` contains the values for the bodies of the deliveries at the time of the fan-out. The
+#: fan-out builds it if a tracker subscribes to the event.
 events = Table(
     "events",
     metadata,
@@ -58,9 +59,9 @@ events = Table(
 
 
 def is_pending_click() -> ColumnElement[bool]:
-    """Return the SQL condition for first-click events that the fan-out has not processed or has quarantined.
+    """Return the SQL condition for events of first clicks that the fan-out has quarantined or not processed yet.
 
-    For these events, the fan-out has not yet determined the previous state of the message, and has not counted the time to
+    For these events, the fan-out has not yet found the previous state of the message, and has not yet counted the time to
     click."""
     pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
     return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
@@ -71,14 +72,15 @@ _other = text("coalesce(others.hit_id, 0) <> others.id")
 
 
 def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
-    """Return the SQL condition for the events of these messages. `wanted` contains row ids of messages, or is an SQL parameter for
-    them."""
+    """Return the SQL condition for the events of these messages. `wanted` contains the row ids of the messages, or is an SQL
+    parameter for them."""
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
             select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
-            # Also select the events of retracted first clicks: their id is the `hit_id` of the event of the retraction.
+            # Also select the events of first clicks that were retracted later. The id of such an event is the `hit_id` of the
+            # event of its retraction.
             select(_others.c.hit_id).where(*other),
         )
     )
@@ -87,7 +89,8 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
 def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
     """Return SQL conditions that find the events of each message of an outer query.
 
-    Each event of the message fulfils at least one of these conditions, and each condition uses an index."""
+    Each event of the message fulfils at least one of these conditions. The conditions are separate, because each uses its own
+    index."""
     other = and_(_other, _others.c.message_id == messages.c.id)
     return (
         and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),

@@ -14,21 +14,22 @@ gateways = Table(
     "gateways",
     metadata,
     Column("id", Integer, primary_key=True),
-    # A gateway with the application id 0 belongs to the installation: operators can select it for any application.
+    # The application id 0 means that every application may use the gateway. Operators can select it for any application.
     Column("application_id", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("kind", Text, nullable=False),  # The kind of the gateway: http, smpp or simulator.
-    Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": no preset.
+    # The preset from which the gateway was created. "": the gateway was created without a preset.
+    Column("preset", Text, nullable=False, server_default=""),
     # The settings of the gateway, as JSON. They depend on its kind. The JSON is encrypted, because settings contain credentials.
     Column("settings", Text, info={"encrypted": "settings"}),
-    # The encrypted key in the path of the URL to which the gateway sends delivery reports.
+    # The key in the path of the URL to which the gateway sends delivery reports, encrypted.
     Column("report_key", Text, info={"encrypted": "report key"}),
     Column("report_key_hash", Text, nullable=False, unique=True),
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text),
     Column("allow_private", Boolean, nullable=False, server_default=false()),
-    Column("on_doubt", Text, nullable=False, server_default="resend"),  # What happens to doubtful messages: resend or hold.
-    # NULL in the columns from `max_attempts` to `schedule` means that the setting of the installation applies.
+    Column("on_doubt", Text, nullable=False, server_default="resend"),  # The policy for doubtful messages: resend or hold.
+    # In the columns from `max_attempts` to `schedule`, NULL means that the setting of the installation applies.
     Column("max_attempts", Integer),
     Column("timeout", Float),  # The time limit of one attempt in seconds.
     Column("concurrency", Integer),
@@ -36,9 +37,10 @@ gateways = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("removed_at", Instant),
-    # The number of changes of the gateway. A process compares it to detect that its cached copy is outdated.
+    # The number of changes of the gateway. If it differs from the number in a cached copy, the copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
-    # The columns from `failures_in_row` to `paced_until` are the health and the rate of the gateway, as in the table `trackers`.
+    # The columns from `failures_in_row` to `paced_until` are the health and the rate of the gateway. They have the same meaning
+    # as in the table `trackers`.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),
     Column("opened_at", Instant),
@@ -57,11 +59,11 @@ gateways = Table(
         unique=True,
         where="removed_at IS NULL",
     ),
-    # The id of a gateway must never be reused, because its messages would go to the new gateway.
+    # The id of a removed gateway must never be reused. Otherwise its messages would go to the new gateway.
     sqlite_autoincrement=True,
 )
 
-#: Messages that are handed on to a gateway. Each message has one row, with the same id as its row in `messages`.
+#: Messages that are handed on to a gateway. The row of a message has the same id as its row in `messages`.
 sends = Table(
     "sends",
     metadata,
@@ -69,28 +71,29 @@ sends = Table(
     Column("application_id", Integer, nullable=False),
     Column("gateway_id", Integer, nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.SendStatus.
-    Column("text", Text),  # The text of the message; NULL after the message was accepted by the gateway or given up.
+    # The text of the message. It becomes NULL when the gateway has accepted the message, or when the message is given up.
+    Column("text", Text),
     Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
-    # The number of attempts that do not count towards the maximum: the attempts before an operator sent the message again, with a
-    # local failure, or with a response that asks to send more slowly.
+    # The number of started attempts that do not count towards the maximum: those before an operator sent the message again, those
+    # with a local failure, and those with a response that asks the service to send more slowly.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    # The queue of the message: 0 if it waits for its first attempt, 1 if it waits for a retry.
+    # The part of the queue: 0 before the first attempt for the message, 1 before a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
-    # The time of the next attempt to hand the message on. During an attempt, it is the end of the lease.
+    # The time of the next attempt to hand the message on. While an attempt runs, it is the end of the lease.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # Whether the gateway may have accepted the message in an earlier attempt for which no response was received.
+    # Whether the gateway may have accepted the message in an earlier attempt that got no response.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
-    Column("cost", Money),  # The price of the message; NULL: there is no price.
-    # Whether the cost of a message that was not sent was refunded.
+    Column("cost", Money),  # The price of the message. NULL: the message has no price.
+    # Whether the cost was refunded, because the message was not sent.
     Column("refunded", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
-    Column("gateway_message_id", Text),  # The id of the message in the gateway's delivery reports.
+    Column("gateway_message_id", Text),  # The id under which the gateway reports the delivery of the message.
     Column("last_status", Integer),  # The status of the last response: an HTTP status, or a command status of SMPP.
     Column("last_error", Text),
-    # Whether the cost was deducted from the balance of the application, which must have been prepaid. NULL: a release before 0.4
-    # queued the message, so this is unknown, and the cost counts as deducted.
+    # Whether the cost was deducted from the balance of the application. It is deducted only if the application is prepaid. NULL:
+    # this is unknown, because a release before 0.4 queued the message. The cost then counts as deducted.
     Column("deducted", Boolean),
     partial_index("sends_due", "gateway_id", "queue", "next_at", where="status = 0"),
     partial_index(

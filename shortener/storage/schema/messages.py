@@ -24,8 +24,8 @@ from shortener.model import State
 from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant, Json, Money
 
-#: Cohorts, the groups of the statistics: one row for each combination of application, campaign, source, recipient country and
-#: conversion process.
+#: Cohorts: the groups of messages for the statistics. There is one row for each combination of application, campaign, source,
+#: recipient's country and conversion process.
 cohorts = Table(
     "cohorts",
     metadata,
@@ -47,13 +47,15 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    # The hash of the content. A repeat must have the same hash. "" if the service generated the message_id.
+    # The hash of the content of the request. A repeat with the same message_id must have the same hash. "": the service generated
+    # the message_id.
     Column("content_hash", Text, nullable=False),
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
     Column("sender_id_alias", Text, nullable=False, server_default=""),
-    # The reported state of the message. A click adds a row to `first_clicks` and does not change this column (see `current_state`).
+    # The state of the message without clicks. A click adds a row to `first_clicks` and does not change this column (see
+    # `current_state`).
     Column("state", SmallInteger, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("sent_at", Instant),
@@ -62,7 +64,8 @@ messages = Table(
     Column("failed_at", Instant),
     Column("encoding", Text, nullable=False),
     Column("segments", SmallInteger, nullable=False),
-    Column("fragments_count", SmallInteger),  # The number of billed segments, if a delivery report contained it.
+    # The number of billed segments from a delivery report. NULL: no report contained it.
+    Column("fragments_count", SmallInteger),
     Column("mt_price", Money),
     Column("report_status", Text),
     Column("reason_code", Text),
@@ -70,9 +73,9 @@ messages = Table(
     Column("telecom_message_id", Text),
     Column("callback_url", Text),  # The callback URL of Xoxzo's field lt_callbackurl.
     Column("metadata", Json),
-    Column("link_set_id", Integer),  # The set of the message's links; NULL: the message has no links, or is older than this column.
-    # The index in TRACK_MODES of the mode in which the message was rewritten. A repeat uses this mode, because the default mode of
-    # the application may have changed. NULL: the message is older than this column.
+    Column("link_set_id", Integer),  # The link set of the message. NULL: the message has no links, or is older than this column.
+    # The track mode with which the message was rewritten, as an index in TRACK_MODES. A repeat of the request uses this mode,
+    # because the default mode of the application may have changed. NULL: the message is older than this column.
     Column("track", SmallInteger),
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
@@ -80,40 +83,41 @@ messages = Table(
     Index("messages_by_cohort", "cohort_id", "id"),  # This index lists the messages of a campaign, newest first.
 )
 
-#: Messages that had hits before they were reported as sent (clicks/verdicts/early_hits.py).
+#: Messages with early hits, which are hits before the message was reported as sent (clicks/verdicts/early_hits.py).
 early_hits = Table(
     "early_hits",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    # The time at which the newest early hit on the message was stored.
+    # The time at which the newest early hit of the message was stored.
     Column("at", Instant, nullable=False),
-    # Whether a delivery report about the message has arrived since the hit.
+    # Whether a delivery report for the message has arrived since the hit.
     Column("is_due", Boolean, nullable=False, server_default=false()),
     Index("early_hits_by_at", "at"),
     partial_index("early_hits_due", "id", where="is_due"),
 )
 
-#: The first clicks of messages. They are not stored in `messages`, whose rows are ten times as large. The messages are clicked in
-#: random order, so each click would read and write another page of `messages` (docs/decisions/0013).
+#: The first clicks of messages. They are not in `messages`, whose rows are ten times as large. Messages are clicked in random
+#: order, so each first click would read and write another page of `messages` (docs/decisions/0013).
 first_clicks = Table(
     "first_clicks",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    # `at` and `hit_id` are NULL if the first click was retracted while a click on another link remains, or if a transaction
-    # inserted the row only as a lock (outbox/first_clicks.py).
+    # `at` and `hit_id` are NULL in two cases: the first click was retracted while a click on another link remains, or a
+    # transaction inserted the row only as a lock (outbox/first_clicks.py).
     Column("at", Instant),
     Column("hit_id", BigInteger),  # The row id of the hit that is the first click of the message.
-    Column("links", Integer, nullable=False),  # Bit n is set if the link at position n was clicked.
+    # The clicked links as bits: bit n is set if the link at position n in the message was clicked.
+    Column("links", Integer, nullable=False),
 )
 
 
 def is_clicked() -> ColumnElement[bool]:
-    """Return the SQL condition that a message of the query was clicked."""
+    """Return the SQL condition that a message was clicked, for a query of `messages`."""
     return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
 
 
-#: SQL expressions for the state of a message and for its state before CLICKTHRU. They need a query with an outer join of
-#: `messages` and `first_clicks`.
+#: SQL expressions for the state of a message, and for its state before CLICKTHRU (NULL if it was not clicked). The query must
+#: join `messages` and `first_clicks` with an outer join.
 current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
 
 previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
@@ -126,21 +130,23 @@ links = Table(
     Column("message_id", BigInteger, nullable=False, index=True),
     Column("application_id", Integer, nullable=False),
     Column("cohort_id", Integer, nullable=False),
-    Column("domain_id", Integer, nullable=False),  # The domain of the link; 0: BASE_URL.
+    # The id of the domain of the link. 0: the link has no domain and begins with BASE_URL.
+    Column("domain_id", Integer, nullable=False),
     Column("position", SmallInteger, nullable=False),
     Column("flags", SmallInteger, nullable=False),  # The bits of model.LinkFlag.
     Column("url", Text, nullable=False),
-    Column("location", Text),  # The destination as the value of the Location header; NULL if it is the same as `url`.
+    Column("location", Text),  # The value of the Location header. NULL: it is equal to `url`.
     Column("label", Text),
     Column("fallback_url", Text),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("disabled_at", Instant),
-    Column("clicks_numbered", Integer),  # The highest click number in an event of this link (delivery/fanout.py).
-    Column("path", Text),  # The path before the code, such as "/ABCDEF"; NULL if the code is at the root of the host.
-    Column("link_set_id", Integer),  # The link set that contains only this link; NULL: the link is older than this column.
+    # The events of a link contain a click number. This is the highest one so far (delivery/fanout.py).
+    Column("clicks_numbered", Integer),
+    Column("path", Text),  # The path before the code, such as "/ABCDEF". NULL: there is no path.
+    Column("link_set_id", Integer),  # The link set that contains only this link. NULL: the link is older than this column.
 )
 
-#: The codes of links that the purge has deleted. No new link gets one of these codes, because somebody may still open the old
+#: The codes of links that the purge has deleted. A new link never gets one of them, because somebody may still open the old
 #: message (docs/decisions/0036).
 purged_codes = Table(
     "purged_codes",
@@ -149,7 +155,8 @@ purged_codes = Table(
     sqlite_with_rowid=False,
 )
 
-#: The changes of links after their message was sent. `changes` maps the name of each changed field to [old value, new value].
+#: The changes of links after their message was sent. The keys of `changes` are the names of the changed fields. Each value is
+#: [old value, new value].
 link_changes = Table(
     "link_changes",
     metadata,
@@ -158,11 +165,11 @@ link_changes = Table(
     Column("application_id", Integer, nullable=False),
     Column("at", Instant, nullable=False),
     Column("actor", Text, nullable=False),  # Who changed the link, such as "key 12" or "command line".
-    Column("update_id", BigInteger),  # The row id of the update of many links that this change is part of.
+    Column("update_id", BigInteger),  # If the change was part of a link update: the row id of the update.
     Column("changes", Json, nullable=False),
 )
 
-#: Updates of many links, which any process performs in batches (clicks/link_updates.py).
+#: Link updates: changes of many links, which a process performs in batches (clicks/link_updates.py).
 link_updates = Table(
     "link_updates",
     metadata,
@@ -172,29 +179,29 @@ link_updates = Table(
     Column("actor", Text, nullable=False),
     Column("filter", Json, nullable=False),
     Column("changes", Json, nullable=False),
-    Column("total", BigInteger),  # The number of links to update; NULL while the links are counted.
+    Column("total", BigInteger),  # The number of links to update. NULL: the links are still being counted.
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
-    # The progress of the update, which processes the messages below `last_message_id` in ranges of an index: the number of the
-    # current range, and the id of the last message in it that is done (`cursor`).
+    # The progress of the update. It processes the messages below `last_message_id`, in several ranges of an index. These columns
+    # are the number of the current range, and the id of the last finished message in it (`cursor`).
     Column("last_message_id", BigInteger, nullable=False),
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", Instant),
-    Column("owner", Text),  # The process that performs the update.
+    Column("owner", Text),  # The process that performs the update at present.
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
 )
 
-#: Messages that were erased and will be erased again. A transaction or an attempt that ran during the erasure may have stored
-#: personal data of the messages afterwards (retention/erasure_repeats.py).
+#: Erased messages that must be erased again. A transaction or an attempt that ran during the erasure may have stored personal
+#: data after it (retention/erasure_repeats.py).
 erasure_repeats = Table(
     "erasure_repeats",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
     Column("due_at", Instant, nullable=False, index=True),
-    Column("repeats", SmallInteger, nullable=False),  # The number of erasures after the first one.
+    Column("repeats", SmallInteger, nullable=False),  # How often the erasure was repeated.
 )
 
 #: For each client that polls delivery reports, the position up to which it has read the event log (reporting/report_polls.py).
@@ -203,7 +210,8 @@ report_polls = Table(
     metadata,
     Column("application_id", Integer, primary_key=True, autoincrement=False),
     Column("reader", Text, primary_key=True),  # The vendor's API that the client calls, such as infobip-3.
-    Column("after_event_id", BigInteger, nullable=False),  # The next call reads the events after this one.
-    Column("returned", Json, nullable=False),  # The ids of the events after `after_event_id` that the client already got.
-    Column("revision", Integer, nullable=False),  # The number of calls. A call that finds another number detects a concurrent call.
+    Column("after_event_id", BigInteger, nullable=False),  # The position: the next call reads the events after this one.
+    Column("returned", Json, nullable=False),  # The ids of the events after the position that the client has already got.
+    # The number of calls so far. If it changes during a call, another call of the same client runs at the same time.
+    Column("revision", Integer, nullable=False),
 )

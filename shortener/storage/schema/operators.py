@@ -15,14 +15,16 @@ operators = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False),
-    # The case-folded name of the operator. Operators are found by this name.
+    # The name of the operator in case-folded form, by which the operator is found.
     Column("name_key", Text, nullable=False, unique=True),
-    Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
+    Column("password_hash", Text),  # The Argon2 hash of the password. NULL: the operator has not accepted the invitation yet.
     Column("password_changed_at", Instant),
-    # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the second factor
-    # cannot be checked. In this case, the password is removed too, because the password alone must not be sufficient to sign in.
+    # The encrypted secret of the second factor. NULL: there is no second factor. If the secret of the installation is lost, the
+    # second factor cannot be checked. Then the password is removed too, because the password alone must not be sufficient to sign
+    # in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
-    Column("totp_step", BigInteger),  # The time step of the latest accepted code. Only codes of later steps are accepted.
+    # The time step of the last accepted code of the second factor. Only codes of later time steps are accepted.
+    Column("totp_step", BigInteger),
     Column("theme", Text, nullable=False, server_default="system"),
     Column("time_zone", Text),
     Column("shortcuts", Boolean, nullable=False, server_default=true()),  # Whether the keyboard shortcuts of the portal are on.
@@ -54,7 +56,7 @@ operator_invitations = Table(
     Column("used_at", Instant),
 )
 
-#: Recovery codes. Each can be used once in place of a code of the second factor.
+#: Recovery codes. Each can be used once, in place of a code of the second factor.
 operator_recovery_codes = Table(
     "operator_recovery_codes",
     metadata,
@@ -63,7 +65,8 @@ operator_recovery_codes = Table(
     Column("used_at", Instant),
 )
 
-#: The sessions of operators in the portal. A session that was ended has no row, and the row of an expired session stays for a day.
+#: The sessions of operators in the portal. When an operator ends a session, its row is deleted. The row of an expired session is
+#: deleted a day later.
 operator_sessions = Table(
     "operator_sessions",
     metadata,
@@ -72,7 +75,7 @@ operator_sessions = Table(
     Column("hash", Text, nullable=False, unique=True),  # A hash of the token in the cookie.
     Column(
         "needs_code", Boolean, nullable=False, server_default=false()
-    ),  # Whether the password was correct, but the code of the second factor was not entered yet.
+    ),  # Whether the session is incomplete: the password was correct, but the code of the second factor is still missing.
     Column("created_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False, index=True),
@@ -82,25 +85,26 @@ operator_sessions = Table(
     sqlite_autoincrement=True,  # An id is never reused, because the audit log contains it.
 )
 
-#: Failed sign-ins by name and by network, which determine the delay of the next attempt, and the networks from which a name has
-#: signed in (portal/sign_in_delays.py).
+#: Counts of failed sign-ins by name and by network, which determine how long the next attempt must wait. Also the networks from
+#: which a name has signed in (portal/sign_in_delays.py).
 sign_in_failures = Table(
     "sign_in_failures",
     metadata,
-    Column("key", Text, primary_key=True),  # The kind of the count, and a keyed hash of the name or the network.
+    Column("key", Text, primary_key=True),  # The kind of the row, and a keyed hash of the name or the network.
     Column("failures", Integer, nullable=False),
     Column("first_at", Instant, nullable=False),
     Column("last_at", Instant, nullable=False, index=True),
 )
 
-#: The audit log: all changes, and the sign-ins, exports and revealed phone numbers in the portal. Rows are never changed, and they
+#: The audit log: all changes, and the sign-ins, exports and revealed phone numbers in the portal. Rows are never changed. They
 #: are deleted after their retention time.
 audit_log = Table(
     "audit_log",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("at", Instant, nullable=False),
-    Column("operator_id", Integer),  # NULL: the actor is not a known operator of the portal.
+    # The id of the operator. NULL: the actor is not an operator of the portal, or not a known one.
+    Column("operator_id", Integer),
     Column("operator", Text, nullable=False),  # The name of the actor when the action was recorded.
     Column("session_id", Integer),
     Column("network", Text, nullable=False),

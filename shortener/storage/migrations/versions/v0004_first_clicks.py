@@ -25,8 +25,8 @@ def upgrade() -> None:
         "INSERT INTO first_clicks (id, at, hit_id, links) SELECT id, clicked_at, click_hit_id, clicked_links FROM messages "
         "WHERE clicked_at IS NOT NULL OR clicked_links <> 0 ORDER BY id"
     )
-    # Set the state of each clicked message to the state before its first click, because `first_clicks` now stores that the message
-    # was clicked.
+    # `first_clicks` now stores that a message was clicked. Therefore the state of each clicked message becomes its state before
+    # the first click.
     op.execute("UPDATE messages SET state = coalesce(previous_state, 0) WHERE clicked_at IS NOT NULL")
     for column in ("previous_state", "clicked_at", "click_hit_id", "clicked_links", "room"):
         op.drop_column("messages", column)

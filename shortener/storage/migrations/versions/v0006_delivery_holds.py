@@ -25,6 +25,6 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="delivery_processes_pkey"),
     )
-    # Rename the queues of callbacks, because each queue now belongs to one application. Nodes of the previous version still work:
-    # they accept any name of a queue.
+    # Rename the queues of callbacks, because each of these queues now belongs to one application. Nodes of the previous version
+    # continue to work, because they accept every name of a queue.
     op.execute("UPDATE deliveries SET lane = 'c' || application_id || '/' || substr(lane, 2) WHERE status = 0 AND lane LIKE 'c%'")

@@ -12,7 +12,7 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-#: All permissions before this migration. An API key that had all of them gets the new permissions too.
+#: All permissions that existed before this migration. An API key that has all of them also gets the new permissions.
 _OLD_PERMISSIONS = {"sms.send", "sms.read", "trackers.write"}
 _NEW_PERMISSIONS = {"trackers.read", "links.write", "privacy.erase", "privacy.reveal", "admin"}
 
@@ -65,8 +65,8 @@ def upgrade() -> None:
 
 
 def _extend_permissions() -> None:
-    """Give the new permissions to API keys that had all permissions, and the permission to read trackers to keys that may change
-    trackers."""
+    """Extend the permissions of API keys. A key that had all permissions gets the new ones. A key that may change trackers may
+    now also read trackers."""
     connection = op.get_bind()
     keys = sa.table("api_keys", sa.column("id", sa.Integer), sa.column("permissions", sa.Text))
     for key in connection.execute(sa.select(keys)).all():

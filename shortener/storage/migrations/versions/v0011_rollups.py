@@ -18,7 +18,7 @@ def upgrade() -> None:
     op.add_column("links", sa.Column("link_set_id", sa.Integer()))
     op.add_column("tallies", sa.Column("origins", sa.Text()))
     op.add_column("counts", sa.Column("rolled_up", sa.Text()))
-    # This index contains the counts that are not rolled up. At first these are all counts; a background job rolls them up.
+    # This index contains the counts that are not rolled up. At first these are all counts. A background job rolls them up.
     not_rolled_up = sa.text("rolled_up IS NULL OR rolled_up <> amount")
     op.create_index(
         "counts_not_rolled_up",
@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("group_id", "series", "period", name=op.f("rollups_pkey")),
         sqlite_with_rowid=False,
     )
-    # For the messages that already exist, no counts by send date are stored yet. `shortener verify --repair` creates them.
+    # For existing messages, there are no counts by the time of sending yet. `shortener verify --repair` creates them.
     op.execute(
         sa.text(
             "INSERT INTO installation (name, value) SELECT 'sent counts since', :slot WHERE EXISTS (SELECT 1 FROM cohorts)"

@@ -10,9 +10,9 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-# Tables with a column `application_id` that must contain the id of an application. They change rarely.
+# Tables whose column `application_id` must contain the id of an existing application. Their rows change rarely.
 _TABLES = ("domains", "api_keys", "tracker_tokens", "postback_keys", "trackers", "link_updates")
-# Columns that contain NULL or a positive number: (table, column).
+# The columns, each with its table, that must contain NULL or a positive number.
 _POSITIVE = (
     ("api_keys", "rate_limit"),
     ("trackers", "max_attempts"),
@@ -51,14 +51,14 @@ def _add_constraints() -> None:
 
 
 def _add_constraint(table: str, name: str, constraint: str, violations: str) -> None:
-    """Add a constraint. If existing rows violate the constraint, it applies to new rows only."""
+    """Add a constraint. If existing rows violate it, it applies only to new rows."""
     op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {constraint} NOT VALID")
     if op.get_bind().scalar(sa.text(f"{violations} LIMIT 1")) is None:
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
 
 
 def _create_triggers() -> None:
-    # SQLite can add a foreign key or a check only by copying the whole table.
+    # To add a foreign key or a check, SQLite would have to copy the whole table.
     for table in _TABLES:
         op.execute(
             f"CREATE TRIGGER {table}_application_id_fkey BEFORE INSERT ON {table} "

@@ -142,5 +142,5 @@ def _create_prices() -> None:
 
 
 def _index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
-    """Create an index of the rows that match a condition."""
+    """Create a partial index: it contains only the rows that match a condition."""
     op.create_index(name, table, columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where))

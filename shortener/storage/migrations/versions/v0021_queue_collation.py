@@ -11,9 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # The dispatcher compares names of queues in Python too, so the database must have the same order. Linguistic collations, such
-    # as those of most packages of PostgreSQL, sort "c12/~" before "c12/host". PostgreSQL does not copy the table. It builds the
-    # indexes of this column again. Meanwhile, all reads and writes of deliveries wait, but clicks do not. In a process that runs
-    # during the migration, one search for due deliveries fails, because its prepared statements are invalid. It is repeated.
+    # The dispatcher also compares names of queues in Python, so the database must have the same order. Linguistic collations,
+    # such as those of most packages of PostgreSQL, sort "c12/~" before "c12/host". PostgreSQL does not copy the table, but builds
+    # the indexes of this column again. Meanwhile, all reads and writes of deliveries wait, but clicks do not. In a process that
+    # runs during the migration, one search for due deliveries fails, because its prepared statements have become invalid. The
+    # search is then repeated.
     if op.get_context().dialect.name == "postgresql":
         op.execute('ALTER TABLE deliveries ALTER COLUMN lane TYPE text COLLATE "C"')

@@ -18,7 +18,8 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("first_conversions_pkey")),
     )
-    # A background job adds the rows of stored conversions (conversions/first_conversions.py). Reports are incomplete until then.
+    # A background job adds the rows for conversions that are already stored (conversions/first_conversions.py). Reports are
+    # incomplete until then.
     op.execute(
         "INSERT INTO installation (name, value) SELECT 'first conversions', '0 behind' WHERE EXISTS (SELECT 1 FROM conversions)"
     )
