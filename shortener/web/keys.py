@@ -26,10 +26,10 @@ MAX_OVERLAP_SECONDS = 90 * 24 * 3600
 
 
 def _check_name(value: str) -> str:
-    value = value.strip()
-    if not value or not value.isprintable():
-        raise ValueError("must have at least 1 printable character")
-    return value
+    name = value.strip()
+    if (value and not name) or not name.isprintable():
+        raise ValueError("must have only printable characters, and not only spaces")
+    return name
 
 
 KeyName = Annotated[Text, Field(max_length=100), AfterValidator(_check_name)]
@@ -38,8 +38,10 @@ KeyName = Annotated[Text, Field(max_length=100), AfterValidator(_check_name)]
 class KeyCreateRequest(RequestModel):
     """The properties of a new API key."""
 
-    name: KeyName = Field(
-        "", description="Name of the system that uses the key. It has no effect and is only displayed. Default: no name."
+    name: KeyName | None = Field(
+        "",
+        description="Name of the system that uses the key. It has no effect and is only displayed. null or an empty text: no name. "
+        "Default: no name.",
     )
     permissions: list[Permission] = Field(
         list(DEFAULT_PERMISSIONS),
@@ -54,7 +56,7 @@ class KeyCreateRequest(RequestModel):
 class KeyUpdateRequest(RequestModel):
     """The changes of an API key. A field that is absent keeps its value."""
 
-    name: KeyName | None = Field(None, description="New name of the key. null keeps the name.")
+    name: KeyName | None = Field(None, description="New name of the key. null keeps the name. An empty text removes it.")
     rate_limit: int | None = Field(
         None, ge=1, le=MAX_RATE_LIMIT, description="Maximum number of requests per minute. null: no limit."
     )
@@ -149,7 +151,7 @@ async def create(call: Call[None, KeyCreateRequest | None]) -> Mapping[str, Any]
         audited_credentials.create_key,
         call.audit,
         call.application_id,
-        request.name,
+        request.name or "",
         request.permissions,
         service.clock(),
         request.rate_limit,

@@ -22,11 +22,11 @@ DEFAULT_OVERLAP_HOURS = 24
 class PostbackKeyRequest(RequestModel):
     """The properties of a new postback key."""
 
-    name: Text = Field(
+    name: Text | None = Field(
         "",
-        min_length=1,
         max_length=postback_keys.MAX_NAME_CHARACTERS,
-        description="Name of the network that uses the postback key. It has no effect and is only displayed. Default: no name.",
+        description="Name of the network that uses the postback key. It has no effect and is only displayed. null or an "
+        "empty text: no name. Default: no name.",
     )
 
 
@@ -76,7 +76,7 @@ async def create(call: Call[None, PostbackKeyRequest | None]) -> Mapping[str, An
     """Create a postback key of the application, and return its plain text once."""
     service, request = call.service, call.body or PostbackKeyRequest()
     key_id, key = await service.database.write(
-        audited_credentials.create_postback_key, call.audit, call.application_id, request.name, service.clock()
+        audited_credentials.create_postback_key, call.audit, call.application_id, request.name or "", service.clock()
     )
     await service.directory.refresh_if_available()
     return _new_key(call, key_id, key, None)

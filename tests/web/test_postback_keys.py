@@ -58,7 +58,7 @@ async def test_a_postback_key_allows_only_conversion_reports_and_is_stored_hashe
     assert [(one["name"], one["hint"]) for one in listed.json()["postback_keys"]] == [("network", key[:8])]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"name": ""}', b'{"name": null}'])
 async def test_a_postback_key_and_an_api_key_need_no_name(client: httpx.AsyncClient, content: bytes) -> None:
     for path, name in (("/api/v1/postback-keys", "postback_keys"), ("/api/v1/keys", "keys")):
         response = await client.post(path, content=content)
