@@ -19,6 +19,8 @@ RUN groupadd --gid 10001 shortener \
 WORKDIR /app
 COPY --from=build /app/.venv .venv
 COPY config/shortener.toml config/shortener.toml
+# Error texts name files of this folder.
+COPY docs docs
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

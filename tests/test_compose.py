@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import re
@@ -155,6 +156,21 @@ def test_the_dockerfile_has_no_lint_findings_and_runs_as_a_numeric_user() -> Non
     assert f'org.opencontainers.image.version="{__version__}"' in text
     assert "latest" not in text
     assert all(re.search(r":\d+\.\d+\.\d+-", image) for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+
+
+def test_the_container_image_contains_each_document_that_a_text_of_the_service_names() -> None:
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2], re.MULTILINE)
+    named = set()
+    for file in (ROOT / "shortener").rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                named |= set(re.findall(r"\bdocs/[\w./-]+\.md", node.value))
+    assert "docs/reference/errors.md" in named
+    for name in named:
+        assert (ROOT / name).is_file(), name
+        assert any(name.startswith(f"{folder}/") for folder in copied), f"the image does not contain {name}"
 
 
 @pytest.mark.acceptance

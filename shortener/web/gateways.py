@@ -67,7 +67,7 @@ class GatewayCreateRequest(GatewayLimits):
     kind: Literal["http", "smpp", "simulator"] = Field("http", description="Kind of the gateway. simulator: sends nothing.")
     preset: PresetName | None = Field(None, description="Preset of a product for the kind http. plain: a simple JSON call.")
     options: dict[str, str] = Field(
-        {}, description="Options of the preset, such as url, username and password. docs/guides/sending.md lists them."
+        {}, description="Options of the preset, such as url, username and password. The error of an unknown option lists them."
     )
     settings: dict[str, Any] = Field({}, description="Settings for this kind of gateway. They replace single values of the preset.")
 
