@@ -26,8 +26,8 @@ from dataclasses import field
 from typing import TypeVar
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimRequest, DeliveryQueue
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth
+from shortener.delivery.pace import EndpointPace
 from shortener.model import mutable_record
 
 K = TypeVar("K")
@@ -98,8 +98,8 @@ class Candidate:
     application_id: int | None
     concurrency: int
     timeout: float
-    health: TrackerHealth | None = None
-    pace: TrackerPace | None = None
+    health: EndpointHealth | None = None
+    pace: EndpointPace | None = None
 
     def is_limited(self, now: int) -> bool:
         """Return True if the circuit breaker or a rate of the tracker (learned or configured) restricts how many deliveries may be

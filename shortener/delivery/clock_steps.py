@@ -23,8 +23,8 @@ from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
 from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES
-from shortener.delivery.health import TrackerHealth, pause
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth, pause
+from shortener.delivery.pace import EndpointPace
 from shortener.storage import schema
 from shortener.storage.delivery_conditions import IS_PENDING
 from shortener.storage.types import from_ms
@@ -85,7 +85,7 @@ def _repair_trackers(connection: Connection, now: int) -> int:
     return len(states)
 
 
-def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
+def repaired_health(health: EndpointHealth, now: int) -> EndpointHealth:
     """Return the health of a tracker after the clock was set back. Each time that is too far in the future is replaced by the
     latest time that the circuit breaker could set now."""
     open_until = health.open_until
@@ -99,7 +99,7 @@ def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
     )
 
 
-def repaired_pace(pace: TrackerPace, now: int) -> TrackerPace:
+def repaired_pace(pace: EndpointPace, now: int) -> EndpointPace:
     """Return the state of a tracker's rate limit after the clock was set back. No delivery waits longer than planned. A wait that
     the tracker requested with `Retry-After` starts again at the time `now`."""
     paced_until = pace.paced_until

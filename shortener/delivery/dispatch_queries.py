@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import orjson
 from sqlalchemy import Connection, func, select, update
 
-from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
-from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
+from shortener.delivery.health import HEALTH_COLUMNS, EndpointHealth
+from shortener.delivery.pace import PACE_COLUMNS, EndpointPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
@@ -275,8 +275,8 @@ class TrackerState(NamedTuple):
     revision: int
     enabled: bool
     updated_at: int
-    health: TrackerHealth
-    pace: TrackerPace
+    health: EndpointHealth
+    pace: EndpointPace
 
 
 _STATE_COLUMNS = "t.id, t.application_id, t.revision, t.enabled, t.updated_at, " + ", ".join(
@@ -314,7 +314,7 @@ def _states(connection: Connection, statements: dict[str, str], trackers: Iterab
     if not ids:
         return {}
     return {
-        row[0]: TrackerState(row[0], row[1], row[2], bool(row[3]), row[4], TrackerHealth(*row[5:11]), TrackerPace(*row[11:]))
+        row[0]: TrackerState(row[0], row[1], row[2], bool(row[3]), row[4], EndpointHealth(*row[5:11]), EndpointPace(*row[11:]))
         for row in raw_sql.rows(connection, statements, ids)
     }
 
@@ -324,13 +324,13 @@ def update_tracker(connection: Connection, tracker_id: int, values: dict[str, An
     connection.execute(update(schema.trackers).where(schema.trackers.c.id == tracker_id).values(values))
 
 
-def health_columns(health: TrackerHealth) -> dict[str, Any]:
+def health_columns(health: EndpointHealth) -> dict[str, Any]:
     """Return the values of the columns of the table `trackers` that store the health of a tracker, by column name."""
     times = ("open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
     return {name: _instant(getattr(health, name)) for name in times} | {"failures_in_row": health.failures_in_row}
 
 
-def pace_columns(pace: TrackerPace) -> dict[str, Any]:
+def pace_columns(pace: EndpointPace) -> dict[str, Any]:
     """Return the values of the columns of the table `trackers` that store the learned rate of a tracker, by column name.
 
     The result does not contain `max_per_second`, which only the customer changes."""

@@ -26,7 +26,7 @@ HEALTH_COLUMNS = ("failures_in_row", "open_until", "recovering_at", "last_succes
 
 
 @record
-class TrackerHealth:
+class EndpointHealth:
     """The state of the circuit breaker of a tracker or a gateway.
 
     If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. While
@@ -42,7 +42,7 @@ class TrackerHealth:
     opened_at: int | None = None
 
     @classmethod
-    def from_row(cls, row: Any) -> TrackerHealth:
+    def from_row(cls, row: Any) -> EndpointHealth:
         """Return the health in a row of the table `trackers` or `gateways`, whose times are aware datetimes."""
         times = (getattr(row, name) for name in HEALTH_COLUMNS[1:])
         return cls(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
@@ -60,20 +60,20 @@ class TrackerHealth:
         """Return whether the circuit breaker does not limit the deliveries: it is closed, and no backlog is left."""
         return self.open_until is None and self.recovering_at is None
 
-    def succeeded(self, now: int) -> TrackerHealth:
+    def succeeded(self, now: int) -> EndpointHealth:
         """Return the health of the tracker after a successful attempt. A success closes the circuit breaker."""
         return dataclasses.replace(self._closed(now), failures_in_row=0, last_success_at=now)
 
-    def answered(self, now: int) -> TrackerHealth:
+    def answered(self, now: int) -> EndpointHealth:
         """Return the health of the tracker after a 429 response to a probe. The tracker works, so its circuit breaker closes."""
         return dataclasses.replace(self._closed(now), failures_in_row=0)
 
-    def _closed(self, now: int) -> TrackerHealth:
+    def _closed(self, now: int) -> EndpointHealth:
         if self.open_until is None:
             return self
         return dataclasses.replace(self, open_until=None, opened_at=None, recovering_at=now)
 
-    def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> TrackerHealth:
+    def failed(self, now: int, *, probe: bool = False, quiet_until: int | None = None) -> EndpointHealth:
         """Return the health of the tracker after a failed attempt.
 
         `probe` is true if the attempt was the probe of an open circuit breaker. `quiet_until` is the time in the `Retry-After`
@@ -88,7 +88,7 @@ class TrackerHealth:
         opened_at = None if open_until is None else self.opened_at or now
         return dataclasses.replace(self, failures_in_row=failures, open_until=open_until, opened_at=opened_at, last_failure_at=now)
 
-    def probing(self, until: int) -> TrackerHealth:
+    def probing(self, until: int) -> EndpointHealth:
         """Return the health of the tracker after a probe was sent. Another probe may be sent from `until` on.
 
         The second probe is necessary if the process dies before it records the result of the first probe."""
@@ -102,7 +102,7 @@ class TrackerHealth:
             return None
         return int((now - self._released_until(now, rate)) * rate / 1000 + 1e-9)
 
-    def released(self, count: int, now: int, rate: float) -> TrackerHealth:
+    def released(self, count: int, now: int, rate: float) -> EndpointHealth:
         """Return the health of the tracker after `count` deliveries of its backlog were sent at `rate` deliveries per second."""
         return dataclasses.replace(self, recovering_at=self._released_until(now, rate) + round(count * 1000 / rate))
 
@@ -110,7 +110,7 @@ class TrackerHealth:
         assert self.recovering_at is not None
         return max(self.recovering_at, now - max(BURST_MS, math.ceil(1000 / rate)))
 
-    def recovered(self) -> TrackerHealth:
+    def recovered(self) -> EndpointHealth:
         """Return the health of a tracker that is no longer recovering, because its backlog was sent."""
         return dataclasses.replace(self, recovering_at=None)
 

@@ -23,9 +23,9 @@ from sqlalchemy import Connection
 from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, FinishedAttempt
 from shortener.delivery.dispatch_queries import TrackerState
-from shortener.delivery.health import TrackerHealth
+from shortener.delivery.health import EndpointHealth
 from shortener.delivery.outcomes import ATTEMPTS_USED_UP, GONE, OutcomeKind
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.pace import EndpointPace
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import DeliveryStatus, Topic, mutable_record
 from shortener.outbox import operations
@@ -131,7 +131,7 @@ class OutcomeWriter:
             if attempts and health.open_until is None and not health.failures_in_row:
                 result.success_written.append(tracker)
 
-    def _pace_after(self, state: TrackerState, attempts: Sequence[FinishedAttempt], now: int) -> TrackerPace:
+    def _pace_after(self, state: TrackerState, attempts: Sequence[FinishedAttempt], now: int) -> EndpointPace:
         successes = sum(one.delivery.status == DeliveryStatus.DELIVERED for one in attempts)
         pace = state.pace.succeeded(successes)
         if recent := self._successes.get(state.id):
@@ -222,7 +222,7 @@ def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
     return target is None or target.revision == state.revision
 
 
-def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: bool) -> TrackerHealth:
+def _health_after(health: EndpointHealth, finished: FinishedAttempt, has_result: bool) -> EndpointHealth:
     """Return the health of a tracker after an attempt. If `has_result` is false, the outcome does not show whether the tracker
     works, so the health stays as it was. If the attempt was a probe, the circuit breaker may then send another probe."""
     has_result = has_result and not finished.is_without_request

@@ -44,7 +44,7 @@ PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "pa
 
 
 @record
-class TrackerPace:
+class EndpointPace:
     """The rate limits of a tracker or a gateway, in deliveries per second. None means that there is no such limit.
 
     `paced_until` is the time from which the permitted deliveries are counted. Each claimed delivery moves this time forward by one
@@ -57,7 +57,7 @@ class TrackerPace:
     paced_until: int | None = None
 
     @classmethod
-    def from_row(cls, row: Any) -> TrackerPace:
+    def from_row(cls, row: Any) -> EndpointPace:
         """Return the pace in a row of the table `trackers` or `gateways`, whose times are aware datetimes."""
         times = (None if at is None else to_ms(at) for at in (row.rate_lowered_at, row.paced_until))
         return cls(row.max_per_second, row.rate, row.rate_ceiling, *times)
@@ -89,14 +89,14 @@ class TrackerPace:
         assert limit is not None
         return self._used_until(now, limit) + math.ceil(1000 / limit)
 
-    def claimed(self, count: int, now: int) -> TrackerPace:
+    def claimed(self, count: int, now: int) -> EndpointPace:
         """Return the pace of the tracker after `count` of its deliveries were claimed at the time `now`."""
         limit = self.limit(now)
         if limit is None or count == 0:
             return self
         return dataclasses.replace(self, paced_until=self._used_until(now, limit) + math.ceil(count * 1000 / limit))
 
-    def throttled(self, now: int, *, started: int, successes: int, quiet_until: int | None = None) -> TrackerPace:
+    def throttled(self, now: int, *, started: int, successes: int, quiet_until: int | None = None) -> EndpointPace:
         """Return the pace of the tracker after a 429 response.
 
         `started` is the time at which the request was sent. `successes` is the number of deliveries that the tracker accepted in
@@ -114,7 +114,7 @@ class TrackerPace:
             self, rate=max(rate, MIN_RATE), ceiling=max(before, MIN_RATE), lowered_at=now, paced_until=max(used or 0, now)
         )
 
-    def succeeded(self, count: int) -> TrackerPace:
+    def succeeded(self, count: int) -> EndpointPace:
         """Return the pace of the tracker after it accepted `count` deliveries."""
         if self.rate is None or self.ceiling is None:
             return self

@@ -26,9 +26,9 @@ from shortener.accounts.audit import AuditWriter
 from shortener.delivery import conversion_url
 from shortener.delivery.client_certificate import tls_context
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
-from shortener.delivery.health import TrackerHealth
+from shortener.delivery.health import EndpointHealth
 from shortener.delivery.outcomes import parse_success
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.pace import EndpointPace
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget, Secrets
 from shortener.delivery.tracker_audit import add_tracker_change, add_tracker_row
@@ -142,8 +142,8 @@ class Tracker:
     secret_set: bool
     previous_secret_until: datetime | None
     success: dict[str, Any]
-    health: TrackerHealth
-    pace: TrackerPace
+    health: EndpointHealth
+    pace: EndpointPace
     created_at: datetime
     updated_at: datetime
     max_attempts: int | None
@@ -419,8 +419,8 @@ def tracker_from_row(row: Row[Any]) -> Tracker:
         secret_set=row.secret is not None,
         previous_secret_until=row.previous_secret_until,
         success=row.success,
-        health=TrackerHealth.from_row(row),
-        pace=TrackerPace.from_row(row),
+        health=EndpointHealth.from_row(row),
+        pace=EndpointPace.from_row(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
         max_attempts=row.max_attempts,

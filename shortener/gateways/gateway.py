@@ -10,8 +10,8 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel
 
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth
+from shortener.delivery.pace import EndpointPace
 from shortener.gateways.submission import GatewayConfig
 from shortener.model import record
 
@@ -72,8 +72,8 @@ class StoredGateway:
     concurrency: int | None
     schedule: list[float] | None
     max_per_second: float | None
-    health: TrackerHealth
-    pace: TrackerPace
+    health: EndpointHealth
+    pace: EndpointPace
     created_at: datetime
     updated_at: datetime
 

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
 from shortener.delivery.dispatch_queries import health_columns, pace_columns
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth
+from shortener.delivery.pace import EndpointPace
 from shortener.gateways import queries
 from shortener.gateways.attempt import EndedSend
 from shortener.gateways.queries import LockedGateway
@@ -53,7 +53,7 @@ def _is_current(ended: EndedSend, revision: int) -> bool:
     return config is None or config.revision == revision
 
 
-def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> TrackerHealth:
+def _health_after(health: EndpointHealth, ended: EndedSend, has_result: bool) -> EndpointHealth:
     """Return the health of a gateway after an attempt. If `has_result` is false, the outcome does not show whether the gateway
     works."""
     result, is_probe = ended.result if has_result else None, ended.attempt.is_probe
@@ -69,7 +69,9 @@ def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> 
     return health.failed(ended.at, probe=is_probe, quiet_until=quiet_until)
 
 
-def changed_columns(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
+def changed_columns(
+    health: EndpointHealth, new_health: EndpointHealth, pace: EndpointPace, new_pace: EndpointPace
+) -> dict[str, Any]:
     """Return the column values of a gateway that differ from the stored values. If only the time of the last success has changed,
     this time is written at most once a second."""
     values: dict[str, Any] = {}

@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, liter
 
 from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimRequest, DeliveryQueue
-from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
-from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
+from shortener.delivery.health import HEALTH_COLUMNS, EndpointHealth
+from shortener.delivery.pace import PACE_COLUMNS, EndpointPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
@@ -38,8 +38,8 @@ class GatewayState(NamedTuple):
     holds_doubtful: bool
     timeout: float | None
     concurrency: int | None
-    health: TrackerHealth
-    pace: TrackerPace
+    health: EndpointHealth
+    pace: EndpointPace
     queue: DeliveryQueue
     in_flight: int
 
@@ -132,8 +132,8 @@ def lock_states(connection: Connection, now: int, only: int | None = None, *, le
                 holds_doubtful=row.on_doubt == "hold",
                 timeout=row.timeout,
                 concurrency=row.concurrency,
-                health=TrackerHealth.from_row(row),
-                pace=TrackerPace.from_row(row),
+                health=EndpointHealth.from_row(row),
+                pace=EndpointPace.from_row(row),
                 queue=DeliveryQueue(queue_name(row.id), times[0], times[1]),
                 in_flight=row.in_flight,
             )
@@ -151,8 +151,8 @@ class LockedGateway(NamedTuple):
     """The revision, the health and the rate of a gateway whose row this transaction has locked."""
 
     revision: int
-    health: TrackerHealth
-    pace: TrackerPace
+    health: EndpointHealth
+    pace: EndpointPace
 
 
 def lock_health(connection: Connection, ids: Collection[int], *, waits: bool = True) -> dict[int, LockedGateway]:
@@ -164,7 +164,7 @@ def lock_health(connection: Connection, ids: Collection[int], *, waits: bool = T
     columns = (g[name] for name in ("id", "revision", *HEALTH_COLUMNS, *PACE_COLUMNS))
     statement = select(*columns).where(g.id.in_(list(ids))).order_by(g.id).with_for_update(skip_locked=not waits)
     return {
-        row.id: LockedGateway(row.revision, TrackerHealth.from_row(row), TrackerPace.from_row(row))
+        row.id: LockedGateway(row.revision, EndpointHealth.from_row(row), EndpointPace.from_row(row))
         for row in connection.execute(statement)
     }
 

@@ -27,8 +27,8 @@ from shortener.accounts.directory import Directory, hash_credential, require_app
 from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.accounts.version import mark_accounts_changed
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth
+from shortener.delivery.pace import EndpointPace
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, LostSettings, NewGateway, StoredGateway
 from shortener.gateways.input_checks import (
@@ -263,8 +263,8 @@ class GatewayStore:
             concurrency=row.concurrency,
             schedule=row.schedule,
             max_per_second=row.max_per_second,
-            health=TrackerHealth.from_row(row),
-            pace=TrackerPace.from_row(row),
+            health=EndpointHealth.from_row(row),
+            pace=EndpointPace.from_row(row),
             created_at=row.created_at,
             updated_at=row.updated_at,
         )

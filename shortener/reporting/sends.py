@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select
 
-from shortener.delivery.health import TrackerHealth
+from shortener.delivery.health import EndpointHealth
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.sends import send_fields
@@ -106,7 +106,7 @@ class GatewaySummary:
     enabled: bool
     disabled_reason: str | None
     is_removed: bool
-    health: TrackerHealth = field(default_factory=TrackerHealth)
+    health: EndpointHealth = field(default_factory=EndpointHealth)
 
 
 def list_gateway_sends(connection: Connection, filters: SendFilter, limit: int, below: int | None = None) -> SendListPage:
@@ -199,7 +199,7 @@ def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], a
             enabled=row.enabled,
             disabled_reason=row.disabled_reason,
             is_removed=row.removed_at is not None,
-            health=TrackerHealth.from_row(row),
+            health=EndpointHealth.from_row(row),
         )
         for row in connection.execute(statement)
     ]

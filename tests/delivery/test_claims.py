@@ -8,15 +8,15 @@ import pytest
 
 from shortener.delivery.claims import LEASE_MARGIN_MS, Candidate, SlotUsage, plan_claims
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, DeliveryQueue
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import EndpointHealth
+from shortener.delivery.pace import EndpointPace
 
 NOW = 1_000_000
 DEFAULT_CONCURRENCY = 16
 
 
 def candidate(name: str, concurrency: int = DEFAULT_CONCURRENCY, application_id: int = 1, **values: Any) -> Candidate:
-    values.setdefault("health", TrackerHealth())
+    values.setdefault("health", EndpointHealth())
     return Candidate(DeliveryQueue(name, NOW, None), application_id, concurrency, 5.0, **values)
 
 
@@ -148,27 +148,27 @@ def test_all_callbacks_that_an_older_release_stored_share_one_limit_of_slots() -
 
 
 def test_one_delivery_of_a_tracker_with_a_half_open_circuit_breaker_is_claimed_as_a_probe() -> None:
-    health = TrackerHealth(failures_in_row=10, open_until=NOW)
+    health = EndpointHealth(failures_in_row=10, open_until=NOW)
     usage = SlotUsage(256)
     assert plan([candidate("t1", health=health)], usage) == {"t1": 1}
     assert plan([candidate("t1", health=health)], usage) == {}
 
 
 def test_no_deliveries_of_a_tracker_with_an_open_circuit_breaker_are_claimed() -> None:
-    assert plan([candidate("t1", health=TrackerHealth(failures_in_row=10, open_until=NOW + 1))], SlotUsage(256)) == {}
+    assert plan([candidate("t1", health=EndpointHealth(failures_in_row=10, open_until=NOW + 1))], SlotUsage(256)) == {}
 
 
 def test_deliveries_of_a_recovering_tracker_are_claimed_at_the_recovery_rate() -> None:
-    health = TrackerHealth(recovering_at=NOW - 500)
+    health = EndpointHealth(recovering_at=NOW - 500)
     assert plan([candidate("t1", 256, health=health)], SlotUsage(256), rate=10.0) == {"t1": 5}
 
 
 def test_the_rate_limit_of_a_tracker_limits_how_many_deliveries_are_claimed() -> None:
-    pace = TrackerPace(max_per_second=40.0)
+    pace = EndpointPace(max_per_second=40.0)
     usage = SlotUsage(256)
-    assert plan([candidate("t1", 256, health=TrackerHealth(), pace=pace)], usage) == {"t1": 4}
-    used = TrackerPace(max_per_second=40.0, paced_until=NOW)
-    assert plan([candidate("t1", 256, health=TrackerHealth(), pace=used)], usage) == {}
+    assert plan([candidate("t1", 256, health=EndpointHealth(), pace=pace)], usage) == {"t1": 4}
+    used = EndpointPace(max_per_second=40.0, paced_until=NOW)
+    assert plan([candidate("t1", 256, health=EndpointHealth(), pace=used)], usage) == {}
 
 
 def test_first_attempts_and_retries_of_a_tracker_each_get_half_of_its_claims() -> None:

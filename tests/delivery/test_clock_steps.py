@@ -9,8 +9,8 @@ from sqlalchemy import update
 from shortener.container import Service
 from shortener.delivery.claims import LEASE_MARGIN_MS
 from shortener.delivery.clock_steps import repaired_health, repaired_pace
-from shortener.delivery.health import MAX_FAILURES, MIN_PAUSE_MS, TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import MAX_FAILURES, MIN_PAUSE_MS, EndpointHealth
+from shortener.delivery.pace import EndpointPace
 from shortener.storage import schema
 from shortener.storage.types import to_ms
 from tests.conftest import Clock
@@ -161,17 +161,17 @@ async def test_no_stored_time_of_a_delivery_is_changed_while_the_clock_runs_norm
 def test_after_a_clock_change_an_open_circuit_breaker_stays_open_for_at_most_its_planned_pause() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
-    health = TrackerHealth(MAX_FAILURES, open_until=ahead, recovering_at=ahead, opened_at=ahead)
+    health = EndpointHealth(MAX_FAILURES, open_until=ahead, recovering_at=ahead, opened_at=ahead)
     repaired = repaired_health(health, now)
     assert repaired.open_until is not None
     assert now + MIN_PAUSE_MS <= repaired.open_until <= now + 70_000
     assert (repaired.recovering_at, repaired.opened_at) == (now, now)
-    assert repaired_health(TrackerHealth(), now) == TrackerHealth()
+    assert repaired_health(EndpointHealth(), now) == EndpointHealth()
 
 
 def test_after_a_clock_change_a_tracker_still_waits_for_the_time_in_a_retry_after_header() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
-    pace = TrackerPace(rate=5.0, ceiling=5.0, lowered_at=ahead, paced_until=ahead + 60_000)
-    assert repaired_pace(pace, now) == TrackerPace(rate=5.0, ceiling=5.0, lowered_at=now, paced_until=now + 60_000)
-    assert repaired_pace(TrackerPace(max_per_second=5.0, paced_until=ahead), now).paced_until == now
+    pace = EndpointPace(rate=5.0, ceiling=5.0, lowered_at=ahead, paced_until=ahead + 60_000)
+    assert repaired_pace(pace, now) == EndpointPace(rate=5.0, ceiling=5.0, lowered_at=now, paced_until=now + 60_000)
+    assert repaired_pace(EndpointPace(max_per_second=5.0, paced_until=ahead), now).paced_until == now

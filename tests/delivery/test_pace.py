@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_PER_SECOND, MAX_RATE, MIN_PER_SECOND, MIN_RATE, TrackerPace
+from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_PER_SECOND, MAX_RATE, MIN_PER_SECOND, MIN_RATE, EndpointPace
 
 NOW = 1_000_000_000
 
@@ -46,7 +46,7 @@ def simulate(accepts: Limiter, events: int, retry_after_ms: int | None = None, m
     """Simulate the delivery of `events` events with 16 slots and a response time of 10 ms.
 
     Return the number of seconds that it takes and the number of 429 responses."""
-    pace = TrackerPace()
+    pace = EndpointPace()
     waiting = [NOW] * events  # the times at which the deliveries are due, in order
     recent: deque[int] = deque()
     now, refused = NOW, 0
@@ -108,14 +108,14 @@ def test_a_receiver_that_rejects_all_requests_gets_few_requests_and_recovers_lat
 
 
 def test_a_tracker_without_rate_limits_may_get_any_number_of_deliveries() -> None:
-    assert TrackerPace().allowance(NOW) is None
-    assert TrackerPace().claimed(100, NOW) == TrackerPace()
-    assert TrackerPace().succeeded(5) == TrackerPace()
+    assert EndpointPace().allowance(NOW) is None
+    assert EndpointPace().claimed(100, NOW) == EndpointPace()
+    assert EndpointPace().succeeded(5) == EndpointPace()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1, 3, 7, 10, 33, 100, 700, 1000])
 def test_deliveries_exceed_the_setting_max_per_second_by_at_most_ten_percent(rate: float) -> None:
-    pace = TrackerPace(max_per_second=rate)
+    pace = EndpointPace(max_per_second=rate)
     duration_ms = max(10_000, round(20_000 / rate))
     count, now = 0, NOW
     while now < NOW + duration_ms:
@@ -129,13 +129,13 @@ def test_deliveries_exceed_the_setting_max_per_second_by_at_most_ten_percent(rat
 
 
 def test_the_first_429_response_sets_the_rate_to_the_number_of_successes_in_the_last_second() -> None:
-    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
+    pace = EndpointPace().throttled(NOW, started=NOW - 10, successes=5)
     assert (pace.rate, pace.ceiling, pace.limit(NOW), pace.allowance(NOW)) == (5.0, 5.0, 5.0, 0)
-    assert TrackerPace().throttled(NOW, started=NOW - 10, successes=0).rate == 1.0
+    assert EndpointPace().throttled(NOW, started=NOW - 10, successes=0).rate == 1.0
 
 
 def test_429_responses_lower_the_rate_once_a_second_at_most_and_halve_a_rate_that_has_not_recovered() -> None:
-    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
+    pace = EndpointPace().throttled(NOW, started=NOW - 10, successes=5)
     assert pace.throttled(NOW + 5, started=NOW - 8, successes=5).rate == 5.0
     assert pace.throttled(NOW + 950, started=NOW + 900, successes=5).rate == 5.0
     pace = pace.throttled(NOW + 1050, started=NOW + 1020, successes=0)
@@ -144,20 +144,20 @@ def test_429_responses_lower_the_rate_once_a_second_at_most_and_halve_a_rate_tha
 
 
 def test_a_429_response_lowers_the_rate_by_a_tenth_if_the_rate_has_recovered() -> None:
-    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5).succeeded(10)
+    pace = EndpointPace().throttled(NOW, started=NOW - 10, successes=5).succeeded(10)
     assert pace.rate is not None
     assert pace.throttled(NOW + 5000, started=NOW + 4000, successes=5).rate == pytest.approx(pace.rate * LOWERED)
 
 
 def test_a_429_response_pauses_the_tracker_for_the_whole_time_in_its_retry_after_header() -> None:
     day = 86_400_000
-    pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5, quiet_until=NOW + day)
+    pace = EndpointPace().throttled(NOW, started=NOW - 10, successes=5, quiet_until=NOW + day)
     assert pace.allowance(NOW + day - 1) == 0
     assert pace.allowance(NOW + day + 200) == 1
 
 
 def test_a_learned_rate_has_a_minimum_and_is_removed_after_many_successes_or_after_an_hour() -> None:
-    pace, now = TrackerPace(), NOW
+    pace, now = EndpointPace(), NOW
     for _ in range(100):
         now += 2000
         pace = pace.throttled(now, started=now - 10, successes=0)
@@ -169,14 +169,14 @@ def test_a_learned_rate_has_a_minimum_and_is_removed_after_many_successes_or_aft
 
 
 def test_the_learned_rate_or_the_setting_max_per_second_applies_whichever_is_lower() -> None:
-    pace = TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
+    pace = EndpointPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
     assert pace.limit(NOW) == 2.0
-    assert TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0
+    assert EndpointPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0
 
 
 @pytest.mark.parametrize("stored", [1e-310, 0.0, math.nan, math.inf])
 def test_a_stored_max_per_second_outside_its_range_counts_as_the_nearest_value_in_the_range(stored: float) -> None:
-    pace, nearest = TrackerPace(stored), TrackerPace(MAX_PER_SECOND if stored == math.inf else MIN_PER_SECOND)
+    pace, nearest = EndpointPace(stored), EndpointPace(MAX_PER_SECOND if stored == math.inf else MIN_PER_SECOND)
     assert pace.limit(NOW) == nearest.limit(NOW)
     assert pace.allowance(NOW) == nearest.allowance(NOW)
     assert pace.claimed(3, NOW).next_at(NOW) == nearest.claimed(3, NOW).next_at(NOW)

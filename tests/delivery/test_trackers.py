@@ -15,7 +15,7 @@ from shortener.delivery import tracker_queries
 from shortener.delivery.conversion_url import rotate_callback_secret, write_conversion_url
 from shortener.delivery.guard import Guard
 from shortener.delivery.outcomes import GONE
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.pace import EndpointPace
 from shortener.delivery.tracker_presenter import effective_limits
 from shortener.delivery.trackers import NewTracker, Trackers
 from shortener.errors import ApiError, ErrorCode
@@ -455,7 +455,7 @@ async def test_a_new_tracker_url_removes_the_learned_rate(service: Service) -> N
     await service.database.write(lambda connection: connection.execute(slow))
     assert (await service.trackers.get(saved.tracker.id)).pace.rate == 0.1
     changed = await service.trackers.update(AUDIT, saved.tracker.id, changes(url="https://tracker.example/2"))
-    assert changed.tracker.pace == TrackerPace(max_per_second=7.5)
+    assert changed.tracker.pace == EndpointPace(max_per_second=7.5)
 
 
 async def test_the_audit_log_says_which_values_of_a_tracker_changed_without_its_secrets(service: Service) -> None:

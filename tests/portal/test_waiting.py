@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
-from shortener.delivery.health import TrackerHealth
+from shortener.delivery.health import EndpointHealth
 from shortener.model import DeliveryStatus
 from shortener.portal.waiting import wait_of
 from shortener.storage.types import to_ms
 
 NOW = datetime(2026, 11, 28, 20, 31, tzinfo=UTC)
 PAST, SOON, LATER = NOW - timedelta(minutes=43), NOW + timedelta(minutes=2), NOW + timedelta(hours=1)
-OPEN, PROBE = TrackerHealth(10, open_until=to_ms(SOON)), TrackerHealth(10, open_until=to_ms(PAST))
-RECOVERING = TrackerHealth(recovering_at=to_ms(PAST))
+OPEN, PROBE = EndpointHealth(10, open_until=to_ms(SOON)), EndpointHealth(10, open_until=to_ms(PAST))
+RECOVERING = EndpointHealth(recovering_at=to_ms(PAST))
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ RECOVERING = TrackerHealth(recovering_at=to_ms(PAST))
         (PROBE, PAST, "waits: the endpoint fails, next try soon", None),
         (PROBE, LATER, "waits: the endpoint fails, next try", LATER),
         (RECOVERING, PAST, "waits: the tracker catches up", None),
-        (TrackerHealth(), PAST, "next soon", None),
-        (TrackerHealth(), LATER, "next", LATER),
+        (EndpointHealth(), PAST, "next soon", None),
+        (EndpointHealth(), LATER, "next", LATER),
         (None, PAST, "next soon", None),
         (None, LATER, "next", LATER),
     ],
 )
 def test_a_pending_delivery_waits_for_the_later_of_its_next_attempt_and_the_end_of_the_pause_of_its_tracker(
-    health: TrackerHealth | None, next_at: datetime, text: str, at: datetime | None
+    health: EndpointHealth | None, next_at: datetime, text: str, at: datetime | None
 ) -> None:
     delivery = cast(Any, SimpleNamespace(status=DeliveryStatus.PENDING, next_at=next_at))
     tracker = None if health is None else cast(Any, SimpleNamespace(health=health))
