@@ -34,7 +34,7 @@ def test_the_portal_has_words_for_every_outcome_of_a_message_that_a_gateway_send
     used = _codes(
         "gateways",
         r'SubmitOutcome\.[A-Z]+, "([a-z_]+)"',
-        r'LinkDown\("([a-z_]+)"',
+        r'NotConnected\("([a-z_]+)"',
         r'failed\(\w+, now, "([a-z_]+)"',
         r'row_after\([\w.]+, SendStatus\.[A-Z]+, now, "([a-z_]+)"',
         r'_not_sent\(progress, "([a-z_]+)"',

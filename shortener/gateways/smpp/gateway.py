@@ -25,11 +25,11 @@ import structlog
 from shortener.delivery.guard import Guard
 from shortener.gateways.early_reports import MessageNotKnownYet
 from shortener.gateways.smpp import pdus
+from shortener.gateways.smpp.connection import NotConnected, SmppConnection
 from shortener.gateways.smpp.encoding import EncodedText, decode_received, encode_parts
-from shortener.gateways.smpp.link import LinkDown, SmppLink
 from shortener.gateways.smpp.pdus import ReceivedPdu
 from shortener.gateways.smpp.receipts import is_receipt, message_bytes, parse_receipt, response_id
-from shortener.gateways.smpp.session import LinkLost, SmppSession
+from shortener.gateways.smpp.session import SessionLost, SmppSession
 from shortener.gateways.smpp.settings import SmppSettings, parse_status
 from shortener.gateways.submission import (
     GatewayConfig,
@@ -79,19 +79,19 @@ class SmppGateway:
         guard = Guard(allow_private=True) if config.allow_private else context.public_guard
         # If there is no recorder of replies, this process only tests the gateway. It must then not receive the delivery reports of
         # other messages.
-        self._link = SmppLink(config.name, config.settings, guard, self._receive, receives=context.reply is not None)
+        self._connection = SmppConnection(config.name, config.settings, guard, self._receive, receives=context.reply is not None)
         self._temporary = TEMPORARY_STATUSES | {parse_status(text) for text in config.settings.retry_statuses}
         self._progress: OrderedDict[str, _Progress] = OrderedDict()
         self._reports: set[asyncio.Task[None]] = set()
 
     def keep_open(self) -> None:
         """Open the session in the background, because receipts and replies arrive only on an open session."""
-        self._link.keep_open()
+        self._connection.keep_open()
 
     @property
     def is_up(self) -> bool:
         """Whether the process has an open session with the gateway."""
-        return self._link.is_up
+        return self._connection.is_up
 
     async def submit(self, message: OutgoingMessage, timeout: float) -> SubmitResult:
         """Send the parts of a message that the gateway has not accepted yet."""
@@ -114,7 +114,7 @@ class SmppGateway:
 
     async def close(self) -> None:
         """End the SMPP session of the connection."""
-        await self._link.close()
+        await self._connection.close()
         if self._reports:
             await asyncio.wait(self._reports, timeout=1.0)
 
@@ -130,11 +130,11 @@ class SmppGateway:
             index = progress.ids.index(None)
             left = deadline - loop.time()
             try:
-                session = await self._link.session(max(left, 0.001))
+                session = await self._connection.session(max(left, 0.001))
                 response = await self._submit_part(session, message, progress, index, deadline - loop.time())
-            except LinkDown as error:
+            except NotConnected as error:
                 return self._not_sent(progress, error.reason, str(error), error.status)
-            except LinkLost as error:
+            except SessionLost as error:
                 if not error.was_sent:
                     return self._not_sent(progress, "not_sent", str(error))
                 return SubmitResult(SubmitOutcome.DOUBT, "connection_lost", str(error))

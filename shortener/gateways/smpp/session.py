@@ -5,8 +5,8 @@
   If there is no response, the connection is closed.
 - Each deliver_sm is passed to a handler, and the status that the handler returns is sent as the response. If a receipt could not be
   stored, or if its message is not known yet, this status is a temporary error, so the gateway sends the receipt again.
-- If the connection ends, all requests without a response fail with `LinkLost`. The field `was_sent` of the error states whether the
-  gateway may have received the request.
+- If the connection ends, all requests without a response fail with `SessionLost`. The field `was_sent` of the error states whether
+  the gateway may have received the request.
 - While the gateway does not read the responses, the session reads nothing from the gateway, so that the memory of a session is
   limited.
 """
@@ -36,7 +36,7 @@ _RESPONSES = {"enquire_link": "enquire_link_resp", "unbind": "unbind_resp", "del
 DeliveryHandler = Callable[[ReceivedPdu], Awaitable[int]]
 
 
-class LinkLost(Exception):
+class SessionLost(Exception):
     """Raised if the connection ended. `was_sent` is true if the request may have reached the gateway."""
 
     def __init__(self, reason: str, *, was_sent: bool) -> None:
@@ -76,19 +76,19 @@ class SmppSession:
         return not self._closed_reason
 
     async def bind(self, command: str, timeout: float, **fields: Any) -> None:
-        """Start to read PDUs, and bind to the gateway. Raise BindRefused, LinkLost or TimeoutError."""
+        """Start to read PDUs, and bind to the gateway. Raise BindRefused, SessionLost or TimeoutError."""
         self._received_at = asyncio.get_running_loop().time()
         self._tasks.append(asyncio.create_task(self._read()))
         async with asyncio.timeout(timeout):
             response = await self._request(command, **fields)
         if response.status != pdus.OK:
             raise BindRefused(response.status)
-        self._tasks.append(asyncio.create_task(self._test_link()))
+        self._tasks.append(asyncio.create_task(self._check_connection()))
 
     async def submit(self, timeout: float, late: Callable[[ReceivedPdu], None], **fields: Any) -> ReceivedPdu:
-        """Send a submit_sm and return its response. Raise LinkLost or TimeoutError.
+        """Send a submit_sm and return its response. Raise SessionLost or TimeoutError.
 
-        `timeout` includes the wait for a place in the window. If this time ends before the request is sent, raise LinkLost with
+        `timeout` includes the wait for a place in the window. If this time ends before the request is sent, raise SessionLost with
         `was_sent` False. `late` is called with a response that arrives after the timeout."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -96,7 +96,7 @@ class SmppSession:
             async with asyncio.timeout_at(deadline):
                 await self._window.acquire()
         except TimeoutError:
-            raise LinkLost("the window is full", was_sent=False) from None
+            raise SessionLost("the window is full", was_sent=False) from None
         try:
             waiting = self._request("submit_sm", **fields)
             try:
@@ -113,13 +113,13 @@ class SmppSession:
         try:
             async with asyncio.timeout(min(self._idle, MAX_ENQUIRE_SECONDS)):
                 await self._request("enquire_link")
-        except (TimeoutError, LinkLost):
+        except (TimeoutError, SessionLost):
             self._end("the gateway does not respond to enquire_link")
 
     async def close(self) -> None:
         """Send unbind, and close the connection."""
         if self.is_open:
-            with suppress(TimeoutError, LinkLost):
+            with suppress(TimeoutError, SessionLost):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._request("unbind")
         self._end("the session was closed")
@@ -132,9 +132,9 @@ class SmppSession:
                 await self._writer.wait_closed()
 
     def _request(self, command: str, **fields: Any) -> asyncio.Future[ReceivedPdu]:
-        """Send a request and return a future of its response. Raise LinkLost if the session is closed."""
+        """Send a request and return a future of its response. Raise SessionLost if the session is closed."""
         if self._closed_reason:
-            raise LinkLost(self._closed_reason, was_sent=False)
+            raise SessionLost(self._closed_reason, was_sent=False)
         self._sequence = self._sequence % pdus.MAX_SEQUENCE + 1
         sequence = self._sequence
         data = pdus.build_pdu(command, sequence, **fields)
@@ -204,7 +204,7 @@ class SmppSession:
         if self.is_open:
             self._writer.write(data)
 
-    async def _test_link(self) -> None:
+    async def _check_connection(self) -> None:
         loop = asyncio.get_running_loop()
         while self.is_open:
             quiet = loop.time() - self._received_at
@@ -222,7 +222,7 @@ class SmppSession:
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
-                future.set_exception(LinkLost(reason, was_sent=True))
+                future.set_exception(SessionLost(reason, was_sent=True))
 
 
 def _pass_on(done: asyncio.Future[ReceivedPdu], late: Callable[[ReceivedPdu], None]) -> None:
@@ -246,7 +246,7 @@ async def open_session(
     """Connect to the first address that accepts the connection, and bind within `timeout` seconds.
 
     `idle` is the time in seconds without received data after which the connection is tested. `command` is the kind of bind, and
-    `fields` are its fields. Raise OSError, TimeoutError, LinkLost or BindRefused."""
+    `fields` are its fields. Raise OSError, TimeoutError, SessionLost or BindRefused."""
     deadline = asyncio.get_running_loop().time() + timeout
     error: OSError = OSError("the host has no address")
     for address in addresses:

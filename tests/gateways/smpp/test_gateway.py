@@ -13,8 +13,8 @@ import pytest
 
 from shortener.delivery.guard import Guard
 from shortener.gateways.early_reports import MessageNotKnownYet
+from shortener.gateways.smpp import connection
 from shortener.gateways.smpp import gateway as gateway_module
-from shortener.gateways.smpp import link
 from shortener.gateways.smpp.gateway import SmppGateway
 from shortener.gateways.smpp.pdus import ReceivedPdu
 from shortener.gateways.smpp.settings import SmppSettings
@@ -62,7 +62,7 @@ def records() -> Records:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(gateway_module, "THROTTLE_PAUSE_SECONDS", 0.04)
 
 
@@ -272,7 +272,7 @@ async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced
     ):
         gateway.keep_open()
         await smsc.wait_for(lambda: "enquire_link" in smsc.commands)
-        session = gateway._link._session
+        session = gateway._connection._session
         async with asyncio.timeout(PATIENCE):
             while session is None or session.is_open:
                 await asyncio.sleep(0.02)  # wait a moment before the condition is checked again
@@ -289,7 +289,7 @@ async def test_a_process_that_only_tests_gateways_receives_no_delivery_receipts(
 
 async def test_no_connection_is_opened_to_an_smpp_gateway_that_has_a_private_address_without_permission(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
-        object.__setattr__(gateway._link, "_guard", Guard())
+        object.__setattr__(gateway._connection, "_guard", Guard())
         assert (await gateway.submit(message(), TIMEOUT)).reason == "blocked_address"
     assert smsc.binds == []
 
@@ -309,17 +309,19 @@ async def test_host_names_for_which_the_resolver_does_not_respond_delay_no_other
     guard = Guard(allow_private=True, lookup=lookup)
     async with running_smsc() as smsc:
         hosts = [*(f"silent{number}.example" for number in range(20)), "smsc.example"]
-        links = [
-            link.SmppLink(host, SmppSettings(url=f"smpp://{host}:{smsc.port}", system_id="x"), guard, handle, receives=True)
+        connections = [
+            connection.SmppConnection(
+                host, SmppSettings(url=f"smpp://{host}:{smsc.port}", system_id="x"), guard, handle, receives=True
+            )
             for host in hosts
         ]
-        for one in links:
+        for one in connections:
             one.keep_open()
         try:
-            assert (await links[-1].session(TIMEOUT)).is_open
+            assert (await connections[-1].session(TIMEOUT)).is_open
         finally:
             released.set()
-            for one in links:
+            for one in connections:
                 await one.close()
 
 

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from shortener.gateways.smpp.pdus import ReceivedPdu
-from shortener.gateways.smpp.session import BindRefused, LinkLost, SmppSession, open_session
+from shortener.gateways.smpp.session import BindRefused, SessionLost, SmppSession, open_session
 from tests.gateways.smpp.smsc import Smsc, build, running_smsc
 from tests.servers import PATIENCE
 
@@ -45,7 +45,7 @@ async def test_the_smpp_session_responds_to_requests_of_the_smsc() -> None:
         smsc.writers[0].write(build("unbind", 3))
         await smsc.wait_for(lambda: "unbind_resp" in smsc.commands)
         assert not session.is_open
-        with pytest.raises(LinkLost) as raised:
+        with pytest.raises(SessionLost) as raised:
             await session.submit(1.0, lambda response: None, short_message=b"x")
         assert not raised.value.was_sent
         await session.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shortener.delivery.guard import Guard
-from shortener.gateways.smpp.link import LinkDown, SmppLink
+from shortener.gateways.smpp.connection import NotConnected, SmppConnection
 from shortener.gateways.smpp.pdus import ReceivedPdu
 from shortener.gateways.smpp.settings import SmppSettings
 from tests.gateways.smpp.smsc import Smsc
@@ -33,11 +33,11 @@ async def bind(file: Path, *, is_trusted: bool) -> Smsc:
     server = await asyncio.start_server(smsc.serve, "127.0.0.1", 0, ssl=tls_context(file))
     port = server.sockets[0].getsockname()[1]
     settings = SmppSettings(url=f"smpps://127.0.0.1:{port}", system_id="x", tls_ca=certificate_in(file) if is_trusted else "")
-    link = SmppLink("x", settings, Guard(allow_private=True), handle, receives=True)
+    connection = SmppConnection("x", settings, Guard(allow_private=True), handle, receives=True)
     try:
-        assert (await link.session(TIMEOUT)).is_open
+        assert (await connection.session(TIMEOUT)).is_open
     finally:
-        await link.close()
+        await connection.close()
         smsc.drop()
         server.close()
         await asyncio.gather(*smsc.tasks, return_exceptions=True)
@@ -59,6 +59,6 @@ async def test_the_session_is_bound_if_tls_ca_contains_the_certificate(tmp_path:
 async def test_a_wrong_an_expired_and_an_unknown_certificate_are_refused_with_the_reason(
     tmp_path: Path, host: str, valid_days: int, is_trusted: bool, reason: str
 ) -> None:
-    with pytest.raises(LinkDown, match=reason) as raised:
+    with pytest.raises(NotConnected, match=reason) as raised:
         await bind(self_signed(tmp_path, host, valid_days=valid_days), is_trusted=is_trusted)
     assert raised.value.reason == "tls_error"

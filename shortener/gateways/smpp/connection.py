@@ -19,7 +19,7 @@ import structlog
 
 from shortener.delivery.guard import ForbiddenTarget, Guard, LookupThreads
 from shortener.gateways.smpp.pdus import status_name
-from shortener.gateways.smpp.session import BindRefused, DeliveryHandler, LinkLost, SmppSession, open_session
+from shortener.gateways.smpp.session import BindRefused, DeliveryHandler, SessionLost, SmppSession, open_session
 from shortener.gateways.smpp.settings import SmppSettings
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 CONNECT_SECONDS = 10.0
 
 
-class LinkDown(Exception):
+class NotConnected(Exception):
     """Raised if no session with the gateway could be opened. `reason` is a short name of the cause, and the text explains it.
     `status` is an SMPP command status or None."""
 
@@ -38,7 +38,7 @@ class LinkDown(Exception):
         self.status = status
 
 
-class SmppLink:
+class SmppConnection:
     """The connection of this process to an SMPP gateway, with at most one session. If `receives` is true, the session also receives
     receipts and replies (transceiver)."""
 
@@ -53,7 +53,7 @@ class SmppLink:
         self._connecting: asyncio.Task[SmppSession] | None = None
         self._failures = 0
         self._next_at = 0.0
-        self._error = LinkDown("not_connected", "the link is down")
+        self._error = NotConnected("not_connected", "there is no session")
         self._is_closed = False
 
     @property
@@ -62,7 +62,7 @@ class SmppLink:
         return self._session is not None and self._session.is_open
 
     async def session(self, timeout: float) -> SmppSession:
-        """Return the open session. Raise LinkDown if no session can be opened within `timeout` seconds."""
+        """Return the open session. Raise NotConnected if no session can be opened within `timeout` seconds."""
         if self._session is not None and self.is_up:
             return self._session
         loop = asyncio.get_running_loop()
@@ -72,7 +72,7 @@ class SmppLink:
         task = self._start()
         await asyncio.wait([task], timeout=timeout)
         if not task.done():
-            raise LinkDown("not_connected", f"no session within {timeout:g} s")
+            raise NotConnected("not_connected", f"no session within {timeout:g} s")
         return task.result()
 
     def keep_open(self) -> None:
@@ -97,7 +97,7 @@ class SmppLink:
 
     def _ended(self, task: asyncio.Task[SmppSession]) -> None:
         self._connecting = None
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, LinkDown):
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, NotConnected):
             log.error("smpp_link_failed", gateway=self._name, error=repr(error))
 
     async def _connect(self) -> SmppSession:
@@ -108,7 +108,7 @@ class SmppLink:
             await previous.close()
         try:
             session = await self._open()
-        except LinkDown as error:
+        except NotConnected as error:
             self._failures += 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), MAX_PAUSE_SECONDS)
             self._next_at, self._error = loop.time() + pause, error
@@ -142,19 +142,19 @@ class SmppLink:
                 address_range="",
             )
         except BindRefused as error:
-            raise LinkDown("bind_refused", f"{status_name(error.status)}: {error}", error.status) from None
+            raise NotConnected("bind_refused", f"{status_name(error.status)}: {error}", error.status) from None
         except ForbiddenTarget as error:
-            raise LinkDown("blocked_address", str(error)) from None
+            raise NotConnected("blocked_address", str(error)) from None
         except TimeoutError:
-            raise LinkDown("connect_timeout", f"no session within {CONNECT_SECONDS:g} seconds") from None
+            raise NotConnected("connect_timeout", f"no session within {CONNECT_SECONDS:g} seconds") from None
         except ssl.SSLError as error:
-            raise LinkDown("tls_error", _tls_text(error)) from None
+            raise NotConnected("tls_error", _tls_text(error)) from None
         except ConnectionRefusedError:
-            raise LinkDown("connection_refused", f"port {port} refuses connections") from None
+            raise NotConnected("connection_refused", f"port {port} refuses connections") from None
         except UnicodeError:  # the host is not a name that the resolver can look up, such as a..b
-            raise LinkDown("not_connected", "the host name is invalid") from None
-        except (OSError, LinkLost) as error:
-            raise LinkDown("not_connected", str(error) or type(error).__name__) from None
+            raise NotConnected("not_connected", "the host name is invalid") from None
+        except (OSError, SessionLost) as error:
+            raise NotConnected("not_connected", str(error) or type(error).__name__) from None
 
     async def _resolve(self, host: str, port: int) -> list[str]:
         """Return the IP addresses of a host that the address guard permits."""
