@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, Unpack, cast, overload
 
@@ -15,7 +15,7 @@ from shortener.client import calls
 from shortener.client.bulk import BulkMessage, BulkRewrite, OnFailure, OnInvalid, Progress, new_key
 from shortener.client.calls import ApiCall, Grouping, ResultPage, RewriteOptions
 from shortener.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
-from shortener.client.exceptions import ClientError, DeadlineError
+from shortener.client.exceptions import ClientError
 from shortener.client.models import (
     ConversionInfo,
     ConversionReceipt,
@@ -63,8 +63,7 @@ class AsyncClient:
             headers=headers or {},
             transport=transport,
         )
-        self._batch_limit = batch_limit
-        self._extra_schemes = extra_schemes
+        self._bulk = partial(BulkRewrite, batch_limit=batch_limit, extra_schemes=extra_schemes)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -126,8 +125,8 @@ class AsyncClient:
         chunk, in seconds, including repeated attempts, and a failure raises BulkError."""
         is_single = isinstance(to, str)
         message: dict[str, Any] = {**options, "to": to, "body": body, "from": from_, "message_id": message_id}
-        rewrite = self._bulk([message], on_failure, "fail", idempotency_key, is_single=is_single)
-        texts = cast(list[RewrittenText], await self._run(rewrite, None, timeout, None))
+        rewrite = self._bulk([message], on_failure=on_failure, on_invalid="fail", key=idempotency_key, is_single=is_single)
+        texts = cast(list[RewrittenText], await self._run(rewrite, None, timeout))
         return texts[0] if is_single else texts
 
     async def rewrite_many(
@@ -150,38 +149,21 @@ class AsyncClient:
         A chunk is stored completely or not at all. If a chunk fails, BulkError contains the texts of the chunks before it. With
         `on_failure="send_long"`, a failed chunk raises no error: its recipients get texts with long URLs, even after the
         deadline. With `on_invalid="skip"`, an invalid recipient becomes a `SkippedRecipient`."""
-        rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
-        return await self._run(rewrite, progress, timeout, deadline)
-
-    def _bulk(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        on_failure: OnFailure,
-        on_invalid: OnInvalid,
-        key: str | None,
-        *,
-        is_single: bool = False,
-    ) -> BulkRewrite:
-        return BulkRewrite(
-            messages,
-            batch_limit=self._batch_limit,
+        rewrite = self._bulk(
+            cast(Iterable[Mapping[str, Any]], messages),
             on_failure=on_failure,
             on_invalid=on_invalid,
-            key=key,
-            extra_schemes=self._extra_schemes,
-            is_single=is_single,
+            key=idempotency_key,
+            total_seconds=deadline,
         )
+        return await self._run(rewrite, progress, timeout)
 
     async def _run(
-        self, rewrite: BulkRewrite, progress: Progress | None, timeout: float | None, deadline: float | None
+        self, rewrite: BulkRewrite, progress: Progress | None, timeout: float | None
     ) -> list[RewrittenText | SkippedRecipient]:
-        end = None if deadline is None else time.monotonic() + deadline
         while (call := rewrite.next_call()) is not None:
             try:
-                remaining = None if end is None else end - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    raise DeadlineError("the deadline of the whole call has passed")
-                rewrite.succeeded(await self._connection.send(call, timeout, remaining))
+                rewrite.succeeded(await self._connection.send(call, timeout, rewrite.remaining_seconds()))
             except ClientError as error:
                 rewrite.failed(error)
             if progress is not None:

@@ -10,6 +10,7 @@ gets the same texts.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -110,10 +111,11 @@ class BulkRewrite:
         key: str | None,
         extra_schemes: Container[str],
         is_single: bool = False,
+        total_seconds: float | None = None,
     ) -> None:
-        """`is_single` is true if the call has one message for one recipient. In the errors of such a call, field names do not
-        begin with `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and
-        `send_long`."""
+        """`total_seconds` is the time limit of the whole call, which begins now; None: no limit. `is_single` is true if the call
+        has one message for one recipient. In the errors of such a call, field names do not begin with `messages.0`. Raise
+        ValueError for arguments that cannot be used, for example a message with `gateway` and `send_long`."""
         if on_failure not in ("raise", "send_long"):
             raise ValueError("on_failure must be raise or send_long")
         if on_invalid not in ("fail", "skip"):
@@ -124,6 +126,7 @@ class BulkRewrite:
         self._key = key or new_key()
         self._extra_schemes = extra_schemes
         self._is_single = is_single
+        self._ends_at = None if total_seconds is None else time.monotonic() + total_seconds
         parts = [_part_of(index, message, needs_ids=on_failure == "send_long") for index, message in enumerate(messages)]
         if on_failure == "send_long" and any("gateway" in part.fields for part in parts):
             # Even without a response, the service may have queued the message for its gateway. If the caller then sends the text
@@ -132,6 +135,15 @@ class BulkRewrite:
         self.total = sum(len(part.to) for part in parts)
         self._chunks = _chunks_of(parts, batch_limit)
         self._chunks.reverse()
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time until the time limit of the whole call; None without a limit. Raise DeadlineError if it has passed."""
+        if self._ends_at is None:
+            return None
+        remaining = self._ends_at - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineError("the deadline of the whole call has passed")
+        return remaining
 
     def next_call(self) -> ApiCall[Results] | None:
         """Return the call of the next chunk; None if all recipients have a result."""
