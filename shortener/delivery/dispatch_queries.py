@@ -227,36 +227,33 @@ class FinishedDelivery(NamedTuple):
     held_since: int | None
 
 
-_FINISH_SQLITE = (
-    "UPDATE deliveries SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, queue = j.value ->> 5, "
-    "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9, "
-    "base_attempt = j.value ->> 10, scheduled_at = j.value ->> 11, held_since = j.value ->> 12 "
-    "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0 "
-    "AND deliveries.attempt = j.value ->> 1 AND deliveries.lease_until = j.value ->> 2 RETURNING deliveries.id"
-)
-_FINISH_POSTGRESQL = (
-    "UPDATE deliveries SET lease_until = NULL, status = b.status, attempt = b.attempt, queue = b.queue, "
-    "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error, "
-    "base_attempt = b.base_attempt, scheduled_at = b.scheduled_at, held_since = b.held_since "
-    "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::bigint[], "
-    "$8::bigint[], $9::smallint[], $10::text[], $11::smallint[], $12::bigint[], $13::bigint[]) "
-    "AS b(id, claimed_attempt, claimed_lease, status, attempt, queue, next_at, finished_at, last_status, last_error, "
-    "base_attempt, scheduled_at, held_since) "
-    "WHERE deliveries.id = b.id AND deliveries.attempt = b.claimed_attempt AND deliveries.lease_until = b.claimed_lease "
-    "RETURNING deliveries.id"
-)
+_FINISH = {
+    "sqlite": (
+        "UPDATE deliveries SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, queue = j.value ->> 5, "
+        "next_at = j.value ->> 6, finished_at = j.value ->> 7, last_status = j.value ->> 8, last_error = j.value ->> 9, "
+        "base_attempt = j.value ->> 10, scheduled_at = j.value ->> 11, held_since = j.value ->> 12 "
+        "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0 "
+        "AND deliveries.attempt = j.value ->> 1 AND deliveries.lease_until = j.value ->> 2 RETURNING deliveries.id"
+    ),
+    "postgresql": (
+        "UPDATE deliveries SET lease_until = NULL, status = b.status, attempt = b.attempt, queue = b.queue, "
+        "next_at = b.next_at, finished_at = b.finished_at, last_status = b.last_status, last_error = b.last_error, "
+        "base_attempt = b.base_attempt, scheduled_at = b.scheduled_at, held_since = b.held_since "
+        "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::bigint[], "
+        "$8::bigint[], $9::smallint[], $10::text[], $11::smallint[], $12::bigint[], $13::bigint[]) "
+        "AS b(id, claimed_attempt, claimed_lease, status, attempt, queue, next_at, finished_at, last_status, last_error, "
+        "base_attempt, scheduled_at, held_since) "
+        "WHERE deliveries.id = b.id AND deliveries.attempt = b.claimed_attempt AND deliveries.lease_until = b.claimed_lease "
+        "RETURNING deliveries.id"
+    ),
+}
 
 
 def finish(connection: Connection, rows: Sequence[FinishedDelivery]) -> set[int]:
     """Write the outcomes of attempts. Return the ids of the written deliveries.
 
     An outcome is not written if the lease of its delivery has ended and another process has then claimed the delivery."""
-    if not rows:
-        return set()
-    parameters = raw_sql.bulk_parameters(connection, rows)
-    if connection.dialect.name == "sqlite":
-        return {row[0] for row in raw_sql.execute(connection, _FINISH_SQLITE, *parameters).fetchall()}
-    return {row[0] for row in connection.exec_driver_sql(_FINISH_POSTGRESQL, parameters)}
+    return raw_sql.execute_returning_ids(connection, _FINISH, rows)
 
 
 #: Inserts rows into the table `attempts`. A row is a tuple of the values of the columns below, in this order.

@@ -302,40 +302,37 @@ class FinishedSend(NamedTuple):
 
 # The text of a message is deleted when the message is SENT or FAILED. The text of a held message stays, because an operator can
 # send the message again.
-_FINISH_SQLITE = (
-    "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
-    "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = sends.doubtful OR j.value ->> 8, finished_at = j.value ->> 9, "
-    "gateway_message_id = coalesce(j.value ->> 10, sends.gateway_message_id), "
-    "last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
-    "text = CASE WHEN j.value ->> 3 IN (1, 2) THEN NULL ELSE text END "
-    "FROM json_each(?) AS j WHERE sends.id = j.value ->> 0 AND sends.attempt = j.value ->> 1 "
-    "AND coalesce(sends.lease_until, 0) = j.value ->> 2 RETURNING sends.id"
-)
-_FINISH_POSTGRESQL = (
-    "UPDATE sends SET lease_until = NULL, status = b.status, attempt = b.attempt, base_attempt = b.base_attempt, queue = b.queue, "
-    "next_at = b.next_at, doubtful = sends.doubtful OR b.doubtful, finished_at = b.finished_at, "
-    "gateway_message_id = coalesce(b.gateway_message_id, sends.gateway_message_id), "
-    "last_status = b.last_status, last_error = b.last_error, refunded = b.refunded, "
-    "text = CASE WHEN b.status IN (1, 2) THEN NULL ELSE sends.text END "
-    "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::smallint[], "
-    "$8::bigint[], $9::bool[], $10::bigint[], $11::text[], $12::int[], $13::text[], $14::bool[]) "
-    "AS b(id, claimed_attempt, claimed_lease, status, attempt, base_attempt, queue, next_at, doubtful, finished_at, "
-    "gateway_message_id, last_status, last_error, refunded) "
-    "WHERE sends.id = b.id AND sends.attempt = b.claimed_attempt AND coalesce(sends.lease_until, 0) = b.claimed_lease "
-    "RETURNING sends.id"
-)
+_FINISH = {
+    "sqlite": (
+        "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
+        "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = sends.doubtful OR j.value ->> 8, finished_at = j.value ->> 9, "
+        "gateway_message_id = coalesce(j.value ->> 10, sends.gateway_message_id), "
+        "last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
+        "text = CASE WHEN j.value ->> 3 IN (1, 2) THEN NULL ELSE text END "
+        "FROM json_each(?) AS j WHERE sends.id = j.value ->> 0 AND sends.attempt = j.value ->> 1 "
+        "AND coalesce(sends.lease_until, 0) = j.value ->> 2 RETURNING sends.id"
+    ),
+    "postgresql": (
+        "UPDATE sends SET lease_until = NULL, status = b.status, attempt = b.attempt, base_attempt = b.base_attempt, "
+        "queue = b.queue, next_at = b.next_at, doubtful = sends.doubtful OR b.doubtful, finished_at = b.finished_at, "
+        "gateway_message_id = coalesce(b.gateway_message_id, sends.gateway_message_id), "
+        "last_status = b.last_status, last_error = b.last_error, refunded = b.refunded, "
+        "text = CASE WHEN b.status IN (1, 2) THEN NULL ELSE sends.text END "
+        "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::smallint[], "
+        "$8::bigint[], $9::bool[], $10::bigint[], $11::text[], $12::int[], $13::text[], $14::bool[]) "
+        "AS b(id, claimed_attempt, claimed_lease, status, attempt, base_attempt, queue, next_at, doubtful, finished_at, "
+        "gateway_message_id, last_status, last_error, refunded) "
+        "WHERE sends.id = b.id AND sends.attempt = b.claimed_attempt AND coalesce(sends.lease_until, 0) = b.claimed_lease "
+        "RETURNING sends.id"
+    ),
+}
 
 
 def finish(connection: Connection, rows: Sequence[FinishedSend]) -> set[int]:
     """Write new values of messages. Return the ids of the written rows.
 
     A row is not written if its lease has ended and another process has then claimed it."""
-    if not rows:
-        return set()
-    parameters = raw_sql.bulk_parameters(connection, rows)
-    if connection.dialect.name == "sqlite":
-        return {row[0] for row in raw_sql.execute(connection, _FINISH_SQLITE, *parameters).fetchall()}
-    return {row[0] for row in connection.exec_driver_sql(_FINISH_POSTGRESQL, parameters)}
+    return raw_sql.execute_returning_ids(connection, _FINISH, rows)
 
 
 #: Inserts rows into the table `send_attempts`, with these columns in this order.

@@ -71,3 +71,13 @@ def execute_bulk(connection: Connection, statements: Mapping[str, str], rows: Se
     if connection.dialect.name == "sqlite":
         return execute(connection, statements["sqlite"], *values).rowcount
     return connection.exec_driver_sql(statements["postgresql"], values).rowcount
+
+
+def execute_returning_ids(connection: Connection, statements: Mapping[str, str], rows: Sequence[Sequence[object]]) -> set[int]:
+    """Run a statement like `execute_bulk`. Return the ids in the first column of the rows that it returns."""
+    if not rows:
+        return set()
+    values = bulk_parameters(connection, rows)
+    if connection.dialect.name == "sqlite":
+        return {row[0] for row in execute(connection, statements["sqlite"], *values).fetchall()}
+    return {row[0] for row in connection.exec_driver_sql(statements["postgresql"], values)}
