@@ -1,8 +1,9 @@
 """Fixtures of the whole test suite: databases of both engines, a clock that tests control, and a service with its application.
 
-The PostgreSQL server comes from a Python package. Each pytest process starts one server on first use (no root, no TCP port). Each
-test gets its own database, a copy of a template that contains the schema. The session's server and pytest's temporary folders are
-in memory (/dev/shm) where that is large enough; tests of durability use the disk and a server with fsync.
+The PostgreSQL server comes from a Python package. Each pytest process starts one server when a test first needs it, without root
+and without a TCP port. Each test gets its own database, which is a copy of a template with the schema. If the memory (/dev/shm)
+is large enough, the server and pytest's temporary folders are in memory. Tests of durability use the disk and a server with
+fsync.
 
 `pytest_collection_modifyitems` adds the markers of a test, which depend on its fixtures and its folder.
 """
@@ -39,7 +40,7 @@ from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.migrate import prepare
 from shortener.storage.open import open_database
-from tests.receiver import receiver as receiver  # These imports make the fixtures available to the whole test suite.
+from tests.receiver import receiver as receiver  # These imports make fixtures of other modules available to all tests.
 from tests.run_failed_again import EXIT_STATUS
 from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
@@ -64,8 +65,8 @@ POSTGRESQL_FIXTURES = {"postgresql", "postgresql_template", "postgres_server"}
 PROCESS_FIXTURES = {"server", "nodes"}
 
 
-#: `make test-fast` runs property tests with 25 generated examples; the whole suite runs them with 100. The time limits of
-#: Hypothesis (0.2 s for an example, a few seconds to generate them) are off, because a busy machine needs longer now and then.
+#: With `make test-fast`, property tests run with 25 generated examples instead of 100. The time limits of Hypothesis (0.2 s for
+#: an example, a few seconds to generate all of them) are off, because a busy machine sometimes needs longer.
 settings.register_profile("complete", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fast", settings.get_profile("complete"), max_examples=25)
 settings.load_profile("complete")
@@ -73,7 +74,7 @@ settings.load_profile("complete")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the temporary folders of tests into memory, unless the command line or the environment sets another folder."""
-    gc.disable()  # `collect_garbage_rarely` enables it again when all tests are collected
+    gc.disable()  # `collect_garbage_rarely` enables garbage collection again when all tests are collected
     if folder := memory_folder():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     reset_logs()
@@ -89,7 +90,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Store the exit status of the run, for tests/run_failed_again.py."""
+    """Store the exit status of the test run in pytest's cache. tests/run_failed_again.py reads it."""
     cache = getattr(session.config, "cache", None)
     if cache is not None and not hasattr(session.config, "workerinput"):
         cache.set(EXIT_STATUS, int(exitstatus))
@@ -97,7 +98,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
-    """Leave out the keywords of a test, which are half of the report that its process sends. Nothing reads them there."""
+    """Remove the keywords from the report that a test process sends. They are half of the report, and nothing reads them."""
     data = yield
     if data is not None and "keywords" in data:
         data["keywords"] = {}
@@ -105,15 +106,16 @@ def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, di
 
 
 def reset_logs() -> None:
-    """Configure the log lines of tests. The default of structlog needs a second of processor time for each logged exception."""
+    """Configure the log lines of tests with plain tracebacks. The default of structlog needs a second of processor time for each
+    logged exception."""
     structlog.reset_defaults()
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`. Order the tests of several
-    test processes with `mix_files`.
+    """Add the markers: `postgresql` to tests that need PostgreSQL, and `acceptance` to tests that start real processes. If
+    several test processes run, order the tests with `mix_files`.
 
     Raise UsageError if two tests have the same node id, because pytest-xdist would run only one of them."""
     numbers = Counter(item.nodeid for item in items)
@@ -136,10 +138,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def mix_files(items: Sequence[pytest.Item], acceptance: str) -> list[pytest.Item]:
-    """Return the tests file by file, with some other files between every two files of the folder `acceptance`.
+    """Return the tests file by file. Between two files of the folder `acceptance`, there are some other files.
 
     The tests of `acceptance` often wait for other processes, and the other tests hardly ever wait. If both kinds run at the same
-    time, all processors are therefore in use. The last quarter contains no files of `acceptance`, because these files take
+    time, no processor is idle. The last quarter of the tests contains no files of `acceptance`, because these files take
     longest."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -164,7 +166,7 @@ class Clock:
         return self.now
 
     def forward(self, **units: float) -> datetime:
-        """Advance by `timedelta(**units)` and return the new time."""
+        """Move the clock forward by `timedelta(**units)`, and return the new time."""
         self.now += timedelta(**units)
         return self.now
 
@@ -176,8 +178,8 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """Return the URL of the session's PostgreSQL server, which does not wait for the disk. The URL contains the name of the
-    database `postgres`."""
+    """Return the URL of the PostgreSQL server of this test process, with the database `postgres`. The server does not wait for
+    the disk."""
     server = PostgresProcess(durable=False)
     try:
         yield server.url
@@ -187,13 +189,13 @@ def postgresql() -> Iterator[str]:
 
 
 _numbers = itertools.count()
-#: Databases that `new_postgresql_database` created and that are not dropped yet: the URL of the server and the name.
+#: The databases that `new_postgresql_database` created and that still exist: the URL of the server and the name of the database.
 _databases: list[tuple[str, str]] = []
 
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql: str) -> str:
-    """The name of a PostgreSQL database that contains the schema, which tests copy."""
+    """The name of a PostgreSQL database with the schema. Tests copy this database."""
 
     async def create() -> None:
         connection = await asyncpg.connect(postgresql)
@@ -207,22 +209,23 @@ def postgresql_template(postgresql: str) -> str:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database file that contains the schema. Tests copy it, which is faster than creating it."""
+    """A SQLite database file with the schema. A test copies it, because copying is faster than creating the tables."""
     file = tmp_path_factory.mktemp("sqlite_template") / "shortener.db"
     run_in_a_thread(prepare(f"sqlite:///{file}"))
     return file
 
 
 def run_in_a_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in another thread, because the caller may already run in an event loop. Return its result."""
+    """Run a coroutine in another thread and return its result. The caller may already run in an event loop, which cannot run
+    it."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(asyncio.run, work).result()
 
 
 class _Administrator:
-    """Executes statements on PostgreSQL servers in a thread with its own event loop. It has one connection to each server.
+    """Executes statements on PostgreSQL servers, in a thread with its own event loop. It keeps one connection to each server.
 
-    A new connection for each statement would cost a third of the time of a test that only creates a database."""
+    If each statement opened a new connection, a test that only creates a database would take a third more time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -239,12 +242,12 @@ class _Administrator:
                 await connection.execute(statement)
                 self._connections[server] = connection
                 return
-        # There is no connection yet, or a test has stopped or restarted the server.
+        # No usable connection: this is the first statement on the server, or a test has stopped or restarted the server.
         connection = self._connections[server] = await asyncpg.connect(server)
         await connection.execute(statement)
 
     async def disconnect(self, server: str) -> None:
-        """Close the connection to a server, which is about to end."""
+        """Close the connection to a server before the server ends."""
         if (connection := self._connections.pop(server, None)) is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(connection.close(), self._loop))
 
@@ -255,9 +258,9 @@ def _administrator() -> _Administrator:
 
 
 async def new_postgresql_database(server: str, template: str | None) -> str:
-    """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module at the latest."""
+    """Create a PostgreSQL database and return its URL. The database is dropped no later than at the end of the test module."""
     name = f"test_{next(_numbers)}"
-    # With FILE_COPY, a small database is created in half the time of the default, which writes its pages to the WAL.
+    # FILE_COPY creates a small database in half the time. The default strategy writes all its pages to the WAL.
     copied = f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""
     await _administrator().execute(server, f"CREATE DATABASE {name}{copied}")
     _databases.append((server, name))
@@ -267,14 +270,14 @@ async def new_postgresql_database(server: str, template: str | None) -> str:
 async def drop_postgresql_databases(start: int = 0) -> None:
     """Drop the PostgreSQL databases that were created after the first `start` databases."""
     for server, name in reversed(_databases[start:]):
-        with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # A test may have stopped this server.
+        with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # The error means that a test has stopped this server.
             await _administrator().execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     del _databases[start:]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _end_of_the_module() -> Iterator[None]:
-    """Drop the PostgreSQL databases that the tests of a module created and did not drop, and collect garbage."""
+    """At the end of a test module, drop the PostgreSQL databases that its tests have left, and collect garbage."""
     yield
     if _databases:
         run_in_a_thread(drop_postgresql_databases())
@@ -283,7 +286,7 @@ def _end_of_the_module() -> Iterator[None]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of a database with the schema. Each test runs once with SQLite and once with PostgreSQL."""
+    """The URL of a database with the schema. A test with this fixture runs twice: with SQLite and with PostgreSQL."""
     if request.param == "sqlite":
         file = tmp_path / "shortener.db"
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
@@ -303,7 +306,7 @@ async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
 
 
 def _arguments(request: pytest.FixtureRequest) -> set[str]:
-    """Return the names of the fixtures that the test function itself uses."""
+    """Return the names of the fixtures that the test function has as arguments."""
     return set(inspect.signature(request.function).parameters)
 
 
@@ -328,7 +331,8 @@ class Installation(NamedTuple):
 FIRST_START_SETTINGS = {"data_dir", "database_url", "secret", "initial_api_key", "initial_tracker_token"}
 #: The name of the PostgreSQL database of `postgresql_installation`.
 POSTGRESQL_INSTALLATION = "installation_of_tests"
-#: The installation of which a PostgreSQL database is a copy, by the URL of the database, until a service opens it.
+#: Installations of which a PostgreSQL database is a copy. The key is the URL of the database. The entry is removed when a service
+#: opens the database.
 _installations: dict[str, Installation] = {}
 
 
@@ -346,7 +350,7 @@ def _start_once(folder: Path, url: str) -> Installation:
 
 @pytest.fixture(scope="session")
 def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """A SQLite installation that was started once, at NOON. Tests copy it, which is faster than a first start."""
+    """A SQLite installation after its first start, at the time NOON. Tests copy it, which is faster than a first start."""
     folder = tmp_path_factory.mktemp("sqlite_installation")
     file = shutil.copyfile(sqlite_template, folder / "shortener.db")
     return _start_once(folder, f"sqlite:///{file}")
@@ -354,7 +358,7 @@ def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def postgresql_installation(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """An installation on PostgreSQL that was started once, at NOON. Its database is the template of the databases of services."""
+    """A PostgreSQL installation after its first start, at the time NOON. The databases of services are copies of its database."""
 
     async def create() -> None:
         connection = await asyncpg.connect(postgresql)
@@ -368,10 +372,10 @@ def postgresql_installation(postgresql: str, postgresql_template: str, tmp_path_
 
 @pytest.fixture
 async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
-    """Return a function that opens a service on the database. The background jobs of the service run only with `start=True`.
+    """Return a function that opens a service on the database. Its background jobs run only with `start=True`.
 
-    The first service opens a copy of an installation, unless the test has already opened or changed the database or passes settings
-    of a first start."""
+    The first service opens a copy of an installation. It makes a real first start instead if the test has already opened or
+    changed the database, or if the test passes a setting of FIRST_START_SETTINGS."""
     opened: list[Service] = []
 
     def copy_installation(settings: dict[str, Any]) -> Credentials | None:
@@ -394,8 +398,8 @@ async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path:
         return installation.credentials
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
-        # A delivery report of an unknown message waits for the message: 0.1 s in tests, 1 s by default. A redirect always waits for
-        # the database, even on a slow machine, so that a test finds its hits after the response.
+        # A delivery report for an unknown message waits for the message only 0.1 s, instead of 1 s by default. A redirect waits
+        # for the database even on a slow machine, so that a test finds its hits after the response.
         waits = {"report_wait": 0.1, "hit_deadline": 60}
         values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, **waits, **settings}
         credentials = copy_installation(settings)
@@ -426,12 +430,12 @@ def credentials(service: Service) -> Credentials:
 
 @pytest.fixture
 async def client(service: Service, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the whole ASGI application that sends the default application's API key."""
+    """A client that calls the whole ASGI application with the API key of the default application."""
     async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
         yield client
 
 
 def client_of(service: Service, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
-    """Return a client of the service's ASGI application that sends `headers` with each request."""
+    """Return a client that calls the ASGI application of the service and sends `headers` with each request."""
     transport = httpx.ASGITransport(HttpApplication(service), raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers)

@@ -1,4 +1,4 @@
-"""Databases that fail at a chosen moment, for tests of what callers see then, and transactions of other processes."""
+"""Databases that fail at a chosen moment, for tests of what callers see in this case. Also transactions of other processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class DownAfterCommit:
-    """A database that is unavailable after its next `commits` transactions, until `is_back` is true."""
+    """A database that becomes unavailable after its next `commits` transactions. It is available again when `is_back` is true."""
 
     def __init__(self, database: Database, commits: int) -> None:
         self._database = database
@@ -59,7 +59,7 @@ class DownAfterCommit:
 
 
 def take_down_after(service: Service, monkeypatch: pytest.MonkeyPatch, commits: int = 1) -> DownAfterCommit:
-    """Make the database of the API and the portal unavailable after the next `commits` transactions. Return it."""
+    """Make the database of the API and the portal unavailable after the next `commits` transactions. Return this database."""
     database = DownAfterCommit(service.database, commits)
     monkeypatch.setattr(service, "database", database)
     for part in (service.directory, service.gateways, service.trackers, service.link_updates, service.deliveries):
@@ -71,9 +71,10 @@ Cut = Literal["committed", "stored", "rolled back", "down"]
 
 
 class CutCommits:
-    """A database whose next transactions fail. Each item of `cuts` determines the result of one transaction. `stored` and `rolled
-    back`: the connection ends during COMMIT, and the transaction is stored or rolled back. `down`: the transaction does not begin.
-    `committed`: the transaction succeeds."""
+    """A database whose next transactions fail. Each item of `cuts` determines the result of one transaction:
+
+    `stored`: the connection ends during COMMIT, and the transaction is stored. `rolled back`: the connection ends during COMMIT,
+    and the transaction is rolled back. `down`: the transaction does not begin. `committed`: the transaction succeeds."""
 
     def __init__(self, database: Database, cuts: Iterable[Cut]) -> None:
         self._database = database
@@ -103,7 +104,8 @@ class CutCommits:
 
 @contextlib.asynccontextmanager
 async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
-    """Yield a connection of another process, in an open transaction that has executed `statement` with the message's row id."""
+    """Yield a connection that acts as another process. It is in an open transaction that has executed `statement` with the row id
+    `message`."""
     url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(url)
     try:
@@ -115,8 +117,9 @@ async def someone_at(service: Service, statement: str, message: int) -> AsyncIte
 
 
 async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
-    """Wait until another transaction waits for a lock of `connection`. `task` is the work that must wait for the lock."""
+    """Wait until another transaction waits for a lock that `connection` holds. `task` is the work that must wait for this
+    lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     while not await connection.fetchval(waiting):
         assert not task.done()
-        await asyncio.sleep(0.01)  # a pause before the next query of the locks
+        await asyncio.sleep(0.01)  # wait a moment, then query the locks again

@@ -1,4 +1,4 @@
-"""Extract the command blocks of the documents and change them so that a test can run them."""
+"""This module extracts the command blocks of the documents, and changes them so that a test can run them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def shell_blocks(document: Path) -> list[str]:
 
 
 def block_kinds(document: Path) -> set[str]:
-    """Return the languages of the fenced code blocks of a document, and `indented` if there is an indented block."""
+    """Return the languages of the fenced code blocks of a document. If it has an indented block, the set also contains
+    `indented`."""
     text = document.read_text()
     fenced = re.compile(r"^ *```([\w-]*)\n.*?^ *```$", re.MULTILINE | re.DOTALL)
     kinds = {match[1] for match in fenced.finditer(text)}
@@ -40,8 +41,8 @@ def starts_receiver(block: str) -> bool:
 
 
 def runnable(block: str, server_port: int, receiver_port: int, command: str | None = None) -> str:
-    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`. `command` contains the words
-    of the command line that start `shortener`."""
+    """Return a command block that a test can run: with the ports of the test, and with this Python instead of `.venv/bin`.
+    `command` is the beginning of the command line that starts `shortener`."""
     python = shlex.quote(sys.executable)
     command = command or f"{python} -m shortener"
     commands = {
@@ -67,8 +68,8 @@ _ASSIGNMENT = re.compile(r" *[A-Z_]+ *=")
 def environment_files(document: Path) -> list[str]:
     """Return the contents of the environment files in a document (systemd: `EnvironmentFile`).
 
-    These are the indented blocks that consist of assignments and comments, and the text that a command writes to a file with the
-    name `environment`. Each `$(command)` in such a text is replaced by fixed hexadecimal digits, as if the command had printed
+    There are two kinds: indented blocks that consist of assignments and comments, and texts that a command writes to a file with
+    the name `environment`. In the texts, each `$(command)` is replaced by fixed hexadecimal digits, as if the command had printed
     them."""
     text = document.read_text()
     written = re.findall(r"^ *cat > \S*/environment <<EOF\n(.*?)^ *EOF$", text, re.MULTILINE | re.DOTALL)
@@ -81,10 +82,10 @@ def environment_files(document: Path) -> list[str]:
 
 
 def parse_environment_file(text: str) -> dict[str, str]:
-    """Return the variables of an `EnvironmentFile` by the rules of systemd (systemd.exec).
+    """Return the variables of an `EnvironmentFile`, parsed by the rules of systemd (systemd.exec).
 
-    A line that begins with `#` or `;` is a comment, and a backslash at the end continues a line. Spaces around a value and the
-    quotes of a value are removed. A `#` after a value does not begin a comment."""
+    A line that begins with `#` or `;` is a comment. A backslash at the end of a line continues it. Spaces and quotes around a
+    value are removed. A `#` after a value does not begin a comment."""
     values = {}
     for line in text.replace("\\\n", "").splitlines():
         name, sign, value = line.strip().partition("=")

@@ -1,4 +1,4 @@
-"""Insert messages, links and hits directly into the tables, for tests of the steps that follow a click."""
+"""This module inserts messages, links and hits directly into the tables, for tests of the steps that follow a click."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from shortener.storage.database import Database
 from tests.conftest import NOON
 from tests.rows import Rows
 
-#: A writer of audit rows for tests that change something and do not examine the audit log. The purge never deletes these rows,
-#: because their ids are so large that they seem to be from the future.
+#: Tests that do not examine the audit log write their audit rows with this object. The purge never deletes these rows, because
+#: their ids are so large that the rows seem to be from the future.
 AUDIT = AuditWriter(Actor(name="test"), IdGenerator(0, lambda: ms_of(2**62)))
 
 
 def keep_sends(connection: Connection, ids: Sequence[int], now: datetime) -> None:
-    """Give up no message, in erasures of tests that do not examine messages for gateways."""
+    """Do nothing with messages for gateways. Erasures in tests call this function in place of the function that gives up such
+    messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An inserted message: its row id, its public `message_id`, and the row ids and codes of its links."""
+    """An inserted message: its row id, its public `message_id`, and the row id and the code of each of its links."""
 
     row: int
     message_id: str
@@ -51,7 +52,7 @@ def add_message(
     process_id: int = 0,
     **columns: Any,
 ) -> Message:
-    """Insert a message created at NOON with `links` links. `columns` are further columns of the message row."""
+    """Insert a message with `links` links that was created at NOON. `columns` are additional columns of the message row."""
     key = (application_id, campaign, source, country, process_id)
     cohort = Cohorts().get_ids(connection, {key})[key]
     owned: dict[str, Any] = {"application_id": application_id, "cohort_id": cohort}
@@ -65,7 +66,7 @@ def add_message(
 
 
 def add_hit(connection: Connection, /, ids: IdGenerator, link: int, **columns: Any) -> int:
-    """Insert a human hit at NOON and return its id. The rows of the link and of the message do not change."""
+    """Insert a hit with the verdict `human` at NOON, and return its id. The rows of its link and its message do not change."""
     return Rows(connection, NOON).hit(link, **{"id": ids(), **columns})
 
 
@@ -75,12 +76,12 @@ async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
 
 
 async def audited_rows(database: Database) -> list[Row[Any]]:
-    """Return the rows of the audit log, oldest first, without the row of the first start and the rows of AUDIT."""
+    """Return the rows of the audit log, oldest first. The row of the first start and the rows of AUDIT are left out."""
     return [row for row in await rows(database, schema.audit_log) if row.operator not in (SERVER_START.name, AUDIT.actor.name)]
 
 
 async def count_delta_sums(database: Database) -> dict[str, str]:
-    """Return the sums of the count deltas that are not merged into the counts yet, by metric."""
+    """Return the sum of the count deltas for each metric, without those that are already added to the counts."""
     sums: dict[str, Any] = {}
     for row in await rows(database, schema.count_deltas):
         delta = CountDelta()

@@ -1,7 +1,8 @@
-"""Run `shortener WORDS` in a child of a fork server, from a shell script of a test: python fork_command.py ADDRESS WORDS ...
+"""Run `shortener WORDS` in a child of the fork server, from the shell script of a test: python fork_command.py ADDRESS WORDS ...
 
-The child has the standard streams, the environment and the folder of this process, which forwards signals to it and exits with its
-exit code. This program imports only small modules, so that a command of a script takes little processor time (fork_server.py).
+The child has the standard streams, the environment and the folder of this process. This process forwards signals to the child,
+and exits with the exit code of the child. It imports only small modules, so that a command of a script takes little processor
+time (fork_server.py).
 """
 
 from __future__ import annotations

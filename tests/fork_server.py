@@ -1,13 +1,15 @@
-"""Start `shortener` commands as real processes without the time of their imports, which is four fifths of a start.
+"""This module starts `shortener` commands as real processes without their imports, which take four fifths of the time of a start.
 
-A fork server is a process that has imported the modules of the service and has run it once (warm_up.py). All test processes of a
-run share it. For each command it forks a child, which gets the arguments, the environment, the folder and the standard streams of
-the command, and then runs it as `python -m shortener` does. The child is a separate process in every respect: it has its own
-memory, event loop, signals and exit code.
+A fork server is a process that has imported the modules of the service and has run the service once (warm_up.py). All test
+processes of a test run share it. For each command it forks a child, which gets the arguments, the environment, the folder and the
+standard streams of the command, and then runs the command as `python -m shortener` does. The child is a separate process in every
+respect: it has its own memory, event loop, signals and exit code.
 
-`start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. They start Python itself if the
-variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. A
-command can first execute code that changes the service, for example its clock: see `executed_first`. Tests whose subject is a
+`start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. In two cases they start Python
+itself: if the variable REAL_PROCESSES is set, as `make prove` does, or if the environment of the command has other PYTHON...
+variables than the test process.
+
+A command can first execute code that changes the service, for example its clock: see `executed_first`. Tests whose subject is a
 start, an import or the memory of a process use `subprocess` directly. Shell scripts of tests start commands with the words of
 `shell_command` (fork_command.py).
 """
@@ -38,9 +40,9 @@ from typing import IO, Any, Final, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 STREAMS: Final = 3
-_EXECUTED_FIRST: Final = "FORK_SERVER_EXECUTED_FIRST"  # the variable with the path of the file of `executed_first`
+_EXECUTED_FIRST: Final = "FORK_SERVER_EXECUTED_FIRST"  # this variable contains the path of the file that `executed_first` wrote
 _LENGTH = struct.Struct("!I")
-_CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end of a Unix socket
+_CREDENTIALS = struct.Struct("3i")  # the process, user and group at the other end of a Unix socket
 
 
 def start(
@@ -72,7 +74,8 @@ def run(
     stderr: int | None = None,
     text: bool = False,
 ) -> subprocess.CompletedProcess[Any]:
-    """Run `shortener WORDS` to its end. Raise subprocess.TimeoutExpired, and CalledProcessError if `check` is true."""
+    """Run `shortener WORDS` until it ends. Raise subprocess.TimeoutExpired after `timeout`. If `check` is true, raise
+    CalledProcessError if the exit code is not 0."""
     if capture_output:
         stdout = stderr = subprocess.PIPE
     process = start(words, env, cwd=cwd, stdout=stdout, stderr=stderr, text=text)
@@ -90,24 +93,25 @@ def run(
 
 
 def shell_command() -> str:
-    """Return the words with which a shell script starts `shortener`. The fork server ignores the script's variables of Python."""
+    """Return the words with which a shell script starts `shortener`. PYTHON... variables of the script have no effect in the fork
+    server."""
     if "REAL_PROCESSES" in os.environ:
         return shlex.join([sys.executable, "-m", "shortener"])
     return shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_command.py")), _server().address])
 
 
 def executed_first(code: str, folder: Path) -> dict[str, str]:
-    """Return environment variables of a command that executes the Python code `code` before anything else, and write the code to a
-    file in `folder`.
+    """Write the Python code `code` to a file in `folder`. Return environment variables that make a command execute this code
+    before anything else.
 
-    Modules of the service may already have names of each other's functions, so the code must change attributes of classes and
-    modules that are looked up at each call, or the `__code__` of a function."""
+    The code must change attributes that are looked up at each call: attributes of classes and modules, or the `__code__` of a
+    function. It cannot replace a function, because other modules may already have imported it by name."""
     file = folder / "sitecustomize.py"
     file.write_text(code)
     if "REAL_PROCESSES" not in os.environ:
         return {_EXECUTED_FIRST: str(file)}
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path.rstrip(os.pathsep)}  # Python executes a file with this name when it starts
+    return {"PYTHONPATH": path.rstrip(os.pathsep)}  # Python executes a file with the name sitecustomize.py when it starts
 
 
 def _needs_real_start(env: Mapping[str, str]) -> bool:
@@ -118,7 +122,7 @@ def _variables_of_python(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith("PYTHON")}
 
 
-#: The variables of Python when the test process started. A test may change them later, also in `os.environ`.
+#: The PYTHON... variables with which the test process started. A test may change them later, even in `os.environ`.
 _OWN_VARIABLES = _variables_of_python(os.environ)
 
 
@@ -149,7 +153,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end of the process. Return the exit code. Raise subprocess.TimeoutExpired."""
+        """Wait until the process ends, and return its exit code. Raise subprocess.TimeoutExpired."""
         with self._lock:
             if self.returncode is None:
                 self._status.settimeout(None if timeout is None else max(timeout, 1e-3))
@@ -175,14 +179,14 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:
-        """Read both outputs to their end, and wait for the end of the process. Raise subprocess.TimeoutExpired."""
+        """Read both outputs until they end, and wait until the process ends. Raise subprocess.TimeoutExpired."""
         if self.stdin is not None:
             self.stdin.close()
         contents: list[Any] = [None, None]
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def read(number: int, stream: IO[Any]) -> None:
-            with contextlib.suppress(ValueError):  # the stream was closed, because the time limit has passed
+            with contextlib.suppress(ValueError):  # after the time limit, the stream was closed while this thread read it
                 contents[number] = stream.read()
 
         readers = []
@@ -205,18 +209,19 @@ AnyProcess = ForkedProcess | subprocess.Popen[Any]
 
 
 class _Client:
-    """The connection of a test process to the fork server, which all test processes of a run share."""
+    """The connection of this test process to the fork server. All test processes of a test run use the same fork server."""
 
     def __init__(self) -> None:
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{secrets.token_hex(8)}"
         self.address = f"shortener-tests-{run}"
         self._connection = self._connect()
         self._lock = threading.Lock()
-        atexit.register(self._connection.close)  # The fork server then kills the processes that this test process started.
+        # When this connection is closed, the fork server kills the processes that this test process has started.
+        atexit.register(self._connection.close)
 
     def _connect(self) -> socket.socket:
         """Connect to the fork server. Start it if no other test process has started it."""
-        name = f"\0{self.address}"  # in Linux's abstract namespace, so there is no file
+        name = f"\0{self.address}"  # a name in Linux's abstract namespace, so that no file is created
         while True:
             connection, listener = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
             with listener:
@@ -229,7 +234,7 @@ class _Client:
                     listener.bind(name)
                 except OSError as error:
                     if error.errno == errno.EADDRINUSE:
-                        continue  # Another test process starts the fork server at this moment.
+                        continue  # Another test process is starting the fork server at this moment.
                     raise
                 listener.listen()
                 descriptor = listener.fileno()
@@ -272,7 +277,8 @@ def _server() -> _Client:
 def _open_stream(
     number: int, stream: int | IO[Any] | None, earlier: Sequence[int], *, text: bool
 ) -> tuple[IO[Any] | None, int, bool]:
-    """Return the test's end of a standard stream, the descriptor of the child's end, and whether the descriptor must be closed."""
+    """Return the ends of one standard stream: the test's end, and the descriptor of the child's end. Also return whether this
+    descriptor must be closed."""
     if stream is None:
         return None, number, False
     if stream == subprocess.DEVNULL:
@@ -288,7 +294,7 @@ def _open_stream(
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """Read exactly `size` bytes. Return fewer if the connection is closed."""
+    """Read exactly `size` bytes. If the connection is closed, return fewer bytes."""
     content = b""
     while len(content) < size and (part := connection.recv(size - len(content))):
         content += part
@@ -301,11 +307,12 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 class _Child(NamedTuple):
     pid: int
     status: socket.socket  # The fork server writes the exit status of the child to this socket.
-    connection: socket.socket  # The process at the other end started the child.
+    connection: socket.socket  # The connection of the process that started the child.
 
 
 def _serve(listener: socket.socket) -> list[str]:
-    """Fork a child for each request of a test process or of fork_command.py. In a child, return the words of its command.
+    """Fork a child for each request. Requests come from test processes and from fork_command.py. In the child, return the words
+    of its command.
 
     When a process closes its connection or ends, kill the children that it started. When no connection is left, exit."""
     children: dict[int, _Child] = {}  # the children by pidfd
@@ -328,7 +335,7 @@ def _serve(listener: socket.socket) -> list[str]:
                 selector.unregister(pidfd)
                 child = children.pop(pidfd)
                 os.close(pidfd)
-                with contextlib.suppress(OSError):  # raised if the test has closed its socket and does not need the exit status
+                with contextlib.suppress(OSError):  # the test has closed its socket, because it does not need the exit status
                     child.status.sendall(_LENGTH.pack(os.waitpid(child.pid, 0)[1]))
                 child.status.close()
                 continue
@@ -375,11 +382,12 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
 
 def main() -> None:
     if os.fork():
-        # The fork server is not a child of the test process that starts it, because it may run longer than this process.
+        # The parent exits at once. The fork server must not be a child of the test process that starts it, because it may run
+        # longer.
         os._exit(0)
     listener = socket.socket(fileno=int(sys.argv[1]))
-    # Restore the default action of SIGHUP. Under `nohup`, SIGHUP is ignored, and the commands that the tests start would inherit
-    # this.
+    # Under `nohup`, SIGHUP is ignored, and the commands that the tests start would inherit this. Therefore restore its default
+    # action.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from tests.warm_up import warm_up
 
@@ -402,7 +410,7 @@ def main() -> None:
 
 
 def _end_process(code: int) -> None:
-    """End this process as Python does, without the destruction of all modules, which takes longer than most commands.
+    """End this process as Python does, but do not destroy all modules. That would take longer than most commands.
 
     If an output cannot be written, return, so that Python reports the error."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads

@@ -1,4 +1,4 @@
-"""A machine for tests of steps of the clock."""
+"""A simulated machine for tests of steps of the clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import Clock
 
 
 class Machine:
-    """A machine whose clock and uptime a test controls. `boots` is the number of its starts."""
+    """A machine whose clock and uptime a test controls. `boots` is the number of times that the machine was started."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -21,11 +21,11 @@ class Machine:
         return Uptime(f"boot-{self.boots}", self.passed // timedelta(milliseconds=1))
 
     def guard(self, stored: str | None = None) -> ClockGuard:
-        """Return the guard of a process that starts now, on an installation with this stored reading."""
+        """Return the clock guard of a process that starts now. `stored` is the clock reading that its installation contains."""
         return ClockGuard(lambda: to_ms(self.clock()), self.uptime, stored)
 
     def run(self, time: timedelta) -> None:
-        """Let time pass."""
+        """Let time pass: the uptime and the clock move forward."""
         self.passed += time
         self.clock.now += time
 

@@ -1,4 +1,4 @@
-"""Run the cases of a parametrised test one after the other on one service.
+"""This module runs the cases of a parametrised test one after the other on one service.
 
 A service takes longer to open and to close than most rejected requests. `on_one_service` is for tests whose cases leave nothing
 behind that another case could notice, such as requests that are rejected. Each case is a subtest: all cases run, and a case that
@@ -20,7 +20,7 @@ Test = Callable[..., Awaitable[None]]
 
 
 def on_one_service(test: Test) -> Test:
-    """Let one test run all cases of the decorators `pytest.mark.parametrize` below this one, as subtests."""
+    """Run all cases of the decorators `pytest.mark.parametrize` below this decorator as subtests of one test."""
     marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
     cases = [
         functools.reduce(dict.__or__, combination)

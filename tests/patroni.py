@@ -1,6 +1,7 @@
-"""Two PostgreSQL servers under Debian's Patroni, which promotes the standby by itself. The lock of the leader is stored in etcd.
+"""Two PostgreSQL servers under Debian's Patroni. If the primary fails, Patroni promotes the standby. It stores the lock of the
+leader in etcd.
 
-The tests that use it are part of `make prove`. They need `apt-get install patroni etcd-server python3-etcd`.
+The tests that use this module are part of `make prove`. They need `apt-get install patroni etcd-server python3-etcd`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.acceptance.nodes import wait_until
 from tests.postgresql_cluster import Cluster
 from tests.servers import PATIENCE, free_port
 
-LOCK_SECONDS = 20  # Patroni's `ttl`: if the leader does not renew its lock for this time, the standby may take over.
+LOCK_SECONDS = 20  # Patroni's setting `ttl`: if the leader has not renewed its lock for this time, the standby may take over.
 
 NODE = """
 scope: shortener
@@ -79,7 +80,7 @@ class PatroniServer(Cluster):
             self._agent = subprocess.Popen(command, user=self._user, cwd=self._folder, stdout=log, stderr=log, env=_environment())
 
     def role(self) -> str:
-        """Return the role: `master`, or `replica` with its kind of replication. Return an empty text if Patroni does not
+        """Return the role of the server: `master`, or `replica` with its kind of replication. Return "" if Patroni does not
         respond."""
         try:
             state = httpx.get(f"http://127.0.0.1:{self.rest}/patroni", timeout=1, trust_env=False).json()
@@ -99,7 +100,7 @@ class PatroniServer(Cluster):
 
 
 class PatroniPair:
-    """The same as `PrimaryAndStandby`, but `fail_over` only waits until Patroni has promoted the standby."""
+    """Has the methods of `PrimaryAndStandby`. Here, `fail_over` only waits until Patroni has promoted the standby."""
 
     def __init__(self, programs: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="shortener-etcd-"))
@@ -127,7 +128,8 @@ class PatroniPair:
         return f"postgresql://postgres@{hosts}/{name}"
 
     def attach_standby(self) -> None:
-        """Start Patroni on the failed server again. Patroni rewinds the old primary and makes it a standby."""
+        """Start Patroni on the failed server again. Patroni rewinds the data of the old primary and makes this server a
+        standby."""
         self.standby.start()
         self._wait_for_standby()
 

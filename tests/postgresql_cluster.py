@@ -1,7 +1,7 @@
-"""PostgreSQL servers of any version that tests run with PostgreSQL's own programs: alone, or as a primary with a standby.
+"""PostgreSQL servers of any version, which tests run with PostgreSQL's own programs: one server, or a primary with a standby.
 
-They listen on a port of 127.0.0.1 and keep their data on the disk. `PROGRAMS` has the folders of the programs that this machine
-has, by major version: those of the Python package of the tests and those of Debian's packages.
+The servers listen on a port of 127.0.0.1 and keep their data on the disk. `PROGRAMS` contains, by major version, the folders with
+the programs of PostgreSQL on this machine: those of the Python package of the tests and those of Debian's packages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PROGRAMS = dict(sorted(_find_programs()))
 
 
 def _system_user() -> str | None:
-    """Return the system user that runs the server, or None for the current user. PostgreSQL refuses to run as root."""
+    """Return the system user that runs the server. PostgreSQL refuses to run as root. Return None if the current user can run
+    it."""
     if os.geteuid() != 0:
         return None
     with warnings.catch_warnings():
@@ -74,7 +75,8 @@ class Cluster:
 
     def run(self, program: str, *words: str | Path) -> str:
         """Run one of PostgreSQL's programs as the user of the server. Return what it printed."""
-        with tempfile.TemporaryFile("w+") as printed:  # The server inherits the output; a pipe would stay open while it runs.
+        # Do not capture the output in a pipe: the server inherits the output, and a pipe would stay open while the server runs.
+        with tempfile.TemporaryFile("w+") as printed:
             command = [str(self._programs / program), *map(str, words)]
             done = subprocess.run(
                 command, user=self._user, cwd=self._folder, stdout=printed, stderr=subprocess.STDOUT, timeout=120, check=False
@@ -88,7 +90,7 @@ class Cluster:
         self.run("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
 
     def copy_of(self, primary: Cluster) -> None:
-        """Make this server a standby of `primary`: replace its data with a copy that follows the primary."""
+        """Make this server a standby of `primary`: replace its data with a copy, which then follows the primary."""
         shutil.rmtree(self.data, ignore_errors=True)
         source = f"host=127.0.0.1 port={primary.port} user=postgres application_name=standby"
         self.run("pg_basebackup", "-D", self.data, "-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync")
@@ -114,13 +116,14 @@ class Cluster:
         self._each("kill")
         for process in self._processes():
             process.wait(PATIENCE)
-        # A new server does not start while the process that a lock file names still exists, even if that process is a zombie that
-        # its parent has not waited for.
+        # The lock file contains the id of the killed process. A new server does not start while a process with this id exists,
+        # even if it is a zombie whose parent has not waited for it.
         for lock in (*self._folder.glob(".s.PGSQL.*.lock"), self.data / "postmaster.pid"):
             lock.unlink(missing_ok=True)
 
     def freeze(self) -> None:
-        """Stop each process with SIGSTOP. As with a machine that lost its network, connections stay open and get no response."""
+        """Stop each process of the server with SIGSTOP. Connections stay open and get no response, as if the machine had lost its
+        network."""
         self._each("suspend")
 
     def thaw(self) -> None:
@@ -135,13 +138,13 @@ class Cluster:
             try:
                 getattr(process, action)()
             except psutil.NoSuchProcess:
-                continue  # the process served a connection that has just ended
+                continue  # This process served one connection, which has just ended.
 
     def _processes(self) -> list[Any]:
         try:
             postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
             if str(self.data) not in " ".join(postmaster.cmdline()):
-                return []  # The operating system has given the process id to another process.
+                return []  # The id in the file now belongs to another process.
             return [postmaster, *postmaster.children(recursive=True)]
         except (OSError, IndexError, ValueError, psutil.NoSuchProcess):
             return []
@@ -163,12 +166,12 @@ class PrimaryAndStandby:
         self.attach_standby()
 
     def url(self, name: str) -> str:
-        """Return the URL of a database with both servers as hosts, always in the same order."""
+        """Return the URL of a database. The URL contains both servers as hosts, always in the same order."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
         return f"postgresql://postgres@{hosts}/{name}"
 
     def attach_standby(self) -> None:
-        """Copy the primary to the standby, start it and make the replication synchronous."""
+        """Make the second server a copy of the primary, start it as the standby, and make the replication synchronous."""
         self.standby.copy_of(self.primary)
         self.standby.start()
         self.primary.query("ALTER SYSTEM SET synchronous_standby_names = '*'")
@@ -179,8 +182,8 @@ class PrimaryAndStandby:
         )
 
     def fail_over(self) -> None:
-        """Promote the standby. The failed server becomes the new standby, but `attach_standby` must first make it a copy of the new
-        primary."""
+        """Promote the standby to the primary. The failed server is then the standby, but it must first become a copy of the new
+        primary (`attach_standby`)."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 

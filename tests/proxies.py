@@ -1,4 +1,4 @@
-"""Configurations of reverse proxies for tests, made from the files in config/."""
+"""Configurations of reverse proxies for tests. They are made from the files in config/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONFIG = Path(__file__).parents[1] / "config"
 
 
 def nginx_configuration(folder: Path, https: int, http: int, upstream: int) -> Path:
-    """Return a file with config/nginx.conf inside a complete configuration of nginx, with the ports and paths of a test."""
+    """Return the file of a complete nginx configuration that contains config/nginx.conf, with the ports and paths of a test."""
     certificate = self_signed(folder, "127.0.0.1")
     site = (CONFIG / "nginx.conf").read_text()
     site = re.sub(r"/etc/letsencrypt\S+\.pem", str(certificate), site)

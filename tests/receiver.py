@@ -1,4 +1,4 @@
-"""An HTTP receiver on loopback that records each request and returns the reply that the test selects."""
+"""An HTTP receiver on loopback. It records each request, and returns the reply that the test has chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import PATIENCE
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One received request. `headers` are keyed by their lower-case name."""
+    """One received request. The keys of `headers` are names in lower case."""
 
     method: str
     target: str
@@ -32,8 +32,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The response to one request. With `hang`, the receiver keeps the connection open and never responds. If `after` is given, the
-    receiver responds when this event is set."""
+    """The response to one request. If `hang` is true, the receiver keeps the connection open and never responds. If `after` is an
+    event, the receiver waits for it before it responds."""
 
     status: int = 200
     body: bytes = b"OK"
@@ -43,7 +43,7 @@ class Reply:
 
 
 class LoopbackServer(ABC):
-    """A TCP server on loopback that runs `handle` for each connection and counts the connections."""
+    """A TCP server on loopback. It runs `handle` for each connection and counts the connections."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -56,7 +56,7 @@ class LoopbackServer(ABC):
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-        """Accept connections on a free port, stored in `port`, until the context ends."""
+        """Accept connections on a free port until the context ends. `port` is the number of this port."""
         server = await asyncio.start_server(self._serve, host, 0, ssl=tls, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -86,8 +86,8 @@ class LoopbackServer(ABC):
 class Receiver(LoopbackServer):
     """A receiver that records requests and returns replies.
 
-    A reply is a `Reply` or a status. The receiver first looks in `by_path` for the request target, then takes the next entry of
-    `replies`, and then `default_reply`.
+    A reply is a `Reply` or a status. The receiver searches in this order: the entry of `by_path` for the request target, the next
+    entry of `replies`, `default_reply`.
     """
 
     def __init__(self) -> None:
@@ -102,12 +102,12 @@ class Receiver(LoopbackServer):
         return f"http://127.0.0.1:{self.port}{path}"
 
     def take(self) -> list[Request]:
-        """Return the requests received since the previous `take`."""
+        """Return the requests that arrived after the last call of `take`."""
         taken, self.requests = self.requests, []
         return taken
 
     async def wait_for(self, number: int) -> list[Request]:
-        """Return all requests as soon as there are `number` of them. Raise TimeoutError after PATIENCE seconds."""
+        """Wait until `number` requests have arrived, and return all requests. Raise TimeoutError after PATIENCE seconds."""
         async with asyncio.timeout(PATIENCE):
             while len(self.requests) < number:
                 self._arrived.clear()

@@ -1,4 +1,6 @@
-"""Insert messages, and rows of every kind that belong to messages, as the service writes them, at times that a test selects."""
+"""This module inserts messages, and rows of every kind that belong to a message, in the form in which the service writes them.
+The test chooses the times.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ KINDS: tuple[Table, ...] = (
 )
 
 
-#: A query that a test uses like a table: messages with their current state and their first click, as the API reports them.
+#: Tests use this query like a table. It contains the messages with their current state and their first click, as the API shows
+#: them.
 messages_now = (
     select(
         *(column for column in schema.messages.columns if column.name != "state"),
@@ -48,7 +51,7 @@ messages_now = (
 
 
 def count(connection: Connection) -> dict[str, int]:
-    """Return the number of rows by table name."""
+    """Return the number of rows of each table, by the name of the table."""
     return {table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in KINDS}
 
 
@@ -57,9 +60,10 @@ _numbers = itertools.count()
 
 @dataclass
 class Rows:
-    """A writer of rows on one connection. Each method returns the new row's id; its `columns` override the default values.
+    """Inserts rows with one connection. Each method returns the id of the new row. Its arguments `columns` override default
+    values.
 
-    A generated id contains the row's own time `at`, or the time of the last message if the row has none.
+    A generated id contains the time `at` of the row. If the row has no time, the id contains the time of the last message.
     """
 
     connection: Connection
@@ -117,14 +121,15 @@ class Rows:
         return self.insert(schema.hits, at, values, columns)
 
     def first_click(self, message: int, link: int, at: datetime | None = None, **columns: Any) -> int:
-        """Insert the hit that is the first click of a link and of its message, and the first-click row of the message."""
+        """Insert a hit that is the first click of a link and of its message. Also insert the row of `first_clicks` of the
+        message."""
         flags = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
         hit = self.hit(link, at, flags=flags.value, **columns)
         self.clicked(message, at, hit_id=hit)
         return hit
 
     def clicked(self, message: int, at: datetime | None = None, **columns: Any) -> None:
-        """Insert the row of `first_clicks` of a message. The row refers to no hit unless `hit_id` is passed."""
+        """Insert the row of `first_clicks` of a message. Without `hit_id`, the row refers to no hit."""
         values = {"id": message, "at": at or self.at, "links": 1} | columns
         self.connection.execute(insert(schema.first_clicks).values(values))
 
@@ -212,7 +217,7 @@ class Rows:
         return self.insert(schema.attempts, None, values, columns)
 
     def send(self, message: int, **columns: Any) -> None:
-        """Insert the row of a message that a gateway accepted, and the row of the send attempt."""
+        """Insert the row of a message that a gateway has accepted, and the row of the attempt that sent it."""
         values = {"id": message, "application_id": 1, "gateway_id": 1, "status": 1, "attempt": 1}
         times = {"next_at": self.at, "created_at": self.at, "finished_at": self.at}
         self.connection.execute(insert(schema.sends).values(values | times | columns))
@@ -224,7 +229,8 @@ class Rows:
         self.connection.execute(insert(schema.idempotency).values(values | columns))
 
     def complete_message(self, at: datetime, **columns: Any) -> int:
-        """Insert a clicked and converted message with one event, delivered at the first attempt. Return the message's id."""
+        """Insert a message with a click, a conversion and one event that was delivered at the first attempt. Return the id of the
+        message."""
         message = self.message(at, **columns)
         link = self.link(message)
         hit = self.first_click(message, link)

@@ -1,8 +1,9 @@
-"""Run the failed tests of the last complete run again, alone in one process. `.ci/run` does this after `make test`.
+"""This program runs the failed tests of the last complete test run again, one after the other in one process. `.ci/run` starts it
+after `make test`.
 
-The exit code is 0 if at most MAX_FAILED tests had failed and each of them passes now. A test that passes alone depends on the
-load of the machine, which is a fault of the test or of the service. The names of these tests are printed at the end. In every
-other case the exit code is 1.
+The exit code is 0 if at most MAX_FAILED tests had failed and all of them pass now. A test that passes now has failed because of
+the load of the machine, which is a fault of the test or of the service. Therefore the names of these tests are printed at the
+end. In every other case, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 
 MAX_FAILED = 5
 CACHE = Path(".pytest_cache/v")
-#: The key in pytest's cache under which tests/conftest.py stores the exit status of a run.
+#: tests/conftest.py stores the exit status of a test run in pytest's cache under this key.
 EXIT_STATUS = "suite/exit_status"
 
 
@@ -36,14 +37,14 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Run the failed tests again. Return the exit code."""
+    """Run the failed tests again. Return the exit code of the program."""
     try:
         status = json.loads((CACHE / EXIT_STATUS).read_text())
         failed = set(json.loads((CACHE / "cache/lastfailed").read_text()))
     except FileNotFoundError:
-        return 1  # The run ended before its first test.
+        return 1  # The last run ended before its first test.
     if status != pytest.ExitCode.TESTS_FAILED:
-        return 1  # The run was interrupted, so tests are missing.
+        return 1  # The last run was interrupted, so some tests have no result.
     if not 0 < len(failed) <= MAX_FAILED:
         say(f"{len(failed)} tests failed. Only up to {MAX_FAILED} failed tests are run again.")
         return 1

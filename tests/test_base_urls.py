@@ -1,4 +1,4 @@
-"""Tests of the URLs and hosts that short links begin with, and of the path before a code."""
+"""Tests of the first part of short links: their URLs and hosts, and the path before the code."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""Tests of docs/reference/compatibility.md: names in it exist in the code, and it contains all names that the vendors document.
+"""Tests of docs/reference/compatibility.md: all names in it exist in the code, and it contains all names that the vendors
+document.
 
 The header of the first column of a table, such as `Syniverse's event field`, contains the vendor and the kind of the names.
 """
@@ -37,13 +38,13 @@ Row = tuple[str, ...]
 
 
 def tables() -> Iterator[tuple[str, str, list[Row]]]:
-    """Yield the vendor, the kind of names and the rows of each table in compatibility.md."""
+    """Yield the vendor, the kind of names and the rows of each table in docs/reference/compatibility.md."""
     for block in re.split(r"\n\n+", PAGE.read_text()):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         if lines:
             head, _, *rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
             system, separator, kind = head[0].partition("'s ")
-            if separator:  # the table of clients has other columns
+            if separator:  # the table of clients has other columns than the rest, so it is left out
                 yield system, kind, rows
 
 
@@ -62,7 +63,7 @@ def operation(call: str) -> dict[str, Any]:
 
 
 def paths_of(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every field of a JSON schema. Lists and variants add no part to the path."""
+    """Yield the path of every field of a JSON schema, with dots between the names. Lists and variants add nothing to the path."""
     if "$ref" in schema:
         yield from paths_of(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]], prefix)
     for part in ("anyOf", "oneOf", "allOf"):
@@ -155,8 +156,8 @@ def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() 
     assert codes <= {code.name for code in ErrorCode}
 
 
-#: The names in the documents of the vendors, by vendor and kind; `event.fld-val-list` is the object around Syniverse's event
-#: fields.
+#: The names in the vendors' documents, by vendor and kind of name. `event.fld-val-list` is the object that contains Syniverse's
+#: event fields.
 _SYNIVERSE_FIELDS = (
     *("previous_state", "message_request_id", "message_id", "to_address", "has_attachment", "reason_description"),
     *("application_id", "reason_code", "sender_id_alias", "company-id", "sender_id_id", "external_message_request_id"),
@@ -237,7 +238,7 @@ def test_compatibility_md_contains_every_event_format_of_trackers() -> None:
     assert [format for format in FORMATS if f"`{format}`" not in text] == []
 
 
-#: The request models of vendors whose fields may cause warnings.
+#: The request models of vendors that have fields which may cause a warning.
 LENIENT = {
     "Syniverse": (SyniverseMessageRequest,),
     "Infobip": (InfobipRequest, InfobipV3Request, InfobipPreviewRequest),
@@ -253,7 +254,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def warned_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the path and the reason of each field that has no effect except a warning."""
+    """Yield each field that has no other effect than a warning: its path, and the reason in the warning."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         reasons = [mark.reason for mark in field.metadata if isinstance(mark, Unsupported)]
@@ -264,7 +265,8 @@ def warned_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 
 
 def remark(reason: str) -> str:
-    """Return the remark of compatibility.md about a field whose warning ends with `reason`, such as "is not supported; …"."""
+    """Return the remark about a field in compatibility.md. The warning about this field ends with `reason`, such as "is not
+    supported; …"."""
     return f"N{reason.removeprefix('is n')}. A value causes a warning."
 
 

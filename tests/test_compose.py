@@ -1,4 +1,4 @@
-"""Tests that compose.yaml and the files that it mounts agree with each other, with the settings and with the real servers."""
+"""Tests that compose.yaml, the files that it mounts, the settings and the real servers agree with each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compose() -> dict[str, Any]:
 
 
 def mounts(compose: dict[str, Any]) -> dict[str, str]:
-    """Return the path in the container of each file of this repository that compose.yaml mounts."""
+    """Return the files of this repository that compose.yaml mounts, each with its path in the container."""
     found: dict[str, str] = {}
     for service in compose["services"].values():
         for volume in service.get("volumes", ()):
@@ -63,7 +63,8 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
-    # Other tests check these files: tests/test_observability.py, tests/test_config.py and tests/acceptance/test_litestream.py.
+    # Other test modules check these files: tests/test_observability.py, tests/test_config.py and
+    # tests/acceptance/test_litestream.py.
     others = {"grafana-dashboard.json", "prometheus.yml", "prometheus-rules.yml", "litestream.yml"}
     others |= {"Caddyfile.one-machine", "nginx.conf", "kubernetes.yaml"}
     others |= {"shortener.service", "shortener-backup.service", "shortener-backup.timer"}
@@ -104,14 +105,14 @@ def test_compose_yaml_passes_only_known_settings_to_nodes_and_contains_no_secret
 
 
 def megabytes(text: str) -> float:
-    """Return a size such as 512m, 384MB or 1GB in megabytes."""
+    """Convert a size such as 512m, 384MB or 1GB to megabytes."""
     number, unit = re.fullmatch(r"(\d+)([mg])b?", text.lower()).groups()  # type: ignore[union-attr]
     return int(number) * (1024 if unit == "g" else 1)
 
 
 def test_the_memory_limits_of_all_compose_services_fit_a_machine_with_4_gb(compose: dict[str, Any]) -> None:
     services = {name: megabytes(service["mem_limit"]) for name, service in compose["services"].items()}
-    del services["migrate"]  # the migration ends before the nodes start
+    del services["migrate"]  # the nodes start only after the migration has ended
     assert sum(services.values()) <= 3.75 * 1024, "the rest is for the operating system"
     postgresql = dict(re.findall(r"^(\w+) = (\S+)", (CONFIG / "postgresql.conf").read_text(), re.MULTILINE))
     shared, maintenance = megabytes(postgresql["shared_buffers"]), megabytes(postgresql["maintenance_work_mem"])

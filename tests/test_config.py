@@ -1,4 +1,6 @@
-"""Tests of the files in config/ for one machine and for Kubernetes, each with the tool that reads it: systemd, nginx, Caddy."""
+"""Tests of the files in config/ for one machine and for Kubernetes. Each file is checked with the tool that reads it, such as
+systemd, nginx or Caddy.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config"
-#: The oldest and the newest version of Kubernetes whose schemas the package `kubernetes_validate` contains.
+#: The package `kubernetes_validate` contains the schemas of several versions of Kubernetes. These are the oldest and the newest
+#: of them.
 KUBERNETES_VERSIONS = ("1.33", kubernetes_validate.latest_version())
 
 
@@ -42,7 +45,7 @@ def needs(program: str, package: str) -> pytest.MarkDecorator:
 @needs("systemd-analyze", "systemd")
 def test_systemd_accepts_the_unit_files_and_rates_the_service_as_well_isolated(tmp_path: Path) -> None:
     for name in ("shortener.service", "shortener-backup.service", "shortener-backup.timer"):
-        # systemd-analyze requires that the program of a unit exists, so another program replaces it.
+        # Put a program that exists in place of the program of the unit, because systemd-analyze requires that it exists.
         text = (CONFIG / name).read_text().replace("/opt/shortener/.venv/bin/shortener serve", "/bin/true serve")
         (tmp_path / name).write_text(text)
     units = sorted(tmp_path.iterdir())
@@ -101,7 +104,7 @@ def test_caddy_accepts_the_caddyfile_of_one_machine(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[tuple[str, str], dict[str, Any]]:
-    """The Kubernetes objects by kind and name."""
+    """The Kubernetes objects of the manifests, by kind and name."""
     items = yaml.safe_load((CONFIG / "kubernetes.yaml").read_text())["items"]
     return {(item["kind"], item["metadata"]["name"]): item for item in items}
 

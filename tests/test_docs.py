@@ -1,6 +1,7 @@
-"""Tests that the documents agree with the code: links resolve, commands and options exist, and tables equal those of the code.
+"""Tests that the documents agree with the code: links lead to existing pages, commands and options exist, and tables contain what
+the code contains.
 
-The command blocks themselves run in tests/acceptance/test_document_commands.py.
+tests/acceptance/test_document_commands.py runs the command blocks.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from tests.document_blocks import (
     shortener_commands,
 )
 
-#: The test file that runs the code blocks of each document, by the kind of the block. The default folder is tests/acceptance/.
-#: Blocks of the kind `sh` without an entry here run in test_document_commands.py.
+#: Which test file runs the code blocks of a document, by kind of block. The default folder of the test files is
+#: tests/acceptance/. If a document has no entry for `sh` here, test_document_commands.py runs its blocks of this kind.
 RUN_BY = {
     "README.md": {"sh": "test_document_commands.py", "js": "test_readme_examples.py", "php": "test_readme_examples.py"}
     | {"python": "test_readme_examples.py"},
@@ -49,7 +50,7 @@ RUN_BY = {
     "cli.md": {"indented": "tests/test_docs.py"},
     "production-two-nodes.md": {"indented": "tests/test_docs.py"},
 }
-#: The code blocks that no test runs, each with the reason.
+#: The code blocks that no test runs, with the reason for each of them.
 NOT_RUN = {
     "CONTRIBUTING.md": {"layers": "a list, which test_layout.py compares", "indented": "runs this test suite"},
     "peers.md": {"indented": "measures other products, which must be installed first"},
@@ -193,7 +194,8 @@ def test_settings_that_a_document_mentions_exist(document: Path) -> None:
 
 
 def registered_metrics() -> set[str]:
-    """Return the names of all metrics, without the suffix `_total`. tests/test_observability.py compares the list with the code."""
+    """Return the names of all metrics, without the suffix `_total`. tests/test_observability.py checks this list against the
+    code."""
     text = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     return {name.removesuffix("_total") for name in re.findall(r"^\| `(shortener_[a-z_]+)` \|", text, re.MULTILINE)}
 
@@ -240,7 +242,7 @@ def test_the_layers_in_contributing_md_equal_the_layers_that_the_command_make_li
 
 
 def repository_files() -> list[Path]:
-    """Return the files that git tracks. Without git, return the files of the known folders."""
+    """Return the files that git tracks. If git is missing, return all files of the known folders."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
         if found := [path for name in listed.split("\0") if (path := ROOT / name).is_file()]:
@@ -250,7 +252,7 @@ def repository_files() -> list[Path]:
 
 
 def test_no_file_contains_a_registry_address_or_a_path_of_this_machine() -> None:
-    # Short paths such as /app or / are ordinary words in any text, so they are not searched for.
+    # A path of this machine that is as short as /app or / cannot be searched for, because it also occurs in ordinary texts.
     places = [place for place, min_parts in ((Path.home(), 2), (ROOT, 3)) if len(place.parts) >= min_parts]
     words = [rf"(?<![\w.]){re.escape(str(place))}/" for place in places]
     suspicious = re.compile("|".join([*words, r"\bpypi\.", r"\bfiles\.python", r"\bnpmjs\."]).encode())
@@ -261,7 +263,7 @@ def test_no_file_contains_a_registry_address_or_a_path_of_this_machine() -> None
 
 
 def outcome_table() -> str:
-    """Return the outcome table of docs/reference/delivery.md, generated from the code."""
+    """Return the table of outcomes in docs/reference/delivery.md as the code generates it."""
     rows = ["| response | what follows | why |", "|---|---|---|"]
     return "\n".join([*rows, *(f"| {row.when} | {row.kind.name.lower()} | {row.why} |" for row in OUTCOME_TABLE)])
 
@@ -272,7 +274,7 @@ def placeholder_list() -> str:
 
 
 def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
-    """The list contains each error code of the API and each kind of error of the command line, with a remedy."""
+    """The list must contain each error code of the API and each kind of error of the command line, with what the user must do."""
     text = (ROOT / "docs" / "reference" / "errors.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
     assert [row[:3] for row in rows] == [(code.name, str(code.http_status), code.meaning) for code in ErrorCode]
@@ -283,13 +285,13 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
 
 
 def test_the_examples_of_environment_files_have_valid_settings_and_no_comment_behind_a_value() -> None:
-    """Systemd reads these files. It would read a comment after a value as a part of the value."""
+    """Systemd reads these files, and would take a comment after a value as a part of the value."""
     found = [(document, text) for document in DOCUMENTS for text in environment_files(document)]
     assert {document.name for document, _ in found} >= {"production-one-machine.md", "production-two-nodes.md"}
     for document, text in found:
         values = parse_environment_file(text)
         assert not [value for value in values.values() if "#" in value], document
-        # If a value ends with three points, the reader must replace it.
+        # A value that ends with "..." is incomplete, because the reader must replace it.
         settings_sources.load({name: value for name, value in values.items() if not value.endswith("...")})
 
 

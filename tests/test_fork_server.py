@@ -1,4 +1,4 @@
-"""Tests for tests/fork_server.py: a forked command behaves like a command that Python starts."""
+"""Tests that a forked command behaves like a command that Python itself starts (tests/fork_server.py)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_forked_process_receives_signals_and_releases_its_port(environment: di
             process.wait(0.01)
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        process.kill()  # a signal to a process that has ended does nothing
+        process.kill()  # after the process has ended, a signal does nothing
     assert process.poll() == -signal.SIGKILL
     with fork_server.start(words, environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         wait_for_start(process)
@@ -80,7 +80,7 @@ def test_a_forked_process_begins_with_one_thread_and_no_open_file_of_the_fork_se
     os.mkfifo(settings)
     environment = environment_of(tmp_path / "data", SHORTENER_CONFIG=str(settings))
     with fork_server.start(["serve"], environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        with os.fdopen(_open_when_read(settings), "w") as writer:  # until this file is closed, the process waits for its settings
+        with os.fdopen(_open_when_read(settings), "w") as writer:  # the process waits for its settings until this file is closed
             assert psutil.Process(process.pid).num_threads() == 1
             opened = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir() if int(link.name) > 2]
             writer.write("port = 'none'")
@@ -91,7 +91,7 @@ def test_a_forked_process_begins_with_one_thread_and_no_open_file_of_the_fork_se
 
 
 def _open_when_read(pipe: Path) -> int:
-    """Open a named pipe for writing when another process reads it. Return the descriptor."""
+    """Wait until another process opens a named pipe for reading, and open it for writing. Return the descriptor."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -104,8 +104,8 @@ def _open_when_read(pipe: Path) -> int:
 
 
 def test_nothing_of_the_service_that_warmed_up_the_fork_server_remains_in_it() -> None:
-    """A child has only the thread that called `fork`, and closes all files. Therefore these objects must not exist before the
-    fork."""
+    """After the fork, a child has only the thread that called `fork`, and it closes all files. Threads, files and objects that
+    use them must therefore not exist in the fork server."""
     program = """
 import asyncio, functools, gc, json, os, signal, sqlite3, sys, threading
 import aiosqlite, asyncpg, httpx, sqlalchemy
@@ -141,7 +141,7 @@ print(json.dumps({
 
 def test_the_fork_server_is_shared_and_kills_the_processes_of_a_test_process_that_ends(tmp_path: Path) -> None:
     environment = environment_of(tmp_path / "data", SHORTENER_CONFIG=str(tmp_path / "settings.toml"))
-    os.mkfifo(tmp_path / "settings.toml")  # a process waits until the settings are written
+    os.mkfifo(tmp_path / "settings.toml")  # the process reads its settings from this pipe, so it waits until they are written
     program = f"""
 import os
 from tests import fork_server

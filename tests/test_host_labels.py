@@ -1,4 +1,4 @@
-"""Tests of the labels of hosts: punycode, symbols, and labels in scripts that are written from right to left."""
+"""Tests of the labels of hosts: punycode, symbols, and labels in right-to-left scripts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_label_becomes_punycode_and_its_punycode_stays_unchanged(text: str, en
         "xn--",
         "xn--a",
         "xn--ls8h-",
-        "xn--LS8H",  # not the punycode of its text
+        "xn--LS8H",  # the same text has another punycode, in lower case
         "💩-",
         "💩!",
         "💩A",
@@ -47,7 +47,7 @@ def test_a_label_becomes_punycode_and_its_punycode_stays_unchanged(text: str, en
         "👨\u200d👩\u200d👧",
         "i❤\ufe0f",
         "℀",  # UTS 46 converts the symbol to a/c
-        "xn--z1g",  # the punycode of this symbol
+        "xn--z1g",  # the punycode of the symbol above
     ],
 )
 def test_a_label_that_browsers_reject_is_an_error(label: str) -> None:

@@ -10,11 +10,12 @@ from shortener.jobs import Job, Jobs, TaskSupervisor, WakeUp
 from shortener.metrics import Metrics
 from tests.servers import PATIENCE
 
-NEVER = 1e6  # An interval in seconds that never ends during a test.
+NEVER = 1e6  # An interval in seconds that is longer than any test.
 
 
 class Work:
-    """A job function for tests. It returns results or raises errors from a list, and then finds no more work."""
+    """A job function for tests. Each run returns the next result of a list, or raises the next error. After the end of the list,
+    each run finds no work."""
 
     def __init__(self, *results: int | Exception) -> None:
         self._results = list(results)
@@ -146,14 +147,14 @@ async def test_the_jobs_stop_also_if_a_wake_up_event_is_set_at_the_same_time() -
     job = jobs.add(Job("dispatcher", NEVER, work.step))
     jobs.start()
     await work.wait()
-    for turns in range(4):  # the number of turns of the event loop between the wake-up event and the stop
+    for turns in range(4):  # how often the event loop runs other tasks between the wake-up event and the stop
         await asyncio.sleep(0)
         job.wake_up.notify()
         for _ in range(turns):
             await asyncio.sleep(0)
         await asyncio.wait_for(jobs.stop(), PATIENCE)
         jobs.start()
-        await asyncio.sleep(0)  # let the job begin to wait
+        await asyncio.sleep(0)  # let the job run until it waits
     await jobs.stop()
 
 
@@ -216,10 +217,10 @@ async def test_a_background_job_is_reported_as_failing_until_a_run_succeeds() ->
     jobs.start()
     async with asyncio.timeout(PATIENCE):
         while not jobs.failing:
-            await asyncio.sleep(0)  # the pause between two checks
+            await asyncio.sleep(0)  # wait a moment, then check the condition again
     assert jobs.failing == ["fold"]
     jobs.table["fold"].wake_up.notify()
     await work.wait()
-    await asyncio.sleep(0)  # let the job end its run
+    await asyncio.sleep(0)  # let the job finish its run
     assert jobs.failing == []
     await jobs.stop()

@@ -1,4 +1,6 @@
-"""Tests of the layout of the code: each module has tests, class names are unique, and no module uses private names of another."""
+"""Tests of the layout of the code: each module has tests, class names are unique, and no module uses private names of another
+module.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
 
 
-#: The path of each module, relative to the repository, and all nodes of its syntax tree, of which the first is the module.
+#: For each module: its path relative to the repository, and all nodes of its syntax tree. The first node is the module itself.
 Nodes = list[tuple[str, list[ast.AST]]]
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Nodes:
-    """The syntax trees of all modules together need 90 MB."""
+    """The syntax trees of all modules. They need 90 MB together, so all tests of this file share them."""
     return [(str(module.relative_to(ROOT)), list(ast.walk(ast.parse(module.read_text())))) for module in MODULES]
 
 
@@ -40,7 +42,7 @@ def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name
     for path, (tree, *_) in nodes:
         assert isinstance(tree, ast.Module)
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
-            continue  # A package without code of its own needs no test file.
+            continue  # An __init__.py without functions and classes needs no test file.
         relative = Path(path).relative_to("shortener")
         mirror = ROOT / "tests" / relative.parent / f"test_{relative.name}"
         named = re.search(r"^# Tested by (tests/[\w/]+\.py)", (ROOT / path).read_text(), re.MULTILINE)
@@ -68,7 +70,7 @@ def test_no_two_classes_share_a_name(nodes: Nodes) -> None:
 def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(nodes: Nodes) -> None:
     found = []
     for path, of_module in nodes:
-        modules = set()  # The names by which the checked file refers to modules of the project.
+        modules = set()  # The names of modules of this project in the file that is checked.
         for node in of_module:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
                 for alias in node.names:
@@ -86,7 +88,7 @@ def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(
 
 
 def test_no_test_module_imports_another_test_module() -> None:
-    """Shared helpers belong in conftest.py or in a module of tests/ that is not a test module."""
+    """Helpers that several test modules use belong in conftest.py, or in a module of tests/ that is not a test module."""
     found = set()
     for file in sorted((ROOT / "tests").rglob("*.py")):
         if re.search(r"^\s*(?:from|import) tests[\w.]*\.test_", file.read_text(), re.MULTILINE):
@@ -112,7 +114,8 @@ def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base_d
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
 def test_the_lock_file_contains_every_package_that_a_supported_python_version_needs(lock: str, python: str) -> None:
-    """pip installs nothing with --require-hashes if the lock file misses a package, even one that only an older Python needs."""
+    """If the lock file misses one package, pip installs nothing with --require-hashes. The missing package may be one that only
+    an older Python needs."""
     target = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
     lines = re.findall(r"^([A-Za-z0-9][\w.-]*)[^ ]* ?(?:; (.*?))? *\\$", (ROOT / lock).read_text(), re.MULTILINE)
     locked = {canonicalize_name(name): not marker or Marker(marker).evaluate(target) for name, marker in lines}

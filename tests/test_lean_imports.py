@@ -1,4 +1,4 @@
-"""Tests of the imports of a serving process. Each runs in a new process."""
+"""Tests of the modules that a server process imports. Each test runs in a new process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ async def test_a_serving_process_on_sqlite_imports_only_what_it_needs_before_its
     tmp_path: Path, sqlite_template: Path
 ) -> None:
     create_installation(tmp_path, sqlite_template)
-    await (await open_service(Settings(data_dir=tmp_path))).close(grace=1)  # the first start imports more modules
+    # make the first start here, because it imports more modules than a later start
+    await (await open_service(Settings(data_dir=tmp_path))).close(grace=1)
     script = """
 import asyncio, sys
 from shortener.lean_imports import import_without_extras
@@ -160,8 +161,8 @@ print(uvicorn.__version__ > "0", callable(uvicorn.main))
     ("part", "module"), [("rewriter", "shortener.messages.rewriter"), ("status_reader", "shortener.reporting.status")]
 )
 def test_a_module_with_endpoints_imports_the_parts_of_the_service_that_are_built_on_demand(part: str, module: str) -> None:
-    """A thread imports these modules, so they must import the parts of the service too. Otherwise the first request would import a
-    part on the event loop."""
+    """These modules are imported in a thread. They must also import these parts of the service, because otherwise the first
+    request would import a part on the event loop."""
     users = [
         f"shortener.web.{name}"
         for name in MODULES

@@ -30,7 +30,8 @@ ADDRESS = "198.51.100.77"
 
 @pytest.fixture(autouse=True)
 def _reset_structlog() -> Iterator[None]:
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # A test that starts uvicorn changes these loggers.
+    # Reset these loggers, because an earlier test that started uvicorn has changed them.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate, logger.level = True, logging.NOTSET

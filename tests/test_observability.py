@@ -1,4 +1,4 @@
-"""Tests that the documents, the dashboard and the alert rules contain the same metrics and log events as the code."""
+"""Tests that the documents, the dashboard and the alert rules contain the metrics and log events of the code, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def documented() -> str:
 
 
 async def all_metrics(folder: Path) -> list[MetricDescription]:
-    """Return the metrics of a service on SQLite, and those that only PostgreSQL and Redis add."""
+    """Return the metrics of a service with SQLite, and also the metrics that only PostgreSQL or Redis adds."""
     service = await open_service(Settings(data_dir=folder))
     others = Metrics()
     redis = RedisServer(None, timeout=1, connections=2)
@@ -97,7 +97,7 @@ def test_the_panels_of_the_dashboard_have_unique_ids_and_do_not_overlap() -> Non
 
 
 def logged_events() -> dict[str, set[str]]:
-    """Return the levels of each log event in the source, by name of the event."""
+    """Return the log events in the source code. The keys are the names of the events, and the values are their levels."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "shortener").rglob("*.py"):
         for level, event in re.findall(r'\blog(?:ger)?\.(debug|info|warning|error|exception)\(\s*"([a-z_]+)"', path.read_text()):

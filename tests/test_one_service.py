@@ -12,7 +12,7 @@ from tests.one_service import on_one_service
 
 
 class _Subtests:
-    """Replaces the fixture `subtests`: stores the names of the cases, and of those that failed."""
+    """A replacement of the fixture `subtests`. It stores the names of all cases, and the names of the cases that failed."""
 
     def __init__(self) -> None:
         self.run: list[str] = []

@@ -17,7 +17,8 @@ NOUNS = (
     "|gateways|hits|hours|keys|links|messages|minutes|operators|processes|recipients|requests|rows|seconds|sessions|steps|trackers"
 )
 _PLURAL = re.compile(rf" (?:(?!to )[a-z]+ )?(?:{NOUNS})\b")
-#: The parts of texts in which the value before a plural is never 1, or is not a number of the things. Each has its reason.
+#: Words after a number that are allowed in the plural, each with the reason: the number is never 1, or it does not count these
+#: things.
 EXCEPTIONS = {
     " clicks list": "the name of the command precedes it",
     " attempts failed": "a single failure has another text",
@@ -43,8 +44,8 @@ def test_words_with_another_plural_are_given_in_both_forms() -> None:
 
 
 def _texts_with_numbers(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield the words after each value in an f-string, with the number of its line. A value that is a constant or a limit of the
-    code is left out."""
+    """For each value in an f-string, yield the words after it and the number of its line. Leave out values that are constants or
+    limits of the code."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.JoinedStr):
             continue

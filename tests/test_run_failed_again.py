@@ -1,4 +1,4 @@
-"""Tests of the second run of failed tests in `.ci/run`, on a small suite whose first run failed."""
+"""Tests of the program that runs failed tests again (`.ci/run`), with a small test suite whose first run failed."""
 
 from __future__ import annotations
 

@@ -102,7 +102,8 @@ def test_a_folder_that_the_user_may_not_open_is_named(
     variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, **_: object) -> bool:
-        raise PermissionError(13, "Permission denied", str(path))  # root, who may run the tests, may open every folder
+        # The error is simulated, because the tests may run as root, and root may open every folder.
+        raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "exists", refuse)

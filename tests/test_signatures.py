@@ -22,7 +22,7 @@ BODY = b'{"a":1}'
 
 
 def reference_signature(secret: bytes, event_id: str, at: datetime, body: str) -> str:
-    # The package `standardwebhooks` treats the local time of any time zone as UTC.
+    # Pass the time in UTC. The package `standardwebhooks` treats every time as UTC, whatever its time zone is.
     return Webhook(secret).sign(event_id, at.astimezone(UTC), body)
 
 
@@ -168,7 +168,7 @@ def test_published_libraries_verify_signatures_of_a_base64_secret_without_prefix
     headers = sign("evt_1", datetime.now(UTC), BODY, [parse_secret(text)])
     assert len(headers["webhook-signature"].split(" ")) == 2
     assert Webhook(text).verify(BODY, headers) == Webhook(text.encode()).verify(BODY, headers) == {"a": 1}
-    Svix(text).verify(BODY, headers)  # raises an error if no signature matches
+    Svix(text).verify(BODY, headers)  # this call raises an error if no signature matches
     assert secret_warning(text) is None
 
 

@@ -1,4 +1,4 @@
-"""Tests for tests/speed.py."""
+"""Tests of the settings that save processor time in test processes (tests/speed.py)."""
 
 from __future__ import annotations
 

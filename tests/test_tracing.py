@@ -24,7 +24,7 @@ PHONE = (
 
 @pytest.fixture
 def exporter(service: Service) -> InMemorySpanExporter:
-    """An exporter that collects the trace spans of the service in memory."""
+    """An exporter that keeps the trace spans of the service in memory, where a test can read them."""
     exporter = InMemorySpanExporter()
     service.use_tracer(Tracer(exporter))
     return exporter

@@ -85,7 +85,7 @@ def test_scheme_and_host_of_a_destination_are_normalized_and_the_rest_stays_unch
     ("host", "ascii_host"),
     [
         ("💩.example", "xn--ls8h.example"),
-        ("i❤️.ws", "xn--i-7iq.ws"),  # the host contains the variation selector of the coloured heart
+        ("i❤️.ws", "xn--i-7iq.ws"),  # the host contains a variation selector, which makes the heart coloured
         ("1️⃣.example", "xn--1-2sn.example"),
         # UTS 46 keeps the final sigma ς, and converts capital letters to σ.
         ("ΚΑΦΕΣ-ΟΝΛΑΙΝ.gr", "xn----ylbbowbkpdp6b8a.gr"),
@@ -150,7 +150,7 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         "https://shop.example,b/",
         "https://shop!.example/",
         "https://👨\u200d👩\u200d👧.example/",
-        "https://0à.א/",  # browsers reject a label with a digit first in a host with Hebrew letters
+        "https://0à.א/",  # in a host with Hebrew letters, browsers reject a label that begins with a digit
         "https://a\u0301\u0301\u0338b。..example/",
         "https://shop.example／evil/",
         "https://℀.example/",

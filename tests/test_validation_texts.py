@@ -1,4 +1,4 @@
-"""The texts of pydantic errors."""
+"""Tests of the texts of pydantic errors."""
 
 from __future__ import annotations
 

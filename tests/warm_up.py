@@ -1,9 +1,9 @@
-"""The warm-up of a fork server (fork_server.py): the work that each `shortener` process would otherwise repeat when it starts.
+"""The warm-up of the fork server (fork_server.py): work that each `shortener` process would otherwise repeat at its start.
 
-The fork server imports all modules of the service. Then it runs one service, with its background jobs and its first requests, on a
-SQLite database in a temporary folder. Its children inherit the compiled statements, the compiled regular expressions and the models
-of requests. They inherit nothing else of that service: its thread, files, connections and event loop have ended, and the caches of
-the package `shortener` are emptied. tests/test_fork_server.py examines this.
+The fork server imports all modules of the service. Then it runs one service, with its background jobs and its first requests, on
+a SQLite database in a temporary folder. The children of the fork server inherit the compiled statements, the compiled regular
+expressions and the models of requests. They inherit nothing else of that service: its thread, files, connections and event loop
+have ended, and the caches of the package `shortener` are emptied. tests/test_fork_server.py checks this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.speed import compile_statements_for, share_compiled_statements
 
-#: Libraries that some modules of the service import when they first need them.
+#: Libraries that some modules of the service import only when they need them.
 LIBRARIES = (
     "aiohttp",
     "aiosqlite",
@@ -35,7 +35,7 @@ LIBRARIES = (
 
 
 def warm_up() -> None:
-    """Import all modules of the service, and fill the caches of its libraries. Raise AssertionError if the service fails."""
+    """Import all modules of the service, and fill the caches of the libraries. Raise AssertionError if the service fails."""
     share_compiled_statements()
     import_modules()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def warm_up() -> None:
 
 
 def import_modules() -> None:
-    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # as shortener/cli/__init__.py does before it imports pydantic
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # shortener/cli/__init__.py also does this before it imports pydantic
     from shortener.lean_imports import import_without_extras
 
     import_without_extras()
@@ -55,7 +55,7 @@ def import_modules() -> None:
     from shortener.web import routes
 
     for module in pkgutil.walk_packages(shortener.__path__, "shortener."):
-        # Alembic executes the modules of migrations itself.
+        # Only Alembic imports the modules of migrations.
         if not module.name.startswith("shortener.storage.migrations.") and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     for library in LIBRARIES:
@@ -105,7 +105,7 @@ async def run_a_service(folder: Path) -> None:
 
 
 def compile_for_postgresql() -> None:
-    """Compile the statements that the service ran on SQLite for PostgreSQL too, without a server."""
+    """Compile the statements that the service has run on SQLite for PostgreSQL, too. This needs no server."""
     from shortener.storage.postgres import async_engine
 
     compile_statements_for(async_engine("postgresql://").dialect)

@@ -203,4 +203,4 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, what
-        time.sleep(0.05)  # the pause between two checks
+        time.sleep(0.05)  # wait a moment, then check the condition again

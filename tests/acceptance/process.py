@@ -148,7 +148,7 @@ def wait_until_delivered(server: Server) -> None:
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         while connection.execute(pending).fetchone():
             assert time.monotonic() < deadline, "a delivery is pending"
-            threading.Event().wait(0.02)  # the pause between two checks
+            threading.Event().wait(0.02)  # wait a moment, then check the condition again
 
 
 @contextlib.contextmanager

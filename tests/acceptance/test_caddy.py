@@ -95,7 +95,7 @@ class Caddy:
                 return
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "Caddy does not start"
-            time.sleep(0.01)  # the pause between two checks
+            time.sleep(0.01)  # wait a moment, then check the condition again
 
     def close(self) -> None:
         if self.process is not None:
@@ -325,7 +325,7 @@ async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_
     async def more(clicks: int) -> None:
         wanted = len(answers.seconds) + clicks
         while len(answers.seconds) < wanted:
-            await asyncio.sleep(0.01)  # the pause between two counts
+            await asyncio.sleep(0.01)  # wait a moment, then count again
 
     async with caddy.people(**{"X-API-Key": one.first["api_key"]}) as session:
 

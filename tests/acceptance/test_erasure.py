@@ -52,5 +52,5 @@ def test_after_an_erasure_no_file_of_the_data_folder_contains_the_number_and_cli
         while found := files_with(data, NUMBER):
             assert time.monotonic() < deadline, f"{found} still contain the number"
             assert handset.get(f"/{codes[1]}").status_code == 302
-            threading.Event().wait(0.5)  # the pause between two checks
+            threading.Event().wait(0.5)  # wait a moment, then check the condition again
         assert files_with(data, "+14085550199") != []

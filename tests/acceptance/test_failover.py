@@ -88,7 +88,7 @@ class Pipeline:
         """Wait until a link is acknowledged after the time `moment`. Return the time of its acknowledgement."""
         async with asyncio.timeout(PATIENCE):
             while not (later := [at for at in self.stored_at[-50:] if at > moment]):
-                await asyncio.sleep(0.02)  # the pause between two checks
+                await asyncio.sleep(0.02)  # wait a moment, then check the condition again
         return later[0]
 
 
@@ -166,7 +166,7 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
 async def waiting(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():
-            await asyncio.sleep(0.02)  # the pause between two checks
+            await asyncio.sleep(0.02)  # wait a moment, then check the condition again
 
 
 def database_url(databases: PrimaryAndStandby | PatroniPair) -> str:

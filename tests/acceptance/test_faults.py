@@ -67,7 +67,7 @@ class Load:
         enough = self.answers.statuses.total() + clicks
         async with asyncio.timeout(PATIENCE):
             while self.answers.statuses.total() < enough:
-                await asyncio.sleep(0.01)  # the pause between two counts
+                await asyncio.sleep(0.01)  # wait a moment, then count again
 
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
@@ -115,14 +115,14 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     async def story() -> None:
         async with load.running():
             while len(load.answers.redirected) < 50:
-                await asyncio.sleep(0.05)  # the pause between two counts
+                await asyncio.sleep(0.05)  # wait a moment, then count again
             server = postgres_server
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
             await outage(nodes, load, server.kill, server.start, codes[150:])
             async with asyncio.timeout(PATIENCE):
                 while len(load.answers.redirected) < len(codes):  # the load chooses links at random
-                    await asyncio.sleep(0.05)  # the pause between two counts
+                    await asyncio.sleep(0.05)  # wait a moment, then count again
 
     asyncio.run(story())
     with contextlib.closing(redis_server.client()) as client:

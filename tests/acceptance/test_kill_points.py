@@ -108,7 +108,7 @@ class Killer:
             assert time.monotonic() < deadline, f"{transaction} did not write"
             if transaction.startswith("Gateway"):
                 self._send()
-            time.sleep(0.02)  # the pause between two checks
+            time.sleep(0.02)  # wait a moment, then check the condition again
         self._server.kill()
         self._server.start()
 
@@ -127,7 +127,7 @@ class Killer:
             if self._server.process is None or self._server.process.poll() is not None:
                 return  # the server has already died in the purge of the earlier messages
             assert time.monotonic() < deadline, "old messages are not deleted"
-            time.sleep(0.05)  # the pause between two checks
+            time.sleep(0.05)  # wait a moment, then check the condition again
         add_old_messages(self._url)
 
 

@@ -148,12 +148,12 @@ async def test_every_request_gets_a_response_while_postgresql_refuses_connection
 
         async with asyncio.timeout(PATIENCE):
             while (await rewrite(api)).status_code != 200 or service.recorder.outage or service.recorder.unrecorded:
-                await asyncio.sleep(0.05)  # the pause between two checks
+                await asyncio.sleep(0.05)  # wait a moment, then check the condition again
             # On a busy machine, a commit can take longer than the deadline. The response is 503 then, and the click does not count.
             while (await phone.get(path)).status_code != 302:
-                await asyncio.sleep(0.05)  # the pause between two checks
+                await asyncio.sleep(0.05)  # wait a moment, then check the condition again
             while (hits := await count_hits(account)) < answered + 1:
-                await asyncio.sleep(0.05)  # the pause between two checks
+                await asyncio.sleep(0.05)  # wait a moment, then check the condition again
         assert hits == answered + 1, "a hit that got 503 is not stored"
         assert service.recorder.totals.dropped == 0
 

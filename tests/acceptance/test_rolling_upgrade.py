@@ -140,4 +140,4 @@ async def answered(answers: Answers, more: int) -> None:
     enough = answers.statuses.total() + more
     async with asyncio.timeout(PATIENCE):
         while answers.statuses.total() < enough:
-            await asyncio.sleep(0.02)  # the pause between two checks
+            await asyncio.sleep(0.02)  # wait a moment, then check the condition again

@@ -152,7 +152,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     deadline = time.monotonic() + PATIENCE
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "no worker replaced the killed worker"
-        time.sleep(0.05)  # the pause between two checks
+        time.sleep(0.05)  # wait a moment, then check the condition again
     with httpx.Client(
         verify=NO_TLS, trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}
     ) as client:

@@ -63,7 +63,7 @@ def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
     first: dict[int, Any] = {}
     while len(first) < count or any(heartbeats().get(process, at) <= at for process, at in first.items()):
         assert time.monotonic() < deadline, first
-        time.sleep(0.1)  # the pause between two checks
+        time.sleep(0.1)  # wait a moment, then check the condition again
         if len(first) < count:
             first = heartbeats()
 

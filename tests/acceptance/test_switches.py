@@ -24,7 +24,7 @@ def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
     began = time.monotonic()
     while (found := status(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still answers {found}"
-        time.sleep(0.02)  # the pause between two checks
+        time.sleep(0.02)  # wait a moment, then check the condition again
 
 
 def make_link(server: Server, key: str, url: str) -> Link:
@@ -112,7 +112,7 @@ def leads(server: Server, link: Link, expected: str, patience: float) -> None:
     began = time.monotonic()
     while (found := location(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still leads to {found}, not to {expected}"
-        time.sleep(0.02)  # the pause between two checks
+        time.sleep(0.02)  # wait a moment, then check the condition again
 
 
 def test_each_change_of_a_sent_link_reaches_the_cache_and_every_node_within_a_second(

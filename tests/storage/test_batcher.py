@@ -466,7 +466,7 @@ async def test_stopping_the_batcher_cancels_a_batch_that_waits_for_a_retry_and_k
     batcher = recording_batcher(flaky, handler)
     batcher.put("a")
     while not batcher.taken_items():
-        await asyncio.sleep(0)  # the pause between two checks
+        await asyncio.sleep(0)  # wait a moment, then check the condition again
     await in_time(batcher.stop())
     assert handler.stored == []
     assert batcher.in_flight == 0

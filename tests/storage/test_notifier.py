@@ -29,7 +29,7 @@ class Listener:
     async def connected(self) -> None:
         async with asyncio.timeout(PATIENCE):
             while not self.notifier.connected:
-                await asyncio.sleep(0.01)  # the pause between two checks
+                await asyncio.sleep(0.01)  # wait a moment, then check the condition again
 
     async def received_after(self, before: int) -> None:
         """Wait until the listener receives a new wake-up event. An earlier event may still be set."""
@@ -88,7 +88,7 @@ async def test_the_notifier_reconnects_after_its_connection_is_cut(pair: tuple[L
     await connection.close()
     async with asyncio.timeout(PATIENCE):
         while one.notifier.connected or two.notifier.connected:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment, then check the condition again
     one.notifier.notify("events")  # This wake-up event may be lost.
     await one.connected()
     await two.connected()
@@ -110,7 +110,7 @@ async def test_a_click_in_one_process_starts_the_fan_out_in_another_process(make
     two.notifier.start()
     async with asyncio.timeout(PATIENCE):
         while not (one.notifier.connected and two.notifier.connected):
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment, then check the condition again
     (code,) = await send(one)
     loop = asyncio.get_running_loop()
     began = loop.time()

@@ -64,7 +64,7 @@ async def _wait_until_ready(url: str) -> None:
             connection = await asyncpg.connect(url, statement_cache_size=0)
         except OSError:
             assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)  # the pause between two checks
+            await asyncio.sleep(0.02)  # wait a moment, then check the condition again
         else:
             await connection.close()
             return

@@ -210,6 +210,6 @@ async def test_the_notifier_connects_to_postgresql_over_tls(tls_url: str, certif
     try:
         async with asyncio.timeout(PATIENCE):
             while not notifier.connected:
-                await asyncio.sleep(0.01)  # the pause between two checks
+                await asyncio.sleep(0.01)  # wait a moment, then check the condition again
     finally:
         await notifier.stop()

@@ -97,8 +97,8 @@ async def test_a_cancelled_connect_call_leaves_no_connection_attempt_running(sil
     task = asyncio.create_task(connect(f"postgresql:///d?host=127.0.0.1,127.0.0.1&port={silent_port}", timeout=10 * PATIENCE))
     async with asyncio.timeout(PATIENCE):
         while len(asyncio.all_tasks() - before) < 3:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment, then check the condition again
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         while asyncio.all_tasks() - before:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # wait a moment, then check the condition again

@@ -178,7 +178,7 @@ def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reloa
         deadline = time.monotonic() + PATIENCE
         while client.get(f"/api/v1/trackers/{created['tracker_id']}").json()["health"]["dead"] < 3:
             assert time.monotonic() < deadline
-            time.sleep(0.05)  # the pause between two checks
+            time.sleep(0.05)  # wait a moment, then check the condition again
     support = accept_invitation(browser, empty_server, "Rita", "support", 1)
     with browser.page(state=support, width=390) as visit:
         visit.open(f"{empty_server.base}/portal/1/deliveries?tracker={created['tracker_id']}&status=dead")

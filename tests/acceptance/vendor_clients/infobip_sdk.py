@@ -25,7 +25,7 @@ deadline = time.monotonic() + 30
 found = []
 while not found and time.monotonic() < deadline:
     found = channel.get_outbound_sms_delivery_reports({"message_id": message_id}).results
-    time.sleep(0.1)  # the pause between two checks
+    time.sleep(0.1)  # wait a moment, then check the condition again
 log = channel.get_outbound_sms_message_logs({"message_id": [message_id]})
 preview = channel.preview_sms_message({"text": text})
 error = channel.send_sms_message(request("12345"))

@@ -41,7 +41,7 @@ deadline = time.monotonic() + 30
 found = []
 while not found and time.monotonic() < deadline:
     found = api.get_outbound_sms_message_delivery_reports(message_id=message_id).results
-    time.sleep(0.1)  # the pause between two checks
+    time.sleep(0.1)  # wait a moment, then check the condition again
 log = api.get_outbound_sms_message_logs(message_id=[message_id])
 preview = api.preview_sms_message(models.SmsPreviewRequest(text=text))
 try:

@@ -16,7 +16,7 @@ msgid = sent.messages[0]["msgid"]
 deadline = time.monotonic() + 30
 status = client.get_sms_delivery_status(msgid).message
 while status["status"] != "DELIVERED" and time.monotonic() < deadline:
-    time.sleep(0.1)  # the pause between two checks
+    time.sleep(0.1)  # wait a moment, then check the condition again
     status = client.get_sms_delivery_status(msgid).message
 today = time.strftime("%Y-%m-%d", time.gmtime())
 invalid = client.send_sms(text, "+8108", "Sender")
