@@ -25,7 +25,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,15 @@ class Checkpointer:
         os.close(self._file)
 
     def _run(self) -> None:
-        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA synchronous=FULL")
+        with contextlib.ExitStack() as opened:
+            connection: sqlite3.Connection | None = None
             while self._wait_for_rows():
                 truncates = self._must_truncate and time.monotonic() >= self._next_truncation_at
                 if truncates:
                     self._must_truncate = self._is_truncated = False
                 try:
+                    if connection is None:  # A process that ends before its first checkpoint needs no connection.
+                        connection = opened.enter_context(self._connect())
                     self._copy_and_restart(connection, truncates)
                 # After an error, for example a full disk, no data is lost, because the WAL still contains everything.
                 except Exception as error:
@@ -151,6 +153,12 @@ class Checkpointer:
                     self._stopping.wait(MAX_INTERVAL_SECONDS)
                 if truncates:
                     self._after_truncation()
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            yield connection
 
     @property
     def _is_running(self) -> bool:

@@ -15,11 +15,14 @@ migration.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool, StaticPool
@@ -335,4 +338,18 @@ async def current_version(url: str, database: Database | None = None) -> str | N
 
     Raise SchemaMismatch if the database contains tables of another program, and StoreUnavailable if the database is
     unavailable."""
-    return await (_run_on(url, version_of, only_reads=True) if database is None else database.read(version_of))
+    if database is not None:
+        return await database.read(version_of)
+    path = sqlite_path(url)
+    return (_stored_version(path) if path else None) or await _run_on(url, version_of, only_reads=True)
+
+
+def _stored_version(path: Path) -> str | None:
+    """Return the schema revision in a SQLite file, without the time that SQLAlchemy needs to open a database. Return None if the
+    file must be examined more closely: it is missing, empty, locked, damaged or without a revision."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=0)) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error:
+        return None
+    return row[0] if row else None

@@ -47,7 +47,7 @@ from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
-from shortener.storage.sqlite_reader import ReaderConnection, ReadLimit, connect_reader
+from shortener.storage.sqlite_reader import ReaderConnection, connect_reader
 from shortener.storage.write_lock import COMMAND_WAIT_SECONDS, begin_write, is_busy
 
 log = structlog.get_logger(__name__)
@@ -58,8 +58,6 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 1000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
-#: After this number of steps of its virtual machine (about 10 ms), SQLite checks whether a read has reached its time limit.
-STEPS_PER_CHECK = 1_000_000
 _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -113,20 +111,21 @@ class SqliteDatabase:
         self._is_locked = False  # whether the last transaction failed, because another process kept the write lock for too long
         self._readers: AsyncEngine = create_async_engine(
             "sqlite+aiosqlite://",
-            async_creator=partial(connect_reader, path),
+            async_creator=partial(connect_reader, path, f"PRAGMA busy_timeout={timeout_ms}; {_READER_PRAGMAS}"),
             poolclass=AsyncAdaptedQueuePool,
             pool_size=4,
             hide_parameters=True,
         )
-        _prepare_readers(self._readers.sync_engine, timeout_ms)
+        _prepare_readers(self._readers.sync_engine)
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
         self._jobs: deque[Callable[[], None]] = deque()
         self._bulk_jobs: deque[Callable[[], None]] = deque()
         # This queue contains one True for each waiting job. False ends the thread.
         self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._on_end: Callable[[], object] = lambda: None  # The writer thread calls this when it ends.
+        self._checkpointer = Checkpointer(path, self._request_commit) if owner else None
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
-        self._checkpointer = Checkpointer(path, self._request_commit) if owner else None
         self._closed = False
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -257,7 +256,7 @@ class SqliteDatabase:
 
     def _begin_read(self, connection: AsyncConnection) -> None:
         assert connection.sync_connection is not None
-        limit: ReadLimit = connection.sync_connection.info[_LIMIT]
+        limit = _reader(connection.sync_connection).limit
         limit.ends_at = math.inf if self._max_read_seconds is None else time.monotonic() + self._max_read_seconds
 
     async def close(self) -> None:
@@ -265,10 +264,12 @@ class SqliteDatabase:
             return
         self._closed = True
         await self._readers.dispose()
-        if self._checkpointer is not None:
-            await asyncio.to_thread(self._checkpointer.stop)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._on_end = lambda: loop.call_soon_threadsafe(_settle, ended, ended.set_result, None)
         self._work.put(False)
-        await asyncio.to_thread(self._thread.join)
+        await ended
+        self._thread.join()
         self._writer.close()
         self._engine.dispose()
         if self._checkpointer is not None:
@@ -290,6 +291,10 @@ class SqliteDatabase:
             except Exception:
                 log.exception("writer_job_failed")
             ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
+        if self._checkpointer is not None:
+            self._checkpointer.stop()
+        with contextlib.suppress(RuntimeError):  # The event loop was closed, so nothing waits for the end of this thread.
+            self._on_end()
 
 
 def _change_user_version(connection: Connection) -> None:
@@ -320,22 +325,16 @@ def _prepare_writer(engine: Engine, busy_timeout_ms: int) -> None:
             connection.execute(pragma).close()
 
 
-def _prepare_readers(engine: Engine, busy_timeout_ms: int) -> None:
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, record: Any) -> None:
-        async def prepare(driver: ReaderConnection) -> None:
-            await driver.executescript(f"PRAGMA busy_timeout={busy_timeout_ms}; {_READER_PRAGMAS}")
-            await driver.set_progress_handler(driver.limit, STEPS_PER_CHECK)
-            record.info[_LIMIT] = driver.limit
-
-        connection.run_async(prepare)
-
+def _prepare_readers(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        _reader(connection).begin()
 
 
-_LIMIT = "read limit"  # The `info` dict of a pooled connection contains its ReadLimit under this key.
+def _reader(connection: Connection) -> ReaderConnection:
+    driver: Any = connection.connection.driver_connection
+    assert isinstance(driver, ReaderConnection)
+    return driver
 
 
 @contextlib.contextmanager

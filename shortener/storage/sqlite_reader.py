@@ -6,7 +6,8 @@ statements.
 
 This module needs one switch instead of four, if the statement returns fewer than FIRST_ROWS rows. It creates the cursor without
 the thread. The call that executes the statement also fetches the first rows. If there are no more rows, the cursor is not closed
-in the thread.
+in the thread. BEGIN and ROLLBACK of a read need no switch: they read no page of the database, so the caller's thread runs them
+while the thread of the connection is idle.
 
 A cancelled read closes its connection. This interrupts the running statement and the waiting statements, so it does not wait for
 them.
@@ -19,7 +20,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,25 +32,68 @@ from aiosqlite.context import contextmanager
 FIRST_ROWS = 1000
 
 
-async def connect_reader(path: Path) -> aiosqlite.Connection:
-    """Open a SQLite file for reading. Statements run without a transaction until BEGIN."""
+#: After this number of steps of its virtual machine (about 10 ms), SQLite checks whether a read has reached its time limit.
+STEPS_PER_CHECK = 1_000_000
+
+
+async def connect_reader(path: Path, pragmas: str = "") -> ReaderConnection:
+    """Open a SQLite file for reading, and execute `pragmas`. Statements run without a transaction until BEGIN."""
+    limit = ReadLimit()
 
     def connect() -> sqlite3.Connection:
         uri = f"file:{quote(str(path))}?mode=ro"
         # Turn off SQLite's thread check: objects are created in the thread of the event loop, and used in the thread of the
         # connection.
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            connection.executescript(pragmas)
+        except BaseException:
+            connection.close()
+            raise
+        connection.set_progress_handler(limit, STEPS_PER_CHECK)
+        return connection
 
-    return await ReaderConnection(connect, iter_chunk_size=64)
+    connection = ReaderConnection(connect, limit)
+    await connection
+    return connection
 
 
 class ReaderConnection(aiosqlite.Connection):
     """A connection whose thread does not delay the end of the process, and whose cursors are `ReaderCursor`."""
 
-    def __init__(self, connector: Any, iter_chunk_size: int) -> None:
-        super().__init__(connector, iter_chunk_size)
+    def __init__(self, connector: Callable[[], sqlite3.Connection], limit: ReadLimit) -> None:
+        super().__init__(connector, iter_chunk_size=64)
         self._thread.daemon = True
-        self.limit = ReadLimit()
+        self.limit = limit
+        self._is_idle = True  # whether the thread has ended each call that it got
+
+    async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        self._is_idle = False
+        try:
+            result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            raise  # The thread may still run the call.
+        except BaseException:
+            self._is_idle = True
+            raise
+        self._is_idle = True
+        return result
+
+    def begin(self) -> None:
+        """Begin a read. Its first statement chooses the snapshot of the database that the read uses."""
+        assert self._is_idle, "the thread of the connection still runs a statement"
+        self._conn.execute("BEGIN").close()
+
+    async def rollback(self) -> None:
+        """End a read, and release its snapshot. After a cancelled statement, wait until the thread has ended it."""
+        if self._is_idle:
+            self._conn.rollback()
+        else:
+            await super().rollback()
+
+    async def create_function(self, name: str, num_params: int, func: Callable[..., Any], deterministic: bool = False) -> None:
+        """Add a function to SQL. SQLAlchemy does this for each new connection."""
+        self._conn.create_function(name, num_params, func, deterministic=deterministic)
 
     @contextmanager
     async def cursor(self) -> aiosqlite.Cursor:

@@ -39,6 +39,22 @@ async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_its_conne
         assert await database.read(count_rows) == 0
 
 
+async def test_a_sqlite_database_that_is_opened_read_and_closed_starts_three_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, start = [], threading.Thread.start
+
+    def remember(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", remember)
+    async with serving(tmp_path / "shortener.db") as database:
+        assert await database.read(count_rows) == 0
+    assert len(started) == 3  # the writer, the checkpoint thread and the thread of one reader
+    assert not any(thread.is_alive() for thread in started)
+
+
 async def test_a_long_database_read_of_a_command_has_no_time_limit(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db"):
         command = SqliteDatabase(tmp_path / "shortener.db", owner=False)
