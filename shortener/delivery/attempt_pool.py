@@ -110,7 +110,7 @@ class AttemptPool(Generic[Ended]):
             try:
                 await step()
             except Exception:
-                await asyncio.sleep(RECORD_AGAIN_SECONDS)  # the database may become available again in time
+                await asyncio.sleep(RECORD_AGAIN_SECONDS)  # the database may become available before the shutdown ends
 
 
 class QueuePauses:

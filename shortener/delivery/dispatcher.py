@@ -319,7 +319,7 @@ class Dispatcher:
     def _wake_at(self, at: int | None) -> None:
         """Set a timer that starts a dispatch cycle at this time (milliseconds since 1970). None removes the timer."""
         seconds = None if at is None or self._stopping else max(at - to_ms(self._clock()), 0) / 1000
-        # Longer times need no timer, because cycles run more often than that.
+        # A longer wait needs no timer, because cycles run more often than once in MAX_TIMER_SECONDS.
         self.wake_up.notify_after(seconds if seconds is not None and seconds < MAX_TIMER_SECONDS else None)
 
     def _committed(self, heartbeat: Heartbeat) -> None:

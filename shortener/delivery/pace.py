@@ -66,7 +66,8 @@ class EndpointPace:
         """Return the rate limit that applies at the time `now`, in deliveries per second. Return None if there is no limit."""
         limit = self.max_per_second
         if limit is not None:
-            limit = min(max(MIN_PER_SECOND, limit), MAX_PER_SECOND)  # with this order of the arguments, NaN becomes MIN_PER_SECOND
+            # With this order of the arguments of `max`, NaN becomes MIN_PER_SECOND.
+            limit = min(max(MIN_PER_SECOND, limit), MAX_PER_SECOND)
         if self.rate is None or self.lowered_at is None or not 0 <= now - self.lowered_at < MAX_AGE_MS + self._quiet_ms:
             return limit
         return self.rate if limit is None else min(self.rate, limit)

@@ -44,8 +44,8 @@ class ProcessShare:
     def of(self, concurrency: int, queue: str) -> int:
         """Return this process's share of the `concurrency` attempts that all processes may have in flight for a queue."""
         part, rest = divmod(concurrency, self.count)
-        # The checksum of the queue name selects the processes that get one attempt more. Therefore these are different processes
-        # for different queues.
+        # The checksum of the queue name selects the processes that get one attempt more. Therefore different queues select
+        # different processes.
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 

@@ -85,8 +85,8 @@ class QueueWalk:
         names = [request.queue for request in requests]
         trackers, callbacks = ([name for name in names if is_callback(name) == kind] for kind in (False, True))
         position = self._position
-        # If the queues of one kind got all claims, the position of the other kind does not change. The next cycle then examines the
-        # same queues of this kind again.
+        # If the queues of one kind got all claims, the position of the other kind does not change, so that the next cycle
+        # examines the same queues of the other kind again.
         if trackers or not requests or all(map(is_callback, candidates)):
             position = position._replace(tracker=self._trackers.last_name(trackers, position.tracker))
         if not self.is_paused and (callbacks or not requests or not any(map(is_callback, candidates))):

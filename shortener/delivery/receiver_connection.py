@@ -72,7 +72,7 @@ class _StatusLine:
     def __init__(self) -> None:
         self._buffer = b""
         self.is_found = False
-        self.rest = b""  # the bytes after the status line that arrived together with its end
+        self.rest = b""  # the bytes that follow the status line and were received together with its end
 
     def feed(self, data: bytes) -> int | None:
         """Add received bytes. Return the HTTP status if these bytes completed the status line, otherwise None."""

@@ -26,7 +26,7 @@ table = schema.trackers
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
 
-#: An application can have at most this many trackers. Each event can create a delivery for each tracker.
+#: An application can have at most this many trackers, because each event can create a delivery for each tracker.
 MAX_TRACKERS = 100
 
 

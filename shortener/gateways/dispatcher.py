@@ -196,8 +196,8 @@ class GatewayDispatcher:
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
-            # If the cycle cannot record all outcomes, it claims nothing. It could claim messages whose lease has ended and whose
-            # outcome is not recorded yet, and they would be handed on again.
+            # If the cycle cannot record all outcomes, it claims nothing. Otherwise it could claim messages whose lease has ended
+            # but whose outcome is not recorded yet. These messages would be handed on again.
             limit = 0 if len(ended) < len(self.attempts.ended) else self._max_claims(ended, throttled)
             loop = asyncio.get_running_loop()
             began = loop.time()

@@ -72,7 +72,7 @@ class EarlyReports:
         self._default_timeout = default_timeout
         self._monotonic = monotonic
         self._count_unknown = count_unknown
-        self._reports: dict[tuple[int, str], _EarlyReport] = {}  # by the result of `_key`, the oldest report first
+        self._reports: dict[tuple[int, str], _EarlyReport] = {}  # the keys are results of `_key`; the oldest report is first
 
     async def must_repeat(self, gateway_id: int, reports: Iterable[GatewayReport]) -> bool:
         """Return whether a gateway must repeat a call whose reports are about unknown messages. Raise StoreUnavailable if the

@@ -113,7 +113,8 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
     match: re.Match[str] | None = None
     has_more = True
     while True:
-        if has_more and (match is None or match.start() < position):  # a repeated search of the same text would take long
+        # The same text is not searched again, because this would take long.
+        if has_more and (match is None or match.start() < position):
             sign = body.find("#", position)
             match = _START.search(body, sign) if sign >= 0 else None
             has_more = match is not None

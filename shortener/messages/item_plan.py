@@ -370,7 +370,7 @@ def _plan_links(
     always = application.settings.click_events == "every"
     links = []
     problems = [(error.position, ErrorCode.INVALID_TRACK_DIRECTIVE, error.reason) for error in errors]
-    if len(spans) > MAX_LINKS and len(directives) <= MAX_DIRECTIVES:  # more directives are already an error
+    if len(spans) > MAX_LINKS and len(directives) <= MAX_DIRECTIVES:  # a text with more directives already has an error
         problems.append((spans[MAX_LINKS].start, ErrorCode.INVALID_TRACK_URL, f"has more than {MAX_LINKS} URLs to track"))
     for span in spans:
         try:

@@ -287,7 +287,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_delivery_
     await service.fanout.flush()
     dispatcher = other_dispatcher(service, cast(Database, CutCommits(service.database, ["committed", "stored"])))
     await run_attempts(dispatcher)
-    clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the delivery
+    clock.forward(seconds=5)  # when the retry is due, one transaction records the outcome and claims the delivery again
     with pytest.raises(CommitUncertain):
         await dispatcher.step()
     with capture_logs() as logs:

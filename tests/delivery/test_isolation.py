@@ -89,7 +89,7 @@ async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_respons
         began = time.monotonic()
         async with asyncio.timeout(PATIENCE):
             while receiver.accepted < 60:
-                await asyncio.sleep(0.05)  # the receiver accepts 20 requests in a second
+                await asyncio.sleep(0.05)  # wait, because the receiver accepts only 20 requests in a second
         assert time.monotonic() - began < 2 * SOON_SECONDS, "the limit allows 3 seconds"
         async with asyncio.timeout(PATIENCE):
             while any(row.status != 1 for row in await rows(running.database, schema.deliveries)):

@@ -269,7 +269,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_message_i
     dispatcher = other_process(service, CutCommits(service.database, ["committed", "stored"]))
     await dispatcher.step()
     await asyncio.wait(dispatcher.attempts.tasks)
-    clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the message
+    clock.forward(seconds=5)  # when the retry is due, one transaction records the outcome and claims the message again
     with pytest.raises(CommitUncertain):
         await dispatcher.step()
     with capture_logs() as logs:
@@ -284,7 +284,7 @@ async def test_a_message_that_was_sent_again_because_an_idle_connection_ended_is
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(peer.requests) == 2 and peer.connections == 1:  # the gateway has taken the message, and is killed
+        if len(peer.requests) == 2 and peer.connections == 1:  # the gateway has accepted the message, and its process is killed
             await reset(reader, writer)
         else:
             await respond(200, ACCEPTED.body)(reader, writer)

@@ -177,7 +177,7 @@ async def test_new_links_are_in_the_link_cache_before_the_response_is_returned(
     cached: list[str] = []
 
     async def put(links: Any) -> None:
-        await asyncio.sleep(0)  # let other tasks run, such as the response if it did not wait for the cache
+        await asyncio.sleep(0)  # let other tasks run: the response would now be complete if it did not wait for the cache
         cached.extend(link.code for link in links)
 
     monkeypatch.setattr(service.cache, "put", put)
