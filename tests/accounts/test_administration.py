@@ -149,8 +149,8 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        # A disabled tracker receives suspected hits after it is enabled again, so `with_suspected` still contains its
-        # application.
+        # The tracker is disabled, but `with_suspected` still contains its application: after it is enabled again, it receives
+        # suspected hits.
         ({"enabled": False}, {1}),
     ):
         await service.trackers.update(AUDIT, tracker.id, changes(**changed))
@@ -320,7 +320,7 @@ async def test_two_applications_cannot_have_the_same_name(service: Service) -> N
         with pytest.raises(ApiError) as caught:
             await service.database.write(transact, *arguments)
         assert caught.value.code is ErrorCode.CONFLICT
-    await change(service, name="default")  # An application can keep its own name.
+    await change(service, name="default")  # an application can be renamed to its current name
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and
     await service.database.write(update_domain, "go.brand.example", {"fallback_url": "tel:+14155550100"}, NOON)
     with pytest.raises(ApiError):
         await service.database.write(update_domain, "go.brand.example", {"fallback_url": "other://x"}, NOON)
-    with pytest.raises(ApiError):  # The fallback URL uses the scheme that this change would remove.
+    with pytest.raises(ApiError):  # this change would remove the scheme of the fallback URL
         await change(service, extra_schemes=["tel"])
 
 
@@ -369,7 +369,7 @@ async def test_changes_of_the_path_of_a_domain_at_the_same_time_keep_every_earli
 
 
 async def _codes(*transactions: Awaitable[object]) -> Counter[str]:
-    """Run transactions at the same time. Count their error codes; "" is a success."""
+    """Run transactions at the same time. Return how often each error code occurred; the key "" counts successes."""
     results = await asyncio.gather(*transactions, return_exceptions=True)
     return Counter(
         one.code.name if isinstance(one, ApiError) else repr(one) if isinstance(one, Exception) else "" for one in results

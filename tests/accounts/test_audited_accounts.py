@@ -1,4 +1,4 @@
-"""The rows of the audit log about applications, domains and blocked hosts."""
+"""Tests of the rows that changes of applications, domains and blocked hosts add to the audit log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = AuditWriter(Actor(name="key 5"), IdGenerator(1))
 
 
 async def logged(service: Service) -> list[tuple[str, str, Any, Any]]:
-    """Return action, object and values of each row of the audit log."""
+    """Return action, subject and values of each row of the audit log."""
     return [(row.action, row.object, row.before, row.after) for row in await audited_rows(service.database)]
 
 

@@ -19,7 +19,8 @@ from shortener.storage.database import Database
 
 
 class SlowDatabase:
-    """A database whose first read ends only when the test permits it, and returns the data of the time when the read began."""
+    """A database whose first read ends only after the test has set `may_end`. The read returns the data of the time at which it
+    began."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -124,7 +125,7 @@ async def test_application_settings_that_a_newer_version_stored_are_ignored_but_
 
 
 async def test_each_process_reads_changed_accounts_at_least_twice_a_second(service: Service) -> None:
-    """The documents promise that a kill switch takes effect on every node within a second. The tests with real nodes have to wait
+    """The documents promise that disabling something takes effect on every node within a second. The tests with real nodes wait
     longer, because the machine may be busy."""
     assert service.jobs.table["directory"].interval == REFRESH_SECONDS
     assert REFRESH_SECONDS + _REFRESH_MARGIN_SECONDS <= 0.5

@@ -1,4 +1,4 @@
-"""Tests of a change of BASE_URL: links that were sent before still work."""
+"""Tests of a change of BASE_URL: links that were sent before the change still work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import MakeService, client_of
 
 
 async def _rewrite(service: Service, **message: Any) -> str:
-    """Rewrite a message and return its short URL."""
+    """Rewrite a message and return the short URL in it."""
     key = service.first_credentials
     assert key is not None
     host = httpx.URL(service.settings.base_url).netloc.decode()
@@ -26,7 +26,8 @@ async def _rewrite(service: Service, **message: Any) -> str:
 
 
 async def _open(service: Service, url: str) -> int:
-    """Return the status of a short URL. If it is a redirect, the protocol for redirects must also accept the URL."""
+    """Request a short URL and return the status of the response. If it is a redirect, also check that RedirectProtocol accepts
+    the URL."""
     address = httpx.URL(url)
     async with client_of(service, {"Host": address.netloc.decode()}) as client:
         status = (await client.get(address.path)).status_code

@@ -1,4 +1,4 @@
-"""Tests of the version of the accounts, by which processes find out that an account has changed."""
+"""Tests of the version of the accounts, from which processes learn that an account has changed."""
 
 from __future__ import annotations
 

@@ -32,20 +32,21 @@ PHONE_HEADERS = {
 
 
 async def create_codes(service: Service, body: str = 'see #track("https://x.example/a")', **more: Any) -> list[str]:
-    """Rewrite one message of the default application and return the codes of its short links. `more`: fields of `RewriteItem`."""
+    """Rewrite one message of the default application and return the codes of its short links. `more` contains fields of
+    `RewriteItem`."""
     application = service.directory.applications()[0]
     responses = await service.rewriter.rewrite(application, [RewriteItem((TO,), body, **more)])
     return [link["code"] for link in responses[0]["links"]]
 
 
 async def create_link(client: httpx.AsyncClient, url: str = "https://x.example/a?b=1&c=%20#f", **more: Any) -> str:
-    """Rewrite one message through the API and return the path of its short link. `more`: fields of the API request."""
+    """Rewrite one message through the API and return the path of its short link. `more` contains fields of the API request."""
     response = await client.post("/api/v1/rewrite", json={"to": TO, "body": f'#track("{url}")', **more})
     return "/" + str(response.json()["messages"][0]["links"][0]["code"])
 
 
 def make_hit(service: Service, code: str, verdict: Verdict = Verdict.HUMAN, **more: Any) -> Hit:
-    """Return a new hit on the link with `code`, at the service's current time. `more`: other fields of `Hit`."""
+    """Return a new hit on the link with `code`, at the service's current time. `more` contains other fields of `Hit`."""
     values: dict[str, Any] = {
         "id": service.ids(),
         "code": code,
@@ -65,7 +66,7 @@ async def fetch_rows(service: Service, table: Any) -> list[Any]:
 
 
 async def count_state_events(service: Service) -> Counter[int]:
-    """Return the number of events with the topic STATE for each message. The keys are row ids of messages."""
+    """Return the number of events with the topic STATE for each message, by row id of the message."""
     return Counter(event.message_id for event in await fetch_rows(service, schema.events) if event.topics & Topic.STATE)
 
 
@@ -76,7 +77,7 @@ async def change_settings(service: Service, **settings: Any) -> None:
 
 
 class _UnloadedParser:
-    """A parser of user agents that fails if its first call does not come from `load_expressions`."""
+    """A parser of user agents. It fails unless `load_expressions` is the first caller."""
 
     def __init__(self, parse: Any) -> None:
         self._parse = parse
@@ -92,15 +93,16 @@ class _UnloadedParser:
 
 
 def forget_expressions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behave like a process that has parsed no user agent. Fail if a user agent is parsed before `load_expressions` is awaited."""
+    """Make this process behave as if it had parsed no user agent yet. A test then fails if a user agent is parsed before
+    `load_expressions` is awaited."""
     monkeypatch.setattr(user_agents, "_device_of", _UnloadedParser(user_agents._device_of))
 
 
 class UnreliableDatabase:
-    """The service's database, which rejects writes or reads while a test requires it.
+    """The database of the service. While a test requires it, it rejects writes or reads.
 
-    `lose_results`: the number of next writes that commit and then raise StoreUnavailable, as if the connection broke after the
-    commit."""
+    `lose_results` is a number of writes. Each of them commits and then raises StoreUnavailable, as if the connection broke after
+    the commit."""
 
     def __init__(self, service: Service) -> None:
         self._database = service.database
@@ -129,7 +131,8 @@ class UnreliableDatabase:
 
 
 async def unreliable_recorder(service: Service, **more: Any) -> tuple[UnreliableDatabase, Recorder]:
-    """Return a running recorder whose database can fail. `more`: arguments of `Recorder`. The caller must stop the recorder."""
+    """Return a database that can fail, and a running recorder that uses it. `more` contains arguments of `Recorder`. The caller
+    must stop the recorder."""
     database = UnreliableDatabase(service)
     values: dict[str, Any] = {"deadline": 0.1, "waiting_limit": 100, "on_events": lambda: None} | more
     recorder = Recorder(database, service.ids, service.click_ids, service.directory, **values)
@@ -139,7 +142,8 @@ async def unreliable_recorder(service: Service, **more: Any) -> tuple[Unreliable
 
 @asynccontextmanager
 async def hits_table_away(service: Service) -> AsyncIterator[None]:
-    """Rename the table `hits`. The database still works, but it rejects every hit, as during a migration."""
+    """Rename the table `hits` while the block runs. The database still works, but it rejects every hit, as it may during a
+    migration."""
     await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits RENAME TO hits_away")))
     try:
         yield
@@ -148,7 +152,7 @@ async def hits_table_away(service: Service) -> AsyncIterator[None]:
 
 
 async def reject_hits(service: Service, rule: str) -> None:
-    """Make the database reject each hit with this rule."""
+    """Make the database reject each hit whose classification rule is `rule`."""
     statement = {
         "sqlite": f"CREATE TRIGGER rejected BEFORE INSERT ON hits WHEN NEW.rule = '{rule}' "
         "BEGIN SELECT RAISE(ABORT, 'rejected'); END",
@@ -173,16 +177,16 @@ async def change_link(service: Service, code: str, requested: dict[str, Any]) ->
 
 
 class Hits:
-    """A fake counter of hits and a fake clock. The test sets both."""
+    """A fake counter of hits with a fake clock. The test changes both."""
 
     def __init__(self) -> None:
         self.count = 0
         self.now = 0.0
-        self.waited = 0.0  # the seconds that all clients have waited
+        self.waited = 0.0  # the sum of the seconds for which clients have waited
         self.throttle = Throttle(lambda: self.count, lambda: self.waited, lambda: self.now)
 
     def arrive(self, count: float, seconds: float = WINDOW_SECONDS, *, clients: float = 1) -> bool:
         self.count += int(count)
-        self.waited += clients * seconds  # this number of clients waits all the time
+        self.waited += clients * seconds  # `clients` clients wait during the whole time
         self.now += seconds
         return self.throttle.is_busy

@@ -1,4 +1,4 @@
-"""Helpers and fixtures for tests of an outage of the database: a recorder with a spool in Redis and an unreliable database."""
+"""Helpers and fixtures for tests of an outage of the database: a recorder with a spool in Redis, and a database that can fail."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +19,7 @@ LOCATION = b"https://x.example/a"
 
 
 class HangingDatabase(UnreliableDatabase):
-    """An unreliable database whose writes wait until the event `go` is set."""
+    """An unreliable database whose writes wait until the test sets the event `go`."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -61,7 +61,7 @@ class Node:
         """Run the drainer until the spool is empty and the recorder writes to the database again."""
         async with asyncio.timeout(PATIENCE):
             while await self.drainer.step() or self.recorder.outage:
-                await asyncio.sleep(0.005)  # the recorder waits between its attempts to write
+                await asyncio.sleep(0.005)  # a pause, because the recorder also waits between two attempts to write
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ def record_of(service: Service) -> HitBatchWriter:
 
 
 async def counted(service: Service) -> dict[tuple[int, str], int]:
-    """Return the latest count delta as amounts by (time slot, metric). Slot 0 is the quarter of an hour that begins at the full
-    hour."""
+    """Return the amounts of the latest count delta by (time slot, metric). Slot 0 is the quarter of an hour that begins at the
+    last full hour."""
     noon = service.now_ms() // (4 * TIME_SLOT_MS) * 4
     tally = (await rows(service, schema.count_deltas))[-1]
     sums: Counter[tuple[int, str]] = Counter()
@@ -52,7 +52,7 @@ async def counted(service: Service) -> dict[tuple[int, str], int]:
 
 
 async def check(service: Service, clock: Clock) -> None:
-    """Assert that the stored counts and rolled-up counts equal a new count of all rows."""
+    """Assert that the stored counts and rolled-up counts equal the result of counting all rows again."""
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
     assert await service.database.read(verify_rollups, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
@@ -115,7 +115,7 @@ async def test_a_batch_of_hits_that_is_written_twice_stores_each_hit_once(servic
 
 
 async def test_recording_a_click_does_not_access_the_messages_table(service: Service) -> None:
-    """Because clicks arrive in random order, each would read and write a different page of this table (docs/decisions/0013)."""
+    """Clicks arrive in random order, so each click would read and write a different page of this table (docs/decisions/0013)."""
     codes = [(await send(service))[0] for _ in range(3)]
     record = record_of(service)
     touched: set[str | None] = set()
@@ -133,7 +133,7 @@ async def test_recording_a_click_does_not_access_the_messages_table(service: Ser
             touched.update(name for name, _ in set(connection.execute(uses).all()) - before)
             return outcome
         driver: Any = connection.connection.driver_connection
-        driver.set_authorizer(look)  # SQLite calls this with each table when it prepares a statement
+        driver.set_authorizer(look)  # SQLite calls `look` with the name of each table when it prepares a statement
         try:
             return record.write(connection, batch)
         finally:
@@ -178,7 +178,7 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
         connection.execute(schema.first_clicks.insert().values(id=message, **row))
         return queries.claim_first_clicks(connection, [ours], {})
 
-    # First case: another process has stored the first click of the message, on link 1. The second case below: a correction has
+    # First case: another process has stored the first click of the message, on its first link. Second case: a correction has
     # removed that first click.
     at = from_ms(ours[1] - 1)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b10, False)}
@@ -192,7 +192,7 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
         connection.execute(schema.first_clicks.delete())
         return read(connection, ids)
 
-    # A correction deletes the row of first_clicks between the two statements of the claim.
+    # Third case: a correction deletes the row of first_clicks between the two statements of the claim.
     read = first_clicks.read
     monkeypatch.setattr(first_clicks, "read", gone)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}

@@ -1,4 +1,4 @@
-"""Tests for shortener/clicks/cache_repair.py with a real Redis."""
+"""Tests of the job that stores recently changed links in the link cache again, with a real Redis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def repair_of(service: Service) -> CacheRepair:
 
 
 async def restore_old_entries(service: Service, client: redis.Redis, old: dict[str, CachedLink]) -> None:
-    """Store the entries that Redis would still have if it had been down while the links were changed."""
+    """Store the entries that Redis would still contain if it had been down during the changes of the links."""
     client.flushall()
     await service.cache.put(list(old.values()))
 

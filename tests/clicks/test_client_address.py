@@ -30,7 +30,7 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
         ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
         ("203.0.113.7", "", "203.0.113.7"),
         ("2001:db8:1::7", "198.51.100.1", "2001:db8:1::7"),
-        # The peer is a trusted proxy, so the client is the right-most address that is not a trusted proxy.
+        # The peer is a trusted proxy. The client is the right-most address that is not a trusted proxy.
         ("10.0.0.1", "203.0.113.7", "203.0.113.7"),
         ("10.0.0.1", "1.2.3.4, 203.0.113.7", "203.0.113.7"),
         ("10.0.0.1", "1.2.3.4, 203.0.113.7, 10.9.9.9", "203.0.113.7"),

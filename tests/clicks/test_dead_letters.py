@@ -1,4 +1,4 @@
-"""Tests of dead letters: the stored text of a hit, of a spool entry that cannot be read, and of an error."""
+"""Tests of dead letters: the text that is stored for a hit, for a spool entry that cannot be read, and for an error."""
 
 from __future__ import annotations
 

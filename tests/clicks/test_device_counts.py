@@ -1,4 +1,4 @@
-"""Tests of the device counts: the background job counts each click once by device and browser, even if the click is stored late."""
+"""Tests of the counts of clicks by device and browser. The background job counts each click once, even if it is stored late."""
 
 import asyncio
 from collections import Counter
@@ -37,7 +37,7 @@ async def record_click(service: Service, code: str, user_agent: str = IPHONE, **
 
 
 async def device_sums(service: Service) -> dict[str, int]:
-    """Return the sum of all count deltas for each metric of a device or a browser."""
+    """Return the sum of all count deltas for each device and each browser, by metric."""
     added: Counter[str] = Counter()
     for row in await fetch_rows(service, schema.count_deltas):
         for _, _, metric, amount in row.data:
@@ -72,7 +72,7 @@ async def test_the_device_job_counts_clicks_by_device_and_browser_two_minutes_af
 async def test_the_device_job_writes_the_counts_of_many_clicks_in_rows_of_limited_size(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large row is folded in many transactions, and each of them writes the rest of the row again."""
+    """A single large row would be slow: it is folded in many transactions, and each of them writes the rest of the row again."""
     monkeypatch.setattr(count_deltas, "MAX_ENTRIES_PER_ROW", 2)
     for _ in range(3):
         (code,) = await create_codes(service)
@@ -110,7 +110,7 @@ async def test_a_late_click_whose_id_the_device_job_has_already_passed_is_counte
     delayed = [make_hit(service, code, user_agent=DESKTOP) for _ in range(2)]
     clock.forward(seconds=1)
     await record_click(service, code)
-    last = make_hit(service, code, user_agent=DESKTOP)  # the hit is old, but the job has not passed its id yet
+    last = make_hit(service, code, user_agent=DESKTOP)  # this hit is old too, but the job has only passed smaller ids
     clock.now += OLD_ENOUGH
     await service.devices.catch_up()
     clock.forward(seconds=1)
@@ -166,8 +166,8 @@ async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted
 async def test_a_click_that_is_stored_during_a_reclassification_with_a_fast_clock_is_counted_by_device(
     service: Service, clock: Clock
 ) -> None:
-    """The reclassification counted the newest hits by device. So when the click was stored, the device job had already passed its
-    id."""
+    """The reclassification counted even the newest hits by device. Therefore, when the click was stored, the device job had
+    already passed its id."""
     (code,) = await create_codes(service)
     being_stored = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)
@@ -197,8 +197,8 @@ async def test_the_device_job_uses_the_time_of_the_database_if_the_clock_of_its_
 async def test_catching_up_reads_a_page_again_if_a_late_hit_was_stored_meanwhile(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the second read, a reclassification would skip the hits of this page and of all later pages, because the device job
-    has not counted them."""
+    """If the page were not read again, the device job would stop at it. A reclassification skips hits that the device job has not
+    counted, so it would skip this page and all later ones."""
     (code,) = await create_codes(service)
     late = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)

@@ -1,5 +1,5 @@
-"""Tests of the limit of ignored hits: in each minute, the first HEAD requests and prefetches of a link are stored. Later ones are
-only counted.
+"""Tests of the limit of ignored hits. In each minute, only the first HEAD requests and prefetches of a link are stored. Later
+ones are only counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Tests of hit metrics: Python, SQL, the recorder, corrections and the recount must assign the same metric to a hit."""
+"""Tests of hit metrics: the code in Python, the code in SQL, the recorder, corrections and the recount must assign the same
+metric to a hit.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -72,7 +74,7 @@ async def test_the_click_recorder_verdict_corrections_and_the_recount_use_the_sa
                 await service.recorder.record(make_hit(service, code, verdict))
     assert await differences() == []
 
-    # After this time the device job counts the hits. A correction skips hits that the device job has not counted.
+    # The clock moves so far that the device job counts the hits. A correction skips hits that it has not counted.
     clock.forward(minutes=10)
     await service.devices.catch_up()
     assert await differences() == []

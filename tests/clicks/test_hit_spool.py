@@ -141,7 +141,7 @@ async def test_if_writes_fail_an_uncached_link_is_read_from_the_database_and_its
     (code,) = await send(service)
     with contextlib.closing(redis_server.client()) as client:
         client.flushall()
-    node.store.refuse_writes = True  # like a standby server, which permits reads and rejects writes
+    node.store.refuse_writes = True  # the database permits reads and rejects writes, like a standby server
     assert await node.click(code) == LOCATION
     assert (await node.spool.look()).depth == 1
     assert (await node.recorder.record(hit(service, "unknowncod"))).gone is False
@@ -175,7 +175,7 @@ async def out_of_memory(redis_server: RedisProcess) -> None:
 
 
 async def full(redis_server: RedisProcess) -> None:
-    """Do nothing. The spool is full because its maximum length in this test is 0."""
+    """Change nothing: the spool is already full, because the test sets its maximum length to 0."""
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
@@ -284,7 +284,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
     assert node.recorder.outage
     times: list[float] = []
     most = clicked = 0
-    refused: list[int] = []  # for each attempt of the test: the number of clicks whose link was not read in time
+    refused: list[int] = []  # for each attempt below: the number of clicks that got 503, because their link was not read in time
 
     async def click() -> None:
         nonlocal clicked
@@ -296,7 +296,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
             refused[-1] += 1
         times.append(time.monotonic() - began)
 
-    for pause in (0.1, 0.5, 2.5):  # 1,000 clicks a second, and fewer if the machine is too slow for them
+    for pause in (0.1, 0.5, 2.5):  # pauses for a rate of about 1,000 clicks a second, and lower rates for a slow machine
         times.clear()
         refused.append(0)
         redis_server.freeze()
@@ -309,7 +309,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
             await asyncio.gather(*clicks)
         finally:
             redis_server.thaw()
-        longest = deadline + RESPONSE_GRACE_SECONDS + 1  # one second more for a busy machine
+        longest = deadline + RESPONSE_GRACE_SECONDS + 1  # one additional second, because the machine may be busy
         if max(times) < longest and refused[-1] < 500:
             break
         await redis_is_up(service)
@@ -321,7 +321,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
     await node.drained()
     await node.recorder.flush()
     stored = await rows(service, schema.hits)
-    # Redis may execute a command after the client's timeout. Therefore a hit that counts as dropped may still be stored.
+    # A hit that counts as dropped may still be stored, because Redis may execute a command after the client's timeout.
     assert len(stored) + node.recorder.totals.dropped + sum(refused) >= 1 + clicked
     assert (node.recorder.totals.dropped == 0) is (waiting_limit > 1000)
 
@@ -331,7 +331,7 @@ async def redis_is_up(service: Service) -> None:
     assert service.redis is not None
     async with asyncio.timeout(PATIENCE):
         while not (service.redis.is_up and await service.redis.ping()):
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # a pause before the condition is checked again
 
 
 async def test_with_a_frozen_redis_and_no_database_hits_get_503_by_the_deadline_and_are_not_stored(
@@ -417,4 +417,4 @@ async def until_redis_is_up(service: Service) -> None:
     assert service.redis is not None
     async with asyncio.timeout(PATIENCE):
         while not service.redis.is_up:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # a pause before the condition is checked again

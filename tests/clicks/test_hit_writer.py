@@ -39,12 +39,12 @@ LOCATION = b"https://x.example/a"
 
 
 def programming_error() -> ProgrammingError:
-    """Return the error that PostgreSQL raises for a connection after REVOKE CONNECT ON DATABASE."""
+    """Return the error that PostgreSQL raises for a new connection after REVOKE CONNECT ON DATABASE."""
     return ProgrammingError("", None, Exception("permission denied for database"))
 
 
 class BrokenDatabase(UnreliableDatabase):
-    """The service's database. Each write and each read raises an error before the transaction begins."""
+    """The database of the service, except that each write and each read raises an error before its transaction begins."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -120,7 +120,8 @@ async def test_a_hit_that_gets_503_during_the_transaction_of_its_batch_is_not_st
         return WaitingHit(make_hit(service, code), asyncio.get_running_loop().create_future(), 0.0)
 
     class Response:
-        """A response that the thread of the transaction may set. A future may only be set in the thread of the event loop."""
+        """A response that the thread of the transaction can set. A real future can only be set in the thread of the event
+        loop."""
 
         def __init__(self) -> None:
             self.is_done = False
@@ -185,7 +186,8 @@ async def test_a_hit_gets_503_soon_after_the_deadline_if_reading_its_link_hangs(
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await recorder.record(make_hit(service, code))
-        assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5  # half a second more for a busy machine
+        # an additional half second, because the machine may be busy
+        assert time.monotonic() - began < 0.1 + RESPONSE_GRACE_SECONDS + 0.5
 
 
 async def test_hits_of_a_commit_whose_result_was_lost_count_as_recorded_and_wake_the_fan_out(service: Service) -> None:
@@ -302,7 +304,7 @@ async def test_a_hit_whose_commit_takes_longer_than_the_deadline_is_redirected(s
             def transact_slowly(connection: Connection, *args: Any, **kwargs: Any) -> Any:
                 result = transact(connection, *args, **kwargs)
                 if connection.dialect.name == "sqlite":
-                    time.sleep(slow_seconds)  # this sleep blocks the thread that writes to the database
+                    time.sleep(slow_seconds)  # this blocks the thread that writes to the database
                 else:
                     connection.execute(text(f"SELECT pg_sleep({slow_seconds})"))
                 return result

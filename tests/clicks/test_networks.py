@@ -84,7 +84,7 @@ def test_network_lists_in_the_formats_of_several_vendors_are_parsed(record: dict
 
 
 def write_mmdb(path: Path, kind: str, records: dict[str, dict[str, object]]) -> Path:
-    """Write a MaxMind DB file with these records by network."""
+    """Write a MaxMind DB file. `records` contains the record of each network."""
     writer = MMDBWriter(ip_version=6, ipv4_compatible=True, database_type=kind)
     for network, record in records.items():
         writer.insert_network(IPSet([network]), record)

@@ -1,4 +1,4 @@
-"""Tests of the pages for people whose link has no destination. The HTML must be small and safe with any application name."""
+"""Tests of the pages that people get instead of a redirect. The HTML must be small, and safe with any application name."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shortener.clicks.path import MAX_CODE_LENGTH, MIN_CODE_LENGTH, code_behind_prefix, code_of
 
 CODES = st.text(string.ascii_letters + string.digits, min_size=MIN_CODE_LENGTH, max_size=MAX_CODE_LENGTH)
-#: Characters that may follow a code: neither letters nor digits. UTF-8 cannot encode surrogates, so they are left out.
+#: Text that may follow a code: it has no letters and no digits. UTF-8 cannot encode surrogates, so they are also left out.
 IGNORED = st.text(st.characters(exclude_categories=("L", "N", "Cs")), max_size=12)
 LETTERS_AND_DIGITS = st.characters(categories=("L", "N"), exclude_characters="\u2139\u115f\u1160\u3164\uffa0")
 
@@ -159,7 +159,7 @@ def test_a_path_with_a_prefix_contains_a_code_only_in_its_last_segment(path: str
     assert code_behind_prefix(path) == code_behind_prefix(path.encode()) == found
 
 
-#: Texts that often are the path of a short link.
+#: Texts that are often valid paths of short links.
 NEAR_PATHS = st.lists(
     st.sampled_from(["/", "Ab3xK9Qr", "abcd", "%E2%80%8B", "%41", "\u200b", "\ud800", *"%.-_?#)\0 a9"]), min_size=1, max_size=5
 ).map(lambda pieces: "/" + "".join(pieces))

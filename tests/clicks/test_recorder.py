@@ -60,7 +60,8 @@ async def test_the_setting_click_events_every_also_applies_to_links_that_already
 
 
 async def test_a_link_that_was_created_with_click_events_every_still_creates_an_event_for_every_click(service: Service) -> None:
-    """Otherwise a later correction could not retract the clicks that were sent as events."""
+    """If the setting of the time of creation did not decide, a later correction could not retract the clicks that were sent as
+    events."""
     await choose(service, click_events="every")
     (code,) = await send(service)
     await choose(service, click_events="first")
@@ -105,7 +106,8 @@ async def test_clicks_on_two_links_of_one_message_create_one_state_event_and_two
 
 
 async def test_each_link_of_a_message_with_the_maximum_number_of_links_has_its_own_first_click(service: Service) -> None:
-    """The column `first_clicks.links` has one bit for each link. It is a signed 32-bit integer, so MAX_LINKS must be at most 30."""
+    """The column `first_clicks.links` has one bit for each link. It is a signed 32-bit integer, so MAX_LINKS must not be larger
+    than 30."""
     assert 1 << MAX_LINKS <= 2**31 - 1
     body = " ".join(f"https://x.example/{number}" for number in range(MAX_LINKS))
     codes = await send(service, body, track="all_urls")
@@ -258,7 +260,7 @@ async def test_further_hits_from_an_address_that_opened_links_of_too_many_recipi
     for code in codes[:3]:
         await service.recorder.record(hit(service, code, origin=1))
     await service.recorder.record(hit(service, codes[3], origin=2))
-    await service.recorder.record(hit(service, codes[3], origin=0))  # 0: the client's address is unknown
+    await service.recorder.record(hit(service, codes[3], origin=0))  # origin 0: the address of the client is unknown
     clock.forward(minutes=1)
     await service.recorder.record(hit(service, codes[3], origin=1))
     rules = [one.rule for one in await rows(service, schema.hits)]

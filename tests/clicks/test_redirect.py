@@ -427,7 +427,7 @@ async def test_suspected_and_ignored_requests_do_not_use_up_the_first_click(clie
 async def test_every_hit_is_counted_by_verdict_and_rule_in_metrics(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
-    """Each request of this test matches a different classification rule."""
+    """Each request of this test matches another classification rule."""
     path = await create_link(client)
     await client.get(path, headers=PHONE_HEADERS)
     await client.head(path, headers=PHONE_HEADERS)
@@ -494,7 +494,7 @@ async def test_a_client_that_requests_many_unknown_codes_gets_429_but_is_redirec
         for address, status in (("198.51.100.7", 404), ("2001:db8:1:2::3", 404)):
             forwarded = {"X-Forwarded-For": address}
             assert (await client.get("/nosuchcode", headers=PHONE_HEADERS | forwarded)).status_code == status
-        for number in range(3):  # all addresses in one IPv6 /64 network count as one client
+        for number in range(3):  # these addresses are in one IPv6 /64 network, so they count as one client
             forwarded = {"X-Forwarded-For": f"2001:db8:1:2::{number + 10}"}
             last = await client.get("/nosuchcode", headers=PHONE_HEADERS | forwarded)
         assert last.status_code == 429

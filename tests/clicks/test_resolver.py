@@ -37,7 +37,7 @@ RESOLVER = LinkResolver(FakeDirectory(), CLICK_IDS)
 
 
 def resolve(hit: Hit = HIT, policies: HitPolicies | None = None, **changes: Any) -> Resolution:
-    """Resolve `hit` on the link LINK, with `changes` of the link's fields, and return the resolution."""
+    """Return the resolution of `hit` on the link LINK. `changes` replace fields of the link."""
     return RESOLVER.resolve(hit, dataclasses.replace(LINK, **changes), policies or HitPolicies())
 
 

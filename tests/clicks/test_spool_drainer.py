@@ -59,7 +59,7 @@ async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_f
     node.disconnect()
     at = service.now_ms()
     assert await node.click(code, at=at) == LOCATION
-    other = make_node()  # this node has not noticed the outage
+    other = make_node()  # this node still writes to the database, because it has not noticed the outage
     live = service.ids()
     assert await other.click(code, at=at + 1000, id=live) == LOCATION
     node.reconnect()
@@ -84,7 +84,7 @@ async def test_a_database_that_hangs_causes_an_outage_and_hits_in_its_late_commi
     for _ in range(3):
         assert await node.click(codes[0]) == LOCATION
     assert time.monotonic() - began < PATIENCE, "later clicks do not wait for the deadline"
-    node.store.go.set()  # the first batch is committed, although its hits are also in the spool
+    node.store.go.set()  # now the database commits the first batch, although its hits are also in the spool
     await node.recorder.flush()
     await node.drained()
     assert len(await rows(service, schema.hits)) == 6
@@ -207,7 +207,7 @@ async def test_the_spool_does_not_stop_at_a_batch_in_which_the_database_rejects_
         assert await node.click(code, rule="rejected") == LOCATION
     node.reconnect()
     for _ in range(2):
-        # The drainer has stored no hit, so the database may be the cause of the errors. The hits wait as in an outage.
+        # The database has stored no other hit, so it may be the cause of the errors. The rejected hits wait, as in an outage.
         with pytest.raises(StoreUnavailable):
             await node.drainer.step()
     assert await rows(service, schema.hits_dead_letter) == []
@@ -227,7 +227,7 @@ async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_bat
     node.disconnect()
     for _ in range(2 * MAX_PROBES):
         assert await node.click(code, rule="rejected") == LOCATION
-    for _ in range(2):  # these hits are an incomplete batch at the end of the spool
+    for _ in range(2):  # the last batch of the spool is smaller than the others
         assert await node.click(code, rule="rejected" if others == "rejected" else "test") == LOCATION
     node.reconnect()
     if others == "stored before":
@@ -280,7 +280,7 @@ async def test_newer_hits_of_the_spool_are_stored_although_the_database_rejects_
     for rule in ["rejected"] * 5 * MAX_PROBES + ["test"] * 2:
         assert await node.click(code, rule=rule) == LOCATION
     node.reconnect()
-    # Each window has only rejected hits, so the drainer keeps them and continues with the next window.
+    # The database has rejected all hits of the window, so the drainer leaves them and continues with the next window.
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await node.drainer.step()
@@ -332,7 +332,7 @@ async def test_batches_of_the_spool_wait_in_an_outage_of_the_table_of_hits_and_n
     assert await rows(service, schema.hits_dead_letter) == []
 
 
-# The encoder of spool entries rejects the time 2**70, which is too large.
+# The second fault is a time that is too large: the encoder of spool entries rejects it.
 @pytest.mark.parametrize("fault", [{"rule": "rejected"}, {"at": 2**70}])
 async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_other_hits_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
@@ -360,7 +360,7 @@ async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    with contextlib.closing(redis_server.client()) as client:  # the previous release wrote this entry, without a reason
+    with contextlib.closing(redis_server.client()) as client:  # the previous release wrote such an entry, without a reason
         client.xadd("sms:test:spool:dead", {"h": json.dumps({"code": code, "at": 2**70})})
     assert await node.spool.add_dead_letters([from_hit(hit(service, code, rule=None), "NotNullViolationError")])
     await node.drainer.step()
@@ -375,7 +375,7 @@ async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
 async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rejects_it(
     service: Service, make_node: MakeNode, redis_server: RedisProcess
 ) -> None:
-    node = make_node(deadline=PATIENCE)  # a commit that is slow on a loaded machine must not begin an outage
+    node = make_node(deadline=PATIENCE)  # even a commit that is slow on a loaded machine must not begin an outage
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(text("ALTER TABLE hits_dead_letter RENAME TO away")))
     assert await node.click(code, rule=None) == LOCATION
@@ -384,7 +384,7 @@ async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rej
     await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO hits_dead_letter")))
     await node.drained()
     await node.drainer.step()
-    # If the response of Redis to the deletion of a dead letter is late, the drainer moves the dead letter a second time.
+    # The drainer may have moved the dead letter twice: it does so if the response of Redis to the deletion is late.
     assert {letter.code for letter in await rows(service, schema.hits_dead_letter)} == {code}
 
 

@@ -77,5 +77,5 @@ async def test_an_export_does_not_pause_for_the_time_that_its_client_needs(monke
     monkeypatch.setattr(asyncio, "sleep", sleep)
     hits.arrive(FLOOD_RATE * WINDOW_SECONDS)
     async for _ in hits.throttle.slow_down(pages()):
-        hits.arrive(FLOOD_RATE * WINDOW_SECONDS)  # the client needs a quarter of a second
+        hits.arrive(FLOOD_RATE * WINDOW_SECONDS)  # the client needs this time to receive the page
     assert pauses == pytest.approx([0.02])

@@ -85,7 +85,8 @@ def test_simple_phones_are_classified_as_phones_and_televisions_as_other(kind: s
 
 @pytest.mark.slow
 def test_devices_agree_with_all_expressions_of_ua_parser_for_nearly_all_known_user_agents() -> None:
-    """The service loads only a few of ua-parser's expressions for devices."""
+    """The service loads only a few of ua-parser's expressions for devices. The results must be nearly the same as with all of
+    them."""
     agents = sorted({agent[:MAX_AGENT_LENGTH] for sample in samples() for agent in sample.agents})[::10]
     different = []
     for agent in agents:

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that sends exactly the bytes that a test prepares as responses."""
+"""An HTTP server on a loopback address. As responses, it sends exactly the bytes that a test has prepared."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ScriptedRequest:
 
 
 def reply(status: int, body: Any = None, **headers: str) -> Answer:
-    """Return a response. A body of bytes is sent unchanged; any other body is sent as JSON. Underscores in header names become
-    hyphens."""
+    """Return a response. If the body is bytes, it is sent unchanged; any other body is sent as JSON. In header names, underscores
+    become hyphens."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(content)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -41,7 +41,7 @@ def reply(status: int, body: Any = None, **headers: str) -> Answer:
 
 
 def cut_off(connection: socket.socket) -> None:
-    """Send half of a response and close the connection."""
+    """Send the first half of a response and close the connection."""
     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{"status": true, ')
 
 
@@ -69,7 +69,7 @@ def drip(connection: socket.socket) -> None:
 
 @dataclass
 class ScriptedServer:
-    """A server that sends the n-th response to the n-th request, and the last response to all later requests."""
+    """A server that sends the n-th prepared response to the n-th request, and the last one to all later requests."""
 
     answers: Sequence[Answer]
     requests: list[ScriptedRequest] = field(default_factory=list)
@@ -116,7 +116,7 @@ def scripted(*answers: Answer) -> Iterator[ScriptedServer]:
 
 
 def rewritten(to: str = "+14085550100", message_id: str = "m-1", **fields: Any) -> dict[str, Any]:
-    """Return the entry of one message in the response to a rewrite."""
+    """Return the entry for one message in the response to a rewrite."""
     return {
         "message_id": message_id,
         "message_request_id": "r-1",

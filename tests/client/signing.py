@@ -1,4 +1,4 @@
-"""Signed requests as the service sends them to a tracker."""
+"""Functions that sign requests as the service does when it sends them to a tracker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ SECRET = new_signing_secret()
 
 
 def signed_now(data: Mapping[str, Any], event_id: str = "evt_1") -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a request that is signed with the current time."""
+    """Return (headers, body) of a request that is signed with the current time."""
     body = json.dumps(data).encode()
     return sign(event_id, datetime.now(UTC), body, [parse_secret(SECRET)]), body

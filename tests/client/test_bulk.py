@@ -1,4 +1,4 @@
-"""Tests of bulk rewrites without HTTP: chunks, idempotency keys, and the positions of errors."""
+"""Tests of bulk rewrites without HTTP: chunks, idempotency keys, and the positions that errors contain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def body_of(rewrite: BulkRewrite) -> dict[str, Any]:
 
 
 def succeed(rewrite: BulkRewrite) -> list[str]:
-    """Pass a successful response for the next chunk to the bulk rewrite. Return the recipients of the chunk."""
+    """Respond to the next chunk of the bulk rewrite with success. Return the recipients of the chunk."""
     to = [one for message in body_of(rewrite)["messages"] for one in message["to"]]
     rewrite.succeeded([parse_rewritten(rewritten(one)) for one in to])
     return to

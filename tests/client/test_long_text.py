@@ -1,5 +1,6 @@
-"""Tests of texts with long URLs, which the client creates if the service fails. The client must parse directives like the
-service."""
+"""Tests of texts with long URLs, which the client creates if the service fails. The client must parse directives as the service
+does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The receivers for Starlette and Flask: each verified event reaches the handler once."""
+"""Tests of the receivers for Starlette and Flask: each verified event reaches the handler once."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_coroutine_function_can_handle_events_in_starlette_but_not_in_flask() 
     handled: list[str] = []
 
     async def handle(event: WebhookEvent) -> None:
-        await asyncio.sleep(0)  # let the event loop run other tasks, so that the handler really is asynchronous
+        await asyncio.sleep(0)  # let the event loop run other tasks, so that the handler really is suspended
         handled.append(event.event_id)
 
     assert post_to_starlette(EventReceiver(SECRET, handle))(*signed_now({"event": "click"}))[0] == 200
@@ -140,7 +140,7 @@ def test_an_event_whose_request_was_cancelled_can_be_handled_again(moment: str) 
         request = signed_now({"event": "click"})
         task = asyncio.ensure_future(EventReceiver(SECRET, handle, memory=memory).handle_async(*request))
         while not reached.is_set():
-            await asyncio.sleep(0.001)  # the pause between two checks
+            await asyncio.sleep(0.001)  # a pause before the condition is checked again
         task.cancel()
         assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 
@@ -149,7 +149,7 @@ def test_an_event_whose_request_was_cancelled_can_be_handled_again(moment: str) 
 
 
 class YieldingSet(set[str]):
-    """A set whose look-up lets other threads run before it returns."""
+    """A set whose look-up lets other threads run before it returns its result."""
 
     def __contains__(self, item: object) -> bool:
         found = super().__contains__(item)

@@ -17,7 +17,7 @@ TELECOM = ("x-webhook-timestamp", "x-webhook-signature")
 
 
 def signed(data: Any, *secrets: str, at: datetime = NOW) -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a request as the service sends it. The names of headers are in lower case."""
+    """Return (headers, body) of a signed request as the service sends it. The names of headers are in lower case."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
     headers = sign("evt_1", at, body, [parse_secret(secret) for secret in secrets or (SECRET,)])
     return {name.lower(): value for name, value in headers.items()}, body

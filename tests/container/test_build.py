@@ -31,14 +31,14 @@ async def test_a_failure_while_the_service_is_built_closes_everything_that_was_o
     with pytest.raises(RuntimeError, match="cannot be built"):
         await open_service(Settings(data_dir=tmp_path, database_url=store_url))
     assert [sender.is_closed for sender in senders] == [True] * 3
-    # Only one process may own a SQLite database. This call raises an error if the first service still owns it.
+    # Only one process may own a SQLite database. This call raises an error if the failed service still owns it.
     await (await open_database(store_url, owner=True)).close()
 
 
 async def test_a_start_and_a_stop_without_deliveries_execute_few_transactions(make_service: MakeService) -> None:
     """Each transaction needs three round trips to PostgreSQL, or several thread switches with SQLite."""
     transactions: list[Connection] = []
-    # `event.remove` finds a listener by its identity, and each evaluation of `transactions.append` creates another object.
+    # `event.remove` finds a listener by its identity. Each evaluation of `transactions.append` would create another object.
     add = transactions.append
     await (await make_service()).close(grace=1)
     event.listen(Engine, "begin", add)
@@ -49,7 +49,7 @@ async def test_a_start_and_a_stop_without_deliveries_execute_few_transactions(ma
         at_stop = len(transactions) - at_start
     finally:
         event.remove(Engine, "begin", add)
-    # The transactions of a start read the values of the installation, the accounts and the newest ids. With PostgreSQL, the start
+    # At the start, the transactions read the values of the installation, the accounts and the newest ids. With PostgreSQL, the start
     # also reads the version of the schema and leases a node number, and the stop gives the number back.
     expected = {"sqlite": (3, 0), "postgresql": (5, 1)}
     assert (at_start, at_stop) == expected[service.database.dialect]

@@ -1,4 +1,4 @@
-"""Tests of the service after its clock moved ahead: nothing expires and nothing is deleted because of this. On both databases."""
+"""Tests of the service on both databases after its clock moved ahead. Nothing must expire or be deleted because of this."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def machine(clock: Clock) -> Machine:
 
 @pytest.fixture
 def ahead(service: Service, machine: Machine) -> Ahead:
-    """A function that moves the clock of the service ahead, while no time passes."""
+    """Return a function that moves the clock of the service ahead, although no time passes."""
     service.clock_guard._uptime = machine.uptime
     service.clock_guard.check()
 
@@ -299,7 +299,8 @@ async def test_no_decision_changes_a_message_that_is_being_sent_when_the_clock_m
     ahead: Ahead,
     decision: str,
 ) -> None:
-    """Otherwise the recipient gets it twice, or a message that was sent is listed as failed."""
+    """If the decision changed the message, the recipient could get it twice, or the message would be listed as failed although it
+    was sent."""
     response = asyncio.Event()
     receiver.default_reply = Reply(200, b'{"id":"gw-1"}', after=response)
     await make_gateway(receiver.url())

@@ -1,4 +1,4 @@
-"""Tests for shortener/container/full_collections.py."""
+"""Tests of the background job that runs full garbage collections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shortener.container.full_collections import (
 
 @pytest.fixture
 def collections(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list that gets one entry for each full collection. No collection takes place."""
+    """Return a list to which each full collection adds an entry. The collections themselves do not take place."""
     done: list[float] = []
     monkeypatch.setattr(gc, "collect", lambda: done.append(1))
     return done
@@ -42,7 +42,7 @@ async def test_a_full_collection_waits_for_the_end_of_large_requests_but_at_most
 
 
 class Node:
-    """An object that refers to itself, so that only a collection frees it."""
+    """An object that refers to itself, so that only a garbage collection frees it."""
 
     freed = 0
 
@@ -55,7 +55,7 @@ class Node:
 
 async def test_the_job_frees_objects_that_refer_to_each_other() -> None:
     gc.disable()
-    gc.unfreeze()  # another test of this process may have run `serve`
+    gc.unfreeze()  # another test in this process may have run `serve`, which freezes objects
     try:
         before = Node.freed
         Node()
@@ -86,8 +86,8 @@ async def test_objects_that_survive_a_collection_are_examined_again_each_hour_or
     job = FullCollections(lambda: False, lambda: has_hits, lambda: now)
 
     async def is_freed(at: float) -> bool:
-        """Return whether the job frees an object at the time `at`, if the object survived an earlier collection and became garbage
-        after it."""
+        """Return whether the job frees an object at the time `at`. The object has survived an earlier collection and has then
+        become garbage."""
         nonlocal now
         gc.collect()
         before, node = Node.freed, Node()

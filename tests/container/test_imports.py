@@ -1,4 +1,6 @@
-"""A process on SQLite without Redis imports no library of an unused feature, because each import takes memory and time."""
+"""Tests that a process on SQLite without Redis imports no library of an unused feature, because each import takes memory and
+time.
+"""
 # This file tests shortener/container/connections.py and shortener/cli/serve.py.
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-#: Libraries and modules that most processes never use, or use only after their first request of a kind.
+#: Libraries and modules that most processes never use, or do not use before the first request of some kind.
 UNUSED = (
     "aiohttp",  # imported at the first delivery
     "alembic",
@@ -31,7 +33,7 @@ UNUSED = (
     "shortener.web.vendors",
     "smpplib",
     "sqlalchemy.orm",
-    "ua_parser",  # imported when the first hit is counted by device
+    "ua_parser",  # imported when the first hit is counted by device and browser
     "urllib.request",
     "xml.sax",
     "yaml",
@@ -39,7 +41,7 @@ UNUSED = (
 )
 
 
-#: A script that runs `serve` and prints the unused modules as soon as the server is ready.
+#: A script that runs `serve`. When the server is ready, it prints which modules of UNUSED are imported.
 _SERVE = f"""
 import os, sys
 from shortener import cli
@@ -58,6 +60,6 @@ cli.main()
 @pytest.mark.slow
 def test_a_server_on_sqlite_without_redis_imports_no_library_that_it_does_not_use(tmp_path: Path) -> None:
     environment = os.environ | {"SHORTENER_DATA_DIR": str(tmp_path)}
-    for _ in range(2):  # the first start creates the tables
+    for _ in range(2):  # the first start also creates the tables
         done = subprocess.run([sys.executable, "-c", _SERVE], capture_output=True, text=True, check=False, env=environment)
         assert done.stdout.splitlines()[1:] == ["[]"], done.stderr

@@ -1,5 +1,7 @@
-"""Tests that a message with conversions is counted once as converted, at the time of its first conversion. The transaction of the
-conversion counts it; a background job counts it if a process of an older release has stored the conversion."""
+"""Tests that a message with conversions is counted once as converted, at the time of its first conversion. Usually, the
+transaction of the conversion counts the message. If a process of an older release stores the conversion, a background job counts
+the message.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +46,15 @@ async def message(service: Service) -> Message:
 
 
 async def differences(database: Database) -> list[Any]:
-    """Return the counts and the rolled-up counts that differ from a recount of the rows. The messages of these tests have no count
-    `messages`, because the tests insert them directly."""
+    """Return the counts and the rolled-up counts that differ from a recount of the rows. The count `messages` is left out,
+    because the tests insert messages without counting them."""
     period = NOON - 30 * DAY, NOON + 30 * DAY
     found: list[Any] = [*await database.read(count_check.verify, *period), *await database.read(verify_rollups, *period)]
     return [one for one in found if one.metric not in ("messages", "segments")]
 
 
 async def converted(database: Database, since: datetime = NOON - 30 * DAY, basis: Basis = Basis.EVENT) -> int:
-    """Return the figure of converted messages of a period of 31 days."""
+    """Return the number of converted messages that statistics show for a period of 31 days."""
     report = await database.read(totals, StatisticsFilter(1, since, since + 31 * DAY, basis=basis))
     return report.groups[None]["converted_messages"]
 
@@ -60,7 +62,7 @@ async def converted(database: Database, since: datetime = NOON - 30 * DAY, basis
 def store_as_older_release(
     connection: Connection, ids: IdGenerator, message: Message, at: datetime = NOON, transaction_id: str = ""
 ) -> None:
-    """Store a conversion with its count, as a process of a release before 0.3 does: without a row in `first_conversions`."""
+    """Store a conversion and its count as a process of a release before 0.3 does: without a row in `first_conversions`."""
     values = {"id": ids(), "application_id": 1, "message_id": message.row, "action": "sale", "transaction_id": transaction_id}
     connection.execute(insert(schema.conversions).values(at=at, received_at=at, **values))
     delta = CountDelta()
@@ -82,7 +84,7 @@ async def test_a_message_with_several_conversions_is_counted_once_at_the_time_of
 ) -> None:
     reports = [
         replace(SALE, at=NOON + 2 * DAY, disposition="negative"),
-        replace(SALE, at=NOON, transaction_id="t-2"),  # reported later, although it happened earlier
+        replace(SALE, at=NOON, transaction_id="t-2"),  # this conversion is reported later, although it happened earlier
         replace(SALE, at=NOON + 3 * DAY, action="lead"),
     ]
     for report in reports:
@@ -327,7 +329,8 @@ async def test_the_verification_reports_a_message_that_the_job_did_not_count_and
 async def test_a_repair_counts_only_those_messages_without_a_row_that_were_not_counted(
     service: Service, message: Message, clock: Clock
 ) -> None:
-    """Of three messages, one lost its row, one was not counted, and one conversion is too new for the repair."""
+    """There are three messages without a row. The first one is counted and has lost its row. The second one was never counted.
+    The conversion of the third one is too new for the repair."""
     await service.conversions.ingest(1, SALE)
     older, newer = [await service.database.write(add_message, service.ids, name) for name in ("m-2", "m-3")]
     await service.database.write(store_as_older_release, service.ids, older)

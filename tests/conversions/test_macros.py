@@ -30,7 +30,7 @@ def test_a_placeholder_is_detected_in_every_documented_notation(name: str) -> No
 
 
 @given(notation=st.sampled_from(NOTATIONS), name=NAMES)
-@example(notation="<%x%>", name="A0_0")  # %A0 also looks like a percent-encoded byte
+@example(notation="<%x%>", name="A0_0")  # %A0 looks like the beginning of a placeholder and like a percent-encoded byte
 @example(notation="<%x%>", name="ad")
 def test_a_placeholder_is_detected_whether_it_is_encoded_or_not(notation: str, name: str) -> None:
     text = placeholder(notation, name)
@@ -105,8 +105,8 @@ def test_an_id_of_another_system_is_not_taken_for_a_placeholder(text: str) -> No
         "$SUBSCRIBER.EMAIL$",
         "~Contact.Id~",
         "{cafe}",
-        "Êmpaign%",  # %campaign%, in which the query parser has decoded %ca
-        "%\xadid%%",  # %%adid%%, in which the query parser has decoded %ad
+        "Êmpaign%",  # %campaign%, after the query parser has decoded %ca
+        "%\xadid%%",  # %%adid%%, after the query parser has decoded %ad
     ],
 )
 def test_placeholders_with_unusual_names_or_encodings_are_detected(text: str) -> None:

@@ -1,4 +1,6 @@
-"""Tests of the validation of conversion reports: an invalid id rejects the report, an invalid value causes a warning."""
+"""Tests of the validation of conversion reports: an invalid id causes the rejection of the report, and an invalid value causes a
+warning.
+"""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal

@@ -61,7 +61,7 @@ async def test_the_insert_statement_skips_stored_conversions_and_returns_the_num
     message = await database.write(build)
     at = to_ms(NOON + timedelta(hours=1))
     new = [
-        # The values are in the order of the table columns.
+        # The values have the order of the columns of the table.
         (number, 1, message, None, "sale", f"t-{number}", None, None, "2", "EUR", at, at, None, None, None, None, None)
         for number in (1, 2)
     ]

@@ -40,7 +40,7 @@ async def rejection(service: Service, report: ConversionReport, application_id: 
 
 
 async def totals(database: Database) -> dict[str, str]:
-    """Return the stored count deltas, except the ones by disposition and action."""
+    """Return the stored count deltas, without those by disposition and action."""
     return {metric: amount for metric, amount in (await count_delta_sums(database)).items() if metric.count(":") < 2}
 
 
@@ -104,7 +104,7 @@ async def test_a_repeated_conversion_report_gets_the_first_result_and_creates_no
     service: Service, message: Message, hit: int
 ) -> None:
     first = await service.conversions.ingest(1, SALE)
-    # This report of the same conversion contains a click_id, and writes the value and the ids in another notation.
+    # The same conversion is reported with a click_id, and with the value and the ids in another notation.
     by_click = replace(
         SALE,
         click_id=service.click_ids.encode(hit),
@@ -168,7 +168,7 @@ async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Se
         False,  # this report updates the conversion
         ErrorCode.MESSAGE_NOT_FOUND,
         False,
-        True,  # this report is a late repeat of the first revision
+        True,  # this report repeats the first revision, after an update
         ErrorCode.CONVERSION_CONFLICT,
         ErrorCode.MESSAGE_NOT_FOUND,
     ]
@@ -241,7 +241,7 @@ async def test_a_conversion_is_recorded_long_after_the_link_expired(
 
 
 async def test_two_processes_that_receive_the_same_conversion_report_store_one_conversion(database: Database, clock: Clock) -> None:
-    """Two `Conversions` services share one database. On PostgreSQL their transactions overlap."""
+    """Two `Conversions` objects share one database, like two processes. On PostgreSQL, their transactions overlap."""
     ids, click_ids = IdGenerator(database.node, lambda: to_ms(clock())), ClickIds(b"key")
     names = [f"m-{number}" for number in range(20)]
 

@@ -45,10 +45,11 @@ def report(*, at: Any = NOON, **parameters: Any) -> ConversionReport:
 
 
 async def assert_counts_agree(database: Database) -> None:
-    """Assert that the counts of conversions equal a recount of the rows, before and after the count deltas are added up."""
+    """Assert that the counts of conversions equal a recount of the rows. Check this before and after the count deltas are added
+    to the counts."""
     for _ in range(2):
         different = await database.read(verify, NOON - timedelta(days=2), NOON + timedelta(days=2))
-        # The tests insert the message without counting it, so its counts always differ.
+        # The counts of the message always differ, because the tests insert the message without counting it.
         assert [one for one in different if one.metric not in ("messages", "segments")] == []
         while await database.write(fold):
             pass
@@ -185,7 +186,7 @@ async def test_a_conversion_report_with_another_value_and_no_transaction_id_is_r
 async def test_a_conversion_of_an_earlier_release_keeps_the_letter_case_of_its_action_and_its_counts(
     service: Service, message: Message
 ) -> None:
-    """A release before 0.3 stored the action with its case, and counted only `conversions` and `value:`."""
+    """A release before 0.3 stored the action with capitals, and counted only `conversions` and `value:`."""
 
     def old_row(connection: Any) -> None:
         Rows(connection, NOON).conversion(message.row, action="Sale", transaction_id="T1", value=Decimal(7), currency="EUR")
@@ -215,7 +216,7 @@ async def test_the_number_of_conversion_actions_that_are_counted_separately_is_l
 
 
 async def test_the_event_of_a_conversion_revision_contains_the_values_of_that_revision(service: Service) -> None:
-    """Deliveries are created from the event later, when the conversion may already have the next revision."""
+    """The deliveries are created from the event later. At this time, the conversion may already have the next revision."""
 
     def subscribe(connection: Any) -> None:
         Rows(connection, NOON).tracker(1, enabled=True)
@@ -238,7 +239,7 @@ async def test_the_event_of_a_conversion_revision_contains_the_values_of_that_re
 
 
 def another_process(service: Service, clock: Clock, number: int) -> Conversions:
-    """Return another `Conversions` for the same database. It has its own batches, like the `Conversions` of another process."""
+    """Return another `Conversions` for the same database. It forms its own batches, as it would in another process."""
     ids = IdGenerator(5 + number, lambda: to_ms(clock()))
     return Conversions(service.database, ids, ClickIds(b"key"), clock, lambda: None)
 
@@ -257,7 +258,7 @@ async def test_fifty_concurrent_conversion_reports_with_two_statuses_create_one_
 
 
 async def test_processes_that_update_the_same_conversions_concurrently_lose_no_update(service: Service, clock: Clock) -> None:
-    """Each of three services reports ten statuses for each of five transaction ids. On PostgreSQL their transactions overlap."""
+    """Each of three services reports ten statuses for each of five transaction ids. On PostgreSQL, their transactions overlap."""
     database = service.database
     processes = [another_process(service, clock, number) for number in range(3)]
     reports = [

@@ -17,7 +17,7 @@ async def ping(client: Client) -> bool:
     return response
 
 
-#: A busy machine may delay a call, so a call has this number of attempts to be fast.
+#: On a busy machine a call may be slow, so the fastest of this many calls is measured.
 MEASUREMENTS = 10
 
 
@@ -29,7 +29,7 @@ async def opened(url: str, timeout: float = PATIENCE) -> AsyncIterator[RedisServ
 
 
 async def seconds_of(call: Awaitable[object]) -> float:
-    """Return the seconds until a Redis call raised RedisUnavailable."""
+    """Return how many seconds a Redis call took to raise RedisUnavailable."""
     began = time.monotonic()
     with pytest.raises(RedisUnavailable):
         await call
@@ -39,7 +39,7 @@ async def seconds_of(call: Awaitable[object]) -> float:
 async def until_up(server: RedisServer) -> None:
     async with asyncio.timeout(PATIENCE):
         while not server.is_up:
-            await asyncio.sleep(0.01)  # the pause between two checks
+            await asyncio.sleep(0.01)  # a pause before the condition is checked again
 
 
 async def test_the_service_sends_no_commands_to_redis_while_redis_does_not_respond_to_pings(redis_server: RedisProcess) -> None:
@@ -67,7 +67,7 @@ async def test_a_redis_call_ends_if_the_library_loses_the_cancellation_of_its_ta
 
     async with opened(redis_server.url) as server:
         task = asyncio.create_task(server.run(lose_cancellation))
-        await asyncio.sleep(0)  # the task begins to wait
+        await asyncio.sleep(0)  # let the task run until it waits
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -91,7 +91,7 @@ async def test_a_redis_call_that_gets_no_connection_in_time_does_not_mark_redis_
     server = open_redis(redis_server.url, timeout=PATIENCE, connections=2)
     holding = [asyncio.create_task(server.run(hold)) for _ in range(2)]
     while not server._slots.locked():
-        await asyncio.sleep(0)  # the pause between two checks
+        await asyncio.sleep(0)  # a pause before the condition is checked again
     server._timeout = 0.01
     assert await seconds_of(server.run(ping)) < PATIENCE
     assert server.is_up
@@ -215,21 +215,21 @@ async def test_the_redis_client_connects_to_the_new_primary_after_a_sentinel_fai
         with contextlib.closing(two.client()) as replica:
             async with asyncio.timeout(PATIENCE):
                 while replica.info("replication")["master_link_status"] != "up":
-                    await asyncio.sleep(0.05)  # the pause between two checks
+                    await asyncio.sleep(0.05)  # a pause before the condition is checked again
         async with opened(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main/0") as server:
             assert await server.run(write_and_read) == WRITTEN
             server._timeout = 0.5
             with contextlib.closing(sentinel.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while client.sentinel_master("main")["num-slaves"] != 1:
-                        await asyncio.sleep(0.05)  # the pause between two checks
+                        await asyncio.sleep(0.05)  # a pause before the condition is checked again
             one.kill()
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(RedisUnavailable):
                         assert await server.run(write_and_read) == WRITTEN
                         break
-                    await asyncio.sleep(0.1)  # the pause between two checks
+                    await asyncio.sleep(0.1)  # a pause before the condition is checked again
     finally:
         for process in (sentinel, two, one):
             process.kill()
@@ -240,7 +240,7 @@ async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> N
     for number in range(2):
         folder = tmp_path / str(number)
         folder.mkdir()
-        # Nodes of a cluster also listen on a port that is 10,000 higher.
+        # A node of a cluster also listens on the port that is 10,000 higher, and ports end at 65,535.
         port = next(port for _ in range(100) if (port := free_port()) < 55_000)
         nodes.append(RedisProcess(folder, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", port=port))
         nodes[-1].start()
@@ -256,7 +256,7 @@ async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> N
             with contextlib.closing(node.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while "cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                        await asyncio.sleep(0.05)  # the pause between two checks
+                        await asyncio.sleep(0.05)  # a pause before the condition is checked again
         async with opened(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{nodes[0].port}") as server:
             assert await server.run(write_and_read) == WRITTEN
             sizes = []

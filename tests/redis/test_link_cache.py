@@ -40,7 +40,7 @@ async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
 async def start_again(redis_server: RedisProcess, cache: RedisLinkCache) -> None:
     redis_server.start()
     while not cache.is_up:
-        await asyncio.sleep(0.01)  # a pause before the next look at the pings
+        await asyncio.sleep(0.01)  # a pause before the number of pings is checked again
 
 
 async def test_the_link_cache_returns_a_link_until_the_link_expires(cache: RedisLinkCache, redis_server: RedisProcess) -> None:

@@ -1,4 +1,4 @@
-"""Tests of rate limits, in one process and shared through Redis."""
+"""Tests of rate limits, in one process and shared by several processes through Redis."""
 
 from collections.abc import AsyncIterator
 

@@ -35,7 +35,8 @@ from tests.rows import KINDS, Rows, count
 
 PHONE = "+14085550100"
 OTHER = "+14085550199"
-NAME = "Kola Adeyemi"  # This name is in every field that may contain personal data.
+# The tests write this name into every field that may contain personal data, and search for it after an erasure.
+NAME = "Kola Adeyemi"
 SENT = NOON - timedelta(hours=2)
 PENDING: dict[str, Any] = {"status": SendStatus.PENDING.value, "finished_at": None}
 
@@ -96,7 +97,7 @@ def build(connection: Connection) -> None:
 
 
 def everything(connection: Connection) -> str:
-    """Return all rows of all tables as one text, in which a test searches for personal data."""
+    """Return all rows of all tables as one text. A test searches this text for personal data."""
     return "\n".join(str(row) for table in KINDS for row in connection.execute(text(f"SELECT * FROM {table.name}")))
 
 
@@ -290,7 +291,8 @@ async def test_erasure_of_an_invalid_phone_number_is_rejected_and_erases_nothing
 
 
 def test_every_field_of_an_event_is_classified_as_personal_or_not_personal() -> None:
-    """A new field of events must be listed as personal or not personal, so that an erasure removes personal fields."""
+    """A new field of events must be listed either as personal or as not personal, so that an erasure removes every personal
+    field."""
     harmless = """
         event_id topic timestamp application_id company_id message_id message_request_id external_message_request_id
         from_address sender_id_id sender_id_alias previous_state new_state reason_code report_status fragments_count mt_price
@@ -354,8 +356,8 @@ async def test_an_erasure_removes_the_metadata_of_conversion_revisions_and_refus
 
 
 class ReadingCache(NoLinkCache):
-    """A link cache that counts the enabled links in the database when it removes links. While `is_down` is true, it removes no
-    links."""
+    """A link cache that counts the enabled links in the database at the time of each removal of links. While `is_down` is true,
+    it removes no links."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Tests that no personal data reappears after an erasure, even if requests ran at the same time."""
+"""Tests that no personal data reappears after an erasure, even if other requests ran at the same time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_all(connection: Connection, table: Table) -> list[Any]:
 
 
 class RecordingCache(NoLinkCache):
-    """A link cache that records the codes that are removed. While `is_down` is true, it removes no codes."""
+    """A link cache that records which codes it must remove. While `is_down` is true, it removes no codes."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
@@ -95,7 +95,7 @@ async def test_a_message_that_is_stored_during_the_erasure_of_its_phone_number_i
         await connection.run_sync(add)
         erasing = asyncio.create_task(erase(service.database, 1, PHONE, clock(), AUDIT, keep_sends))
         while [row.to_address for row in await fetch_rows(service, schema.messages)] != [""]:
-            await asyncio.sleep(0.01)  # the pause between two checks whether the message is committed
+            await asyncio.sleep(0.01)  # a pause before the test checks again whether the message is committed
         await transaction.commit()
     await engine.dispose()
     assert (await erasing).messages == 2
@@ -109,8 +109,10 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
     await service.database.write(erase_message, 1, message.message_id, clock(), AUDIT, keep_sends)
 
     def store_late(connection: Connection) -> None:
-        """Store what a delivery attempt, a conversion report and a repeated rewrite store if they began before the erasure."""
-        rows = Rows(connection, clock() + timedelta(milliseconds=1))  # the service has created ids in this millisecond
+        """Store what a delivery attempt, a conversion report and a repeated rewrite store if they began before the erasure and
+        end after it."""
+        # a later millisecond, because the service has already created ids in this one
+        rows = Rows(connection, clock() + timedelta(milliseconds=1))
         event = rows.event(message.row, data={"metadata": {"name": NAME}}, facts={"to_address": PHONE, "mt_price": "0.01"})
         rows.attempt(rows.delivery(event), answer=f"hello {NAME}")
         rows.conversion(message.row, metadata={"name": NAME})

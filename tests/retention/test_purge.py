@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 DAY = timedelta(days=1)
 ROWS_OF_COMPLETE_MESSAGE = 12  # The number of rows that `Rows.complete_message` inserts.
-NOW = NOON + 800 * DAY  # The earliest possible id is from 2026, so at this time rows can be two years old.
+NOW = NOON + 800 * DAY  # The earliest possible id is from 2026. At this time, rows can therefore be two years old.
 LONG_AGO = NOW - 400 * DAY
-#: All retention times differ, so that a test shows which setting applies.
+#: All retention times differ, so that a test shows which of the settings applies.
 _VALUES: dict[str, Any] = {
     "message_retention_days": 365,
     "hit_retention_days": 200,
@@ -106,7 +106,7 @@ async def test_the_codes_of_purged_links_are_kept_and_no_code_of_another_link(da
     def build(rows: Rows) -> None:
         for age in (400, 390, 10):
             message = rows.message(NOW - age * DAY)
-            for _ in range(4):  # so that a batch of ten rows ends between two links of a message
+            for _ in range(4):  # four links, so that a batch of ten rows ends between two links of a message
                 rows.link(message)
 
     await database.write(put, build)
@@ -307,9 +307,9 @@ async def test_the_purge_deletes_an_event_when_the_retention_time_has_passed_sin
         add_event(tracker_id=2, **PENDING, next_at=NOW - 91 * DAY)
         return [
             add_event(**PENDING),
-            # this delivery was replayed, and its tracker was disabled afterwards
+            # the tracker of this delivery was disabled after the delivery was replayed
             add_event(tracker_id=2, **PENDING, next_at=NOW - 89 * DAY),
-            # this delivery was replayed long after its event
+            # the event of this delivery is old, but the delivery was replayed and ended later
             add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
@@ -398,7 +398,7 @@ async def test_the_service_runs_the_purge_as_a_background_job(service: Service, 
 
 
 def _add_audit_and_session(connection: Connection, number: int) -> None:
-    """Insert a row of the audit log that is older than its retention, and a session that has expired."""
+    """Insert a row of the audit log whose retention time has ended, and a session that has expired."""
     at, texts = NOW - 401 * DAY, {"operator": "", "network": "", "action": "", "object": ""}
     row_id = IdGenerator(number, lambda: to_ms(at))()
     connection.execute(insert(schema.audit_log).values(id=row_id, at=at, **texts))
@@ -408,7 +408,7 @@ def _add_audit_and_session(connection: Connection, number: int) -> None:
 
 
 async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
-    """Read SQLite's query plan of each statement of a purge that deletes rows of every kind."""
+    """Run a purge that deletes rows of every kind, and examine SQLite's query plan of each of its statements."""
     await migrate(f"sqlite:///{tmp_path / 'shortener.db'}")
     database = SqliteDatabase(tmp_path / "shortener.db", owner=True)
     seen: dict[str, Any] = {}
@@ -432,7 +432,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
             rows.connection.execute(insert(schema.stored_responses).values(application_id=1, **stored))
 
     def explain(connection: Connection) -> dict[str, str]:
-        """Return the query plan of each statement, by statement."""
+        """Return the query plan of each statement, with the statement as the key."""
         return {
             statement: "\n".join(row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
             for statement, parameters in seen.items()
@@ -464,7 +464,7 @@ async def test_two_processes_can_run_the_purge_at_the_same_time(database: Databa
 
 
 async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database: Database) -> None:
-    """Read PostgreSQL's query plan of each statement, with enough rows for a realistic plan."""
+    """Examine PostgreSQL's query plan of each statement, with enough rows for a realistic plan."""
     if database.dialect == "sqlite":
         pytest.skip("This test reads query plans of PostgreSQL. SQLite has a separate test.")
     many = 20_000
@@ -560,7 +560,7 @@ async def test_refused_conversions_are_deleted_after_30_days(database: Database)
 
 
 async def test_a_delivery_that_is_replayed_during_a_purge_is_not_deleted(service: Service) -> None:
-    """The replay commits after the purge has read which events it may delete."""
+    """The replay commits after the purge has read which events it may delete, and before it deletes them."""
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite runs one transaction after the other")
     at = NOW - (SETTINGS.event_retention_days + 1) * DAY

@@ -1,4 +1,4 @@
-"""Tests of the kind of device and the browser that a first click keeps after the purge has removed its user agent."""
+"""Tests of the kind of device and the browser. A first click keeps them after the purge has removed its user agent."""
 # This file tests shortener/retention/purge.py.
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ IPHONE = PHONE_HEADERS["User-Agent"]
 
 @pytest.fixture
 async def service(make_service: MakeService) -> Service:
-    """A service that keeps messages longer than hits."""
+    """A service with a longer retention for messages than for hits."""
     return await make_service(hit_retention_days=10)
 
 
 async def click_and_count(service: Service, clock: Clock) -> None:
-    """Record a first click and count it by device. Then move the clock forward until the retention of the hit has ended."""
+    """Record a first click and run the job that counts it by device. Then move the clock forward until the retention of the hit
+    has ended."""
     (code,) = await create_codes(service)
     await service.recorder.record(make_hit(service, code, user_agent=IPHONE))
     clock.forward(minutes=5)

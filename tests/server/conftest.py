@@ -15,7 +15,7 @@ from tests.conftest import Clock, MakeService
 
 @pytest.fixture(autouse=True)
 def _database_with_the_schema(tmp_path: Path, sqlite_template: Path) -> None:
-    """Create the database of each test as a copy of a migrated database, which is faster than running the migrations."""
+    """Create the database of each test as a copy of a database with all tables. This is faster than running the migrations."""
     shutil.copyfile(sqlite_template, tmp_path / "shortener.db")
 
 

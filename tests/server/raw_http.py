@@ -31,7 +31,7 @@ LAST_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r
 
 
 class PathRecorder(HttpApplication):
-    """An ASGI application that records the path of each request and then calls the application of the service."""
+    """An ASGI application that records the path of each request and then passes the request to the application of the service."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
@@ -53,7 +53,8 @@ class RunningServer:
     clients: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def connect(self, *, receive_buffer: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Open a connection to the server. `receive_buffer`: bytes that the kernel buffers for a client that does not read."""
+        """Open a connection to the server. `receive_buffer` is the number of bytes that the kernel buffers for a client that does
+        not read."""
         client = socket.socket()
         client.setblocking(False)
         if receive_buffer is not None:
@@ -64,14 +65,15 @@ class RunningServer:
         return reader, writer
 
     async def only_connection(self) -> RedirectProtocol:
-        """Return the protocol object of the server for its only open connection."""
+        """Return the protocol object of the server's only open connection."""
         await wait_until(lambda: len(self.server.server_state.connections) == 1)
         (connection,) = self.server.server_state.connections
         assert isinstance(connection, RedirectProtocol)
         return connection
 
     async def exchange(self, request: bytes) -> bytes:
-        """Send a request and then LAST_REQUEST. Return all bytes of the responses, with fixed dates and request ids."""
+        """Send a request and then LAST_REQUEST. Return all bytes of the responses. In them, dates and request ids are replaced by
+        fixed texts."""
         reader, writer = await self.connect()
         writer.write(request)
         response = await read_response(reader, head=request.startswith(b"HEAD"))
@@ -88,7 +90,7 @@ async def run_server(
 ) -> AsyncIterator[RunningServer]:
     """Run a server for the service.
 
-    `protocol`: RedirectProtocol, or uvicorn's HttpToolsProtocol as the reference. `more`: settings of uvicorn."""
+    `protocol` is RedirectProtocol, or uvicorn's HttpToolsProtocol as the reference. `more` contains settings of uvicorn."""
     app = PathRecorder(service)
     settings = service.settings.model_copy(update={"port": 0, "request_timeout": request_timeout})
     config = uvicorn_config(app, settings, **more)
@@ -112,7 +114,8 @@ async def run_server(
 async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Service]:
     """Open a service on the running event loop.
 
-    Tests call this on an event loop of uvloop, which `shortener serve` also uses, because its transports differ from asyncio's."""
+    Tests call this function on an event loop of uvloop, because `shortener serve` uses one too. The transports of uvloop differ
+    from those of asyncio."""
     values: Any = {"data_dir": folder, "base_url": "https://s.example"}
     service = await open_service(Settings(**values), clock=clock)
     try:
@@ -127,11 +130,11 @@ async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Ser
 async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
-            await asyncio.sleep(0.002)  # lets the server run, because it uses the same event loop
+            await asyncio.sleep(0.002)  # let the server run, which uses the same event loop
 
 
 async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> bytes:
-    """Read one response and return its bytes. `head`: the request was a HEAD request, so the response has no body."""
+    """Read one response and return its bytes. If `head` is true, the request was a HEAD request, so the response has no body."""
     async with asyncio.timeout(PATIENCE):
         start = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", start)
@@ -139,9 +142,11 @@ async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> 
 
 
 def without_date(response: bytes) -> bytes:
-    """Return the response with fixed texts for the date and the generated request id, so that two responses can be compared."""
+    """Return the response with fixed texts in place of the date and the generated request id. Two responses can then be
+    compared."""
     response = re.sub(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", b"\r\ndate: ...\r\n", response)
-    # To an invalid request, uvicorn responds with plain text and without an id. This server responds with an error of the API.
+    # To an invalid request, uvicorn responds with plain text and without an id, and this server with an error of the API. Both
+    # texts are replaced by the same text.
     response = re.sub(
         rb"(HTTP/1.1 400 ).*?content-type: "
         rb"(?:application/json\r\ncontent-length: 107|text/plain; charset=utf-8\r\ncontent-length: 30)\r\nconnection: close\r\n.*",
@@ -157,14 +162,14 @@ def status_of(response: bytes) -> int:
 
 
 def get(path: str | bytes, *headers: bytes, method: bytes = b"GET", host: bytes | None = HOST) -> bytes:
-    """Return the bytes of a request for `path`. `host`: the value of the Host header, or None for no Host header."""
+    """Return the bytes of a request for `path`. `host` is the value of the Host header; None leaves the header out."""
     path = path.encode() if isinstance(path, str) else path
     lines = [b"%s %s HTTP/1.1" % (method, path), *([b"Host: " + host] if host is not None else []), b"User-Agent: " + AGENT]
     return b"\r\n".join([*lines, *headers, b"", b""])
 
 
 async def create_link(service: Service, application: int = 1, **more: Any) -> str:
-    """Create a short link and return its path. `more`: fields of `RewriteItem`."""
+    """Create a short link and return its path. `more` contains fields of `RewriteItem`."""
     item = RewriteItem(("+14085550100",), '#track("https://x.example/a?b=1#f")', **more)
     found = service.directory.application(application)
     assert found is not None
@@ -178,7 +183,7 @@ async def stored_hits(service: Service) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def blocked_writes(service: Service) -> AsyncIterator[None]:
-    """Block the thread that writes to the database, so that no hit is stored until the block ends."""
+    """Block the thread that writes to the database while the block runs, so that no hit is stored."""
     release, begun = threading.Event(), threading.Event()
 
     def block(connection: object) -> None:

@@ -41,7 +41,7 @@ async def server(listener: socket.socket) -> GracefulServer:
 
 
 async def read_response(client: socket.socket) -> bytes:
-    """Return what the server sends until it closes the connection."""
+    """Return all bytes that the server sends until it closes the connection."""
     client.setblocking(False)
     found = b""
     while data := await asyncio.get_running_loop().sock_recv(client, 65536):
@@ -55,7 +55,7 @@ async def test_a_connection_that_waits_in_the_queue_of_a_server_that_stops_gets_
     clients = [socket.create_connection(listener.getsockname()) for _ in range(5)]
     for client in clients:
         client.sendall(REQUEST)
-    await server.shutdown([listener])  # the event loop had no chance to accept the connections
+    await server.shutdown([listener])  # until this call, the event loop had no chance to accept the connections
     for client in clients:
         response = await read_response(client)
         assert response.startswith(b"HTTP/1.1 200 ")
@@ -70,7 +70,7 @@ async def test_a_request_that_arrives_on_an_idle_connection_when_the_server_stop
     client.sendall(REQUEST)
     client.setblocking(False)
     assert b" 200 " in await asyncio.get_running_loop().sock_recv(client, 65536)
-    client.sendall(REQUEST)  # the event loop has no chance to read it before the stop
+    client.sendall(REQUEST)  # the event loop has no chance to read this request before the stop
     await server.shutdown([listener])
     assert (await read_response(client)).startswith(b"HTTP/1.1 200 ")
     client.close()
@@ -97,7 +97,7 @@ async def test_a_server_leaves_the_queue_to_the_processes_that_continue(server: 
     kept.sendall(REQUEST)
     kept.setblocking(False)
     assert b" 200 " in await asyncio.get_running_loop().sock_recv(kept, 65536)
-    other = listener.dup()  # another process inherits the socket like this
+    other = listener.dup()  # in this way, another process would inherit the socket
     leave_queue(server, [listener])
     client = socket.create_connection(other.getsockname())
     client.sendall(REQUEST)
@@ -115,7 +115,7 @@ async def test_a_server_leaves_the_queue_to_the_processes_that_continue(server: 
 
 async def test_a_request_whose_head_arrives_in_parts_during_the_stop_gets_its_response(listener: socket.socket) -> None:
     class Application:
-        app = None  # the application that responds to redirects
+        app = None  # no application responds to redirects, so `__call__` gets all requests
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             await respond(scope, receive, send)

@@ -101,7 +101,7 @@ async def test_an_idle_connection_is_closed_but_a_connection_with_a_pending_requ
         writer.write(get(code))
         await read_response(reader)
         assert connection.timer is not None
-        connection.timer.check()  # the timer runs too early, because the connection has not been idle for long enough
+        connection.timer.check()  # the timer fires too early: the connection was not idle for long enough
         assert not connection.transport.is_closing()
     async with run_server(service, timeout_keep_alive=0.2) as server:
         async with blocked_writes(service):
@@ -148,7 +148,8 @@ def test_a_click_is_recorded_if_the_client_disconnects_before_the_response(
             async with blocked_writes(service):
                 (await send_request(service, server, code)).abort()
                 (await send_request(service, server, code)).close()
-                # If a pipelined request waits, the server stops reading from the connection, so it detects the disconnect later.
+                # While a pipelined request waits, the server does not read from the connection, so it does not detect the
+                # disconnect yet.
                 await wait_until(lambda: bool(pipelined) or not server.server.server_state.connections)
             await wait_until(lambda: not server.server.server_state.connections)
             await service.recorder.flush()
@@ -189,7 +190,7 @@ async def test_a_closed_connection_is_freed_without_garbage_collection(service: 
             await read_response(reader)
             writer.close()
             await wait_until(lambda: connection() is None)
-            if path == "redirect":  # a connection is also freed if the client disconnects before the response
+            if path == "redirect":  # in this case, also test a client that disconnects before the response
                 async with blocked_writes(service):
                     reader, writer = await server.connect()
                     writer.write(get(code))

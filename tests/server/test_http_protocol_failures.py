@@ -1,4 +1,4 @@
-"""Tests of redirect requests while the database or the recorder cannot accept a hit, or when a response cannot be sent."""
+"""Tests of redirect requests while the database or the recorder cannot accept a hit, or if a response cannot be sent."""
 
 import asyncio
 
@@ -66,8 +66,8 @@ async def test_a_redirect_request_is_passed_to_the_asgi_application_if_too_many_
 
 
 async def test_a_redirect_with_a_control_character_in_its_location_is_not_sent(service: Service) -> None:
-    """Stored destinations contain no control characters. This check is a second protection against a response that is split into
-    two."""
+    """Stored destinations contain no control characters, so this check is a second protection. A control character could split
+    the response into two."""
     codes = [await create_link(service) for _ in range(3)]
     changed = schema.links.c.code == codes[1][1:]
     url = "https://x.example/\r\nSet-Cookie: a=b"

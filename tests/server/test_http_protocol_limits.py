@@ -27,7 +27,7 @@ from tests.servers import PATIENCE
 
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_responses(service: Service, at_once: bool) -> None:
-    """For a client that reads nothing, the server buffers at most 256 KiB of requests and 64 KiB of responses."""
+    """If a client reads nothing, the server must buffer at most 256 KiB of its requests and 64 KiB of the responses to it."""
     async with run_server(service) as server:
         _, writer = await server.connect(receive_buffer=4096)
         connection = await server.only_connection()
@@ -39,11 +39,11 @@ async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_res
             while not (connection.flow.write_paused and connection.flow.read_paused):
                 if not at_once:
                     writer.write(request)
-                await asyncio.sleep(0)  # this call lets the server process the data
+                await asyncio.sleep(0)  # let the server process the data
         assert connection.transport.get_write_buffer_size() < 2**17
         assert len(connection.pipeline) * len(request) <= 2**18
         stored_count = len(connection.pipeline)
-        for _ in range(20):  # in these iterations of the event loop, a server without a limit would read more
+        for _ in range(20):  # a server without a limit would read more in these iterations of the event loop
             await asyncio.sleep(0)
         assert len(connection.pipeline) <= stored_count
 
@@ -123,7 +123,8 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
 async def test_a_trailer_section_that_is_too_long_closes_the_connection(
     service: Service, credentials: Credentials, trailers: bytes, is_answered: bool
 ) -> None:
-    key = b"" if is_answered else b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"  # 401 is sent before the body arrives
+    # without the key, the server sends 401 before the body arrives
+    key = b"" if is_answered else b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
     begin = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: localhost\r\n" + key + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0"
     begin += b"" if trailers.startswith(b";") else b"\r\n" if trailers != b"y" else b"\r\nX: "
     async with run_server(service) as server:
@@ -141,7 +142,7 @@ async def test_a_trailer_section_that_is_too_long_closes_the_connection(
                 received = await reader.read()
         assert len(connection.headers) == headers
         await wait_until(lambda: not server.server.server_state.connections)
-    # A reset of the connection can discard the response.
+    # The response may be missing, because a reset of the connection can discard it.
     assert not received or status_of(received) == (401 if is_answered else 400)
 
 
@@ -155,7 +156,7 @@ async def test_trailer_fields_are_not_headers(service: Service, credentials: Cre
     assert responses.count(b"HTTP/1.1 200 OK") == 1, "the request after the trailer fields gets its response"
 
 
-SLOW_PACE_SECONDS = 0.1  # A slow client sends one byte at this interval.
+SLOW_PACE_SECONDS = 0.1  # The interval in seconds at which a slow client sends one byte.
 
 
 async def test_a_connection_is_closed_if_its_client_sends_nothing_or_one_byte_at_a_time(service: Service) -> None:
@@ -183,7 +184,7 @@ async def test_a_connection_is_closed_if_its_client_sends_nothing_or_one_byte_at
 
 REJECTED = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: s.example\r\n"
 JSON = b"Content-Type: application/json\r\n"
-#: Each example is one complete request, followed by bytes that do not begin another request.
+#: Each example is one complete request, and then bytes that do not begin another request.
 HELD = {
     "empty line": (get("/healthz"), b"\r\n"),
     "empty line after 404": (get("/nosuchcode"), b"\r\n"),
@@ -207,7 +208,7 @@ async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(s
             with contextlib.suppress(ConnectionError):
                 while True:
                     writer.write(more[:1] if more == b"\r\n" else more)
-                    await asyncio.sleep(0.05)  # the pause between two bytes of a client that tries to keep its connection open
+                    await asyncio.sleep(0.05)  # the pause before the next byte of a client that tries to keep its connection open
 
         sender = asyncio.create_task(send_on()) if more == b"\r\n" else None
         writer.write(more)
@@ -238,7 +239,7 @@ async def test_a_request_body_that_arrives_steadily_is_read_even_if_it_takes_lon
         writer.write(REJECTED + key + JSON + b"Content-Length: %d\r\n\r\n" % len(body))
         for start in range(0, len(body), 100_000):
             writer.write(body[start : start + 100_000])
-            await asyncio.sleep(0.12)  # all pauses together are longer than the time limit of a small body
+            await asyncio.sleep(0.12)  # the sum of all pauses is longer than the time limit of a small body
         assert b"must have at most 100000 characters" in await read_response(reader)
 
 
@@ -262,7 +263,7 @@ async def test_a_client_that_reads_slowly_gets_its_whole_response(service: Servi
         async with asyncio.timeout(PATIENCE):
             while piece := await reader.read(20_000):
                 received += len(piece)
-                await asyncio.sleep(0.05)  # a slow client; all pauses together are longer than the time limit
+                await asyncio.sleep(0.05)  # a slow client; the sum of all pauses is longer than the time limit
         assert received > 20 * 20_000
 
 
@@ -303,7 +304,7 @@ async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limi
                 writer.write(b" " * 10_000)
                 await writer.drain()
                 sent += 10_000
-                await asyncio.sleep(0)  # the pause between two checks
+                await asyncio.sleep(0)  # let the server run before the condition is checked again
 
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(send_for_ever(), PATIENCE)
@@ -323,7 +324,7 @@ async def test_the_limit_of_discarded_bytes_applies_to_each_request_of_a_connect
 
 
 async def test_a_connection_above_the_limit_of_its_address_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The limit applies to loopback addresses too.
+    # usually, loopback addresses have no limit; here they have one
     monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)
     async with run_server(service) as server:
         server.config.connection_limits.per_address = 3

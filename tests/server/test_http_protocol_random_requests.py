@@ -53,17 +53,19 @@ OTHER_PATHS = ["/portal", "/Docs.", "/healthz?", "*", "//", "http://s.example/ab
     version=st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0", b"0.9", b"2.0", b"1.2"]),
     host=st.sampled_from([[(b"Host", HOST)], [(b"hOST", b"go.brand.example")], []]),
     headers=st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=5),
-    # Without Content-Length, the body is an invalid second request. The server responds to the first request before it sends 400.
+    # Without Content-Length, the server reads the body as a second request, which is invalid. It responds to the first request
+    # before it sends 400.
     body=st.sampled_from([b"", b"", b"abc"]),
 )
-# These examples are explicit because some random seeds produce no plain redirect request.
+# These examples are explicit, because with some random seeds no plain redirect request is generated.
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("", "/nosuchcode"), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"abc")
 def compare_responses(
     pair: "ServerPair", path: tuple[str, str], method: bytes, version: bytes, host: Any, headers: Any, body: bytes
 ) -> None:
-    # Only RedirectProtocol rejects Transfer-Encoding unless the version is 1.1 (tests/server/test_http_protocol_responses.py).
+    # RedirectProtocol and uvicorn differ here: RedirectProtocol rejects Transfer-Encoding in other versions than 1.1
+    # (tests/server/test_http_protocol_responses.py).
     assume(version == b"1.1" or all(name.lower() != b"transfer-encoding" for name, _ in headers))
     lines = [b"%s %s HTTP/%s" % (method, (pair.paths.get(path[0], "") + path[1]).encode(), version)]
     lines += [name + b": " + value for name, value in [*host, *headers]]
@@ -72,7 +74,7 @@ def compare_responses(
 
 @dataclass
 class ServerPair:
-    """Two servers for one service on uvloop: one with RedirectProtocol, and one with uvicorn's protocol as the reference."""
+    """Two servers of one service on uvloop: one with RedirectProtocol, and as the reference one with uvicorn's protocol."""
 
     runner: asyncio.Runner
     paths: dict[str, str] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class ServerPair:
     statuses: set[int] = field(default_factory=set)
 
     def compare(self, request: bytes, *, head: bool) -> None:
-        # uvicorn rejects raw UTF-8 in a URL, so the reference server receives it percent-encoded.
+        # uvicorn rejects raw UTF-8 in a URL. Therefore the reference server receives the request with percent-encoded bytes.
         requests = (request, encode_request_line(request))
         responses = [
             self.runner.run(self.first_response(server, one, head)) for server, one in zip(self.servers, requests, strict=True)

@@ -1,4 +1,4 @@
-"""Tests of the responses of RedirectProtocol over real sockets. They must equal those of uvicorn byte for byte."""
+"""Tests of the responses of RedirectProtocol over real sockets. They must equal the responses of uvicorn byte for byte."""
 
 import asyncio
 
@@ -122,7 +122,7 @@ async def test_a_code_behind_the_path_of_a_domain_is_redirected_without_asgi(ser
     cases = [
         (302, get("/s/ABCDEF" + code, host=b"go.brand.example")),
         (302, get("/S/abcdef" + code + "/", host=b"go.brand.example")),
-        (302, get(code, host=b"go.brand.example")),  # the domain had this link path before the change
+        (302, get(code, host=b"go.brand.example")),  # before the change, this was the path of links on the domain
         (302, get("/s/ABCDEF" + code)),
         (404, get("/s/ABCDEF/nosuchcode", host=b"go.brand.example")),
     ]
@@ -172,8 +172,8 @@ INVALID_OR_AMBIGUOUS_HEADERS = [
 
 
 async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(service: Service) -> None:
-    """Against request smuggling, RedirectProtocol and uvicorn's HttpToolsProtocol must agree on the bytes after the head of a
-    redirect request: whether they are its body or the next request."""
+    """RedirectProtocol and uvicorn's HttpToolsProtocol must agree whether the bytes after the head of a redirect request are its
+    body or the next request. Otherwise request smuggling would be possible."""
     code = await create_link(service)
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
         for header in INVALID_OR_AMBIGUOUS_HEADERS:
@@ -191,8 +191,8 @@ async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(ser
 async def test_a_chunked_body_in_another_version_than_http_1_1_gets_400_and_closes_the_connection(
     service: Service, version: bytes, more: tuple[bytes, ...]
 ) -> None:
-    """Protects against request smuggling. Versions other than HTTP/1.1 have no chunked encoding, so a proxy in front of the service
-    may disagree with it about where the request ends."""
+    """Only HTTP/1.1 has chunked encoding. With another version, a proxy in front of the service may see another end of the
+    request, which would permit request smuggling."""
     code = await create_link(service)
     async with run_server(service) as server:
         for path, method in ((code, b"GET"), ("/docs", b"GET"), ("/api/v1/rewrite", b"POST")):
@@ -246,7 +246,8 @@ async def test_hits_from_clients_behind_one_proxy_connection_are_stored_with_the
 
 
 async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded_as_a_hit(service: Service) -> None:
-    """The response may be sent before the body arrives. For example, a request without an API key gets 401 at once."""
+    """The service may send the response before the body arrives: a request without an API key gets 401 at once. The body that
+    follows must not be read as a request."""
     code = await create_link(service)
     redirect = get(code)
     async with run_server(service) as server, run_server(service, HttpToolsProtocol) as reference:
@@ -259,7 +260,7 @@ async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded
             responses.append([without_date(await read_response(reader))])
             for piece in (redirect, redirect, LAST_REQUEST):
                 writer.write(piece)
-                await asyncio.sleep(0.02)  # a pause, so that each part arrives separately
+                await asyncio.sleep(0.02)  # a pause, so that each part of the request arrives separately
             responses[-1].append(without_date(await asyncio.wait_for(reader.read(), PATIENCE)))
         assert responses[0] == responses[1]
         assert status_of(responses[0][0]) == 401

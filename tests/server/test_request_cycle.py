@@ -13,7 +13,7 @@ from shortener.server.request_cycle import COMPLETE_RESPONSE, RequestCycle
 
 
 class Connection:
-    """A fake connection that stores the sent bytes."""
+    """A fake connection that stores the bytes that are sent to the client."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Tests of the X-Request-Id: each response contains the caller's value if it is valid, otherwise a generated one."""
+"""Tests of the X-Request-Id: each response contains the id that the caller has sent if it is valid, otherwise a generated one."""
 
 import asyncio
 import json

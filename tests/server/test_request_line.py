@@ -1,4 +1,4 @@
-"""Tests of requests whose URL contains raw UTF-8, sent over a socket."""
+"""Tests of requests that contain raw UTF-8 in their URL. They are sent over a socket."""
 
 import asyncio
 

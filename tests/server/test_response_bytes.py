@@ -1,4 +1,4 @@
-"""Tests of responses to redirect requests as bytes. test_http_protocol_responses.py compares them with those of uvicorn."""
+"""Tests of the bytes of redirect responses. test_http_protocol_responses.py compares them with those of uvicorn."""
 
 from functools import partial
 

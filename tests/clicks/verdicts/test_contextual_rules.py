@@ -1,4 +1,4 @@
-"""Tests of the contextual rules, and of the recent addresses and recent links that the rules use."""
+"""Tests of the contextual rules, and of RecentAddresses and RecentLinks, which the rules use."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_the_recipients_whose_links_an_ip_address_opens_are_counted_for_one_minu
     assert recent.count("192.0.2.1", 2, NOON + 30 * SECOND) == 2
     assert recent.count("192.0.2.2", 2, NOON + 30 * SECOND) == 1
     assert recent.count("192.0.2.1", 3, NOON + 59 * SECOND) == 3
-    assert recent.count("192.0.2.1", 4, NOON + 60 * SECOND) == 3  # the first recipient is a minute old and no longer counts
+    # the hit on the first recipient's link was a minute ago, so it does not count any more
+    assert recent.count("192.0.2.1", 4, NOON + 60 * SECOND) == 3
     assert recent.count("192.0.2.1", 5, NOON + 200 * SECOND) == 1
 
 

@@ -254,7 +254,7 @@ async def test_each_retracted_click_creates_a_retraction_event_if_its_link_creat
         (Topic.CLICK_RETRACTED, machines[0]),
         (Topic.CLICK_RETRACTED, machines[1]),
         (Topic.CLICK, late),
-        (Topic.STATE, person),  # the click event of this hit was sent when the hit was recorded
+        (Topic.STATE, person),  # only STATE: the click event of this hit was sent when the hit was recorded
     ]
     await assert_counts_match(service)
 
@@ -448,7 +448,7 @@ async def test_concurrent_reclassifications_and_clicks_create_one_retraction_and
     runs = (node.reclassifier.run(NOON - DAY, clock(), clock()) for node in (one, two) for _ in range(2))
     results = await asyncio.gather(*runs, click_all(one), click_all(two))
     assert sum(result.corrections.retracted_messages for result in results if result is not None) == 30
-    # A click that was recorded between two statements of a retraction may become the first click only in the next run.
+    # A click that was recorded while a retraction ran may become the first click only in the next run.
     await run_reclassifier(one)
     topics: dict[int, list[Topic]] = {}
     events = await fetch_rows(one, schema.events)

@@ -1,4 +1,4 @@
-"""Tests of early hits: a hit before the sent report is suspected, and the service classifies it again after the report."""
+"""Tests of early hits: a hit before the report SENT is suspected, and it is classified again after the report."""
 
 import asyncio
 import contextlib
@@ -117,7 +117,8 @@ def batch_writer(service: Service) -> HitBatchWriter:
 
 @contextlib.asynccontextmanager
 async def other_process(service: Service) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection of another process to PostgreSQL, in a transaction that is committed at the end."""
+    """Yield a connection to PostgreSQL that acts as another process. It has an open transaction, which is committed at the
+    end."""
     engine = async_engine(service.settings.database_url)
     try:
         async with engine.begin() as connection:
@@ -127,7 +128,7 @@ async def other_process(service: Service) -> AsyncIterator[AsyncConnection]:
 
 
 async def waits_for(connection: AsyncConnection) -> bool:
-    """Return whether another transaction waits for a lock of this connection."""
+    """Return whether another transaction waits for a lock that this connection has."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     return bool(await connection.scalar(text(waiting)))
 
@@ -165,7 +166,7 @@ async def test_a_report_that_arrives_while_another_early_hit_is_stored_classifie
         await connection.run_sync(batch_writer(service).write, [make_hit(service, code, user_agent=PHONE)])
         report = asyncio.create_task(service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())]))
         while not report.done() and not await waits_for(connection):
-            await asyncio.sleep(0.01)  # a pause before the next query of the locks
+            await asyncio.sleep(0.01)  # a pause before the locks are queried again
         if report.done():
             await service.early_hits.step(clock())
     await report
@@ -185,7 +186,7 @@ async def test_the_job_waits_for_an_early_hit_that_is_being_stored_and_classifie
         step = asyncio.create_task(service.early_hits.step(clock()))
         while not await waits_for(connection):
             assert not step.done()
-            await asyncio.sleep(0.01)  # a pause before the next query of the locks
+            await asyncio.sleep(0.01)  # a pause before the locks are queried again
     assert await step == 1
     assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN, Verdict.HUMAN]
 

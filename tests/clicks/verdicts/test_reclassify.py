@@ -1,4 +1,4 @@
-"""Tests of reclassification: which hits a run examines, in which batches, and how an interrupted run continues."""
+"""Tests of reclassification: which hits a run examines, how it forms batches, and how an interrupted run continues."""
 
 from collections import Counter
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Tests of reclassification with contextual rules, when the evidence arrives after the hit."""
+"""Tests of reclassification with contextual rules, when the evidence against a hit arrives after the hit."""
 
 from datetime import timedelta
 

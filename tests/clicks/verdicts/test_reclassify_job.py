@@ -63,7 +63,7 @@ async def test_the_reclassification_job_assigns_a_missing_first_click_to_a_messa
     (code,) = await create_codes(service)
     person = await record_click(service, code, user_agent, rule=rule)
 
-    # Remove the first click. The same state arises if a click is stored while an earlier click is retracted.
+    # Remove the first click. The same can happen if a click is stored while an earlier click is retracted.
     def lose(connection: Connection) -> None:
         connection.execute(schema.first_clicks.delete())
         connection.execute(update(schema.hits).values(flags=0))
@@ -81,7 +81,7 @@ async def test_the_reclassification_job_continues_at_once_after_the_clock_was_fi
 ) -> None:
     service = retracting
     clock.forward(hours=5)
-    assert await service.reclassifier.step(clock()) == 0  # the step stores the position of the job
+    assert await service.reclassifier.step(clock()) == 0  # this step stores the position of the job, which is five hours ahead
     clock.forward(hours=-5)
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)

@@ -36,7 +36,7 @@ def test_a_plain_get_request_of_a_browser_is_human() -> None:
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
 def test_requests_with_another_method_than_get_are_ignored_with_any_user_agent(method: str) -> None:
-    # The app X sends HEAD requests with the user agents of ordinary iPhones.
+    # Even the user agent of an ordinary iPhone does not make a HEAD request human: the app X sends such requests.
     classification = classify(RequestTraits(method, IPHONE))
     assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "method")
     assert method in classification.reason
@@ -158,7 +158,7 @@ def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of
 @pytest.mark.parametrize(
     "agent",
     [
-        # These user agents begin with a word before the user agent of a desktop browser or of a phone.
+        # These user agents have a word before the complete user agent of a desktop browser or of a phone.
         "Test: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "Google Chrome - Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "My Tool (x64): Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
@@ -167,10 +167,10 @@ def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of
         "Unheard " + android("11; CPH2211"),
         "Unheard/6.7.5, " + IPHONE,
         "iphone|" + IPHONE,
-        # These tools have their name at the position of the phone model.
+        # In these user agents, the name of a tool is at the position of the phone model.
         android("4.0.2; en-us; Catchpoint"),
         android("4.1.2; cs-cz; Unheard screenshot-generator Build/Q3"),
-        # These user agents contain an attack on programs that process them, such as SQL injection.
+        # These user agents contain an attack, such as SQL injection, on programs that process them.
         "<style>" + android("9; K"),
         android("10; K", "'+(select load_file('x'))+'"),
         # These user agents contain the name of a program inside or behind the user agent of a browser.
@@ -307,11 +307,11 @@ def test_a_crawler_is_suspected_even_if_its_user_agent_also_contains_a_phone_mod
 def test_of_the_user_agents_in_the_crawler_list_only_browsers_inside_apps_are_human() -> None:
     examples = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
     people = [agent for agent in examples if classify(RequestTraits("GET", agent)).verdict is Verdict.HUMAN]
-    # NOT_CRAWLERS excludes the patterns that match these user agents
+    # the patterns that match these user agents are in NOT_CRAWLERS
     assert all("Instagram" in agent or "MetaIAB" in agent for agent in people)
 
 
-#: The lists of user agents that every run of the tests examines. The classification of the long list takes seconds.
+#: The lists that every run of the tests examines. LONG_LIST is not among them, because its classification takes seconds.
 SHORT_LISTS = (
     "crawler-user-agents: its examples",
     "fake-useragent: browsers",
@@ -325,7 +325,8 @@ LONG_LIST = "device-detector: browsers of phones and tablets"
 
 @functools.cache
 def samples_by_name() -> dict[str, Sample]:
-    """Return all lists of user agents. Reading them takes most of a second, so this is not done while tests are collected."""
+    """Return all lists of user agents by name. Reading them takes most of a second, so the tests do not read them while pytest
+    collects tests."""
     return {sample.name: sample for sample in samples()}
 
 
@@ -397,7 +398,8 @@ KHTML = "AppleWebKit/537.36 (KHTML, like Gecko)"
 @pytest.mark.parametrize(
     "agent",
     [
-        "Mozilla/5.0 (X11; Ubuntu; Linux i686; rv:24.0) Gecko/20100101 Firefox/24.0",  # Samsung Messages fetches previews with it
+        # Samsung Messages fetches link previews with this user agent
+        "Mozilla/5.0 (X11; Ubuntu; Linux i686; rv:24.0) Gecko/20100101 Firefox/24.0",
         f"Mozilla/5.0 ({WINDOWS}; rv:51.0) Gecko/20100101 Firefox/51.0",
         f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/41.0.2272.101 Safari/537.36",
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_8_5) AppleWebKit/536.30.1 (KHTML, like Gecko) Version/6.0.5 Safari/536.30.1",
@@ -436,7 +438,7 @@ def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str)
         "Opera/9.80 (Android 2.2.1; Linux; Opera Mobi/ADR-1301080958) Presto/2.11.355 Version/12.10",
         "Mozilla/5.0 (Windows Phone 10.0; Android 6.0.1; Microsoft; RM-1118) AppleWebKit/537.36 (KHTML, like Gecko) "
         "Chrome/52.0.2743.116 Mobile Safari/537.36 Edge/15.15254",
-        # These are browsers of phones and tablets that request pages for desktops.
+        # These user agents come from phones and tablets whose browsers request pages for desktops.
         "Opera/9.80 (X11; Linux zvav; U; en) Presto/2.12.423 Version/12.16",
         "Mozilla/5.0 (Windows NT 6.2; ARM; Trident/7.0; Touch; rv:11.0; WPDesktop; Lumia 435) like Gecko",
         f"Mozilla/5.0 (Windows NT 10.0; ARM; Lumia 550) {KHTML} Chrome/46.0.2486.0 Safari/537.36 Edge/13.10586",
