@@ -31,7 +31,7 @@ def mutable_record(cls: type[T]) -> type[T]:
 
 def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
     """Make `cls` a dataclass, and let the module `dataclasses` generate no method except `__init__`. All classes share the code
-    of the other methods, so Python does not compile them again for each class. Otherwise this would take a tenth of the start
+    of the other methods, so Python does not compile them again for each class. Compiling them would take a tenth of the start
     time of the service."""
     made = dataclass(slots=True, eq=False, repr=False)(cls)
     all_fields = fields(made)  # type: ignore[arg-type]  # mypy does not know the result of the decorator
@@ -108,7 +108,7 @@ class Topic(enum.IntFlag):
         return self.name.lower()
 
 
-#: The events that a tracker can subscribe to. The API, the command line and the documents use these names.
+#: The events to which a tracker can subscribe. The API, the command line and the documents use these names.
 EventName = Literal["state", "click", "late_click", "conversion", "delivery", "click_retracted", "operations"]
 EVENT_NAMES: tuple[EventName, ...] = get_args(EventName)
 SUBSCRIBABLE_TOPICS = tuple(Topic[name.upper()] for name in EVENT_NAMES)
@@ -176,7 +176,7 @@ class SendStatus(enum.IntEnum):
 
 
 def utcnow() -> datetime:
-    """The events to which a tracker can subscribe. The API, the command line and the documents use these names."""
+    """Return the current time. Functions receive a clock or a time, so that tests can pass their own."""
     return datetime.now(UTC)
 
 

@@ -66,7 +66,8 @@ _PRINTABLE = bytes(range(0x21, 0x7F))
 BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(
     map(chr, (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x206A), 0xFEFF))
 )
-_PREFIXES_OF_IPV4 = (0xFFFF, 0x64_FF9B << 64)  # the first 96 bits of ::ffff:0:0/96 and 64:ff9b::/96
+# the first 96 bits of an IPv6 address that contains an IPv4 address: ::ffff:0:0/96 and 64:ff9b::/96
+_PREFIXES_OF_IPV4 = (0xFFFF, 0x64_FF9B << 64)
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner. They are permitted, because Persian and the Indic scripts need them.
 _JOINERS = "\u200c\u200d"

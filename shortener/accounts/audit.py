@@ -54,7 +54,7 @@ SERVER_START = Actor(name="server start")
 BACKGROUND_JOB = Actor(name="background job")
 
 
-KEY_PREFIX = "key "  # The beginning of the names of actors with an API key.
+KEY_PREFIX = "key "  # If an actor is an API key, its name begins with this text.
 
 
 def key_actor(key_id: int) -> str:

@@ -138,8 +138,8 @@ def _domain_fields(row: Row[Any]) -> dict[str, Any]:
 
 
 def _domain_action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return the name of the action for the audit log. If only one field has changed, it depends on the field. Otherwise it is
-    `domain_changed`."""
+    """Return the name of the action for the audit log. If only one field has changed, the name depends on this field. Otherwise
+    the name is `domain_changed`."""
     changed = {name: value for name, value in after.items() if before[name] != value}
     if changed.keys() == {"disabled"}:
         return "domain_disabled" if changed["disabled"] else "domain_enabled"

@@ -232,7 +232,7 @@ class Directory:
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
-        """Return whether links of any domain can have the path `prefix` before their codes."""
+        """Return whether at least one domain can have links with the path `prefix` before their codes."""
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
 
     def is_former_base(self, name: str) -> bool:
@@ -324,8 +324,8 @@ class Directory:
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function that returns the scheme, host and port of the short links on a domain, by domain id. The id 0 means
-    BASE_URL.
+    """Return a function of a domain id. The function returns the scheme, host and port of the short links on this domain. The id
+    0 means BASE_URL.
 
     The path before the code is not included: it is stored with each link (see `short_url`)."""
     shared = settings.base_origin

@@ -154,8 +154,8 @@ class ApplicationSettings(BaseModel):
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        # Any scheme is accepted here. Only when a change is stored, the scheme is compared with `extra_schemes`, because a change
-        # may contain only one of the two settings.
+        # Any scheme is accepted here. The scheme is compared with `extra_schemes` when a change is stored, because a change may
+        # contain only one of the two settings.
         url = None if value is None else trim_url(value)
         return None if url is None else parse_fallback_url(url, {url.partition(":")[0].lower()})
 
@@ -183,8 +183,8 @@ def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
 
 
 def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored settings with `changes`, in the form in which they are stored. Raise ValidationError if a changed setting
-    is unknown or invalid.
+    """Return `stored` after `changes`, in the form for the database. Raise ValidationError if a changed setting is unknown or
+    invalid.
 
     Settings that only a newer release knows stay unchanged, so that a change on this node does not delete them."""
     usable = from_stored(stored).model_dump(exclude_unset=True)

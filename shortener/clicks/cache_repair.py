@@ -20,7 +20,7 @@ from shortener.redis.link_cache import RedisLinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import link_changes, links
 
-INTERVAL_SECONDS = 1.0  # The pause in seconds between two checks whether Redis responds.
+INTERVAL_SECONDS = 1.0  # The pause in seconds between two checks of Redis.
 #: The pause in seconds between two batches.
 MIN_INTERVAL_SECONDS = 0.05
 BATCH_CHANGES = 500
@@ -40,7 +40,8 @@ class CacheRepair:
         self._cache = cache
         self._now_ms = now_ms
         self._is_needed = True  # True at the start: the previous process may have ended before it removed old entries.
-        self._before: int | None = None  # The current repair has processed all changes from this row id on.
+        # The row id of the oldest change that the current repair has processed. The next batch contains older changes.
+        self._before: int | None = None
         self._done = 0  # The number of changes that the current repair has processed.
 
     async def step(self) -> int:

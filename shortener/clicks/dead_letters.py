@@ -19,7 +19,7 @@ from sqlalchemy import Connection, func, insert, select
 from shortener.clicks.resolver import Hit
 from shortener.storage.schema import hits_dead_letter as table
 
-MAX_TEXT_CHARACTERS = 20_000  # maximum length of a stored entry; a hit is much shorter
+MAX_TEXT_CHARACTERS = 20_000  # maximum number of characters of a stored entry; a hit is much shorter
 _NAMES = ("id", "code", "domain_id", "at", "verdict", "rule", "address", "user_agent")
 
 

@@ -58,7 +58,9 @@ class HitSpool:
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metrics that show the state of the stream."""
-        metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as this process last read it.", lambda: self.depth)
+        metrics.gauge(
+            "shortener_spool_depth", "Hits in the Redis stream when this process last read its state.", lambda: self.depth
+        )
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:

@@ -36,7 +36,7 @@ from shortener.urls import Destination, UrlError, host_of, parse_destination
 
 MAX_LIFETIME = timedelta(days=3650)  # a new expiry may be at most this long after the time of the change
 MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link
-MAX_REFRESHES = 5  # how often a cache entry is refreshed if other processes change the link at the same time
+MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change its link
 
 #: The columns of a link that are needed to compute a change.
 CHANGE_COLUMNS = (
@@ -215,7 +215,8 @@ def _compute(
         if "click_id" in target.placeholders:
             flags |= int(LinkFlag.FILL_CLICK_ID)
         if not target.url.startswith(("http://", "https://")):
-            flags &= ~int(LinkFlag.APPEND_CLICK_ID)  # a link with an app scheme, such as tel:, has no query for the click id
+            # a link with an app scheme, such as tel:, has no query that could contain the click id
+            flags &= ~int(LinkFlag.APPEND_CLICK_ID)
         text = location.decode()
         values |= {"url": target.url, "location": None if text == target.url else text, "flags": flags}
         differences["url"] = [row.url, target.url]

@@ -23,11 +23,12 @@ _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
 #: A regular expression for the prefix before a code: up to eight segments. No segment is empty, "." or "..". A code must follow,
 #: and no letter or digit may follow the code.
 _PREFIX = re.compile(rb"((?:/(?!\.{1,2}/)[A-Za-z0-9._~%%-]{1,64}){1,8})(?=/%s(?![A-Za-z0-9]))" % _CODE)
-#: The characters of a keycap emoji (such as the digit one in a square) after its digit.
+#: The characters that follow the digit in a keycap emoji (a digit in a square).
 _KEYCAP = "\ufe0f?\u20e3"
 _DIGIT_IN_KEYCAP = re.compile(f"[0-9]{_KEYCAP}")
 _END_OF_KEYCAP = re.compile(_KEYCAP)
-#: Characters that Unicode counts as letters: the emoji for information, and the fillers of Hangul, which are invisible.
+#: Characters that are ignored although Unicode counts them as letters: the emoji for information, and the fillers of Hangul, which
+#: are invisible.
 _IGNORED_LETTERS = "\u2139\u115f\u1160\u3164\uffa0"
 # ASCII characters that may follow a code; "%" is missing, because `code_of` decodes it
 _ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")

@@ -57,7 +57,8 @@ class RecorderTotals:
         metrics.counter("shortener_hits_recorded", "Hits that are stored in the database.", lambda: self.recorded)
         metrics.counter(
             "shortener_hits_not_stored",
-            "Ignored and suspected hits that got their redirect but are not stored, because their link had too many in one minute.",
+            "Ignored and suspected hits that got their redirect but are not stored, because their link had too many such "
+            "hits in one minute.",
             lambda: self.not_stored,
         )
         metrics.gauge("shortener_hits_unrecorded", "Hits in memory that are not stored yet.", unrecorded)
@@ -84,7 +85,7 @@ class RecorderTotals:
         )
         metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)
         metrics.counter("shortener_first_clicks", "Messages that moved to CLICKTHRU.", lambda: self.first_clicks)
-        metrics.gauge("shortener_store_outage", "1 while hits go to the spool instead of the database.", is_outage)
+        metrics.gauge("shortener_store_outage", "1 while hits go to the spool instead of the database; otherwise 0.", is_outage)
         metrics.counter("shortener_hits_spooled", "Hits that were written to the spool in Redis.", lambda: self.spooled)
         metrics.counter("shortener_hits_drained", "Hits that were written from the spool to the database.", lambda: self.drained)
         metrics.counter(

@@ -70,8 +70,8 @@ _CONFIRMATION_HEADERS = [
     ),
 ]
 RETRY_AFTER_SECONDS = b"2"
-#: The value of `ClientInfo.host` for a request with several Host headers. RFC 9112 requires the response 400. No real host contains
-#: a comma.
+#: The value of `ClientInfo.host` for a request with several Host headers, which must get the response 400 (RFC 9112). The value
+#: cannot be a real host, because no host contains a comma.
 AMBIGUOUS_HOST = b","
 
 #: An HTTP response as a tuple of status, headers and body.

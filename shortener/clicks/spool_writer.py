@@ -22,14 +22,14 @@ from shortener.clicks.waiting_hit import WaitingHit
 log = structlog.get_logger(__name__)
 
 CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client usually gives up earlier
-READ_SECONDS = 5.0  # time limit for one read-only query of links; hits that become overdue before get their responses earlier
+READ_SECONDS = 5.0  # time limit in seconds for one read-only query of links; overdue hits do not wait for it
 WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same kind
 
 
 class SpoolWriter:
-    """Adds hits to the spool and sends their responses. `deadline` is the deadline of the `Recorder` in seconds. `keep` receives
-    the hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
-    """
+    """Adds hits to the spool and sends their responses. `deadline` is the time in seconds after which the `Recorder` responds to
+    a hit that is not stored. `keep` receives the hits that the spool did not store and that no batch contains. `spawn` runs a
+    coroutine in the background."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class SpoolWriter:
             if waiting.resolution is None:
                 waiting.refuse(ConnectionError("the link could not be read"))
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
-        self._keep_in_memory(hits)  # keeps hits that got their response before their links were found
+        self._keep_in_memory(hits)  # these hits already got a response, although this read did not find their links
 
     async def _add(self, hits: Sequence[WaitingHit]) -> None:
         """Add hits to the spool and send their responses. The hits must have a resolution."""

@@ -11,7 +11,8 @@ from shortener.model import mutable_record
 
 
 class PendingResponse(Protocol):
-    """The response to a hit: a future, or an object that sends the response at once. Its setters raise no errors."""
+    """The response to a hit: a future, or an object that sends the response at once. Setting its result or its exception raises
+    no error."""
 
     def done(self) -> bool: ...
     def set_result(self, resolution: Resolution, /) -> None: ...

@@ -202,7 +202,8 @@ class AsyncClient:
         return await self._connection.send(calls.status(message_id), timeout)
 
     async def report_delivery(self, *reports: Mapping[str, Any], timeout: float | None = None) -> ReportSummary:
-        """Report delivery states: `{"message_id": "m-1", "state": "DELIVERED"}`. Each report is accepted or refused separately."""
+        """Report delivery states, such as `{"message_id": "m-1", "state": "DELIVERED"}`. Each report is accepted or refused
+        separately."""
         return await self._connection.send(calls.report_delivery(reports), timeout)
 
     async def report_conversion(
@@ -262,7 +263,8 @@ class AsyncClient:
             yield item
 
     async def links(self, *, timeout: float | None = None, **filters: Any) -> AsyncIterator[LinkInfo]:
-        """Yield links, newest message first. Filters: `campaign`, `url`, `label`, `domain`, `enabled`, `expired`, `since`."""
+        """Yield links, beginning with the links of the newest message. Filters: `campaign`, `url`, `label`, `domain`, `enabled`,
+        `expired`, `since`."""
         async for item in self._items(lambda cursor: calls.links(filters, cursor), timeout):
             yield item
 

@@ -1,7 +1,7 @@
 """The errors of the client. Every error that a call raises is a `ClientError`.
 
-`ResponseError` and its subclasses are errors that the service returned. `error_code` is the stable part; /docs lists all codes. The
-other errors are raised if there was no usable response.
+`ResponseError` and its subclasses are errors that the service returned. Their `error_code` is the same in all releases; /docs
+lists all codes. The other errors are raised if there was no usable response.
 """
 # Tested by tests/client/test_async_client.py
 
@@ -60,7 +60,7 @@ class ResponseError(ClientError):
         super().__init__(f"{status_code} {error_code or 'without error code'}: {description}")
 
     def __str__(self) -> str:
-        # The text is created at this late point, because a bulk call changes the indexes in `details` of an existing error.
+        # The text is created when it is needed, because a bulk call may change the indexes in `details` before.
         return f"{super().__str__()}{self._first_detail()}"
 
     def _first_detail(self) -> str:

@@ -214,7 +214,8 @@ class Client:
         return self._thread.send(calls.status(message_id), timeout)
 
     def report_delivery(self, *reports: Mapping[str, Any], timeout: float | None = None) -> ReportSummary:
-        """Report delivery states: `{"message_id": "m-1", "state": "DELIVERED"}`. Each report is accepted or refused separately."""
+        """Report delivery states, such as `{"message_id": "m-1", "state": "DELIVERED"}`. Each report is accepted or refused
+        separately."""
         return self._thread.send(calls.report_delivery(reports), timeout)
 
     def report_conversion(
@@ -270,7 +271,8 @@ class Client:
         yield from self._items(lambda cursor: calls.messages(filters, cursor), timeout)
 
     def links(self, *, timeout: float | None = None, **filters: Any) -> Iterator[LinkInfo]:
-        """Yield links, newest message first. Filters: `campaign`, `url`, `label`, `domain`, `enabled`, `expired`, `since`."""
+        """Yield links, beginning with the links of the newest message. Filters: `campaign`, `url`, `label`, `domain`, `enabled`,
+        `expired`, `since`."""
         yield from self._items(lambda cursor: calls.links(filters, cursor), timeout)
 
     def conversions(self, *, timeout: float | None = None, **filters: Any) -> Iterator[ConversionInfo]:

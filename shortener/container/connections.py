@@ -1,5 +1,5 @@
-"""This module opens the connections of the service to Redis, to other processes and for HTTP requests. Commands also use some of
-these functions, without a `Service`.
+"""This module opens the connections of the service: to Redis, to its other processes, and for HTTP requests. Commands also use
+some of these functions, without a `Service`.
 """
 
 # Tested by tests/container/test_build.py

@@ -40,9 +40,9 @@ class FullCollections:
         self._excludes = False  # True in the process of `serve`, which has called `gc.freeze` at its start.
 
     async def step(self) -> int:
-        """Start a full collection. If a large request is in progress, do nothing, unless the last collection was
-        MAX_DELAY_SECONDS ago. If the last collection of all objects was THOROUGH_SECONDS ago, include the excluded objects, but
-        not while many people click (see MAX_THOROUGH_DELAY_SECONDS). Return 0, because the job always pauses after a run."""
+        """Start a full collection. While a large request is in progress, do nothing until the last collection is
+        MAX_DELAY_SECONDS old. Once in THOROUGH_SECONDS, include the excluded objects; while many people click, this may be
+        delayed to MAX_THOROUGH_DELAY_SECONDS. Return 0, because the job always pauses after a run."""
         now = self._clock()
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0

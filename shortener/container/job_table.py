@@ -140,8 +140,8 @@ async def _measure_clock(foundation: Foundation, clock: SharedClock) -> int:
 
 
 async def _announce_expiring_keys(foundation: Foundation) -> int:
-    """Create an event for each postback key and tracker token that expires soon. Begin a writing transaction only if there is
-    one."""
+    """Create an event for each postback key and tracker token that expires soon. If there is none, begin no writing
+    transaction."""
     now = foundation.clock()
     if not await foundation.database.read(has_expiring, now):
         return 0

@@ -64,7 +64,7 @@ class Foundation:
     settings: Settings
     clock: Clock
     now_ms: Callable[[], int]  # A function that returns the time of `clock` in milliseconds since 1970.
-    clock_guard: ClockGuard  # It prevents that something expires only because of a step of the clock.
+    clock_guard: ClockGuard  # The guard that prevents that anything expires only because the clock was moved.
     secret: Secret
     database: Database
     redis: RedisServer | None

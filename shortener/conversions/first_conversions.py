@@ -6,8 +6,8 @@ the same time, even in different processes, the primary key of the table `first_
 message.
 
 A process of a release before 0.3 stores conversions without a row in `first_conversions`. The background job `FirstConversions`
-finds these conversions and counts their messages: after an upgrade, the conversions from before the upgrade; and while some nodes
-are not upgraded yet, their conversions two minutes after they arrive.
+finds these conversions and counts their messages. After an upgrade, it finds the conversions from before the upgrade. While some
+nodes are not upgraded yet, it finds their conversions two minutes after they arrive.
 
 The job reads conversions in the order of their ids. Its position is a row of the table `installation`. The transaction that
 counts a page also changes this row, so a crash neither loses a message nor counts it twice. If several processes read the same
@@ -216,8 +216,8 @@ class FirstConversions:
         audit: Callable[[Connection, int], None],
         counted: CountedSlots,
     ) -> tuple[int, CountedSlots]:
-        """Store the rows of the messages. Return the number of messages, and the rest of `counted`. The rest is a copy, because
-        the transaction may run again."""
+        """Store the rows of the messages. Return the number of messages, and a copy of `counted` without the messages that were
+        found. `counted` itself does not change, because the transaction may run again."""
         left = counted.copy()
         self._add(connection, missing, left)
         audit(connection, len(missing))

@@ -49,7 +49,7 @@ def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]
         name = _storable(name)
         try:
             value = _storable(value)
-            # The size of this entry in the JSON of all metadata: without the two braces of the object here, but with a comma.
+            # How much this entry adds to the JSON of all metadata. The object here has two braces too many, and lacks a comma.
             sizes[name] = len(orjson.dumps({name: value})) - 1
         except (TypeError, RecursionError):
             warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")

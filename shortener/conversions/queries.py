@@ -86,7 +86,7 @@ insert_new_conversions = BulkInsert(
     on_conflict="DO NOTHING",
 )
 
-#: Inserts earlier revisions of conversions. The values of a row have the types that the database stores.
+#: Inserts earlier revisions of conversions. Each value of a row must have the form in which its column stores it.
 insert_revisions = BulkInsert(
     schema.conversion_revisions,
     "id",

@@ -7,8 +7,8 @@ At most MAX_ROWS rejected reports are stored for each application, and the purge
 removed from the stored parameters.
 
 Only a limited number of rejected reports of one application is stored per minute (redis/rate_limit.py), so that a sender in a
-loop does not fill the database. With Redis, all processes share this limit. A report is only counted if it is above the limit, or
-if the database cannot store it. Its sender gets the same response as for a stored report.
+loop does not fill the database. With Redis, all processes share this limit. A report that is above the limit, or that the
+database cannot store, is counted but not stored. Its sender gets the same response as for a stored report.
 """
 # Tested by tests/conversions/test_refusals.py
 
@@ -92,7 +92,7 @@ class RefusedConversions:
         )
         metrics.counter(
             "shortener_conversions_refused_not_stored",
-            "Rejected reports that were counted only, because there were too many or the database was not available.",
+            "Rejected reports that were counted but not stored, because there were too many or the database was not available.",
             lambda: self.not_stored,
         )
 
@@ -101,7 +101,7 @@ class RefusedConversions:
         self.counted[error.code.name] += 1
 
     async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
-        """Store a rejected report. Return after the commit. Raise no error: if a report cannot be stored, only count it."""
+        """Store a rejected report. Return after the commit. Raise no error: a report that cannot be stored is only counted."""
         await self._record(application_id, endpoint, error.code.name, error.description, error.details, parameters)
 
     async def record_unapplied(self, application_id: int, endpoint: str, description: str, parameters: Mapping[str, Any]) -> None:

@@ -89,8 +89,8 @@ class TriedUpdate(NamedTuple):
 
 
 def stored_by(state: ConversionState, report: ConversionReport, tried: Collection[TriedUpdate]) -> int | None:
-    """A transaction whose commit seemed to fail may have stored this report. Return the number of the revision that it has
-    stored, or None. `tried` contains the revisions that such transactions have tried to store."""
+    """A transaction whose commit seemed to fail may have stored this report. Return the number of the revision that such a
+    transaction has stored, or None. `tried` contains the revisions that such transactions have tried to store."""
     stored = [*state.earlier, state.latest][: state.stored_revisions + 1]
     for one in stored:
         # The values must also be the same: if the earlier transaction was rolled back, another report may have stored a revision

@@ -218,7 +218,7 @@ class Conversions:
                 new_rows[key] = rows.new(states[key], item.application_id, item.report, key)
         # The rows are sorted, because two processes that insert the same keys in different orders could deadlock.
         if queries.insert_new_conversions(connection, [new_rows[key] for key in sorted(new_rows)]) < len(new_rows):
-            # If the insert has skipped no row, no conversion of these reports was stored before.
+            # The insert skips the rows of conversions that were stored before. These conversions are loaded.
             self._load_existing(connection, states, firsts)
         return states, firsts
 

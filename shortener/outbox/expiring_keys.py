@@ -16,7 +16,7 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.types import to_iso
 
-#: An expiry is announced this long before it, or at once if less time is left.
+#: An event announces an expiry this long in advance, or at once if less time is left.
 NOTICE = timedelta(hours=24)
 #: By kind of key, as the event names it: the table that contains the keys.
 _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}

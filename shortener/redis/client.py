@@ -30,7 +30,7 @@ T = TypeVar("T")
 # A client of redis-py: Redis or RedisCluster. Both classes have the commands that the service uses, but no common type.
 Client = Any
 
-WRITE_CHECK_KEY = "shortener:write-check"  # The key that /readyz writes.
+WRITE_CHECK_KEY = "shortener:write-check"  # The Redis key that /readyz writes, to check whether Redis accepts writes.
 WRITE_CHECK_MS = 10_000  # The time in milliseconds after which Redis deletes WRITE_CHECK_KEY.
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
 # The time limit in seconds of a call with `force`. Such a call needs Redis, for example because the database is not available.

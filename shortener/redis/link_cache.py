@@ -29,7 +29,7 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-# A rewrite that began before an invalidation cannot store the old link for this time (in milliseconds) after the invalidation.
+# For this number of milliseconds after an invalidation, a rewrite that began before it cannot store the old link again.
 _INVALIDATED_MS = 3_600_000
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes that `retry_invalidations` keeps in memory.
@@ -83,7 +83,7 @@ class CachedLink:
 
 
 class LinkCache(Protocol):
-    """The interface of a cache of links by their codes."""
+    """The interface of a cache that stores links by code."""
 
     async def put(self, links: Sequence[CachedLink]) -> None:
         """Store new links until they expire."""

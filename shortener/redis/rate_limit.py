@@ -33,7 +33,7 @@ MAX_CLIENTS = 20_000
 MAX_REFUSED_PER_MINUTE = 1000  # The maximum number of rejected conversion reports of one application that are stored per minute.
 MAX_SHARED_CLIENTS = 1000  # One run of `share` exchanges the counts of at most this number of clients.
 _WINDOW_MS = 60_000
-_KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
+_KEY_MS = 2 * _WINDOW_MS  # The time in milliseconds after which Redis deletes the counter of a client.
 
 
 @mutable_record
@@ -49,8 +49,8 @@ class _Bucket:
 class RateLimiter:
     """A limiter for one kind of requests, such as requests with a wrong credential or with an API key.
 
-    `per_minute` is the number of requests that a client may send in each minute, and also at once; 0 means no limit. `now_ms`
-    returns the current time in ms since 1970. Keys in Redis begin with `prefix`."""
+    `per_minute` is the number of requests that a client may send in each minute. A client may send all of them at once. 0 means
+    no limit. `now_ms` returns the current time in ms since 1970. Keys in Redis begin with `prefix`."""
 
     def __init__(
         self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""

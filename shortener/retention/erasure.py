@@ -224,7 +224,7 @@ def find_codes(connection: Connection, application_id: int | None, subject: Subj
 def _selects(application_id: int | None, subject: Subject) -> ColumnElement[bool]:
     """Return the SQL condition for the messages of a person. If `application_id` is None, the messages may belong to any
     application."""
-    # With the list of all applications, the database can use the index on application and message id.
+    # If no application is given, the list of all applications lets the database use the index on application and message id.
     owners = [application_id] if application_id is not None else select(applications.c.id)
     selected = messages.c.to_address == subject.phone if subject.phone else messages.c.message_id == subject.message_id
     return and_(messages.c.application_id.in_(owners), selected)

@@ -150,7 +150,7 @@ _since = bindparam("since", type_=Instant)
 _unfinished = or_(
     _is_pending(),
     deliveries.c.finished_at >= _since,
-    # If the tracker is disabled, the delivery counts as ended at `next_at`. A replay sets `next_at` to a newer time.
+    # A delivery that waits because its tracker is disabled counts as ended at `next_at`. A replay sets `next_at` to a newer time.
     and_(deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.next_at >= _since),
 )
 EVENT_PAGE = _page_of(

@@ -40,8 +40,8 @@ from shortener.storage.send_conditions import IS_UNFINISHED
 
 ERASED = "erased"  # The `last_error` of a callback or a send that was given up, because the message was erased.
 
-#: The names of fields of an event that may contain personal data: some of delivery.formats.FACTS, and fields that the writers of
-#: events add.
+#: Names of event fields that may contain personal data. Some of them are in delivery.formats.FACTS. The writers of events add the
+#: others.
 PERSONAL_FIELDS = frozenset(
     {
         "to_address",

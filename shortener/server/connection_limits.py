@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 # quarter of them is reserved.
 RESERVED_FILES = 256
 MAX_OPEN_FILES = 1_048_576  # the server sets the maximum number of its open files to this number if the system permits it
-_EVICTED_SHARE = 16  # a search for waiting connections is slow, so each search closes up to 1/16 of all connections at once
+_EVICTED_SHARE = 16  # a search for waiting connections is slow; therefore each search closes up to 1/16 of all connections
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64

@@ -143,8 +143,8 @@ class RedirectProtocol(HttpToolsProtocol):
 
     def _receive_non_ascii(self, data: bytes) -> None:
         """Parse data that contains bytes above 0x7F. The parser rejects them in a URL, so they are first percent-encoded in
-        request lines (see `request_line`). Each head and each body in the data is parsed separately, because only then the state
-        of the parser shows what follows, a head or a body."""
+        request lines (see `request_line`). Each head and each body in the data is parsed separately, because the state of the
+        parser then shows whether a head or a body follows."""
         while data:
             if self.is_reading_body:
                 end_of_body = self._end_of_body(data)

@@ -27,7 +27,7 @@ def serialize_response(
 
     Raise ValueError if the value of a header contains a control character, which could split one response into two."""
     status, headers, body = response
-    # Only the value of Location, the last header of a 302 response, is not a constant.
+    # In a 302 response, the last header is Location. Only its value can vary, so only this value is checked.
     for _, value in headers[-1:] if status == FOUND else headers:
         if HEADER_VALUE_RE.search(value):
             raise ValueError("The value of a header contains a control character.")

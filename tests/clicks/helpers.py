@@ -187,6 +187,6 @@ class Hits:
 
     def arrive(self, count: float, seconds: float = WINDOW_SECONDS, *, clients: float = 1) -> bool:
         self.count += int(count)
-        self.waited += clients * seconds  # `clients` clients wait during the whole time
+        self.waited += clients * seconds  # `clients` clients wait all the time
         self.now += seconds
         return self.throttle.is_busy

@@ -227,7 +227,7 @@ async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_bat
     node.disconnect()
     for _ in range(2 * MAX_PROBES):
         assert await node.click(code, rule="rejected") == LOCATION
-    for _ in range(2):  # the last batch of the spool is smaller than the others
+    for _ in range(2):  # these hits form an incomplete batch at the end of the spool
         assert await node.click(code, rule="rejected" if others == "rejected" else "test") == LOCATION
     node.reconnect()
     if others == "stored before":

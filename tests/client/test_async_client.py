@@ -1,4 +1,4 @@
-"""Tests of both clients with a server that simulates network failures. Each test runs once with Client and once with AsyncClient."""
+"""Tests of both clients with a server that simulates network failures. Each test runs once with each of the two clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the blocking client: threads, forks, and the end of the process. The client must have the same methods as AsyncClient."""
+"""Tests of the blocking client: threads, forks, the end of the process, and that it has the same methods as AsyncClient."""
 
 from __future__ import annotations
 

@@ -152,9 +152,9 @@ class Reclassifier:
     ) -> ReclassifyResult:
         """Reclassify the hits from `since` to `until`.
 
-        `applications` contains application ids; None selects all. `settings` replaces the stored settings of applications, by
-        application id. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called with the
-        time up to which hits were examined.
+        `applications` contains application ids; None selects all. `settings` contains settings by application id, which are used
+        instead of the stored ones. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called
+        with the time up to which hits were examined.
 
         Raise StoreUnavailable if the database becomes unavailable. The changes that are already committed remain."""
         await self._devices.catch_up()

@@ -105,9 +105,10 @@ _MODEL = re.compile(
     re.IGNORECASE,
 )
 
-# Text that programs send and browsers do not send: an e-mail address, a web site (unless a version follows it, as in apps),
-# "compatible" (except in old browsers), a name inside "(KHTML, like Gecko; ...)", or words such as crawler and monitor. CUBOT is a
-# manufacturer of phones, and CamScanner and TripAdvisor are apps that contain a browser, so they are exceptions.
+# Text that programs send and browsers do not send: an e-mail address, a web site, "compatible", a name inside "(KHTML, like
+# Gecko; ...)", or words such as crawler and monitor. There are exceptions, because the phones of people send them: a web site
+# before a version, as in apps; "compatible" in old browsers; CUBOT, a manufacturer of phones; and CamScanner and TripAdvisor,
+# apps that contain a browser.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
     r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;|SonyEricsson|UP\.|WAP|MAUI|MMEF|MSPIE|"
@@ -273,8 +274,8 @@ _ENDED_DESKTOP = re.compile(
 )
 _ENDED_NAMES = {"msie": "Internet Explorer", "ie": "Internet Explorer", "edge": "Edge", "opera": "Opera"}
 # The last browser versions for Windows XP and OS X 10.9, from 2013 to 2018; older versions are suspected. The few people who
-# still use such old computers do not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24
-# on Ubuntu.
+# still use such old computers do not open links from an SMS on them. But machines send old versions: Samsung's app Messages, for
+# example, fetches link previews as Firefox 24 on Ubuntu.
 _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
 
 # The names of browser engines and of simple phones. A user agent without any of them is not a browser: simple phones send parts
