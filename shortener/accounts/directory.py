@@ -172,7 +172,7 @@ class Directory:
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
-        # Refreshes can overtake each other. Accounts that an older refresh has read are dropped.
+        # A refresh that began earlier may end later. Its accounts are older, so they are dropped.
         if fresh is not None and number > self._applied:
             self._snapshot, self._applied = fresh, number
         return fresh is not None

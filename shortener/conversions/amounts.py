@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = (
     Rule("-3", "-3", "A negative amount, for example a refund. `−3`, `3-` and `(3)` mean the same."),
     Rule("12,50", "12.50", "A comma before one, two, or more than three digits is a decimal point."),
     Rule("1,234.50", "1234.50", "If the amount contains commas and points, the sign that comes last is the decimal point."),
-    Rule("1.234,50", "1234.50", "The same rule, for the notation of most of Europe."),
+    Rule("1.234,50", "1234.50", "The sign that comes last is the decimal point; this is the notation of most of Europe."),
     Rule("1,234", "1234", "A comma before exactly three digits separates thousands (with a warning)."),
     Rule("0,125", "0.125", "After a single 0, a comma is always a decimal point."),
     Rule("1.234", "1.234", "A single point is always a decimal point."),

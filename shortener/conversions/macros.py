@@ -57,7 +57,7 @@ def is_unexpanded(text: str) -> bool:
     for _ in range(_MAX_DECODINGS + 1):
         if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True
-        # Apply each decoding also without the other: percent-decoding destroys the placeholder in &lt;%ad_id%&gt;, because %ad
+        # Also apply each decoding alone: percent-decoding first would destroy the placeholder in &lt;%ad_id%&gt;, because %ad
         # looks like an escape.
         decoded = {decode(one) for one in texts for decode in (unquote, unescape)} - texts
         if not decoded:

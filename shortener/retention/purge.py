@@ -160,7 +160,7 @@ async def purge(
 
 class Purge:
     """The purge as a background job. `total` counts what it has deleted since the process started. `clock_guard` is the clock
-    guard of this process. If it is None, the clock is only compared with its stored reading."""
+    guard of this process. Without it, the purge only compares the clock with the stored reading of the clock."""
 
     def __init__(self, database: Database, settings: Settings, clock_guard: ClockGuard | None = None) -> None:
         self._database = database

@@ -186,7 +186,7 @@ async def test_a_conversion_report_with_another_value_and_no_transaction_id_is_r
 async def test_a_conversion_of_an_earlier_release_keeps_the_letter_case_of_its_action_and_its_counts(
     service: Service, message: Message
 ) -> None:
-    """A release before 0.3 stored the action with capitals, and counted only `conversions` and `value:`."""
+    """A release before 0.3 kept the capitals of an action, and counted only `conversions` and `value:`."""
 
     def old_row(connection: Any) -> None:
         Rows(connection, NOON).conversion(message.row, action="Sale", transaction_id="T1", value=Decimal(7), currency="EUR")
