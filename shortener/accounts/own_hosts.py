@@ -75,7 +75,8 @@ def name_of(host: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_local(name: str) -> bool:
-    """Return whether a host is `localhost` or an IP address. DNS cannot map such a host to this server."""
+    """Return whether a host is `localhost` or an IP address. Such a host needs no DNS record, so nobody can map it to this server
+    by DNS."""
     if name == "localhost":
         return True
     try:

@@ -60,7 +60,7 @@ class ResponseError(ClientError):
         super().__init__(f"{status_code} {error_code or 'without error code'}: {description}")
 
     def __str__(self) -> str:
-        # The text is created when it is needed, because a bulk call may change the indexes in `details` before.
+        # The text is created when it is needed: a bulk call may change the indexes in `details` after the error was created.
         return f"{super().__str__()}{self._first_detail()}"
 
     def _first_detail(self) -> str:

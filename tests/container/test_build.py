@@ -49,7 +49,7 @@ async def test_a_start_and_a_stop_without_deliveries_execute_few_transactions(ma
         at_stop = len(transactions) - at_start
     finally:
         event.remove(Engine, "begin", add)
-    # At the start, the transactions read the values of the installation, the accounts and the newest ids. With PostgreSQL, the start
-    # also reads the version of the schema and leases a node number, and the stop gives the number back.
+    # At the start, the transactions read the values of the installation, the accounts and the newest ids. With PostgreSQL, the
+    # start also reads the version of the schema and leases a node number, and the stop gives the number back.
     expected = {"sqlite": (3, 0), "postgresql": (5, 1)}
     assert (at_start, at_stop) == expected[service.database.dialect]

@@ -187,8 +187,7 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """Return the times of the latest hits on the links of the message that were opened within the last second, one time for
-        each link."""
+        """Return the time of the latest hit on each link of the message that was opened within the last second."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:
