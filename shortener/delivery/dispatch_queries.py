@@ -209,8 +209,8 @@ def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list
 class FinishedDelivery(NamedTuple):
     """The new column values of a delivery after an attempt.
 
-    They are written only if no other process has claimed the delivery in the meantime: the row must still contain the attempt
-    number `claimed_attempt` and the end of the lease `claimed_lease`."""
+    The values are written only if no other process has claimed the delivery in the meantime: the row must still contain the
+    attempt number `claimed_attempt` and the end of the lease `claimed_lease`."""
 
     id: int
     claimed_attempt: int

@@ -268,8 +268,8 @@ class Dispatcher:
     async def _record_one_by_one(self, finished: Sequence[FinishedAttempt]) -> None:
         """Record each outcome in a transaction of its own, after the transaction that contained all of them failed.
 
-        An outcome that cannot be recorded is dropped, so that it does not block all others. Its delivery is attempted again when
-        its lease ends."""
+        An outcome that cannot be recorded is dropped, so that it does not block all others. The delivery of a dropped outcome is
+        attempted again when its lease ends."""
         for one in finished:
             try:
                 await self._run_cycle([one], 0)

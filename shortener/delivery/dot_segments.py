@@ -16,8 +16,8 @@ _ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
 def encode_dot_segments(path: str, template: str) -> str:
     """Return a filled path. In each segment that a value has made equal to `.` or `..`, each dot is replaced by `%2E`.
 
-    `template` is the path before it was filled. Values contain no slash, so both have the same number of segments. A dot in the
-    template may be percent-encoded. A segment that the template itself contains stays unchanged."""
+    `template` is the path before it was filled. Values contain no slash, so the path and the template have the same number of
+    segments. A dot in the template may be percent-encoded. A segment that the template itself contains stays unchanged."""
     segments = zip(path.split("/"), template.split("/"), strict=True)
     return "/".join(_encoded(new) if new != old else new for new, old in segments)
 

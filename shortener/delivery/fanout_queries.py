@@ -93,8 +93,8 @@ def pending_events(
 ) -> list[PendingEvent]:
     """Return the oldest events whose deliveries have not been created yet, or only the event with the id `only`, sorted by id.
 
-    Events of the applications `without` are left out. On PostgreSQL the function locks the events and skips events that another
-    process has locked.
+    The events of the applications in `without` are left out. On PostgreSQL the function locks the events and skips events that
+    another process has locked.
     """
     if only is not None:
         rows = raw_sql.rows(connection, _PENDING_ONE, only)

@@ -26,8 +26,8 @@ def sample_facts(
 ) -> dict[str, Any]:
     """Return the facts of an invented event with the name `event` (model.EVENT_NAMES) about an invented message.
 
-    All facts that such an event can contain have a value. If the event is a conversion, its action and its disposition are such
-    that a tracker with these `actions` and `dispositions` receives it."""
+    All facts that such an event can contain have a value. If the event is a conversion, a tracker with the filter `actions` and
+    `dispositions` receives it."""
     now = to_ms(at)
     facts = {"sample_of": event, "timestamp": iso_with_ms(now), "application_id": application_id, "company_id": None}
     if event == "operations":

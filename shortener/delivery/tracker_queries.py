@@ -74,7 +74,7 @@ def count_subscribers(connection: Connection, application_id: int, topic: Topic)
 
 
 def insert_tracker(connection: Connection, values: dict[str, Any]) -> Row[Any]:
-    """Insert a tracker and return its row. Raise ApiError with the code NOT_FOUND if the application does not exist, or CONFLICT if
+    """Insert a tracker and return its row. Raise ApiError NOT_FOUND if the application does not exist. Raise ApiError CONFLICT if
     it already has MAX_TRACKERS trackers."""
     application_id = values["application_id"]
     applications = schema.applications

@@ -356,8 +356,8 @@ class Trackers:
         """Create a new callback secret for an application. Return the secret, and the time until which the previous secret is also
         used.
 
-        The new secret signs requests to `lt_callbackurl`, and requests to `conversion_url` unless its tracker has its own secret.
-        Raise ApiError NOT_FOUND if the application does not exist."""
+        Requests to `lt_callbackurl` are signed with the new secret. Requests to `conversion_url` are also signed with it, unless
+        its tracker has its own secret. Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         until = await self._database.write(
             conversion_url.rotate_callback_secret, audit, application_id, self._secret.encrypt(plain), self._clock(), overlap

@@ -35,7 +35,7 @@ def resend(
 ) -> int:
     """Hand a held or waiting message on again as soon as possible, and add the audit row. Return its row id.
 
-    Raise ApiError with the code MESSAGE_NOT_FOUND if there is no such message, or CONFLICT if an attempt is in flight or the
+    Raise ApiError MESSAGE_NOT_FOUND if there is no such message. Raise ApiError CONFLICT if an attempt is in flight, or if the
     message is already sent or has failed."""
     claim = _lock_unfinished(connection, application_id, message_id, now, leases_wait)
     values = {

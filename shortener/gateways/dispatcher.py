@@ -220,9 +220,8 @@ class GatewayDispatcher:
         return min(free, MAX_STARTS) if throttled else free
 
     async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
-        """Record the attempts `ended`, which are the oldest ended attempts. Then claim up to `limit` messages, of all
-        gateways or of the gateway `only`, and start their attempts. Return the number of changes and the number of started
-        attempts."""
+        """Record `ended`, the oldest ended attempts. Then claim up to `limit` messages, of all gateways or of the gateway `only`,
+        and start their attempts. Return the number of changes and the number of started attempts."""
         last: list[_Cycle] = []
         try:
             cycle = await self._database.write_later(self._write_cycle, ended, limit, only, last)

@@ -58,7 +58,7 @@ class Problem:
 
 
 class Reject(Protocol):
-    """A function that adds a problem of one message, which concerns all its recipients. `position` is a position in the body."""
+    """A function that adds a problem that concerns all recipients of one message. `position` is a position in the body."""
 
     def __call__(self, code: ErrorCode, field: str, reason: str, position: int | None = None) -> None: ...
 

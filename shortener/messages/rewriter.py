@@ -118,8 +118,8 @@ class Rewriter:
         `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same content in
         the form that the previous release stored.
 
-        Raise ApiError with a detail for each problem, or StoreUnavailable: nothing was stored. Raise CommitUncertain if it is not
-        known whether the request was stored."""
+        Raise ApiError with a detail for each problem, or StoreUnavailable. After both errors, nothing was stored. Raise
+        CommitUncertain if it is not known whether the request was stored."""
         started = time.time_ns() if self.tracer is not None else 0
         plan = partial(
             plan_request,
