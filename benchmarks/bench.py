@@ -2,14 +2,15 @@
 
     python -m benchmarks.bench [--quick] [--only PART ...] [--compare CHECKOUT] [--folder DIR] [--json] [--chart FILE.svg]
 
-Each goal of a rate or a duration is stated for a machine with a baseline of 49,700/s. The report compares a figure with the goal
-for the speed of this machine: with half of that baseline, half of the rate or twice the duration.
+The goals are stated for a machine with a baseline of 49,700/s. The report converts them to the speed of this machine. On a
+machine with half of that baseline, the goal of a rate is half as high, and the goal of a duration is twice as long.
 
-`--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million for the figures of a large database;
-it takes about ten minutes, and 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy (`traffic.py`).
+`--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million links for the figures of a large
+database. It takes about ten minutes, and needs 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy
+(`traffic.py`).
 
-`--compare CHECKOUT` measures this code and the code in another folder, in alternating rounds, with a server of each
-(`compare.py`). `--only` may then name clicks, rewrites and conversions.
+`--compare CHECKOUT` starts one server with this code and one with the code in another folder, and measures them in alternating
+rounds (`compare.py`). `--only` may then name clicks, rewrites and conversions.
 """
 
 from __future__ import annotations
@@ -115,10 +116,10 @@ def clicks(run: Run) -> None:
 
 
 def single(run: Run) -> None:
-    """Measure first clicks of a single client, so that each click waits for its own commit.
+    """Measure first clicks of one client, so that each commit contains only one click.
 
-    The server first gets enough clicks that its WAL restarts at its beginning, because a disk overwrites a file faster than it
-    extends one."""
+    Before the measurement, the server gets so many clicks that SQLite writes to the beginning of the WAL again, because a disk
+    overwrites a file faster than it extends one."""
     with rig.server() as server:
         paths = [f"/{code}" for code in server.links(60_000)]
         salts = server.salts_of_wal()
@@ -170,15 +171,15 @@ def conversions(run: Run) -> None:
         )
 
 
-#: The runs of `many` are short, because each link can have only one first click and the small database has few links.
+#: The runs of `many` are short, because each link can have only one first click, and the smaller database has few links.
 FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 
 
 def many(run: Run) -> None:
-    """Measure first clicks on a database of 100,000 links and on a much larger database, which are filled in advance.
+    """Measure first clicks on two databases that are filled in advance: one with 100,000 links and a much larger one.
 
-    In the larger database, the first measurement clicks on random links. The second clicks on random new links, because most clicks
-    in practice are on new links. The figures are medians of short runs, each with a new server."""
+    The larger database is measured twice: with clicks on random links, and with clicks on random new links, because most people
+    click on new links. The figures are medians of short runs, each with a new server."""
     chance = random.Random(1)
     few: list[Load] = []
     for _ in range(REPEATS):
@@ -203,7 +204,7 @@ def many(run: Run) -> None:
 
 @contextlib.contextmanager
 def _grown(run: Run, links: int) -> Iterator[tuple[str, Path, list[str]]]:
-    """Create a database with `links` links. Yield its URL, its folder, and the codes, oldest first."""
+    """Create a database with `links` links. Yield the URL and the folder of the database, and the codes, oldest first."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-many-", dir=run.folder))
     try:
         with growth.empty_database("sqlite", folder) as url:
@@ -236,14 +237,14 @@ def _add_median(run: Run, work: str, results: Sequence[Load]) -> float:
 
 
 def purging(run: Run) -> None:
-    """Measure the latency of clicks while expired links are purged, at the click rate of growth.py."""
+    """Measure the latency of clicks while a purge deletes expired links. The rate of the clicks is that of growth.py."""
     links = 5 * run.many
     found = growth.Grown("sqlite", links)
     folder = Path(tempfile.mkdtemp(prefix="shortener-purge-", dir=run.folder))
     try:
         with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            # Clicks are sent for at least ten seconds, long enough for two checkpoints of the WAL.
+            # Clicks are sent for at least ten seconds, so that two checkpoints of the WAL occur.
             growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)
     finally:
         shutil.rmtree(folder)
@@ -366,7 +367,7 @@ def main() -> None:
             work(run)
             for figure in run.figures[earlier:]:
                 figure.judge(run.speed)
-            print(rig.table(run.figures[earlier:]), file=sys.stderr)  # a run takes long, and a later part may fail
+            print(rig.table(run.figures[earlier:]), file=sys.stderr)  # a later part may fail after a long time
     after = rig.measure_baseline(run.seconds / 2).per_second
     drift = abs(after - before) / before
     if options.json:

@@ -1,8 +1,8 @@
 """Measure this code and the code in another folder, such as the previous release, with the same requests: `bench.py --compare`.
 
-Both servers run at the same time, and the rounds alternate between them. The report contains the rate, and the processor time of
-the server per request. If the machine also does other work, compare the smallest processor times, because the other work changes
-them much less than the rates.
+A server runs for each of the two, and the rounds alternate between the servers. The report contains the rate and the processor
+time of the server per request. If the machine also does other work, compare the smallest processor times, because other work
+changes them much less than the rates.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
 ROUNDS = 5  # number of measurements of each load and each checkout
-CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: enough that no message gets two conversion reports
+CONVERTIBLE_MESSAGES = 12_000  # messages for each second of a round: so many that no message gets two reports
 
 
 @dataclass(frozen=True)
 class Row:
-    """A load to compare. `part` is the name of the part of `bench.py` that has this load. `work(server, codes, seconds, round)`
-    returns the requests of a round.
+    """A load to compare. `part` is the name of the part of `bench.py` to which the load belongs. `work(server, codes, seconds,
+    round)` returns the requests of a round.
 
     If `each_round` is true, `work` must return new requests for each round. If `needs_many_links` is true, each request of the load
     clicks on a different link."""

@@ -1,11 +1,11 @@
 """Benchmarks of deliveries to trackers: python -m benchmarks.deliveries speed | isolation | backlog
 
-speed      The service fans out stored events, claims, renders and signs the deliveries, POSTs them to a receiver in another
-           process and records the outcomes. Each step is durable, on SQLite with synchronous=FULL. The same run measures how many
-           requests httpx sends to the same receiver with 64 requests in flight, without storing anything.
+speed      The service creates the deliveries of stored events, sends them to a receiver in another process and records the
+           outcomes, durably on SQLite with synchronous=FULL. For comparison, the same run measures how many requests per second
+           httpx sends to this receiver with 64 requests in flight, without storing anything.
 isolation  A real server with 50 trackers gets clicks at a fixed rate. Measures the time from an event to its arrival at a tracker,
-           alternately without and with trackers that never respond, or callbacks of another application to hosts that never
-           respond (--callback-hosts 3000).
+           in turns without and with receivers that never respond. These are further trackers, or, with --callback-hosts 3000,
+           hosts of the callbacks of another application.
 backlog    A real server gets clicks at a fixed rate, first without deliveries and then while 100,000 deliveries become due at once.
            Measures the latency of redirects and the memory of the server.
 
@@ -33,7 +33,7 @@ from shortener.settings_sources import load
 MIN_PER_SECOND = 3000.0
 MIN_RATIO_TO_HTTPX = 8.0
 MAX_MEGABYTES = 250.0
-MAX_P99_RATIO = 2.0  # the p99 latency of redirects during deliveries, divided by the latency without deliveries
+MAX_P99_RATIO = 2.0  # the p99 latency of redirects during deliveries, divided by the p99 without deliveries
 
 HTTPX_IN_FLIGHT, HTTPX_REQUESTS = 64, 2000
 

@@ -53,9 +53,9 @@ async def add_tracker(service: Service, application: int, url: str, **options: A
 
 
 async def fill(service: Service, count: int, applications: Sequence[int], callback_urls: Sequence[str] = ()) -> None:
-    """Insert `count` messages with first clicks and events, in the form in which the service stores them.
+    """Insert `count` messages with first clicks and events, like those that the service stores.
 
-    The messages belong to the applications in turn. With `callback_urls`, each message gets the next of these URLs."""
+    The messages are distributed evenly to the applications. With `callback_urls`, each message gets the next of these URLs."""
     for start in range(0, count, BATCH_ROWS):
         await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications, callback_urls)
 
@@ -174,7 +174,7 @@ async def click(port: int, codes: Iterator[str], rate: int, seconds: float) -> l
             opened.append(writer)
         writer.write(traffic.request(number, f"/{next(codes)}", f"127.0.0.1:{port}"))
         head = await reader.readuntil(b"\r\n\r\n")
-        latencies.append((time.perf_counter() - due) * 1000)  # uvloop's clock has whole milliseconds only
+        latencies.append((time.perf_counter() - due) * 1000)  # uvloop's clock has a resolution of one millisecond
         if not head.startswith(b"HTTP/1.1 302"):
             raise RuntimeError(head.decode())
         idle.put_nowait((reader, writer))

@@ -1,8 +1,8 @@
-"""Fills a database with messages of one link each, as if they had been sent, delivered and clicked. Benchmarks use these databases.
+"""Fills a database for benchmarks with messages of one link each that look sent, delivered and clicked.
 
-The rows are those that the service would have written, except that the events of delivery reports are missing. The service's own
-functions make the counts: count deltas, `counts.fold`, and the job that counts devices. Therefore `shortener verify` finds no
-difference in a filled database.
+The rows are those that the service would have written, but without the events of delivery reports. Functions of the service write
+the counts: count deltas, `counts.fold`, and the job that counts devices. Therefore `shortener verify` finds no difference in a
+filled database.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ insert_attempts = BulkInsert(schema.attempts, "id", "delivery_id", "attempt", "a
 
 
 class Rows:
-    """A writer of the rows of messages that are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is the share of
-    clicked messages. All messages belong to one cohort and have the same link set, whose ids are parameters."""
+    """A writer of messages and their rows. The messages are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is
+    the share of clicked messages. All messages belong to one cohort and have the same link set, whose ids are parameters."""
 
     def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int, link_set: int) -> None:
         self._start_ms = start_ms
@@ -92,7 +92,7 @@ class Rows:
         self._used: set[str] = set()
 
     def _mint(self) -> str:
-        """Return a new link code. Random codes repeat in one of six runs of 10 million links, so used codes are skipped."""
+        """Return a link code that was not used yet. In one of six runs of 10 million links, a random code occurs twice."""
         while (code := self._codes.mint()) in self._used:
             pass
         self._used.add(code)

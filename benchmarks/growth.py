@@ -1,8 +1,8 @@
 """Size of a database with many links, and latency of clicks during a purge: python -m benchmarks.growth --links 1000000
 
-Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`. `--clicked`
-is the percentage of messages that are clicked, with an event and a delivery. The rows are those that the service would have written
-(filling.py). Then it reports
+Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`.
+`--clicked` is the percentage of messages that have a click with its event and its delivery. The rows are those that the service
+would have written (filling.py). Then it reports
 
 - the bytes per link of every table and index,
 - the duration of a look-up of one code, and of 256 codes,
@@ -51,7 +51,7 @@ from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
 from tests.servers import PostgresProcess, RedisProcess
 
-DAILY_MESSAGES = 1_000_000  # the report compares the rate of the purge with this number of messages per day
+DAILY_MESSAGES = 1_000_000  # the report shows whether the purge can delete this number of messages per day
 PURGE_TIMEOUT_SECONDS = 900  # maximum wait until the purge deletes the first messages
 CLIENTS, PAUSE_MS = 16, 20  # number of connections that send clicks, and their pause between two clicks
 
@@ -116,7 +116,8 @@ def sizes(connection: Connection, links: int) -> dict[str, float]:
 
 
 async def look_up(database: Database, codes: Sequence[str], times: int = 300) -> dict[str, float]:
-    """Return the milliseconds of two transactions: the first looks up one random code, the second looks up a batch of 256 codes."""
+    """Return the milliseconds of two transactions. The first transaction looks up one random code, the second a batch of 256
+    codes."""
     chance = random.Random(2)
     milliseconds: dict[str, float] = {}
     for size in (1, 256):
@@ -124,7 +125,7 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            # Use a write transaction, because the service looks up the links of clicks in the transaction that writes the hits.
+            # Use a write transaction, because the service looks up the links of clicks in the transaction that writes their hits.
             targets = await database.write(queries.find_links, sample)
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size
@@ -158,7 +159,7 @@ def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: in
 
 
 def wait_for_the_first_purge(server: rig.Server) -> None:
-    """Wait until the purge, which deletes events first, has deleted a message."""
+    """Wait until the purge has deleted a message. It deletes events before that."""
     end = time.monotonic() + PURGE_TIMEOUT_SECONDS
     while not purged(server):
         if time.monotonic() > end:

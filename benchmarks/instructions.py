@@ -2,13 +2,13 @@
 
     python -m benchmarks.instructions [--compare CHECKOUT] [--only WORK ...] [--rounds N] [--seconds N]
 
-The server runs under valgrind's callgrind, which counts instructions and not time. So other work on the machine hardly changes the
-figures, whereas it changes rates and processor times by a tenth or more. Use it to find out whether a change slows a path down. It
-does not count the kernel, the disk, or waits, so it says nothing about rates.
+The server runs under valgrind's callgrind, which counts instructions and not time. So other work on the machine hardly changes
+the figures, although it changes rates and processor times by a tenth or more. Use this benchmark to find out whether a change of
+the code makes a request slower. It does not count the kernel, the disk or waiting, so it cannot measure rates.
 
-The requests are those of `bench.py --compare`. The server is twenty to fifty times slower than usual, so a round has few requests,
-and the jobs that run in the background have a larger share than usual. Each figure is the smallest one of its rounds. Differences
-of a few percent say nothing.
+The requests are those of `bench.py --compare`. The server is twenty to fifty times slower than usual, so a round has few
+requests, and the background jobs have a larger share than usual. Each figure is the smallest figure of all rounds. Differences of
+a few per cent have no meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks import compare, rig
 from benchmarks.rig import Server
 
-SLOWDOWN = 20  # the server under valgrind needs at least this many times its usual time
+SLOWDOWN = 20  # the server under valgrind takes at least this many times as long as usual
 LINKS = 10_000  # more than the first clicks of all rounds
 WARM_UP_ROUND = compare.ROUNDS - 1  # the part of the links that the warm-up clicks
 
@@ -70,7 +70,7 @@ def main() -> None:
     checkouts = [rig.ROOT, *([options.compare.resolve()] if options.compare else [])]
     for checkout in checkouts:
         with rig.server(checkout) as server:
-            server.links(1)  # Python compiles the modules, which would take a minute under valgrind
+            server.links(1)  # Python compiles the modules here, because this would take a minute under valgrind
     print(f"{'work':36}{'instructions per request':>26}{'other code':>14}{'ratio':>8}")
     for row in compare.ROWS:
         if options.only is not None and row.name not in options.only:

@@ -1,7 +1,9 @@
-"""The benchmark of deliveries to healthy trackers beside receivers that never respond: python -m benchmarks.deliveries isolation
+"""The benchmark of deliveries to trackers that respond, while other receivers never respond: python -m benchmarks.deliveries
+isolation
 
-Short slices with and without the hanging receivers alternate in one run, so that variations of the machine affect both. The result
-is the ratio of the medians of the p95 of all slices.
+A run consists of short slices, in turns with and without the hanging receivers, so that variations of the machine affect both
+kinds. Each slice measures the p95 time from an event to its arrival. The result is the median of these times with hanging
+receivers, divided by the median without them.
 """
 
 from __future__ import annotations
@@ -85,16 +87,16 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 def _print_quantile(slices: dict[bool, list[list[float]]], part: float) -> float:
-    """Print two medians of the quantile `part`, which each slice has measured: with hanging receivers and without.
+    """Print the median of the quantile `part` of the slices with hanging receivers, and of the slices without them.
 
-    Return the median with hanging receivers divided by the median without."""
+    Return the first median divided by the second."""
     without, with_hanging = (statistics.median(quantile(one, part) for one in slices[kind]) for kind in (False, True))
     print(f"p{part * 100:.0f} from event to arrival: without {without:7.1f} ms, with {with_hanging:7.1f} ms")
     return with_hanging / without
 
 
 class HangingReceivers(ABC):
-    """Receivers that never respond, and that the benchmark can switch on and off while a server runs."""
+    """Receivers that never respond. The benchmark can switch them on and off while a server runs."""
 
     @abstractmethod
     async def prepare(self, service: Service, port: int, folder: Path) -> None:
@@ -106,7 +108,7 @@ class HangingReceivers(ABC):
 
 
 class HangingTrackers(HangingReceivers):
-    """Trackers of the application of the healthy trackers."""
+    """Trackers that never respond. They belong to the same application as the trackers that respond."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._count, self._concurrency = options.hanging, options.concurrency
@@ -126,7 +128,7 @@ class HangingTrackers(HangingReceivers):
 
 
 class HangingCallbacks(HangingReceivers):
-    """Callbacks of messages of another application, each to a host (127.x.y.z) of its own."""
+    """Callbacks to hosts that never respond. They belong to another application, and each has a different host (127.x.y.z)."""
 
     def __init__(self, hosts: int) -> None:
         self._hosts = hosts
@@ -144,8 +146,8 @@ class HangingCallbacks(HangingReceivers):
         self._write(False)
 
     async def switch(self, client: httpx.AsyncClient, on: bool) -> None:
-        """Make all callbacks due, or mark them as delivered. Wait until attempts to the hosts are in flight, or after the switch to
-        `off` until none is in flight."""
+        """Switch on: make all callbacks due, and wait until attempts to the hosts are in flight. Switch off: mark all callbacks
+        as delivered, and wait until no attempt is in flight."""
         await asyncio.to_thread(self._write, on)
         async with asyncio.timeout(60):
             while (await _attempts_in_flight(client) >= min(MIN_HANGING_ATTEMPTS, self._hosts // 2)) != on:

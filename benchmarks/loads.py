@@ -1,4 +1,6 @@
-"""The loads of the benchmarks and profiles: each prepares its data on a server and returns the requests that wrk sends."""
+"""The loads of the benchmarks and profiles. Each function prepares the data of a load on a server, and returns the requests that
+wrk sends.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def conversions(server: Server, messages: int) -> Work:
     return Work(server.base, rig.post_script(server.folder, "convert", bodies, "/api/v1/callback/action", token))
 
 
-#: The loads that `profiles.py` examines, by their name in its report.
+#: The loads that `profiles.py` examines, by their names in the report.
 WORKS: dict[str, Callable[[Server], Work]] = {
     "first clicks": lambda server: first_clicks(server, server.links(300_000)),
     "repeat clicks": lambda server: repeat_clicks(server, server.links(1)[0]),

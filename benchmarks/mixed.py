@@ -1,17 +1,16 @@
-"""The row `mixed` of `bench.py`: clicks at a fixed rate, alone and during all other work of one server at once.
+"""The part `mixed` of `bench.py`: clicks at a fixed rate on one server, first alone and then during all other work at once.
 
 The other work is bulk rewrites, exports of all messages, pages of the portal, a purge and many deliveries that become due at the
 same time. A separate process causes the other work, so that it does not delay the client that clicks.
 
-The clicks have a third of the rate that the server reaches alone, at most MAX_OFFERED a second, because a server without free
-processor time can never keep its rate beside other work. A click is due at a fixed time, and its latency is counted from that time,
-even if the client could not send it then. If the server stops for a moment, all clicks of that moment are therefore late. Such a
-number of people click only on the messages of a campaign that has just been sent. Therefore the run sends a campaign before the
-clicks. The clicks are in random order.
+The rate of the clicks is a third of the maximum rate of the server, at most MAX_OFFERED a second, because a server without free
+processor time can never keep its rate during other work. Each click is due at a fixed time. Its latency is counted from that
+time, even if the client sends it later, so if the server stops for a moment, all clicks of that moment are late. So many clicks
+arrive only after a campaign was sent. Therefore the run first sends a campaign, and then clicks on its links in random order.
 
 The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server.
-Therefore the run clicks alternately on the server and on the bare ASGI application, which only responds. The p99 of the bare
-application is the lowest p99 that a server can reach beside these processes.
+Therefore the run clicks in turns on the server and on the bare ASGI application, which only responds. No server can reach a lower
+p99 than this application while these processes run.
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ _TEXT = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for
 
 
 def measure(links: int, due: int, seconds: float, folder: Path | None) -> list[Figure]:
-    """Return the p99 and the rate of clicks during all other work. `links` and `due` are the numbers of messages and deliveries."""
+    """Return the p99 and the rate of clicks during all other work. `links` is the number of messages, and `due` the number of
+    deliveries."""
     with delivery_rig.receiver() as sink, operations.filled(links, folder, days=DAYS) as (url, place, _):
         key = json.loads(operations.command(place, "keys", "create", "1", "--permission", "all", "--json"))["api_key"]
         tracker = asyncio.run(_make_due(url, place, sink.port, due))
@@ -122,7 +122,7 @@ def _click_in_turns(
     elapsed = 0.0
     for _ in range(SLICES):
         floor += _click(bare, itertools.cycle(rig.random_paths()), rate, seconds / SLICES)[0]
-        # Warm-up clicks with a quarter of the rate, because people do not begin to click at the full rate.
+        # The warm-up clicks have a quarter of the rate, because the clicks of people do not begin at the full rate either.
         _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)
         latencies, duration = _click(base, codes, rate, seconds / SLICES)
         beside += latencies
@@ -139,7 +139,8 @@ def _click(base: str, codes: Iterator[str], rate: int, seconds: float) -> tuple[
 
 
 async def _make_due(url: str, place: Path, port: int, count: int) -> int:
-    """Add a tracker with `count` due deliveries, and disable the tracker, so that it gets none of them yet. Return its id."""
+    """Add a tracker with `count` due deliveries. Disable the tracker, so that the service does not send them yet. Return its
+    id."""
     values: Any = {"data_dir": place, "database_url": url, "secret": filling.SECRET, "allow_private_targets": True}
     service = await open_service(Settings(**values))
     try:
@@ -154,7 +155,8 @@ async def _make_due(url: str, place: Path, port: int, count: int) -> int:
 
 @contextlib.contextmanager
 def _background(base: str, key: str, invitation: str) -> Iterator[Callable[[], dict[str, int]]]:
-    """Start a process that rewrites, exports and opens pages. Yield a function that ends it and returns what was done."""
+    """Start a process that rewrites, exports and opens pages. Yield a function that ends the process and returns how much of each
+    it did."""
     context = multiprocessing.get_context("spawn")
     pipe, pipe_of_process = context.Pipe()
     process = context.Process(target=_work, args=(pipe_of_process, base, key, invitation), daemon=True)

@@ -1,7 +1,7 @@
-"""Figures of `bench.py` for work other than single clicks: export, statistics, maintenance commands, two processes,
+"""Parts of `bench.py` that measure other work than requests: export, statistics, maintenance commands, two processes,
 installation.
 
-Each function returns its figures. The sizes are parameters, so that `--quick` needs seconds and a full run shows the limits.
+Each function returns its figures. The sizes of the data are parameters: with `--quick`, a function takes seconds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def reporting(counts: int) -> list[Figure]:
 
 
 async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
-    """Return the median elapsed time and the least processor time of each report by event time, in milliseconds."""
+    """Return the median elapsed time and the smallest processor time of each report with the basis `event`, in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         async with statistics.filled_database(f"sqlite:///{folder}/statistics.db", options) as database:
             scope = statistics.scope_of(28)
@@ -69,10 +69,12 @@ async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
 
 
 def maintaining(links: int, folder: Path | None) -> list[Figure]:
-    """Measure the commands verify, reclassify, copy and purge on a SQLite database of `links` messages, a fifth clicked.
+    """Measure the commands verify, reclassify, copy and purge on a SQLite database of `links` messages, of which a fifth is
+    clicked.
 
-    The rates are rows per second. `verify` and `copy` process every row of the database, and `purge` the rows that it deletes. For
-    each hit, `clicks reclassify` reads the hit, its link, its message and the first click of the message."""
+    The rates are rows per second. `verify` and `copy` process every row of the database. `purge` processes the rows that it
+    deletes. `clicks reclassify` reads four rows for each hit: the hit, its link, its message and the first click of the
+    message."""
     found = []
     with filled(links, folder, days=112) as (url, place, _):
         retention = {f"SHORTENER_{what}_RETENTION_DAYS": str(filling.RETENTION_DAYS) for what in ("MESSAGE", "HIT", "EVENT")}
@@ -80,7 +82,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         stored = asyncio.run(_stored_rows(url))
         start, used = time.perf_counter(), _processor_seconds()
         command(place, "applications", "list", "--json")
-        # The duration and the processor time of the start of a command. They do not depend on the number of rows.
+        # The duration and the processor time of the start of a command do not depend on the number of rows.
         idle, idle_used = time.perf_counter() - start, _processor_seconds() - used
         for name, arguments in (
             ("verify", ["verify", "--json"]),
@@ -177,14 +179,14 @@ def _first_clicks_of(workers: int, links: int, seconds: float) -> Load:
 
 
 def installing() -> list[Figure]:
-    """Count the packages of the lock file and their bytes, and measure the memory of an idle process."""
+    """Count the packages of the lock file and the bytes of their files, and measure the memory of an idle process."""
     names = re.findall(r"^([A-Za-z0-9._-]+)==", (rig.ROOT / "requirements.lock").read_text(), re.MULTILINE)
     sizes = {name: size for name in names if (size := _installed_bytes(name)) is not None}
     largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
     note = f"{len(sizes)} of {len(names)} are installed here; largest: "
     note += ", ".join(f"{name} {sizes[name] / 1e6:.0f} MB" for name in largest)
     with rig.server() as server:
-        time.sleep(5)  # wait until the start has ended, so that the process is idle
+        time.sleep(5)  # wait until the process has finished its start and is idle
         memory = server.resident_mb
     return [
         Figure("packages of an installation", len(sizes), "packages", note=note),

@@ -3,10 +3,11 @@
     python -m benchmarks.portal [--links N] [--cohorts N] [--days N] [--engine E] [--requests N] [--only PATH ...]
 
 Fills a database with links, their messages, hits and counts, signs an operator in, and requests each page in this process. For
-each page it prints the number of statements, the rows that they return, the bytes of the page without compression, the CPU time
-of this process (median of 20 requests), and the time to respond in milliseconds (median and 95th percentile). The times contain
-templates and, with SQLite, the database, but no network. The CPU time hardly depends on the load of the machine. The default is
-100,000 links of 300 cohorts (campaigns x countries) over 28 days; every fifth link has a hit.
+each page, it prints the number of statements, the rows that they return, the bytes of the page without compression, the processor
+time of this process (median of 20 requests), and the time to respond in milliseconds (median and 95th percentile). Both times
+contain the templates, but no network. With SQLite, the processor time also contains the database. The load of the machine hardly
+changes the processor time. The default is 100,000 links of 300 cohorts (campaigns x countries) over 28 days; every fifth link has
+a hit.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from tests.servers import PostgresProcess
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
 COUNTRIES = 30
 BATCH_ROWS = 50_000
-#: In each cohort, every fifth link has a hit.
+#: Every fifth link of each cohort has a hit.
 LINKS_PER_HIT = 5
 FIRST_CLICK = (HitFlag.FIRST_FOR_MESSAGE | HitFlag.FIRST_FOR_LINK).value
 #: The number of rows of the table `counts` for each cohort.
@@ -79,7 +80,7 @@ PATHS = (
 
 @dataclass
 class Measured:
-    """What one request executed: its statements and the rows that they returned."""
+    """The statements that one request executed, and the rows that they returned."""
 
     statements: int = 0
     rows: int = 0
@@ -100,7 +101,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _url(engine: str) -> Iterator[str]:
-    """Yield the URL of an empty database; "" for SQLite in the data folder."""
+    """Yield the URL of an empty database. "" means SQLite in the data folder."""
     if engine == "sqlite":
         yield ""
         return
@@ -160,7 +161,7 @@ def _counted() -> Iterator[Measured]:
 
     def executed(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         measured.statements += 1
-        # When SQLAlchemy sends this event, both database drivers have already read all rows into the private list `_rows`.
+        # When SQLAlchemy calls this function, both database drivers have already read all rows into the private list `_rows`.
         measured.rows += len(getattr(cursor, "_rows", ()))
 
     event.listen(Engine, "after_cursor_execute", executed)

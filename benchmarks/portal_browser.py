@@ -7,7 +7,8 @@ network. Each visit starts with an empty browser cache. The table shows the medi
 - CLS: the sum of the layout shifts. TBT: the sum of the time above 50 ms of all tasks that block the page for longer than 50 ms.
 - kB: the bytes that the page and its files transfer. Nodes: the number of HTML elements.
 
-The pages belong to a demo installation with three weeks of traffic. The first run creates it, which takes a minute.
+The pages are those of a demo installation with three weeks of traffic. The first run creates this installation, which takes a
+minute.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CPU_SLOWDOWN = 4
 ROUND_TRIP_MS = 150
 BYTES_PER_SECOND = 1_600_000 // 8
 
-# JavaScript that collects the values of a page. The option `buffered` also delivers the entries from before the script started.
+# JavaScript that collects the values of a page. With the option `buffered`, it also gets the entries from before its start.
 _OBSERVE = """
 window.measured = {lcp: 0, cls: 0, tbt: 0};
 const watch = (type, each) => new PerformanceObserver(list => list.getEntries().forEach(each)).observe({type, buffered: true});
@@ -89,7 +90,7 @@ def _visit(browser: Chromium, url: str, state: Any, width: int) -> dict[str, flo
         )
         visit.page.add_init_script(_OBSERVE)
         visit.open(url)
-        visit.page.wait_for_timeout(1000)  # the values also include the tasks of the first second after the load
+        visit.page.wait_for_timeout(1000)  # the values also include the tasks of the first second after the page was loaded
         values: dict[str, float] = visit.page.evaluate(_READ)
         return values
 

@@ -1,12 +1,12 @@
-"""Benchmark of first clicks beside an operator of the portal:
+"""Benchmark of first clicks while an operator uses the portal:
 
     python -m benchmarks.portal_clicks [--seconds N] [--rounds N] [--pause N]
 
 Starts `shortener serve` with SQLite and creates links. In each half of a round, CONNECTIONS connections open links that were not
-opened before. In one of the two halves, an operator opens pages too, one after the other with a pause between them. The result is
-the number of clicks with the operator, divided by the number of clicks without the operator: 1 means that the operator does not
-reduce the number of clicks. The order of the halves changes with each round, so that a change of the load of the machine affects
-both.
+opened before. In one of the two halves, an operator also opens pages, one after the other with a pause between them. The result
+is the number of clicks in the halves with the operator, divided by the number in the halves without: 1 means that the operator
+does not slow the clicks down. The order of the halves changes with each round, so that a change of the load of the machine
+affects both.
 """
 
 from __future__ import annotations

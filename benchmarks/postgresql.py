@@ -1,9 +1,9 @@
 """Benchmark of group commit on PostgreSQL: python -m benchmarks.postgresql [--quick]
 
-A real server uses a real PostgreSQL and a real Redis with their default settings, so that each commit is on the disk. It gets first
-clicks and repeated clicks. The same run measures the baseline (a bare ASGI application with the same uvicorn settings) and pgbench,
-which writes each first click in its own transaction: single-row updates of the same table by the primary key, with as many
-connections as the server's pool has at most. Last come rewrites with one and with 100 recipients.
+A real server uses a real PostgreSQL and a real Redis with their default settings, so that each commit is on the disk. The server
+gets first clicks, repeated clicks, and rewrites with one and with 100 recipients. For comparison, the same run measures two other
+programs: the baseline (a bare ASGI application with the same uvicorn settings), and pgbench, which stores each first click in a
+separate transaction, with as many connections as the pool of the server can have.
 
 Exits with 1 if a redirect or a rewrite has no row in the database.
 """
@@ -35,7 +35,7 @@ POOL = 8  # value of DATABASE_POOL
 MAX_CONNECTIONS = 2 * POOL  # maximum number of database connections of a server
 CLIENTS = 64
 
-#: SQL that stores the first click of a random message. The table `numbered` of the benchmark gives each message a number.
+#: SQL that stores the first click of a random message. The benchmark's table `numbered` assigns a number to each message.
 _UPDATE = (
     "\\set number random(1, {rows})\nINSERT INTO first_clicks (id, at, hit_id, links) "
     "SELECT id, 1, :number, 1 FROM numbered WHERE number = :number ON CONFLICT (id) DO UPDATE SET links = 1;\n"

@@ -4,11 +4,12 @@
 
 `--checkout` examines the code in another folder, for example the previous release, with the same loads.
 
-The first run of each load reports the microseconds of processor time per request of each thread of the server, in user and in
-kernel mode. They come from /proc, so that the measurement does not slow the server down.
+The first run of each load reports how many microseconds of processor time each thread of the server needs per request, in user
+and in kernel mode. These times are read from /proc, so the measurement does not slow the server down.
 
-The second run is under py-spy. It reports the share of samples of each Python function: `own` without and `all` with the functions
-that it calls. Time in SQLite, sockets and the HTTP parser counts as `own` of the calling function. Idle samples are not counted.
+The second run of each load uses the profiler py-spy. It reports the share of each Python function in the samples: `own` without
+the functions that it calls, `all` with them. Time in SQLite, sockets and the HTTP parser belongs to `own` of the calling
+function. Idle samples are not counted.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def main() -> None:
             work = make(server)
             work.run(1)
             print(f"\n== {name}: {costs(server, work, options.seconds, py_spy)}", flush=True)
-            # Use new requests, because a repeated click or conversion report would run other code.
+            # Use new requests, because a repeated click or conversion report executes other code.
             for thread, (samples, own, every) in functions(server, make(server), options.seconds, py_spy).items():
                 print(f"\n{thread}, {samples} samples\n   all   own")
                 for call, count in every.most_common():

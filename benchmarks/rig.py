@@ -1,7 +1,7 @@
 """Functions that all benchmarks share: start a real server with an empty folder, measure the baseline, and run wrk.
 
-Speed is reported as ratios within one run. The baseline is a bare ASGI application that returns a fixed 302 with the same uvicorn
-settings. No benchmark asserts a time. The benchmarks do check that each response that wrk counted has its row in the database.
+The baseline is a bare ASGI application that returns a fixed 302 with the same uvicorn settings. Speeds are reported as ratios to
+the baseline of the same run. The benchmarks check that the database has a row for each response that wrk counted.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ REFERENCE_BASELINE = 49_700
 class Goal:
     """The least or the greatest value that a figure may have. Create it with one of the functions below.
 
-    The speed of a machine is its baseline divided by REFERENCE_BASELINE. `exponent` says how the goal depends on the speed: 1 for a
-    rate, -1 for a duration, 0 for all else."""
+    The speed of a machine is its baseline divided by REFERENCE_BASELINE. The goal on a machine is `value` times its speed to the
+    power of `exponent`: 1 for a rate, -1 for a duration, 0 for a goal that does not depend on the speed."""
 
     value: float
     is_maximum: bool = False
@@ -85,33 +85,35 @@ class Goal:
 
 
 def rate(value: float) -> Goal:
-    """A minimum rate on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast must reach half of it."""
+    """Return a goal: the minimum rate on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast must
+    reach half of this rate."""
     return Goal(value, exponent=1)
 
 
 def share(value: float) -> Goal:
-    """A minimum rate, as a share of the baseline."""
+    """Return a goal: the minimum rate, as a share of the baseline."""
     return rate(value * REFERENCE_BASELINE)
 
 
 def duration(value: float) -> Goal:
-    """A maximum duration on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast may need twice that."""
+    """Return a goal: the maximum duration on a machine with the baseline REFERENCE_BASELINE. A machine that is half as fast may
+    take twice as long."""
     return Goal(value, is_maximum=True, exponent=-1)
 
 
 def minimum(value: float) -> Goal:
-    """A minimum on each machine."""
+    """Return a goal: a minimum that is the same on every machine."""
     return Goal(value)
 
 
 def maximum(value: float) -> Goal:
-    """A maximum on each machine."""
+    """Return a goal: a maximum that is the same on every machine."""
     return Goal(value, is_maximum=True)
 
 
 @dataclass
 class Figure:
-    """One row of the report. `ratio` is relative to the baseline. `judge` fills in `target` and `met`."""
+    """One row of the report. `ratio` is `value` divided by the baseline. `judge` sets `target` and `met`."""
 
     work: str
     value: float
@@ -124,7 +126,7 @@ class Figure:
     more: dict[str, Any] = field(default_factory=dict)
 
     def judge(self, speed: float) -> None:
-        """Compare the figure with its goal on a machine of this speed."""
+        """Set `target` and `met`: the goal on a machine of this speed, and whether the figure meets it."""
         if self.goal is not None:
             self.target = f"{_short(self.goal.limit(speed))} {self.unit}"
             self.met = self.goal.is_met(self.value, speed)
@@ -178,7 +180,7 @@ def need_wrk() -> str:
 
 
 def wrk(url: str, script: Path, *, seconds: float, connections: int = 64) -> Load:
-    """Send the script's requests to `url` for `seconds` over `connections` connections."""
+    """Run wrk, which sends the requests of the script to `url` for `seconds` over `connections` connections."""
     command = [need_wrk(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
     printed = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
 
@@ -212,7 +214,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def baseline_server() -> Iterator[tuple[str, Path]]:
-    """Start the baseline. Yield its URL and a script of redirect requests."""
+    """Start the baseline. Yield its URL and a script with requests of handsets."""
     with tempfile.TemporaryDirectory(prefix="shortener-baseline-") as name:
         folder = Path(name)
         (folder / "baseline.py").write_text(BASELINE)
@@ -232,7 +234,7 @@ def baseline_server() -> Iterator[tuple[str, Path]]:
 
 
 def random_paths(number: int = 10_000) -> list[str]:
-    """Return paths that look like codes. They are the same in each run."""
+    """Return paths that look like codes. Each run gets the same paths."""
     chance = random.Random(1)
     return [f"/{chance.getrandbits(59):010x}"[:11] for _ in range(number)]
 
@@ -271,7 +273,7 @@ class Server:
         )
 
     def salts_of_wal(self) -> bytes:
-        """Return the salts of SQLite's WAL file, which change each time SQLite starts the file at its beginning again."""
+        """Return the salts of SQLite's WAL file. They change each time SQLite begins to overwrite the file from its beginning."""
         with open(self.folder / "shortener.db-wal", "rb") as wal:
             return wal.read(24)[16:]
 
@@ -302,12 +304,11 @@ class Server:
 
 @contextlib.contextmanager
 def server(checkout: Path = ROOT, prefix: Sequence[str] = (), patience: float = 60, /, **settings: str) -> Iterator[Server]:
-    """Start `shortener serve` on an empty folder. It trusts the benchmark as a proxy. `settings` are further settings.
+    """Start `shortener serve` on an empty folder, with the benchmark as a trusted proxy. `settings` are further settings.
 
-    `checkout` is the folder of the code. If that folder has a virtual environment of its own (.venv), its Python runs the server.
-    `prefix` is a program that runs this Python, such as valgrind, with its options. `patience` is the number of seconds to wait for
-    a response of the API, and for the end of the server.
-    """
+    `checkout` is the folder of the code. If that folder has a virtual environment (.venv), its Python runs the server. `prefix`
+    is a program that runs this Python, for example valgrind, with its options. `patience` is the number of seconds to wait for a
+    response of the API, and for the end of the server."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-bench-"))
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
@@ -346,7 +347,7 @@ def python_of(checkout: Path) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-# The function `init` of the script builds the requests, because wrk does not know the Host header earlier.
+# The function `init` of the script creates the requests, because wrk does not know the Host header before that.
 _POST_SCRIPT = """local requests, n = {{}}, 0
 function init()
   for line in io.lines("{listed}") do requests[#requests + 1] = wrk.format("POST", "{path}", {{{headers}}}, line) end
@@ -366,7 +367,8 @@ def post_script(folder: Path, name: str, bodies: Sequence[str], path: str, heade
 
 
 def fsync_ms(folder: Path) -> float:
-    """Return the median milliseconds of an fdatasync after 16 KiB are overwritten in a file, as in a WAL."""
+    """Return the median duration of an fdatasync in milliseconds. Before each call, 16 KiB of a file are overwritten, as in a
+    WAL."""
     milliseconds = []
     with open(folder / "fsync", "wb") as file:
         file.write(bytes(1 << 22))
@@ -384,7 +386,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def table(figures: list[Figure]) -> str:
-    """Return the figures, at least one, as a table of text."""
+    """Return the figures as a table of text. There must be at least one figure."""
     width = max(len(figure.work) for figure in figures) + 1
     lines = [f"{'work':{width}}{'figure':>20}{'ratio':>8}  {'target':20}{'met':5}note"]
     for figure in figures:

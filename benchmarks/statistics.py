@@ -2,11 +2,11 @@
 
     python -m benchmarks.statistics [--days N] [--counts N] [--links N] [--engine E] [--only REPORT ...]
 
-Fills a database with counts of campaigns x countries, rolls them up, and measures every report with the conversion to the fields
-of the API: the median of five runs as elapsed time, and the least processor time of this process. On a machine that also does
-other work, only the processor time is comparable; with PostgreSQL it does not contain the work of the server. By default
-1,350,000 counts of 50 campaigns in 30 countries over 28 days. `--links` also inserts that many links with their messages, to show
-that the reports do not read them. `--engine postgresql` starts a PostgreSQL server.
+Fills a database with counts of campaigns x countries, rolls them up, and measures every report, including the conversion to the
+fields of the API. It prints the median elapsed time of five runs and the smallest processor time of this process. On a machine
+that also does other work, compare only the processor times. With PostgreSQL, they do not contain the work of the database server.
+By default, there are 1,350,000 counts of 50 campaigns in 30 countries over 28 days. `--links` also inserts that many links with
+their messages, to show that the reports do not read them. `--engine postgresql` starts a PostgreSQL server.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def reports() -> list[tuple[str, Callable[[Connection, StatisticsFilter], Any]]]
 async def measure(
     database: Database, report: Callable[[Connection, StatisticsFilter], Any], scope: StatisticsFilter
 ) -> tuple[float, float]:
-    """Return the median of the elapsed times and the least processor time of a report, in milliseconds."""
+    """Return the median of the elapsed times and the smallest processor time of a report, in milliseconds."""
     elapsed, used = [], []
     for _ in range(RUNS):
         started, before = time.perf_counter(), time.process_time()

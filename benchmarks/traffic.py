@@ -1,8 +1,8 @@
-"""The requests of real handsets, as a proxy passes them on.
+"""The requests of real handsets, as they arrive from a proxy.
 
 User agents and their frequencies are those of mobile browsers in the data of the package fake-useragent (about 700 agents). Each
-browser sends the headers of its family, in that family's order. Each request has a different client address in X-Forwarded-For,
-like requests that arrive through a trusted proxy. The same requests go to the service and to the baseline.
+request has the headers that the family of its browser sends, in the order of that family. Each request has a different client
+address in X-Forwarded-For. The service and the baseline get the same requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 #: The value of SHORTENER_TRUSTED_PROXIES for a server that gets the requests of this module.
 TRUSTED_PROXIES = "127.0.0.1"
-HEADER_BLOCKS = 4096  # number of combinations of a user agent and a language, drawn by frequency
+HEADER_BLOCKS = 4096  # number of combinations of a user agent and a language, chosen by their frequencies
 
 #: Values of the header Accept-Language, with the weight of each.
 LANGUAGES = {
@@ -105,16 +105,17 @@ def headers(agent: str, language: str) -> dict[str, str]:
 
 @cache
 def header_blocks() -> tuple[dict[str, str], ...]:
-    """Return HEADER_BLOCKS sets of headers, drawn by the frequencies of agents and languages. Each call returns the same sets."""
+    """Return HEADER_BLOCKS sets of headers, chosen at random by the frequencies of user agents and languages. Each call returns
+    the same sets."""
     chance = random.Random(1)
     drawn = chance.choices(list(agents()), list(agents().values()), k=HEADER_BLOCKS)
     languages = chance.choices(list(LANGUAGES), list(LANGUAGES.values()), k=HEADER_BLOCKS)
     return tuple(headers(agent, language) for agent, language in zip(drawn, languages, strict=True))
 
 
-# The script of wrk only joins strings, so that it uses little processor time. A linear congruential generator modulo 2^30 makes
-# the client addresses, so that none repeats. Two of three are IPv4 addresses, the others are IPv6 addresses, each in its own /64.
-# The function `init` sets the Host header, because wrk does not know it earlier.
+# The script of wrk only joins strings, so that it uses little processor time. A linear congruential generator modulo 2^30 creates
+# the client addresses, so that no address occurs twice. Two of three addresses are IPv4. The others are IPv6, each in a different
+# /64 network. The function `init` sets the Host header, because wrk does not know it before that.
 _SCRIPT = """
 local paths, blocks = {{}}, {{}}
 local octets = {{{octets}}}
@@ -139,7 +140,7 @@ end
 
 
 def request(number: int, path: str, host: str) -> bytes:
-    """Return the request number `number` for this path: the same kind of request as those of `script`."""
+    """Return the request number `number` for this path. It is of the same kind as the requests of `script`."""
     block = header_blocks()[number * 1597 % HEADER_BLOCKS]
     address = IPv4Address((20 << 24) + number * 7919 % (1 << 24))
     lines = [f"GET {path} HTTP/1.1", f"Host: {host}", *(f"{key}: {value}" for key, value in block.items())]

@@ -1,12 +1,12 @@
-"""Benchmark of the error rates and the cost of verdicts: python -m benchmarks.verdicts [--show]
+"""Benchmark of the error rates and the processor time of verdicts: python -m benchmarks.verdicts [--show]
 
 The user agents come from three independent sources:
-- `fake-useragent`: agents of browsers, from the statistics of many sites.
-- `device-detector`: the test cases of Matomo's parser, tens of thousands of agents of phones, tablets and desktops, and a list of
-  crawlers. The benchmark does not use its code.
+- `fake-useragent`: user agents of browsers, from the statistics of many sites.
+- `device-detector`: the test cases of Matomo's parser, with tens of thousands of user agents of phones, tablets and desktops, and
+  a list of crawlers. The benchmark does not use the code of the parser.
 - `crawler-user-agents`: the examples of the list from which `shortener.clicks.verdicts.crawlers` is generated. One rule of the
-  verdicts consists of this list, so the examples only show that this rule matches every entry. The benchmark also switches this
-  rule off: the examples then stand for crawlers that no list contains, and show how many of them pass as persons.
+  verdicts uses this list, so these examples only show that the rule matches every entry. The benchmark also switches this rule off:
+  the result then estimates how many crawlers that no list contains count as people.
 
 Exits with 1 if a target is missed. tests/clicks/verdicts/test_request_rules.py checks the same targets.
 """
@@ -42,10 +42,10 @@ MAX_BROWSERS_SUSPECTED = 0.5  # the maximum per cent of browsers that are suspec
 MAX_PHONES_SUSPECTED = 0.0  # the maximum per cent of phones that are suspected
 MAX_CRAWLERS_HUMAN = 2.0  # the maximum per cent of crawlers that count as human
 MAX_CACHED_MICROSECONDS = 10.0
-CACHED_PASSES = 5  # number of passes, of which the fastest counts, because other processes replace data in the processor's caches
+CACHED_PASSES = 5  # number of passes; the fastest counts, because other processes slow passes down
 
-# User agents of the HTTP clients of apps on Android and on Apple's systems. Matomo lists them under the browser of the system,
-# but no browser sends them.
+# User agents of the HTTP clients of apps on Android and on Apple's systems. Matomo lists them as the browser of the system, but
+# no browser sends them.
 HTTP_CLIENT = re.compile(r"^(?:Mobo:)?Dalvik/|^2\.1\.0 \(Linux|CFNetwork/|^(?!Mozilla/)[\w.-]+(?:/| v\.)[\d.]+ \([^)]*Android")
 
 
@@ -93,7 +93,7 @@ def samples() -> Iterator[Sample]:
     mobile = frozenset(agent for agent in in_apps if "Windows NT" not in agent and "ms-office" not in agent)
     yield Sample("device-detector: browsers of phones and tablets", browsers - clients, Verdict.SUSPECTED, MAX_PHONES_SUSPECTED)
     yield Sample("device-detector: browsers in apps of phones", mobile, Verdict.SUSPECTED, MAX_PHONES_SUSPECTED)
-    # Internet Explorer up to 10 is suspected on purpose: nobody opens a link from an SMS with it.
+    # Internet Explorer up to 10 is suspected on purpose, because nobody uses it to open a link from an SMS.
     yield Sample("device-detector: browsers of desktops, many of them older than 2015", desktops - clients, Verdict.SUSPECTED, 40.0)
     yield Sample("device-detector: HTTP clients of apps", clients, Verdict.HUMAN)
 
@@ -153,7 +153,7 @@ def _by_rule(results: Iterable[Classification]) -> str:
 def _report_unlisted() -> None:
     """Print the share of known crawlers that the rules do not recognise without the list of crawlers.
 
-    This estimates how many crawlers that are not in the list are counted as people."""
+    The share is an estimate of how many crawlers outside of the list count as people."""
     agents = sorted({agent for crawler in CRAWLER_USER_AGENTS_DATA for agent in crawler["instances"]})
     rules = [rule for name, rule in AGENT_RULES if name != "crawler"]
     passed = [agent for agent in agents if not any(rule(parse_agent(agent)) for rule in rules)]
@@ -172,7 +172,7 @@ def _report_cost(agents: list[str]) -> float:
 
 
 def microseconds(agents: list[str]) -> float:
-    """Return the mean processor time of a verdict in microseconds. It does not contain the time in which other processes run."""
+    """Return the mean processor time of a verdict in microseconds. It does not contain time in which other processes run."""
     start = time.thread_time()
     for agent in agents:
         classify(RequestTraits("GET", agent))
