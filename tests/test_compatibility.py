@@ -28,7 +28,7 @@ from shortener.web.vendors.syniverse import SyniverseMessageRequest
 from shortener.web.vendors.vendor_model import Unsupported
 from shortener.web.vendors.xoxzo import XoxzoSendRequest
 from tests.acceptance.vendor_clients import INFOBIP_CLIENTS, PACKAGES, SCRIPTS
-from tests.web.openapi_document import DOCUMENT
+from tests.web.openapi_document import openapi_document
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
@@ -53,19 +53,19 @@ def spans(cell: str) -> list[str]:
 
 
 def calls() -> set[str]:
-    return {f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods}
+    return {f"{method.upper()} {path}" for path, methods in openapi_document()["paths"].items() for method in methods}
 
 
 def operation(call: str) -> dict[str, Any]:
     method, path = call.split()
-    found: dict[str, Any] = DOCUMENT["paths"][path][method.lower()]
+    found: dict[str, Any] = openapi_document()["paths"][path][method.lower()]
     return found
 
 
 def paths_of(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield the path of every field of a JSON schema, with dots between the names. Lists and variants add nothing to the path."""
     if "$ref" in schema:
-        yield from paths_of(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]], prefix)
+        yield from paths_of(openapi_document()["components"]["schemas"][schema["$ref"].rpartition("/")[2]], prefix)
     for part in ("anyOf", "oneOf", "allOf"):
         for variant in schema.get(part, ()):
             yield from paths_of(variant, prefix)
@@ -113,16 +113,18 @@ def check_fields(fields_of: Callable[[str], set[str]]) -> Callable[[Row], None]:
     return check
 
 
-def check_named(known: set[str]) -> Callable[[Row], None]:
+def check_named(known: Callable[[], set[str]]) -> Callable[[Row], None]:
     def check(row: Row) -> None:
         (name,) = spans(row[1])
-        assert name in known
+        assert name in known()
 
     return check
 
 
 def headers() -> set[str]:
-    return {scheme["name"] for scheme in DOCUMENT["components"]["securitySchemes"].values() if scheme.get("in") == "header"}
+    return {
+        scheme["name"] for scheme in openapi_document()["components"]["securitySchemes"].values() if scheme.get("in") == "header"
+    }
 
 
 CHECKS: dict[str, Callable[[Row], None]] = {
@@ -130,9 +132,9 @@ CHECKS: dict[str, Callable[[Row], None]] = {
     "request field": check_fields(requested),
     "response field": check_fields(answered),
     "event field": check_fields(rendered),
-    "placeholder": check_named({f"{{{name}}}" for name in PLACEHOLDERS}),
-    "header": check_named(headers()),
-    "error": check_named({code.name for code in ErrorCode}),
+    "placeholder": check_named(lambda: {f"{{{name}}}" for name in PLACEHOLDERS}),
+    "header": check_named(headers),
+    "error": check_named(lambda: {code.name for code in ErrorCode}),
     "rule": lambda row: None,
 }
 

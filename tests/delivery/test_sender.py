@@ -24,7 +24,6 @@ from tests.servers import PATIENCE
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-BOMB = gzip.compress(b"\0" * 50_000_000)
 
 
 @pytest.mark.parametrize("status", [101, 200, 201, 204, 301, 302, 304, 307, 308, 400, 401, 404, 410, 429, 500, 503, 599])
@@ -143,9 +142,10 @@ async def test_a_retry_after_outside_of_the_headers_or_without_its_end_has_no_ef
 
 
 async def test_the_sender_does_not_decompress_a_gzip_bomb(sender: Sender) -> None:
-    assert len(BOMB) < MAX_BODY_BYTES
-    result, peer = await attempt(sender, respond(200, BOMB, Content_Encoding="gzip"))
-    assert (result.status, result.error, result.body) == (200, None, BOMB)
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    assert len(bomb) < MAX_BODY_BYTES
+    result, peer = await attempt(sender, respond(200, bomb, Content_Encoding="gzip"))
+    assert (result.status, result.error, result.body) == (200, None, bomb)
     assert b"Accept-Encoding: identity\r\n" in peer.requests[0][0]
 
 

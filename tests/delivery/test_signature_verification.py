@@ -7,6 +7,7 @@ repository standard-webhooks/standard-webhooks. Set STANDARD_WEBHOOKS to a check
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import re
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standardwebhooks
-import svix.webhooks
 
 from shortener.container import Service
 from shortener.secret import new_signing_secret
@@ -221,8 +220,10 @@ async def test_the_code_in_the_signature_guide_verifies_real_deliveries(
     assert run([*COMMANDS[language], *files], deliveries, tmp_path) == ["1 1", "1 1", "0 0"] * len(SECRETS)
 
 
-@pytest.mark.parametrize("library", [standardwebhooks, svix.webhooks], ids=["standardwebhooks", "svix"])
-async def test_the_published_python_libraries_verify_real_deliveries(deliveries: list[dict[str, Any]], library: Any) -> None:
+@pytest.mark.parametrize("name", ["standardwebhooks", "svix.webhooks"])
+async def test_the_published_python_libraries_verify_real_deliveries(deliveries: list[dict[str, Any]], name: str) -> None:
+    library = importlib.import_module(name)  # The import of svix takes longer than the test.
+
     def is_valid(given: dict[str, Any]) -> bool:
         try:
             library.Webhook(given["library_secret"]).verify(base64.b64decode(given["body"]), given["headers"])

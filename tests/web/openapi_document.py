@@ -1,4 +1,5 @@
-"""The OpenAPI document of all endpoints, which several test modules read. Its creation takes half a second."""
+"""The OpenAPI document of all endpoints, which several test modules read. Its creation takes half a second, so it is created when a
+test needs it, and not while pytest collects the tests."""
 
 from __future__ import annotations
 
@@ -9,16 +10,20 @@ from typing import Any
 
 import jsonschema_rs
 
-from shortener.web.endpoints import ENDPOINTS
-from shortener.web.openapi import document
-
-DOCUMENT = document(ENDPOINTS)
 _NAME = "urn:openapi"
 
 
 @functools.cache
+def openapi_document() -> dict[str, Any]:
+    from shortener.web.endpoints import ENDPOINTS
+    from shortener.web.openapi import document
+
+    return document(ENDPOINTS)
+
+
+@functools.cache
 def _registry() -> jsonschema_rs.Registry:
-    return jsonschema_rs.Registry([(_NAME, DOCUMENT)])
+    return jsonschema_rs.Registry([(_NAME, openapi_document())])
 
 
 def validator_of(schema: Mapping[str, Any], *, validate_formats: bool = False) -> jsonschema_rs.Draft202012Validator:

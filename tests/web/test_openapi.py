@@ -23,11 +23,11 @@ from shortener.web.endpoints import ENDPOINTS
 from shortener.web.field_texts import is_time
 from shortener.web.openapi import document
 from tests.conftest import client_of
-from tests.web.openapi_document import DOCUMENT, validator_of
+from tests.web.openapi_document import openapi_document, validator_of
 
 
-def operations(described: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in described["paths"].items():
+def operations(described: dict[str, Any] | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in (described or openapi_document())["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
@@ -51,16 +51,16 @@ def objects_in(part: Any) -> Iterator[dict[str, Any]]:
 def test_the_openapi_document_is_valid_openapi_3_1() -> None:
     from schemathesis.specs.openapi.definitions import OPENAPI_31  # this import takes half a second
 
-    assert list(jsonschema_rs.Draft202012Validator(OPENAPI_31).iter_errors(DOCUMENT)) == []
+    assert list(jsonschema_rs.Draft202012Validator(OPENAPI_31).iter_errors(openapi_document())) == []
 
 
 def test_every_schema_of_the_openapi_document_is_a_valid_json_schema() -> None:
-    for name, schema in DOCUMENT["components"]["schemas"].items():
+    for name, schema in openapi_document()["components"]["schemas"].items():
         assert jsonschema_rs.meta.is_valid(schema), name
 
 
 def test_schema_names_in_the_openapi_document_contain_no_module_path() -> None:
-    assert [name for name in DOCUMENT["components"]["schemas"] if not name.isalnum()] == []
+    assert [name for name in openapi_document()["components"]["schemas"] if not name.isalnum()] == []
 
 
 def test_every_operation_of_the_openapi_document_has_a_summary() -> None:
@@ -68,10 +68,10 @@ def test_every_operation_of_the_openapi_document_has_a_summary() -> None:
 
 
 def test_every_schema_reference_of_the_openapi_document_resolves() -> None:
-    references = [part["$ref"] for part in objects_in(DOCUMENT) if isinstance(part.get("$ref"), str)]
+    references = [part["$ref"] for part in objects_in(openapi_document()) if isinstance(part.get("$ref"), str)]
     assert references
     for reference in references:
-        place: Any = DOCUMENT
+        place: Any = openapi_document()
         for step in reference.removeprefix("#/").split("/"):
             place = place[step]
 
@@ -84,7 +84,7 @@ def test_every_endpoint_is_in_the_openapi_document_with_a_unique_operation_id() 
 
 
 def test_the_openapi_document_lists_every_error_code_once_with_its_meaning() -> None:
-    schema = DOCUMENT["components"]["schemas"]["ErrorCode"]
+    schema = openapi_document()["components"]["schemas"]["ErrorCode"]
     assert schema["enum"] == [code.name for code in ErrorCode]
     for code in ErrorCode:
         assert f"- `{code.name}` ({code.http_status}): {code.meaning}" in schema["description"]
@@ -93,7 +93,7 @@ def test_the_openapi_document_lists_every_error_code_once_with_its_meaning() -> 
 def test_every_field_of_every_schema_has_a_description() -> None:
     missing = [
         (name, field)
-        for name, schema in DOCUMENT["components"]["schemas"].items()
+        for name, schema in openapi_document()["components"]["schemas"].items()
         for field, definition in schema.get("properties", {}).items()
         if not definition.get("description")
     ]
@@ -103,18 +103,18 @@ def test_every_field_of_every_schema_has_a_description() -> None:
 def test_every_parameter_and_every_group_of_operations_has_a_description() -> None:
     for path, _, operation in operations():
         assert [one["name"] for one in operation.get("parameters", ()) if not one.get("description")] == [], path
-    assert [tag["name"] for tag in DOCUMENT["tags"] if tag["description"] == tag["name"]] == [], "describe it in TAGS"
+    assert [tag["name"] for tag in openapi_document()["tags"] if tag["description"] == tag["name"]] == [], "describe it in TAGS"
 
 
 def schemas_of_responses() -> dict[str, dict[str, Any]]:
     """Return the schemas that responses and webhooks contain, by name."""
     found: dict[str, dict[str, Any]] = {}
-    todo: list[Any] = [operation["responses"] for *_, operation in operations()] + [DOCUMENT["webhooks"]]
+    todo: list[Any] = [operation["responses"] for *_, operation in operations()] + [openapi_document()["webhooks"]]
     while todo:
         for part in objects_in(todo.pop()):
             name = str(part.get("$ref", "")).rpartition("/")[2]
             if name and name not in found:
-                found[name] = DOCUMENT["components"]["schemas"][name]
+                found[name] = openapi_document()["components"]["schemas"][name]
                 todo.append(found[name])
     return found
 
@@ -130,7 +130,7 @@ def test_every_time_in_a_response_schema_has_the_format_date_time() -> None:
 
 
 def test_the_openapi_document_lists_the_values_of_a_field_as_a_plain_enum() -> None:
-    for part in objects_in(DOCUMENT["components"]["schemas"]):
+    for part in objects_in(openapi_document()["components"]["schemas"]):
         for variants in (part.get("oneOf"), part.get("anyOf")):
             assert not variants or sum("const" in variant for variant in variants) <= 1, part
 
@@ -301,7 +301,7 @@ def test_the_openapi_document_marks_response_fields_with_a_default_as_required()
 )
 def test_the_openapi_document_has_the_security_schemes_of_each_kind_of_caller(caller: Caller, schemes: list[str]) -> None:
     assert [name for choice in document_of_endpoint(caller=caller)["security"] for name in choice] == schemes
-    assert set(schemes) <= set(DOCUMENT["components"]["securitySchemes"])
+    assert set(schemes) <= set(openapi_document()["components"]["securitySchemes"])
 
 
 def test_the_openapi_document_describes_form_bodies_and_optional_bodies() -> None:
@@ -331,7 +331,10 @@ async def test_the_openapi_document_and_the_docs_page_need_no_credential(service
         served = await client.get("/openapi.json")
         page = await client.get("/docs")
     assert served.status_code == page.status_code == 200
-    assert served.json() == {**DOCUMENT, "servers": [{"url": "http://127.0.0.1:8000", "description": "This installation"}]}
+    assert served.json() == {
+        **openapi_document(),
+        "servers": [{"url": "http://127.0.0.1:8000", "description": "This installation"}],
+    }
     assert served.headers["content-type"] == "application/json"
     assert page.headers["content-type"] == "text/html; charset=utf-8"
 
@@ -362,11 +365,11 @@ async def test_the_docs_page_shows_every_operation_error_code_and_schema_and_has
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert {operation["operationId"] for *_, operation in operations()} <= set(page.ids)
     assert {f"error-{code.name}" for code in ErrorCode} <= set(page.ids)
-    assert {f"schema-{name}" for name in DOCUMENT["components"]["schemas"] if name != "ErrorCode"} <= set(page.ids)
+    assert {f"schema-{name}" for name in openapi_document()["components"]["schemas"] if name != "ErrorCode"} <= set(page.ids)
 
 
 def test_the_document_lists_the_error_codes_of_a_send_call_as_the_call_returns_them() -> None:
-    responses = DOCUMENT["paths"]["/api/v1/sms/send"]["post"]["responses"]
+    responses = openapi_document()["paths"]["/api/v1/sms/send"]["post"]["responses"]
     codes = {code for response in responses.values() for code in response.get("x-error-codes", ())}
     assert codes >= {"TOO_MANY_RECIPIENTS", "INVALID_BODY", "INVALID_REQUEST", "INVALID_TO", "DB_ERROR", "INVALID_TRACK_URL"}
     assert not codes & {"BATCH_TOO_LARGE", "INVALID_JSON", "UNAVAILABLE", "INVALID_RECIPIENT"}

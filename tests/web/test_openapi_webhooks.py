@@ -13,17 +13,17 @@ from shortener.delivery.sample_facts import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
 from tests.conftest import NOON
-from tests.web.openapi_document import DOCUMENT, validator_of
+from tests.web.openapi_document import openapi_document, validator_of
 
 EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
 
 
 def test_the_openapi_document_contains_a_webhook_for_every_event() -> None:
-    assert sorted(DOCUMENT["webhooks"]) == EVENTS
+    assert sorted(openapi_document()["webhooks"]) == EVENTS
 
 
 def body_of(event: str) -> dict[str, Any]:
-    content: dict[str, Any] = DOCUMENT["webhooks"][event]["post"]["requestBody"]["content"]["application/json"]
+    content: dict[str, Any] = openapi_document()["webhooks"][event]["post"]["requestBody"]["content"]["application/json"]
     return content
 
 
@@ -50,7 +50,7 @@ def test_the_bodies_of_test_deliveries_are_valid_for_the_documented_schemas(even
 
 def test_the_signature_headers_of_webhooks_are_documented() -> None:
     for event in EVENTS:
-        names = {parameter["name"] for parameter in DOCUMENT["webhooks"][event]["post"]["parameters"]}
+        names = {parameter["name"] for parameter in openapi_document()["webhooks"][event]["post"]["parameters"]}
         assert names == {
             "webhook-id",
             "webhook-timestamp",
