@@ -154,6 +154,7 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     from shortener.retention.erasure import LinksStillCached, Subject, count_messages, erase_data
     from shortener.retention.scrub import ErasureResult
     from shortener.storage.clock import ms_clock, open_clock
+    from shortener.storage.clock_guard import read_guard
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
@@ -175,7 +176,9 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
         audit = command_line_audit(database)
         clock = await open_clock(database)
         now, ids = clock(), IdGenerator(database.node, ms_clock(clock))
-        give_up = give_up_erased(SendWriter(ids, DeliveryReports(database, ids, on_events=lambda: None)))
+        writer = SendWriter(ids, DeliveryReports(database, ids, on_events=lambda: None))
+        guard = await database.read(read_guard, ms_clock(clock))
+        give_up = give_up_erased(writer, guard.leases_wait)
         try:
             erased = await erase_data(database, cache, application, subject, now, audit, give_up)
         except LinksStillCached:

@@ -73,7 +73,7 @@ def discard(
     return claim.id, events
 
 
-def give_up_erased(writer: SendWriter) -> GiveUp:
+def give_up_erased(writer: SendWriter, leases_wait: LeasesWait) -> GiveUp:
     """Return the function that an erasure calls for its messages (retention/erasure.py). The function discards the messages that
     are held or wait for a gateway. A message whose attempt is in flight does not change, because the gateway may accept it. The
     function waits for other transactions that change the messages. Therefore a message is either claimed before the erasure, or its
@@ -81,7 +81,7 @@ def give_up_erased(writer: SendWriter) -> GiveUp:
 
     def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:
         at = to_ms(now)
-        claims = find_sends(connection, at, sends.c.id.in_(ids), IS_UNFINISHED, waits=True)
+        claims = find_sends(connection, at, sends.c.id.in_(ids), IS_UNFINISHED, waits=True, leases_wait=leases_wait(connection))
         detail = "the message was erased before a gateway accepted it"
         writer.write_each(connection, [finish_reported(claim, at) or failed(claim, at, ERASED, detail) for claim in claims], at)
 

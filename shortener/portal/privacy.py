@@ -75,7 +75,7 @@ async def erase_person(visit: Visit) -> Response:
         raise
     if visit.form.get("action") != "erase":
         return _page(visit, subject=subject, messages=messages)
-    give_up = give_up_erased(service.gateway_dispatcher.writer)
+    give_up = give_up_erased(service.gateway_dispatcher.writer, service.clock_guard.leases_wait)
     result = await erase_data(service.database, service.cache, application_id, subject, visit.now, visit.audit_writer, give_up)
     return _page(visit, subject=subject, receipt=result)
 

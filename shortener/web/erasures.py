@@ -62,7 +62,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     """Erase the personal data of a phone number or a message in the caller's application."""
     service, body = call.service, call.body
     subject = Subject("" if body.phone is None else parse_recipient(body.phone, "phone"), body.message_id or "")
-    give_up = give_up_erased(service.gateway_dispatcher.writer)
+    give_up = give_up_erased(service.gateway_dispatcher.writer, service.clock_guard.leases_wait)
     erased = await erase_data(service.database, service.cache, call.application_id, subject, service.clock(), call.audit, give_up)
     return {"status": True, "erased": dataclasses.asdict(erased)}
 

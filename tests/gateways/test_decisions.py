@@ -23,6 +23,7 @@ from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
 from tests.gateways.sending import FAILED, HELD, SENT, other_process, start_attempts
+from tests.machine import Machine
 from tests.receiver import Receiver, Reply
 
 ACCEPTED = Reply(200, b'{"id":"gw-1"}')
@@ -107,13 +108,35 @@ async def test_an_erased_message_that_a_gateway_may_have_accepted_is_not_refunde
     assert len(receiver.requests) == 1
 
 
+async def test_an_erasure_reports_no_failure_of_a_message_whose_attempt_is_in_flight_after_the_clock_moved_ahead(
+    service: Service,
+    client: httpx.AsyncClient,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+) -> None:
+    machine = Machine(clock)
+    service.clock_guard._uptime = machine.uptime
+    service.clock_guard.check()
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url())
+    [message] = await send_messages()
+    await start_attempts(service.gateway_dispatcher, receiver, 1)
+    clock.forward(minutes=1)  # The lease of the attempt seems to have ended.
+    await client.post("/api/v1/erasures", json={"message_id": message["message_id"]})
+    assert (await stored_message(service, message["message_id"])).state == State.CREATED, "the gateway may accept it"
+    send = await stored_send(service)
+    assert (send.status, send.refunded, send.doubtful) == (FAILED, False, True)
+
+
 async def test_concurrent_erasures_and_dispatchers_refund_exactly_the_messages_that_no_gateway_gets(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED
     await make_gateway(receiver.url(), concurrency=8)
     sent = await send_messages(24)
-    give_up = give_up_erased(service.gateway_dispatcher.writer)
+    give_up = give_up_erased(service.gateway_dispatcher.writer, service.clock_guard.leases_wait)
     dispatchers = [other_process(service) for _ in range(2)]
     connections = asyncio.Semaphore(12)  # PostgreSQL has 16 connections; a transaction that waits too long for one fails
 
