@@ -102,13 +102,18 @@ def change_balance(
     An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError with the code
     NOT_FOUND or INVALID_REQUEST."""
     lock_application(connection, application_id)
+    code = _check_currency(currency) if currency else None
+    present = read_balance(connection, application_id)
+    if present is not None and code not in (None, present.currency):
+        # Messages are locked before the balance, as in the transaction that ends a message. Another order could cause a deadlock.
+        _end_refunds(connection, application_id)
     before = lock_balances(connection, [application_id]).get(application_id)
     new = added + (before.amount if before else Decimal()) if added is not None else amount
     if new is None or not -MAX_AMOUNT < new < MAX_AMOUNT:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("amount", f"must be below {MAX_AMOUNT:f}")])
-    code = _check_currency(currency) if currency else before.currency if before else DEFAULT_CURRENCY
+    code = code or (before.currency if before else DEFAULT_CURRENCY)
     if before is not None and code != before.currency:
-        _end_refunds(connection, application_id)
+        _end_refunds(connection, application_id)  # again, for messages that were queued before the balance was locked
     row = {"application_id": application_id, "amount": new, "currency": code, "updated_at": now}
     statement = upsert(connection, schema.balances).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["application_id"], set_=row))
@@ -120,8 +125,7 @@ def change_balance(
 def remove_balance(connection: Connection, application_id: int) -> bool:
     """Remove the balance of an application. The application is then no longer prepaid. Return whether it was prepaid before."""
     table = schema.balances
-    # Messages are locked before the balance, as in the transaction that ends a message. Another order could cause a deadlock.
-    _end_refunds(connection, application_id)
+    _end_refunds(connection, application_id)  # in the order of `change_balance`
     removed = connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
     if removed:
         _end_refunds(connection, application_id)  # again, for messages that were queued before the balance was locked

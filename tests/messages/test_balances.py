@@ -14,6 +14,7 @@ from shortener.messages.prices import set_price
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.conftest import NOON, MakeService
+from tests.databases import someone_at, until_it_waits
 from tests.factory import rows
 
 
@@ -64,6 +65,25 @@ async def test_the_balance_after_several_refunds_is_exact(service: Service) -> N
     for _ in range(3):
         await service.database.write(refund, {1: Decimal("0.1"), 99: Decimal(1)}, NOON)
     assert await service.database.read(read_balance, 1) == (Decimal("1.3"), "USD")
+
+
+async def test_a_balance_in_another_currency_is_locked_after_the_messages_as_in_a_transaction_that_ends_a_message(
+    service: Service,
+) -> None:
+    if service.database.dialect == "sqlite":
+        return  # SQLite runs one write transaction after the other.
+    await set_up(service, "10")
+    assert await send_batches(service, 1) == [""]
+    [send, *_] = await rows(service.database, schema.sends)
+    async with someone_at(service, "SELECT id FROM sends WHERE id = $1 FOR UPDATE", send.id) as other:
+        change = asyncio.create_task(
+            service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(5), currency="EUR")
+        )
+        await until_it_waits(other, change)
+        # In another order, this would be a deadlock.
+        await other.execute("SELECT amount FROM balances WHERE application_id = 1 FOR UPDATE NOWAIT")
+    assert await change == (Decimal(5), "EUR")
+    assert {send.deducted for send in await rows(service.database, schema.sends)} == {False}
 
 
 async def test_balance_changes_by_an_operator_are_listed(service: Service) -> None:
