@@ -8,7 +8,7 @@ would have written (filling.py). Then it reports
 - the duration of a look-up of one code, and of 256 codes,
 - the rate of the purge in a real server during clicks at a fixed rate, and the latency of these clicks with and without the purge,
   which deletes everything older than 90 days,
-- once, the bytes that Redis needs for a link in the cache and for a hit in the spool.
+- the bytes that Redis needs for a link in the cache and for a hit in the spool (measured once, not for each engine).
 
 PostgreSQL and Redis use their default settings. Redis writes its append-only file.
 """

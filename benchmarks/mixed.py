@@ -3,10 +3,11 @@
 The other work is bulk rewrites, exports of all messages, pages of the portal, a purge and many deliveries that become due at the
 same time. A separate process causes the other work, so that it does not delay the client that clicks.
 
-The rate of the clicks is a third of the maximum rate of the server, at most MAX_OFFERED a second, because a server without free
-processor time can never keep its rate during other work. Each click is due at a fixed time. Its latency is counted from that
-time, even if the client sends it later, so if the server stops for a moment, all clicks of that moment are late. So many clicks
-arrive only after a campaign was sent. Therefore the run first sends a campaign, and then clicks on its links in random order.
+The rate of the clicks is a third of the maximum rate of the server, at most MAX_OFFERED a second. At its maximum rate, a server
+has no free processor time, so it could not keep this rate during other work. Each click is due at a fixed time. Its latency is
+counted from that time, even if the client sends it later, so if the server stops for a moment, all clicks of that moment are
+late. So many clicks arrive only after a campaign was sent. Therefore the run first sends a campaign, and then clicks on its links
+in random order.
 
 The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server.
 Therefore the run clicks in turns on the server and on the bare ASGI application, which only responds. No server can reach a lower

@@ -71,7 +71,8 @@ class Goal:
     """The least or the greatest value that a figure may have. Create it with one of the functions below.
 
     The speed of a machine is its baseline divided by REFERENCE_BASELINE. The goal on a machine is `value` times its speed to the
-    power of `exponent`: 1 for a rate, -1 for a duration, 0 for a goal that does not depend on the speed."""
+    power of `exponent`. The exponent is 1 for a rate and -1 for a duration. It is 0 if the goal does not depend on the speed.
+    """
 
     value: float
     is_maximum: bool = False
