@@ -1,3 +1,3 @@
-"""Fixtures for the tests of commands: a real server that runs while the commands are executed."""
+"""Fixtures for the tests of commands, such as a real server that runs while the commands are executed."""
 
 from tests.acceptance.conftest import server as server

@@ -1,4 +1,4 @@
-"""Helpers that run `shortener` commands in tests, either in the test process or in a separate process."""
+"""Helpers that run `shortener` commands, either inside the test process or as separate processes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.servers import PATIENCE
 
 
 def environment_of(folder: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a command on the installation in `folder`, without the settings of the test run."""
+    """Return the environment variables for a command on the installation in `folder`. Settings of the test run are left out."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     return environment | {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"} | more
 
 
 def create_installation(folder: Path, sqlite_template: Path) -> None:
-    """Create an installation without applications in `folder`, from the fixture `sqlite_template`."""
+    """Create an installation without applications in `folder`. The database is a copy of the fixture `sqlite_template`."""
     folder.mkdir(mode=0o700, exist_ok=True)
     shutil.copyfile(sqlite_template, folder / "shortener.db")
 
 
 class InProcessShell:
-    """Runs commands on the installation in `folder` inside the test process, which is faster than a separate process."""
+    """Runs commands on the installation in `folder` inside the test process. This is faster than a separate process."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         self.folder = folder
@@ -41,7 +41,9 @@ class InProcessShell:
     def __call__(self, *words: str, code: int = 0) -> Result:
         result = CliRunner().invoke(cli, words, env=self._environment)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception  # CliRunner reports an unexpected exception as exit code 1, like a failure with a reason
+            # For CliRunner, an unexpected exception is an exit with code 1, like a failure with a reason. Raise it instead, so
+            # that the test fails.
+            raise result.exception
         assert result.exit_code == code, (result.stderr, result.stdout, result.exception)
         return result
 
@@ -50,7 +52,8 @@ class InProcessShell:
 
 
 class Shell:
-    """Runs commands on the installation in `folder` as separate processes, to test their start, output and exit code."""
+    """Runs commands on the installation in `folder` as separate processes, to test how they start, what they print and how they
+    exit."""
 
     def __init__(self, folder: Path, **more: str) -> None:
         self.folder = folder
@@ -67,7 +70,7 @@ class Shell:
 
 
 def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield the words and the command of every command that is no group."""
+    """Yield each command that is not a group, with the words that call it."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)

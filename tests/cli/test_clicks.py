@@ -25,7 +25,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
 
 @pytest.fixture
 def yesterday(shell: InProcessShell) -> str:
-    """Store a message with a first click by a scanner and a later click by a person. Return the id of the application."""
+    """Store a message. Its first click is by a scanner, and a later click is by a person. Return the id of the application."""
     number = shell.json("applications", "create", "Brand")["application_id"]
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")

@@ -1,4 +1,4 @@
-"""Tests of commands on a machine whose clock differs from the clock of the database."""
+"""Tests of commands on a machine whose clock is wrong, compared with the clock of the database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEHIND = timedelta(minutes=10)
 
 @pytest.fixture
 def shell(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InProcessShell:
-    """Run commands on a machine whose clock is behind the clock of the database by BEHIND."""
+    """A shell on a machine whose clock is behind the clock of the database. The difference is BEHIND."""
     if service.database.dialect == "sqlite":
         pytest.skip("one machine uses a SQLite database, so there is one clock")
     system = time.time_ns
@@ -54,7 +54,7 @@ async def test_the_previous_tracker_token_stays_valid_for_the_whole_overlap_if_t
     assert timedelta(minutes=55) < left <= timedelta(hours=1, seconds=1)
 
 
-#: Commands that change something, in an order in which all of them succeed. {key} is the id of the key that the first one creates.
+#: Commands that change something. In this order, all of them succeed. {key} is the id of the key that the first command creates.
 CHANGES = [
     "keys create 1 --name extra",
     "keys update {key} --rate-limit 60",
@@ -89,12 +89,12 @@ async def test_a_command_on_a_machine_with_a_slow_clock_stores_the_time_of_the_d
             at = await service.database.read(lambda connection: connection.execute(newest).scalar())
             assert at is not None
             assert datetime.now(UTC) - at < BEHIND / 2
-            if "expires_at" in result:  # the invitation of an operator
+            if "expires_at" in result:  # the time at which the invitation of an operator expires
                 assert datetime.fromisoformat(result["expires_at"]) - datetime.now(UTC) > INVITATION_LIFETIME - BEHIND / 2
 
 
 def test_commands_use_the_clock_of_the_database_that_they_have_opened() -> None:
-    """Only modules without an open database, and the checks of `doctor`, use the clock of the machine."""
+    """Only some modules may use the clock of the machine: modules that open no database, and the checks of `doctor`."""
     allowed = {"command_clock", "receiver", "demo_traffic", "doctor", "doctor_store", "doctor_gateways"}
     files = (ROOT / "shortener" / "cli").glob("*.py")
     assert {file.stem for file in files if re.search(r"\butcnow\b|datetime\.now|time\.time\(", file.read_text())} <= allowed

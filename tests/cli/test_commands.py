@@ -1,4 +1,4 @@
-"""Tests of commands of `shortener`, which run as processes, with and without a running server."""
+"""Tests of `shortener` commands that run as processes, with and without a running server."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.acceptance
 
-#: The name of the actor in the audit log for commands of this test.
+#: The actor of commands of this test, as the audit log names it.
 ACTOR = f"command line ({pwd.getpwuid(os.getuid()).pw_name})"
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Shell:
-    """Commands in a folder without an installation."""
+    """A shell in a folder without an installation."""
     return Shell(tmp_path / "data")
 
 
 @pytest.fixture
 def shell(empty: Shell, sqlite_template: Path) -> Shell:
-    """Commands on an installation without applications."""
+    """A shell on an installation without applications."""
     create_installation(empty.folder, sqlite_template)
     return empty
 
@@ -57,7 +57,7 @@ def test_the_help_text_lists_every_command(shell: Shell) -> None:
     listed = shell("--help").stdout
     assert all(name in listed for name in COMMANDS)
     for name in COMMANDS:
-        # The help of each command is invoked in this process, because a new process would take a second per command.
+        # Print the help of each command in the test process. A new process for each command would take a second.
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0
         assert "--json" in shown.stdout or "Commands:" in shown.stdout, name
@@ -72,7 +72,7 @@ def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_pri
     assert shell("applications", "show", "7", code=1).stdout == ""
     wrong_setting = Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
     assert "unusable settings" in wrong_setting
-    # An option that does not fit the settings is wrong usage, and so is a command that needs PostgreSQL.
+    # Two other cases are wrong usage: an option that does not fit the settings, and a command that needs PostgreSQL.
     assert "WORKERS above 1" in shell("serve", "--workers", "2", code=2).stderr
     assert "requires PostgreSQL" in shell("deliver", code=2).stderr
     for text in (wrong_setting, shell("keys", "revoke", "7", code=1).stderr, Shell(Path("/tmp/none"))("stats", code=1).stderr):
@@ -253,7 +253,7 @@ def test_printed_tables_contain_complete_ids_in_a_pipe_and_on_a_narrow_terminal(
     fork_server.run(["applications", "list"], environment, stdout=terminal, timeout=PATIENCE, check=True)
     os.close(terminal)
     printed = b""
-    with contextlib.suppress(OSError):  # the error EIO means that the process has closed the terminal
+    with contextlib.suppress(OSError):  # the error EIO means that the process has closed its end of the terminal
         while chunk := os.read(reader, 65536):
             printed += chunk
     os.close(reader)

@@ -1,4 +1,6 @@
-"""Commands that remove, disable or replace objects print their names, and require a confirmation only at a terminal."""
+"""Tests of commands that remove, disable or replace objects. They print the names of the objects, and require a confirmation only
+at a terminal.
+"""
 
 # This file tests several modules of shortener/cli.
 
@@ -25,7 +27,8 @@ from tests.rows import Rows
 
 @dataclass
 class Installation:
-    """The folder of an installation, and the ids of objects in it by the word that stands for them in commands of tests."""
+    """The folder of an installation, and the ids of some of its objects. The key of an id is the word that commands of tests use
+    in its place."""
 
     folder: Path
     ids: dict[str, str]
@@ -40,7 +43,7 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Installation:
-    """An installation, which tests copy."""
+    """An installation with objects of many kinds. Each test works on a copy of it."""
     folder = tmp_path_factory.mktemp("confirmation")
     create_installation(folder, sqlite_template)
     shell = InProcessShell(folder)
@@ -65,7 +68,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
 
 @pytest.fixture(scope="module")
 def two_applications(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Installation:
-    """The installation with another application."""
+    """A copy of the installation, with one more application."""
     folder = tmp_path_factory.mktemp("two_applications")
     installation.copy_to(folder)("applications", "create", "Other")
     return Installation(folder, installation.ids)
@@ -73,7 +76,8 @@ def two_applications(tmp_path_factory: pytest.TempPathFactory, installation: Ins
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Installation:
-    """The installation with a message that is sent, an erased message, one admin and no postback key."""
+    """A copy of the installation in which some commands fail: it has a sent message, an erased message, one admin and no postback
+    key."""
     folder = tmp_path_factory.mktemp("refusing")
     shell = installation.copy_to(folder)
     shell("applications", "update", "1", "--gateway", "simulator")
@@ -93,7 +97,7 @@ def shell(tmp_path: Path, installation: Installation) -> InProcessShell:
 
 
 BRAND = "application 1 (Brand)"
-#: The commands, and the words about the affected objects that each command must print.
+#: Each command, and the words about the affected objects that it must print.
 COMMANDS = [
     (("keys", "revoke", "1"), ("Key 1", BRAND)),
     (("tokens", "rotate", "1", "--overlap", "0s"), (BRAND, "stops working at once")),
@@ -129,7 +133,7 @@ COMMANDS = [
 
 
 def contents(folder: Path) -> list[str]:
-    """Return the content of the database of an installation, as SQL."""
+    """Return the content of the database of an installation as SQL statements."""
     with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database:
         return list(database.iterdump())
 
@@ -151,7 +155,7 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
     at_a_terminal = installation.copy_to(tmp_path / "copy")
     before = contents(at_a_terminal.folder)
     monkeypatch.setattr(common, "is_terminal", lambda: True)
-    declined = at_a_terminal(*words, code=1)  # the input is empty, so the question has no answer
+    declined = at_a_terminal(*words, code=1)  # the standard input is empty, so the question gets no answer
     assert "Continue? [y/N]" in declined.stderr
     assert "Aborted" in declined.stderr
     assert contents(at_a_terminal.folder) == before
@@ -250,7 +254,8 @@ def test_a_command_on_one_object_changes_nothing_if_the_object_belongs_to_anothe
     before = contents(shell.folder)
     assert "NOT_FOUND" in shell(*words, "--application", "2", code=1).stderr
     assert contents(shell.folder) == before
-    shell(*words, "--application", "1", code=1 if words[:2] == ("trackers", "test") else 0)  # nothing listens at the tracker's URL
+    # no server listens at the URL of the tracker
+    shell(*words, "--application", "1", code=1 if words[:2] == ("trackers", "test") else 0)
 
 
 def test_a_command_on_one_object_says_how_to_name_the_application(shell: InProcessShell) -> None:
@@ -312,13 +317,13 @@ def test_a_replacement_asks_if_the_key_or_secret_before_the_present_one_is_still
     shell(*words, "--yes")
 
 
-#: The last words of commands, and options, that remove, disable or replace something.
+#: A command removes, disables or replaces something if its last word is one of these words, or if it has one of these options.
 ENDING_WORDS = {"adopt", "block", "disable", "discard", "erase", "remove", "reset", "restore", "revoke", "rotate"}
 ENDING_OPTIONS = {"--disable", "--overlap", "--remove", "--replace", "--rotate-report-key", "--rotate-secret"}
 
 
 def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
-    """Yield the names and the objects of all commands that are not groups."""
+    """Yield each command that is not a group: its name and its object."""
     if not isinstance(command, click.Group):
         yield " ".join(path), command
         return

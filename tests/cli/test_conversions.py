@@ -21,7 +21,7 @@ from tests.factory import add_message
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an installation with one conversion of two revisions and one refused report."""
+    """The folder of an installation that has one conversion with two revisions, and one refused report."""
 
     folder = tmp_path_factory.mktemp("conversions")
 
@@ -44,7 +44,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell(tmp_path: Path, installation: Path) -> InProcessShell:
-    """Return a shell on a copy of the installation."""
+    """A shell on a copy of the installation."""
     shutil.copytree(installation, tmp_path / "data")
     return InProcessShell(tmp_path / "data")
 

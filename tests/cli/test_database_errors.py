@@ -1,4 +1,4 @@
-"""Errors of an unavailable database name the database and what to check."""
+"""Tests that the error of an unavailable database names the database and says what to check."""
 
 from __future__ import annotations
 

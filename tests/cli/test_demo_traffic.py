@@ -1,4 +1,4 @@
-"""Tests of the traffic of a demo installation: it contains all data that screenshots and the tests of the portal need."""
+"""Tests of the traffic of a demo installation. It must contain all data that screenshots and the tests of the portal need."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def test_the_demo_data_contain_campaigns_failing_trackers_a_gateway_and_co
         assert connection.scalar(select(func.count()).select_from(gateways)) == 2
         assert connection.scalar(select(sends.c.id).limit(1)) is not None
         first, last = connection.execute(select(func.min(messages.c.created_at), func.max(messages.c.created_at))).one()
-        # The demo sends messages in working hours only. So the first and the last of 160 messages can each be more than a day away
-        # from the ends of the period.
+        # The demo sends messages only in working hours. Therefore the first and the last of 160 messages may each be more than a
+        # day away from the start and the end of the period.
         assert timedelta(days=DAYS - 4) < last - first <= timedelta(days=DAYS)
         assert utcnow() - last < timedelta(days=2)
 

@@ -1,4 +1,4 @@
-"""Tests of `shortener doctor`: each check has a remedy, and an error is reported exactly if a server would not start."""
+"""Tests of `shortener doctor`. Each check has a remedy. An error is reported if a server would not start, and only then."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECRET = "0123456789abcdefghijklmnopqrstuv"
 
 @pytest.fixture
 def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
-    """Commands on an installation with one application."""
+    """A shell on an installation with one application."""
     create_installation(tmp_path / "data", sqlite_template)
     shell = InProcessShell(tmp_path / "data", SHORTENER_ALLOW_PRIVATE_TARGETS="false")
     shell("applications", "create", "Brand")
@@ -44,7 +44,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
 
 
 def check(shell: InProcessShell | Shell, code: int = 0) -> dict[str, dict[str, str]]:
-    """Run the doctor command. Return the worst finding of each check, by the name of the check."""
+    """Run the command `shortener doctor`. Return the worst finding of each check, by the name of the check."""
     found: dict[str, dict[str, str]] = {}
     for one in shell.json("doctor", code=code):
         assert (one["level"] == "ok") is (one["remedy"] == ""), "each line that is not ok has a remedy"

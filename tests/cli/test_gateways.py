@@ -19,7 +19,7 @@ from tests.cli.shell import InProcessShell
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an installation with one application, which tests copy."""
+    """The folder of an installation with one application. Each test works on a copy of it."""
     shell = InProcessShell(tmp_path_factory.mktemp("gateways"))
     shell("migrate")
     shell("applications", "create", "shop")
@@ -63,7 +63,7 @@ def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) 
 
 
 def stored_variables(shell: InProcessShell, gateway: str) -> Any:
-    """Return the variables of a gateway, which no command shows."""
+    """Return the variables of a gateway from the database, because no command shows them."""
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database:
         [[settings]] = database.execute("SELECT settings FROM gateways WHERE id = ?", (gateway,))
     return orjson.loads(open_secret(SecretStr(""), shell.folder).decrypt(settings))["variables"]

@@ -1,4 +1,4 @@
-"""Tests of `shortener links`, `hosts` and `domains`: changes take effect on a running server within a second."""
+"""Tests of `shortener links`, `hosts` and `domains`. A running server must apply the changes within a second."""
 
 import contextlib
 import re
@@ -26,7 +26,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
 
 
 def becomes(client: httpx.Client, path: str, status: int) -> float:
-    """Request the path until it returns this status. Return the elapsed seconds. Fail after SOON_SECONDS seconds."""
+    """Request the path until the response has this status. Return the elapsed seconds. Fail after SOON_SECONDS seconds."""
     began = time.monotonic()
     while client.get(path, headers={"User-Agent": PHONE}).status_code != status:
         assert time.monotonic() - began < SOON_SECONDS, f"the status is not {status} after {SOON_SECONDS} seconds"
@@ -74,7 +74,7 @@ def test_commands_show_a_link_as_live_that_redirects_after_the_clock_moved_ahead
     uptime, hour_ms = read_uptime(), 3_600_000
     now = time.time_ns() // 1_000_000
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
-        # The latest run of the purge was a moment ago, and the clock was five hours behind.
+        # Store that the purge ran a moment ago, while the clock was five hours behind the present time.
         reading = " ".join(map(str, (now - 5 * hour_ms, 0, 0, *uptime)))
         database.execute("INSERT INTO installation (name, value) VALUES (?, ?)", (PURGE_CLOCK, reading))
         database.execute("UPDATE links SET expires_at = ?", (now - hour_ms,))
@@ -201,7 +201,8 @@ def test_commands_that_set_a_fallback_url_print_warnings_about_its_macros_to_std
 
 @pytest.fixture
 def interrupted(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[str, ...], str]:
-    """An update of links that the database interrupted: its command, and the error of the command. Its lease has ended."""
+    """A link update that was interrupted by an error of the database: the command, and its error. The lease of the update has
+    ended."""
     number = str(shell.json("applications", "create", "brand")["application_id"])
     shell("send", number, "+14085550100", '#trackurl("https://x.example/","menu")', code=1)  # no gateway is selected
     command = ("links", "update", "--application", number, "--label", "menu", "--disable", "--yes")

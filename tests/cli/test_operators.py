@@ -1,4 +1,4 @@
-"""Tests of `shortener operators` as a user runs it."""
+"""Tests of `shortener operators`, called as a user calls it."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_the_command_operators_reset_names_the_only_admin_and_does_not_enable_a_
         database.execute("UPDATE operators SET password_hash = 'hash'")
     assert "is disabled. Enable the operator" in shell("operators", "reset", "Vera", code=1).stderr
     assert "only admin" in shell("operators", "grant", "Ada", "--role", "viewer", code=1).stderr
-    # The reset is the way back for an admin who lost the password.
+    # This command works also for the only admin, because it is the only way back for an admin who has lost the password.
     assert "This is the only admin" in shell("operators", "reset", "Ada", "--json").stderr
     assert "only admin" not in shell("operators", "reset", "Ada").stderr

@@ -66,8 +66,8 @@ def test_a_pipe_gets_the_output_and_is_not_replaced_by_a_file(tmp_path: Path) ->
 
 
 def test_the_descriptor_of_a_pipe_gets_the_output() -> None:
-    """For `--output >(gzip)`, a shell passes a name such as /dev/fd/63. /dev/stdout is also the descriptor of a pipe if another
-    command reads it."""
+    """For `--output >(gzip)`, a shell passes a name such as /dev/fd/63. If another command reads the output, /dev/stdout is also
+    a pipe."""
     reader, writer = os.pipe()
     try:
         with open_output(f"/dev/fd/{writer}") as output:

@@ -1,4 +1,4 @@
-"""Tests of the options of a period, `--since`, `--until` and `--tz`, of all commands that have them."""
+"""Tests of `--since`, `--until` and `--tz`, the options of a period, in all commands that have them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from tests.web.calls import convert, rewrite
 
 DAY = datetime(2026, 11, 22, tzinfo=UTC)
 NEXT_DAY, MILLISECOND = DAY + timedelta(days=1), timedelta(milliseconds=1)
-#: The times of the rows: the first and the last millisecond of the day, and their neighbours.
+#: The times of the rows: one millisecond before the day, its first millisecond, its last millisecond, and the start of the next
+#: day.
 TIMES = (DAY - MILLISECOND, DAY, NEXT_DAY - MILLISECOND, NEXT_DAY)
 
-#: Each period, and the indexes in TIMES of the rows that it contains. A list of hits extends a period to complete time slots of 15
-#: minutes.
+#: Each period, and the indexes in TIMES of the rows that it contains. The periods consist of complete time slots of 15 minutes,
+#: because a list of hits extends its period to them.
 PERIODS: tuple[tuple[dict[str, str], list[int]], ...] = (
     ({"since": "2026-11-22", "until": "2026-11-22"}, [1, 2]),
     ({"until": "2026-11-22"}, [0, 1, 2]),
@@ -34,8 +35,8 @@ PERIODS: tuple[tuple[dict[str, str], list[int]], ...] = (
     ({"since": "2026-11-22T00:15:00Z", "until": "2026-11-23T00:45:00+01:00"}, []),
 )
 
-#: The commands that list rows. For each command: the name of the list in its JSON (None: the JSON is the list), the name of the id
-#: of a row, the path of the same list of the API, and the name of the list there.
+#: The commands that list rows. For each command: the name of the list in its JSON (None if the JSON is the list itself), the name
+#: of the id of a row, the path of the same list in the API, and the name of the list in the API's response.
 LISTS: dict[tuple[str, ...], tuple[str | None, str, str, str]] = {
     ("messages", "list"): (None, "message_id", "/api/v1/sms/messages", "messages"),
     ("export", "1"): (None, "message_id", "/api/v1/sms/messages", "messages"),
@@ -45,9 +46,9 @@ LISTS: dict[tuple[str, ...], tuple[str | None, str, str, str]] = {
     ("conversions", "list"): ("conversions", "conversion_id", "/api/v1/conversions", "conversions"),
     ("conversions", "refused"): ("refused", "refused_id", "/api/v1/conversions/refused", "refused"),
 }
-#: The other commands with a period.
+#: The other commands that have a period.
 CHANGES = (("deliveries", "replay"), ("clicks", "reclassify"), ("verify",))
-#: `tests/cli/test_stats.py` compares the periods of `stats` with the API.
+#: This command also has a period. tests/cli/test_stats.py compares its periods with those of the API.
 STATS = ("stats",)
 
 
@@ -57,7 +58,8 @@ def _options(period: dict[str, str]) -> list[str]:
 
 @pytest.fixture
 async def installation(service: Service, clock: Clock, receiver: Receiver, store_url: str, tmp_path: Path) -> InProcessShell:
-    """Create a message, a click, a dead delivery, a conversion and a refused report at each of the TIMES. Return a shell."""
+    """A shell on an installation that has a message, a click, a dead delivery, a conversion and a refused report at each of the
+    TIMES."""
     shell = InProcessShell(tmp_path, SHORTENER_DATABASE_URL=store_url)
     receiver.default_reply = 500
     words = ("trackers", "add", "1", receiver.url(), "--event", "click", "--max-attempts", "1")
@@ -97,7 +99,8 @@ async def test_all_commands_with_a_period_list_the_rows_of_the_api_for_the_same_
 
 
 async def test_dates_without_a_zone_are_in_the_time_zone_of_the_option_tz(installation: InProcessShell, service: Service) -> None:
-    """The message of the last of the TIMES is the only one that belongs to the next day in UTC, but to the same day in New York."""
+    """In New York, the day 2026-11-22 contains the third and the fourth of the TIMES. In UTC, it contains the second and the
+    third."""
     credentials = service.first_credentials
     assert credentials is not None
     utc = {"since": "2026-11-22T05:00:00Z", "until": "2026-11-23T05:00:00Z"}

@@ -1,4 +1,4 @@
-"""Tests of `shortener backup`, `restore` and `secret adopt`, and commands in a folder without an installation."""
+"""Tests of `shortener backup`, `restore` and `secret adopt`, and of commands in a folder without an installation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers import PATIENCE, RedisProcess
 
 @pytest.fixture
 def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
-    """Commands on an installation with one application."""
+    """A shell on an installation with one application."""
     create_installation(tmp_path / "data", sqlite_template)
     shell = InProcessShell(tmp_path / "data")
     shell("applications", "create", "Brand")
@@ -73,7 +73,8 @@ def test_the_command_secret_adopt_creates_no_secret_without_a_confirmation(shell
 
 
 def add_waiting_hits(server: RedisProcess, folder: Path, count: int) -> str:
-    """Add entries to the stream of hits in Redis of the installation in `folder`. Return the prefix of its keys."""
+    """Add entries to the stream in Redis that contains the waiting hits of the installation in `folder`. Return the prefix of the
+    installation's keys in Redis."""
     prefix = prefix_of(folder)
     with contextlib.closing(server.client()) as client:
         for _ in range(count):

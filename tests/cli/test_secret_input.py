@@ -1,4 +1,4 @@
-"""Options whose value is a secret: as an argument, from the standard input, from a terminal and from a file."""
+"""Tests of options whose value is a secret. The secret comes from an argument, the standard input, a terminal or a file."""
 
 from __future__ import annotations
 

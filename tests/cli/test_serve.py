@@ -29,7 +29,7 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture
 def _restore_interpreter_settings() -> Iterator[None]:
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
-    gc.unfreeze()  # The test process has frozen its own objects (tests/speed.py).
+    gc.unfreeze()  # The test process has excluded its own objects from collections (tests/speed.py). Include them again.
     yield
     gc.unfreeze()
     gc.freeze()
@@ -89,7 +89,7 @@ def test_the_serve_command_prints_its_address_before_the_first_log_line_and_no_c
         tmp_path / "data",
         SHORTENER_INITIAL_API_KEY_FILE=str(tmp_path / "key"),
         SHORTENER_INITIAL_TRACKER_TOKEN=token,
-        SHORTENER_SERVICE_HOST="10.0.0.1",  # as Kubernetes sets it for a Service called shortener
+        SHORTENER_SERVICE_HOST="10.0.0.1",  # Kubernetes sets this variable for a Service called shortener
     )
     command = [sys.executable, "-m", "shortener", "serve", "--port", "0"]
     server = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,5 +1,5 @@
-"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages, and of the
-two forms in which commands accept the id of an application."""
+"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages. Also
+tests of the two ways in which a user can name the application of a command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.web.calls import PHONE, report, rewrite
 
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an installation with two messages of a campaign, a click by a person and a hit by a program."""
+    """The folder of an installation with two messages of a campaign, a click by a person and a hit by a program."""
 
     folder = tmp_path_factory.mktemp("stats")
 
@@ -57,7 +57,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shell(tmp_path: Path, installation: Path) -> InProcessShell:
-    """Return a shell on a copy of the installation."""
+    """A shell on a copy of the installation."""
     shutil.copytree(installation, tmp_path / "data")
     return InProcessShell(tmp_path / "data")
 
@@ -155,7 +155,8 @@ def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_st
             database.execute("UPDATE tallies SET data = ?, origins = ? WHERE id = ?", (*values, row_id))
     assert shell.json("stats")["converted_messages"] == 0
     assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
-    later = utcnow() + timedelta(minutes=3)  # the repair skips conversions that are less than two minutes old
+    # three minutes later, because the repair skips conversions that are less than two minutes old
+    later = utcnow() + timedelta(minutes=3)
     monkeypatch.setattr("shortener.storage.clock.utcnow", lambda: later)
     assert "1 message with conversions was not recorded as converted before" in shell("verify", "--repair").stdout
     repaired = shell.json("verify", "--repair")
@@ -172,7 +173,8 @@ def test_verify_reports_a_lost_row_of_a_converted_message_and_repair_stores_it_w
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
         stored = database.execute("SELECT * FROM first_conversions").fetchall()
         database.execute("DELETE FROM first_conversions")
-        last = database.execute("SELECT max(id) FROM conversions").fetchone()[0]  # the job has read all conversions
+        # The statement below stores that the job has read all conversions up to this one.
+        last = database.execute("SELECT max(id) FROM conversions").fetchone()[0]
         database.execute("INSERT OR REPLACE INTO installation (name, value) VALUES ('first conversions', ?)", (str(last),))
     found = shell.json("verify", code=1)
     assert (found["missing_first_conversions"], found["drift"]) == (1, [])
@@ -277,7 +279,8 @@ def test_a_command_on_one_application_accepts_its_id_as_argument_or_as_option_or
     installation: Path, words: tuple[str, ...]
 ) -> None:
     shell = InProcessShell(installation)
-    # The results contain the end of the period of the statistics, which is the time of the call and so differs between the calls.
+    # The results of `stats` contain the end of the period. It is the time of the call, so it differs between the calls and is
+    # removed.
     results = [
         {**found, "until": None} if isinstance(found := shell.json(*words, *form), dict) else found
         for form in (("1",), ("--application", "1"), ("--application=1",), ())

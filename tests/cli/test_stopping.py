@@ -14,13 +14,13 @@ from shortener.cli.stopping import parent_stop_seconds, stop_signals
 from shortener.cli.workers import STEP_SECONDS
 from tests.servers import PATIENCE
 
-#: Docker kills a process this long after SIGTERM.
+#: After SIGTERM, Docker waits for this time and then kills the process.
 DOCKER_STOP_SECONDS = 10.0
 
 
 @pytest.fixture
 def handle_sighup() -> Iterator[Callable[[signal.Handlers], object]]:
-    """Return a function that sets the handler of SIGHUP. The previous handler is set again at the end of the test."""
+    """Return a function that sets the handler of SIGHUP. At the end of the test, the earlier handler is set again."""
     previous = signal.getsignal(signal.SIGHUP)
     yield lambda handler: signal.signal(signal.SIGHUP, handler)
     signal.signal(signal.SIGHUP, previous)

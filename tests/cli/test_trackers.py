@@ -1,4 +1,4 @@
-"""Tests of `shortener trackers` and `shortener deliveries`, which run while a service uses the same database."""
+"""Tests of `shortener trackers` and `shortener deliveries` while a service uses the same database."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ def invoke(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def run(invoke: Callable[..., Awaitable[Result]]) -> Run:
-    """Return a function that runs a command with --json, requires success, and returns the parsed output."""
+    """Return a function that runs a command with --json, asserts that it succeeds, and returns the parsed output."""
 
     async def run(*arguments: str) -> Any:
         result = await invoke(*arguments, "--json")

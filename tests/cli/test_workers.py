@@ -24,7 +24,7 @@ STOP_SECONDS = 9.0
 
 
 class FakeWorker:
-    """A fake worker process that a test controls. It stops at a signal unless it is frozen."""
+    """A fake worker process that a test controls. A signal stops it, unless the test has frozen it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -50,7 +50,7 @@ class FakeWorker:
 
 
 class Workers:
-    """A supervisor of two fake workers. `new` contains the workers that were started and that the test has not yet taken."""
+    """A supervisor with two fake workers and a fake clock. `started` contains all workers that the supervisor has started."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -66,7 +66,7 @@ class Workers:
         return [worker.pid for worker in self.started if worker.exit_code is None]
 
     def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
-        """Run the supervisor for this number of seconds of the fake clock, in steps of 0.1 s."""
+        """Call the supervisor every 0.1 s of the fake clock, for this number of seconds."""
         for _ in range(round(seconds * 10)):
             if until():
                 return

@@ -1,4 +1,6 @@
-"""A fixture for tests that read query plans: a SQLite database; and fixtures for tests of messages that gateways send."""
+"""Fixtures for two kinds of tests: a SQLite database for tests that read query plans, and fixtures for tests of messages that
+gateways send.
+"""
 
 from __future__ import annotations
 

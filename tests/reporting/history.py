@@ -1,4 +1,4 @@
-"""Two messages with their hits and conversions, and the count deltas that belong to them."""
+"""This module writes two messages with their hits and conversions, and the count deltas that belong to these rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def append_delta(connection: Connection, row: int, *amounts: tuple[int, datetime
 
 
 def write_history(connection: Connection) -> None:
-    """Write two messages with hits of each kind and conversions, and the count deltas that belong to them."""
+    """Write two messages. They have hits with each verdict, and conversions. Also write the count deltas that belong to these
+    rows."""
     cohorts = [
         {"id": 1, "application_id": 1, "campaign": "spring", "source": "api", "country": "US"},
         {"id": 2, "application_id": 1, "campaign": "", "source": "api", "country": "DE"},

@@ -1,4 +1,4 @@
-"""Helpers that return the query plan of each statement that a function runs."""
+"""Helpers that return the query plans of all statements that a function runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event
 
 
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
-    """Call `run` and return the database's query plan of each statement that it executed, one step per line."""
+    """Call `run`. Return the query plan of each statement that it executed, as the database reports it, one step per line."""
     found = _plans_of_sqlite(connection, run) if connection.dialect.name == "sqlite" else _plans_of_postgresql(connection, run)
     assert found, "the function runs no statement"
     return found
@@ -17,7 +17,8 @@ def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
 
 def _plans_of_sqlite(connection: Connection, run: Callable[[], Any]) -> list[str]:
     statements: list[str] = []
-    # SQLite reports also the statements that bypass SQLAlchemy (shortener/storage/raw_sql.py), with the values of the parameters.
+    # Trace SQLite itself, because some statements bypass SQLAlchemy (shortener/storage/raw_sql.py). SQLite reports them with the
+    # values of their parameters.
     _trace(connection, statements.append)
     run()
     _trace(connection, None)
@@ -29,8 +30,8 @@ def _plans_of_sqlite(connection: Connection, run: Callable[[], Any]) -> list[str
 
 
 def _trace(connection: Connection, callback: Callable[[str], Any] | None) -> None:
-    """Make SQLite call `callback` with each statement. With None, it calls nothing. Reads use aiosqlite, whose methods are
-    coroutines."""
+    """Make SQLite call `callback` with each statement, or no function if `callback` is None. The connection of a read belongs to
+    aiosqlite, whose methods are coroutines."""
     if connection.dialect.is_async:
         connection.connection.run_async(lambda driver: driver.set_trace_callback(callback))
     else:
@@ -55,9 +56,9 @@ def _plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list
 
 
 def scanned(plan: str, *small: str) -> list[str]:
-    """Return the steps of SQLite's query plan that read a whole table or a whole index, without a search.
+    """Return the steps of a query plan of SQLite that read a whole table or a whole index, without a search.
 
-    SQLite prints the alias of a table, if it has one. Steps that read a table function, a subquery or one of the `small` tables
+    SQLite prints the alias of a table, if there is one. Steps that read a table function, a subquery or one of the `small` tables
     are left out."""
     steps = plan.splitlines()
     subqueries = {step.split()[1] for step in steps if step.startswith(("MATERIALIZE ", "CO-ROUTINE "))}

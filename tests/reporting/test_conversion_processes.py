@@ -1,4 +1,5 @@
-"""Tests of the conversion rates of conversion processes, from the counts and from count deltas that are not folded yet."""
+"""Tests of the conversion rates of conversion processes, from stored counts and from count deltas that are not yet added to
+them."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ PROCESS, OTHER = 7, 8
 
 
 def put_counts(connection: Connection) -> None:
-    """Write counts of a conversion process with two countries and two campaigns, and counts of another conversion process."""
+    """Write the counts of a conversion process with two countries and two campaigns. Also write counts of another conversion
+    process."""
     names = ("id", "application_id", "campaign", "source", "country", "process_id")
     cohorts = [
         (1, 1, "", "api", "US", PROCESS),

@@ -27,12 +27,13 @@ from tests.conftest import NOON, MakeService
 from tests.servers import PATIENCE
 
 ENGINES: tuple[Literal["sqlite"], Literal["postgresql"]] = ("sqlite", "postgresql")
-#: Each row has this number of origins, like a commit of clicks on messages of different campaigns.
+#: The number of origins of each row. A commit of clicks on messages of different campaigns also writes a row with several
+#: origins.
 ORIGINS = 10
 
 
 def write_deltas(connection: Connection, rows: int, age: timedelta) -> None:
-    """Write rows of count deltas with different origins that are `age` old at NOON."""
+    """Write rows of count deltas with different origins. At NOON, the rows have the age `age`."""
     first = first_id_at(to_ms(NOON - age))
     for row in range(first, first + rows):
         delta = CountDelta()
@@ -47,7 +48,7 @@ def rows_left(connection: Connection) -> int:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the job's pauses in seconds. The pauses do not wait, and each transaction seems to take one second."""
+    """The pauses of the job in seconds. The job does not really pause, and each transaction seems to take one second."""
     found: list[float] = []
     monkeypatch.setattr(count_folder, "time", SimpleNamespace(monotonic=itertools.count().__next__))
 
@@ -77,7 +78,9 @@ async def test_count_deltas_are_merged_and_added_as_bulk_work_for_which_clicks_d
 ) -> None:
     await database.write(write_deltas, 5, timedelta(seconds=1))
     folder = CountFolder(database, lambda: NOON)
-    await folder.step()  # the first step of a process also releases the quarantined rows, in a transaction for which clicks wait
+    # the first step of a process ends the quarantine of rows, and clicks wait for this transaction; the next steps are examined
+    # below
+    await folder.step()
 
     async def refuse(*arguments: object) -> None:
         raise AssertionError("a click would wait for this transaction")
@@ -135,7 +138,7 @@ async def test_a_batch_of_count_deltas_that_fails_changes_nothing_and_is_added_b
     assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(3 * ORIGINS,)]
 
 
-#: The columns `data` and `origins` of rows whose content is unreadable, as SQL.
+#: The columns `data` and `origins` of unreadable rows, as SQL.
 DAMAGED = {
     "no JSON": "'[[1,1,', '[[1,0]]'",
     "an amount that is not a number": """'[[1,1,"clicks","x"]]', '[[1,0]]'""",
@@ -143,7 +146,7 @@ DAMAGED = {
     "a metric that the database rejects": """'[[1,1,null,"1"]]', '[[1,0]]'""",
     "a time slot that is too large for a column of PostgreSQL": f"""'[[1,{2**63},"clicks","1"]]', '[[1,0]]'""",
 }
-#: Further unreadable values of the columns `data` and `origins`, which only SQLite can store.
+#: More unreadable values of the columns `data` and `origins`. Only SQLite can store them.
 DAMAGED_SQLITE = {
     "data with invalid UTF-8": "CAST(x'5b5b312c312c22ff222c2231225d5d' AS TEXT), '[[1,0]]'",
     "origins with invalid UTF-8": """'[[1,1,"clicks","1"]]', CAST(x'ff' AS TEXT)""",
@@ -193,7 +196,7 @@ async def test_an_unreadable_row_of_count_deltas_is_quarantined_and_the_rows_aro
 
 
 def write_row(connection: Connection, row_id: int, columns: str) -> None:
-    """Write a row of count deltas whose columns `data` and `origins` are these SQL expressions."""
+    """Write a row of count deltas. `columns` contains the values of its columns `data` and `origins` as SQL."""
     connection.exec_driver_sql(f"INSERT INTO tallies (id, data, origins) VALUES ({row_id}, {columns})")
 
 

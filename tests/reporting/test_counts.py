@@ -1,4 +1,4 @@
-"""Tests of the counts: how count deltas are folded into them, and how the verification compares them with the rows."""
+"""Tests of the counts: how count deltas are added to them, and how the verification compares them with the rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_counts(connection: Connection) -> Amounts:
 
 
 def entries_left(connection: Connection) -> list[tuple[Any, Any]]:
-    """Return the entries of all count deltas with their origins."""
+    """Return the entries that are left in all rows of count deltas, with their origins."""
     rows = connection.execute(select(schema.count_deltas).order_by(schema.count_deltas.c.id))
     return [pair for row in rows for pair in zip(row.data, row.origins, strict=True)]
 
@@ -78,12 +78,12 @@ async def test_one_call_of_fold_processes_the_oldest_count_deltas_up_to_a_limit(
 async def test_one_run_of_fold_adds_the_amounts_of_few_origins_so_that_clicks_do_not_wait_for_the_writer(
     database: Database,
 ) -> None:
-    """A row can have hundreds of origins: a batch of clicks on messages that were sent at different times."""
+    """One row can have hundreds of origins, for example after a batch of clicks on messages that were sent at different times."""
 
     def write_deltas(connection: Connection) -> None:
         for row in range(3):
             delta = CountDelta()
-            for metric in ("clicks", "first_clicks"):  # each origin has two entries, which do not follow each other in the row
+            for metric in ("clicks", "first_clicks"):  # each origin has two entries, with entries of other origins between them
                 for sent in range(50):
                     delta.add_slots(1, NOON_SLOT, metric, NOON_SLOT - sent - row * 25, 0)
             count_deltas.append(connection, row, delta)
@@ -317,7 +317,7 @@ def test_counts_can_be_verified_for_the_retention_time_minus_the_lifetime_of_lin
     assert verifiable_since(NOON, kept=30 * DAY, link_ttl=90 * DAY) == NOON
 
 
-# These tests check the verification of the counts.
+# From here on, the tests check the verification of the counts.
 
 
 async def recount(database: Database, since: datetime = NOON - DAY, until: datetime = NOON + 9 * DAY) -> list[CountDifference]:
@@ -419,7 +419,7 @@ async def test_the_background_job_folds_one_full_batch_of_count_deltas_per_run(m
             append_delta(connection, row, (1, NOON, "clicks", 1))
 
     await service.database.write(append_many)
-    assert await job.step() == counts.MAX_FOLD_ROWS  # The batch was full, so the folding job runs again at once.
-    assert await job.step() == 0  # The batch was not full, so the folding job waits for more count deltas.
+    assert await job.step() == counts.MAX_FOLD_ROWS  # The batch was full, so the result is not 0 and the job runs again at once.
+    assert await job.step() == 0  # The batch was not full, so the job waits for more count deltas.
     assert await service.database.read(count_deltas_left) == 0
     assert await service.database.read(read_counts) == {(1, NOON_SLOT, "clicks"): Decimal(counts.MAX_FOLD_ROWS + 1)}

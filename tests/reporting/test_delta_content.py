@@ -1,4 +1,6 @@
-"""Tests of the parser of rows of count deltas: it accepts all rows that the service writes, and no row that a report cannot add."""
+"""Tests of the parser of rows of count deltas. It must accept all rows that the service writes, and must reject each row that a
+report could not add up.
+"""
 
 from __future__ import annotations
 

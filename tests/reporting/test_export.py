@@ -126,7 +126,7 @@ def test_text_that_escape_formula_returns_never_starts_like_a_formula(text: str)
     assert escape_formula(safe) == safe
     assert not safe.lstrip(" ").startswith(tuple("=@＝＋－＠\t\r\n"))
     if safe.lstrip(" ").startswith(("+", "-")):
-        Decimal(safe)  # The text must be a plain number; otherwise Decimal raises an exception.
+        Decimal(safe)  # Decimal raises an exception if the text is not a plain number.
 
 
 @given(st.lists(st.text(alphabet=st.sampled_from("a1 ,;'\"\r\n\t|é\u2028\x85"), max_size=6), min_size=1, max_size=4))
@@ -155,7 +155,7 @@ async def test_a_csv_export_of_any_length_needs_the_memory_of_one_page(database:
         async for piece in export_csv(database, EVERYTHING, base_url, reveal=True, progress=reports.append):
             lines += piece.count(b"\r\n")
             now, peak = tracemalloc.get_traced_memory()
-            before = before or now  # Measure memory after the first page, when all caches are filled.
+            before = before or now  # Measure the memory after the first page, because the caches are filled then.
             peak_growth = max(peak_growth, peak - before)
             tracemalloc.reset_peak()
     finally:

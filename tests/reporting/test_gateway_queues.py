@@ -1,4 +1,4 @@
-"""Tests of the numbers of messages that wait for gateways."""
+"""Tests of the state of the queues of gateways, such as the number of waiting messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.factory import AUDIT
 
 
 def send(connection: Connection, number: int, gateway: int, seconds: float, **more: Any) -> None:
-    """Insert a message that was queued `seconds` ago."""
+    """Insert a message that was queued `seconds` ago for a gateway."""
     at = NOON - timedelta(seconds=seconds)
     values = {"application_id": 1, "status": 0, "next_at": NOON + timedelta(hours=1), "created_at": at} | more
     connection.execute(insert(schema.sends).values(id=number, gateway_id=gateway, **values))

@@ -1,4 +1,4 @@
-"""Tests of lists of messages: order, pages, filters and the indexes that they read."""
+"""Tests of lists of messages: their order, pages and filters, and the indexes that they read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def cohort(
 
 
 def fill(connection: Connection) -> None:
-    """Write ten messages m0 to m9, one per minute. Every second message has the campaign "spring", every third is delivered."""
+    """Write ten messages, m0 to m9, one per minute. Every second message has the campaign "spring". Every third message is
+    delivered."""
     cohort(connection, 1)
     cohort(connection, 2, "spring", "campaign", "US")
     cohort(connection, 3, "spring", "campaign", "DE")
@@ -69,7 +70,7 @@ async def test_a_list_of_messages_is_newest_first_and_contains_only_messages_of_
 
 
 async def collect(database: Database, limit: int, **filters: Any) -> list[list[str]]:
-    """Return the message ids of all pages of a list."""
+    """Return the message ids of a list from all its pages."""
     pages: list[list[str]] = []
     below = None
     while True:
@@ -207,8 +208,8 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
     for filters, index in INDEXES:
         for below in (None, 1 << 62):
             found = await sqlite.read(explain, filters, below)
-            # The plan searches both columns of the index, so a query starts at the first message of its page and not at the newest
-            # message.
+            # The plan searches both columns of the index. Therefore a query starts at the first message of its page, and not at
+            # the newest message.
             assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), filters
             assert all(scanned(plan) == [] for plan in found), filters
             if not filters.keys() - {"to", "since", "until"}:
@@ -218,7 +219,7 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
 async def test_postgresql_uses_the_index_by_cohort_to_list_messages_of_an_old_campaign(
     postgresql: str, postgresql_template: str
 ) -> None:
-    """With separate conditions instead of a range of both index columns, PostgreSQL would read all messages that are newer."""
+    """PostgreSQL must compare both index columns at once. With separate conditions, it would read all newer messages first."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
     columns = ("id", "application_id", "cohort_id", "message_id", "request_id", "content_hash", "to_address", "state", "created_at")
     put = BulkInsert(schema.messages, *columns, "encoding", "segments")

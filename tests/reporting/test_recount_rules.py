@@ -1,4 +1,4 @@
-"""Tests that the check of the counts and the check of the rolled-up counts count the same rows."""
+"""Tests that two checks count the same rows: the check of the counts, and the check of the rolled-up counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sums(connection: Connection, statement: Any) -> Counter[tuple[int, int, str]
 
 
 def compare(connection: Connection) -> set[str]:
-    """Check that both checks count the same by each rule. Return the metrics that have an amount."""
+    """Apply each rule with both checks, and assert that they count the same. Return the metrics that have an amount."""
     rules = [rule for _, of_table in recount_rules(connection) for rule in of_table]
     counted: set[str] = set()
     for rule in (*rules, OF_PENDING_CLICKS):

@@ -1,5 +1,5 @@
-"""Tests that rolled-up counts agree with the stored messages, links, hits and conversions after clicks, reports, corrections,
-erasure and purge, on SQLite and PostgreSQL."""
+"""Tests on SQLite and PostgreSQL that rolled-up counts agree with the stored messages, links, hits and conversions. They must
+also agree after clicks, reports, corrections, erasure and purge."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def fold_all(database: Database) -> None:
 
 
 async def differences(service: Service) -> list[Any]:
-    """Return the counts and the rolled-up counts that differ from a recount of the rows."""
+    """Return the stored counts and rolled-up counts that differ from the result of counting all rows again."""
     now = service.clock()
     period = (now - 400 * DAY, now + DAY)
     return [*await service.database.read(count_check.verify, *period), *await service.database.read(verify_rollups, *period)]
@@ -58,8 +58,8 @@ async def hit(client: httpx.AsyncClient, message: dict[str, Any], position: int 
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> list[dict[str, Any]]:
-    """Write messages with two links each, of two campaigns, on Friday. On Saturday, clicks on both links, automated hits, reports
-    and conversions follow."""
+    """On Friday, write messages of two campaigns, most of them with two links. On Saturday, write clicks on both links, hits by
+    programs, reports and conversions."""
     messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(3)]
     messages.append(await rewrite(client, "m3", to="+491701234567", source="campaign", campaign="autumn"))
     await report(client, "m0", "DELIVERED")
@@ -85,7 +85,8 @@ async def test_rolled_up_counts_agree_with_all_rows_before_and_after_count_delta
     await service.database.write(counts.merge)
     assert await differences(service) == []
     while (await service.database.write(counts.fold_batch, counts.MAX_FOLD_ROWS, 1)).rows:
-        assert await differences(service) == []  # this also holds after each transaction that folds only a part of a row
+        # the counts must agree after each transaction, also if the transaction adds only a part of a row
+        assert await differences(service) == []
     assert await differences(service) == []
 
 
@@ -130,7 +131,7 @@ async def test_the_verification_reports_a_wrong_rolled_up_count_and_the_repair_c
 
 
 async def live_without_rollups(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
-    """Write messages, clicks and conversions, and delete their rolled-up counts."""
+    """Write messages, clicks and conversions. Then delete their rolled-up counts."""
     await live(client, service, credentials, clock)
     await fold_all(service.database)
     await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
@@ -179,7 +180,8 @@ Between = Callable[[Callable[[], Awaitable[Any]]], None]
 
 @pytest.fixture
 def between_count_and_correction(service: Service, monkeypatch: pytest.MonkeyPatch) -> Between:
-    """Call a function once, after a repair has counted the rows and before it corrects the rolled-up counts."""
+    """Call a function once during a repair, at the time when the rows are counted and the rolled-up counts are not corrected
+    yet."""
 
     def call(function: Callable[[], Awaitable[Any]]) -> None:
         read, find = service.database.read, rollup_repair._find_corrections
@@ -283,7 +285,7 @@ async def test_the_repair_of_counts_restores_deleted_rolled_up_counts_from_the_r
 async def test_statistics_include_counts_that_an_older_version_wrote_and_a_job_rolls_them_up_later(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
-    """An older version writes to the table `counts` only and not to the rolled-up counts."""
+    """An older version writes only to the table `counts`, and not to the rolled-up counts."""
     await live(client, service, credentials, clock)
     await fold_all(service.database)
     scope = StatisticsFilter(credentials.application_id, clock() - 9 * DAY, clock() + DAY)
@@ -368,7 +370,8 @@ async def test_many_buckets_of_the_time_to_click_are_summed_and_verified_as_a_hi
 async def test_postgresql_finds_counts_that_are_not_rolled_up_without_reading_all_counts(
     postgresql: str, postgresql_template: str
 ) -> None:
-    """The planner does not know that the partial index is nearly empty. It uses this index because of the ORDER BY clause."""
+    """PostgreSQL's planner does not know that the partial index is nearly empty. It uses this index only because of the ORDER BY
+    clause."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
 
     def explain(connection: Connection) -> list[str]:

@@ -29,7 +29,7 @@ def execute(connection: Connection, statement: Insert | Update) -> None:
 
 @pytest.fixture
 async def gateway(service: Service, make_gateway: MakeGateway, send_messages: SendMessages) -> int:
-    """The id of a gateway with one message in each of STATES, oldest first. The held messages are doubtful."""
+    """The id of a gateway. It has one message in each of the states STATES, the oldest first. The held messages are doubtful."""
     created = await make_gateway()
     await send_messages(len(STATES))
     for row, status in zip(await stored_sends(service), STATES, strict=True):
@@ -41,7 +41,7 @@ async def gateway(service: Service, make_gateway: MakeGateway, send_messages: Se
 
 
 async def listed(service: Service, clock: Clock, limit: int = 100, **filters: object) -> list[int]:
-    """Return the states of the messages of all pages."""
+    """Return the states of the listed messages from all pages."""
     found: list[int] = []
     below = None
     values = {"since": clock() - timedelta(hours=1), "until": clock() + timedelta(hours=1), **filters}
@@ -125,7 +125,7 @@ async def test_counts_of_more_messages_than_are_examined_are_lower_limits(
 
 
 async def change(service: Service, number: int, **values: object) -> None:
-    """Change the message with this number in STATES."""
+    """Change the message whose state is at this index of STATES."""
     row = (await stored_sends(service))[number]
     await service.database.write(execute, update(sends).where(sends.c.id == row.id).values(values))
 

@@ -1,4 +1,4 @@
-"""Tests of statistics: groups, days in any time zone, rates, times to click, and money."""
+"""Tests of statistics: groups, days in any time zone, rates, times to click, and amounts of money."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_statistics_count_only_events_within_the_requested_period(filled: 
     for _ in range(2):
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
-        # The time slots at both ends of the period are counted completely.
+        # The time slots that contain the start and the end of the period are counted completely.
         middle = NOON + timedelta(minutes=7)
         assert (await read_totals(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
         assert (await read_totals(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0
@@ -203,7 +203,7 @@ async def test_daily_statistics_use_the_days_of_the_requested_time_zone(database
 
 @pytest.mark.parametrize(
     ("zone", "first"),
-    [  # `first` is the day before the clock change.
+    [  # `first` is the day before a change of the clocks.
         ("Europe/Berlin", date(2026, 10, 24)),  # The next day has 25 hours in Berlin.
         ("America/New_York", date(2026, 3, 7)),  # The next day has 23 hours in New York.
         ("America/Santiago", date(2026, 9, 5)),  # The next day has no midnight in Santiago.
@@ -239,7 +239,9 @@ async def test_daily_statistics_count_each_time_slot_once_on_days_with_a_clock_c
 
 @pytest.mark.parametrize(
     ("zone", "first", "minutes"),
-    [  # `minutes` are the local starts of hours that do not begin with minute 0, after the offset changed by half an hour.
+    # `minutes` contains the local start of each hour that does not begin with minute 0, because the UTC offset has changed by
+    # half an hour.
+    [
         ("Australia/Lord_Howe", datetime(2026, 10, 3, 13, 30, tzinfo=UTC), ["02:30"]),
         ("Australia/Lord_Howe", datetime(2026, 4, 4, 13, 0, tzinfo=UTC), ["01:30"]),
         ("Europe/Berlin", datetime(2026, 10, 24, 22, 0, tzinfo=UTC), []),
@@ -274,9 +276,10 @@ async def test_hourly_statistics_begin_with_minute_0_in_local_time_also_after_a_
 async def test_statistics_by_hour_and_by_day_of_a_long_period_use_the_new_utc_offset_from_the_first_minute_after_each_clock_change(
     database: Database,
 ) -> None:
-    """From one clock change to the next one in Europe are exactly 30 weeks, and in Chile exactly 22 weeks."""
-    europe = datetime(2026, 10, 25, 1, tzinfo=UTC)  # 02:00 in Berlin, one hour after 02:00 in summer time
-    chile = datetime(2026, 4, 5, 3, tzinfo=UTC)  # 23:00 on Saturday in Santiago, after the first 23:00
+    """The times between two clock changes are chosen because they are whole weeks: exactly 30 in Europe, and exactly 22 in
+    Chile."""
+    europe = datetime(2026, 10, 25, 1, tzinfo=UTC)  # 02:00 in Berlin for the second time on this day: summer time has just ended
+    chile = datetime(2026, 4, 5, 3, tzinfo=UTC)  # 23:00 on Saturday in Santiago for the second time
 
     def fill(connection: Connection) -> None:
         connection.execute(insert(schema.cohorts), [{"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": ""}])
@@ -333,7 +336,7 @@ def test_rates_and_times_to_click_are_none_without_messages_and_clicks() -> None
     assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (None, None, None)
     assert figures.seconds_to_click(50) is None
     figures.add("ttc:9", Decimal(1))
-    figures.add("ttc:9", Decimal(-1))  # This negative amount retracts the click.
+    figures.add("ttc:9", Decimal(-1))  # This negative amount takes the click back.
     assert figures.seconds_to_click(50) is None
 
 

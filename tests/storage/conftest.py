@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the storage."""
+"""Fixtures for the tests of the storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 
 @pytest.fixture(scope="session", autouse=True)
 def _migrations_are_loaded_once() -> Iterator[None]:
-    """Load the modules of the migrations once. Alembic loads all of them again for each migration."""
+    """Load the modules of the migrations only once. Without this fixture, Alembic loads all of them again for each migration."""
     load = ScriptDirectory.from_config
     loaded: dict[str | None, ScriptDirectory] = {}
 

@@ -1,4 +1,6 @@
-"""An installation at the first schema, with rows in every table, and the comparison of a schema with that of the code."""
+"""An installation with the first schema and with rows in every table. Also a function that compares a schema with the schema of
+the code.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from sqlalchemy import Connection
 from shortener.storage.migrate import upgrade
 from shortener.storage.schema import metadata
 
-# The secret and the credentials of the installation whose rows schema_0001.sql contains.
+# The secret and the credentials of the installation in schema_0001.sql.
 OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
 OLD_SECRET = "the secret of the installation that this was written by 0123456789"
 OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"
@@ -19,7 +21,7 @@ OLD_TOKEN = "tt_n_0mk1bxJz8tImJIRVUnuCTYnqY2KMYty2aI5m3VfGM"
 
 
 def fill_old(connection: Connection, revision: str = "0001") -> None:
-    """Create the first schema with the rows of schema_0001.sql, and upgrade it to a revision."""
+    """Create the first schema with the rows of schema_0001.sql. Then migrate it to a revision."""
     upgrade(connection, "0001")
     for statement in OLD_ROWS.read_text().splitlines():
         if not statement.startswith("--"):
@@ -32,6 +34,6 @@ def fill_old(connection: Connection, revision: str = "0001") -> None:
 
 
 def difference(connection: Connection) -> list[object]:
-    """Return the differences between the schema of the database and that of the code, without foreign keys."""
+    """Return the differences between the schema of the database and the schema of the code. Foreign keys are not compared."""
     context = MigrationContext.configure(connection, opts={"compare_type": False})
     return [found for found in compare_metadata(context, metadata) if found[0] != "remove_fk"]

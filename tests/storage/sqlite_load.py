@@ -1,4 +1,4 @@
-"""Helpers for tests of a SQLite database under load: a database with one table, and functions that write to it."""
+"""Helpers for tests of a SQLite database under load: they create a database with one table and write to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers import PATIENCE
 
 @contextlib.asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
-    """Yield a new SQLite database with one table, opened as by a server process."""
+    """Yield a new SQLite database with one table. It is opened as a server opens it."""
     database = SqliteDatabase(path, owner=True)
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT)"))
     try:
@@ -39,7 +39,7 @@ def add(connection: Connection, rows: int) -> None:
 
 
 async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], rows: int = 1) -> None:
-    """Commit one transaction after the other, as under load, until `is_done` returns True."""
+    """Commit transactions without a pause until `is_done` returns True."""
     async with asyncio.timeout(PATIENCE):
         while not is_done():
             await database.write(add, rows)

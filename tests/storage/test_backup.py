@@ -25,7 +25,7 @@ OTHER = Secret("0123456789abcdefghijklmnopqrstuv")
 
 
 def ignore(done: int, total: int) -> None:
-    """Ignore the progress that a backup reports."""
+    """Ignore the progress of a backup."""
 
 
 def query(file: Path, statement: str) -> list[tuple[object, ...]]:
@@ -46,7 +46,7 @@ def damage(file: Path, table: str) -> None:
 
 @pytest.fixture
 async def folder(tmp_path: Path) -> Path:
-    """The folder of an installation with one link and without a running server."""
+    """The folder of an installation with one link. No server is running."""
     service = await open_service(Settings(data_dir=tmp_path / "data"))
     service.recorder.start()
     await create_codes(service)
@@ -70,7 +70,7 @@ async def test_a_backup_of_a_running_service_is_one_private_file_and_a_restored_
     assert (info.applications, info.messages, info.links, info.has_secret) == (1, 1, 1, True)
     assert info.created_at == "2026-11-28T12:00:00Z"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    await create_codes(service)  # The service still writes after the backup.
+    await create_codes(service)  # The service continues to write after the backup.
     await service.close(grace=1)
 
     restored = tmp_path / "restored"
@@ -88,7 +88,7 @@ async def test_a_backup_of_a_running_service_is_one_private_file_and_a_restored_
 
 
 def test_a_backup_is_a_consistent_snapshot_while_another_connection_writes_all_the_time(folder: Path, tmp_path: Path) -> None:
-    """Each transaction of the writer inserts two rows, so a snapshot has an even number of them."""
+    """Each transaction of the writer inserts two rows. Therefore a consistent snapshot contains an even number of rows."""
     database, begun, stop = folder / "shortener.db", threading.Event(), threading.Event()
 
     def write() -> None:
@@ -225,7 +225,7 @@ def test_a_plain_copy_of_a_database_can_be_restored_without_a_secret(folder: Pat
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file in a folder, by name."""
+    """Return the content of each file in a folder. The keys are the names of the files."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -270,7 +270,7 @@ def test_a_restore_that_fails_changes_no_file_of_the_installation_that_it_would_
     elif failure == "interrupted copy":
         progress = interrupt
     else:
-        monkeypatch.setattr("shortener.storage.backup.write_secret", fail)  # the last step, after the files were renamed
+        monkeypatch.setattr("shortener.storage.backup.write_secret", fail)  # this is the last step, after the files were renamed
     before = contents(folder)
     with pytest.raises((BackupError, KeyboardInterrupt)):
         restore(file, database, secret_file(folder), setting, progress, replaced_at=NOW)

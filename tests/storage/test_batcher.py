@@ -18,7 +18,7 @@ from tests.servers import PATIENCE
 
 
 class Names:
-    """A transaction function for a group commit. It inserts names and records each batch."""
+    """A transaction function for a group commit. It inserts each item as a name, and records the items of each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -40,7 +40,7 @@ class Names:
 class FlakyDatabase:
     """A real database in which selected writes fail.
 
-    Each list contains one item for each of the next writes: the exception that the write raises, or None for no exception.
+    Each list contains one item for each of the next writes: the exception that the write raises, or None if it does not fail.
     `before`: raised before the transaction begins.
     `at_commit`: raised after the transaction function has run; nothing is committed.
     `after`: raised after the commit."""
@@ -71,7 +71,7 @@ class FlakyDatabase:
 
 
 def programming_error() -> ProgrammingError:
-    """Return the exception that PostgreSQL raises on connect after REVOKE CONNECT ON DATABASE."""
+    """Return the exception that PostgreSQL raises for a new connection after REVOKE CONNECT ON DATABASE."""
     return ProgrammingError("", None, Exception("permission denied for database"))
 
 
@@ -190,7 +190,7 @@ async def test_each_callback_after_a_group_commit_receives_the_value_of_its_own_
 
 
 async def test_the_callback_after_a_group_commit_is_not_called_for_a_batch_that_is_rolled_back(database: Database) -> None:
-    """Both transaction functions run before either batch is committed. The second batch is then rolled back."""
+    """Both transaction functions run before one of the batches is committed. Then the second batch is rolled back."""
     both_ran = asyncio.Event()
     values: list[list[str]] = []
     order: list[list[str]] = []
@@ -261,7 +261,7 @@ async def test_if_one_of_two_commits_fails_only_the_requests_of_that_commit_fail
 
 
 def again(names: Names) -> Callable[[Connection, Sequence[str]], tuple[list[str | Exception], list[str]]]:
-    """Return a transaction function that does the same as `names` for items that may be stored already."""
+    """Return a function for `apply_again`. It does the same as `names`, but skips items that are already stored."""
 
     def apply(connection: Connection, items: Sequence[str]) -> tuple[list[str | Exception], list[str]]:
         found = set(connection.execute(select(schema.installation.c.name)).scalars())
@@ -306,7 +306,7 @@ async def test_a_batch_whose_commit_was_interrupted_raises_commit_uncertain_if_t
 
 
 class SlowAfterCut:
-    """A database that cuts the first commit. Its later transactions wait until `may_begin` is set."""
+    """A database whose first COMMIT is cut off. Later transactions wait until `may_begin` is set."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -361,7 +361,7 @@ async def test_a_batch_whose_commit_was_interrupted_is_not_repeated_without_a_fu
 
 
 class Recording:
-    """A batch handler that retries everything that the database could not write."""
+    """A batch handler that tries everything again that was not written while the database was unavailable."""
 
     def __init__(self) -> None:
         self.stored: list[str] = []
@@ -419,7 +419,7 @@ async def test_only_the_item_that_the_database_rejects_fails_and_the_other_items
 
 async def test_items_are_retried_if_the_database_becomes_unavailable_while_they_are_written_one_by_one(database: Database) -> None:
     flaky = FlakyDatabase(database)
-    # The list has the results of three writes: of the batch, of its first item and of its second item.
+    # These are the results of three writes: the whole batch, then its first item alone, then its second item alone.
     flaky.before = [None, None, StoreUnavailable("down")]
     handler = Recording()
     batcher = recording_batcher(flaky, handler)

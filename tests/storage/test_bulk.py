@@ -1,4 +1,4 @@
-"""Tests of bulk inserts of many rows into one table and into several tables, on both engines."""
+"""Tests of inserts of many rows with one statement, into one table and into several tables, on both engines."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tests of SQLite checkpoints: a thread copies the WAL into the database file, and a long WAL starts at its beginning again."""
+"""Tests of SQLite checkpoints: a thread copies the WAL into the database file, and a long WAL restarts from the beginning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_under_load_sqlite_starts_a_long_wal_file_at_its_beginning_again_a
 
     def restarted_five_times() -> bool:
         with open(tmp_path / "shortener.db-wal", "rb") as wal:
-            seen.add(wal.read(24)[16:])  # The salts in the WAL header change when SQLite starts the file again.
+            seen.add(wal.read(24)[16:])  # The header of the WAL contains salts. SQLite changes them when it restarts the WAL.
         return len(seen) > 5
 
     async with serving(file) as database:
@@ -98,7 +98,7 @@ async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_
 ) -> None:
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)
     monkeypatch.setattr(checkpoint, "MAX_WAL_FRAMES", 200)
-    monkeypatch.setattr(checkpoint, "SHORT_SECONDS", 0.0)  # with this limit, every checkpoint counts as long
+    monkeypatch.setattr(checkpoint, "SHORT_SECONDS", 0.0)  # with this limit, no checkpoint is short
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
     finished: list[int] = []
     async with serving(tmp_path / "shortener.db") as database:
@@ -113,7 +113,8 @@ async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_
         await commit_until(database, lambda: len(finished) >= 2, rows=20)
 
 
-#: A program that tries to lock the file exclusively. Every open SQLite connection holds a shared lock that prevents this.
+#: A program that tries to get an exclusive lock of the file. It cannot, as long as a SQLite connection is open, because each of
+#: them holds a shared lock.
 _TAKE_LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:

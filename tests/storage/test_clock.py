@@ -1,4 +1,4 @@
-"""Tests of the clock that processes share. PostgreSQL only, because only one process uses a SQLite database."""
+"""Tests of the clock that several processes share. They run only with PostgreSQL, because one process uses a SQLite database."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def database(database: Database) -> Database:
 
 
 def off_by(**units: float) -> Clock:
-    """Return a clock whose time is wrong by a constant difference."""
+    """Return a clock that is wrong by a constant time."""
 
     class Wrong(Clock):
         def __call__(self) -> datetime:
@@ -64,7 +64,8 @@ async def test_the_clock_that_returns_milliseconds_is_corrected_with_the_clock_o
 async def test_a_process_on_postgresql_does_not_follow_a_machine_clock_that_somebody_sets(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the next measurement, the process would otherwise claim the deliveries of other processes and expire links."""
+    """A process that followed the machine clock would, until its next measurement, claim deliveries of other processes and expire
+    links."""
     clock = SharedClock(database)
     await clock.step()
     before, system = ms_clock(clock)(), time.time_ns

@@ -1,4 +1,4 @@
-"""Tests of the guard against a clock that is far ahead, on both databases."""
+"""Tests of the guard against a clock that moved far ahead, on both databases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 async def step_at(database: Database, now: datetime) -> ClockStep | None:
-    """Begin a run of the purge. Return the step of the clock that it finds. Check that `find_step` returns the same step."""
+    """Store a run of the purge. Return the step of the clock that it finds, and check that `find_step` finds the same step."""
     step = await database.write(note_run, now)
     assert await database.read(find_step, now) == step
     return step
@@ -285,8 +285,8 @@ async def test_a_process_that_was_restarted_after_a_step_of_minutes_ends_no_leas
 
 
 class SharedMachine(Machine):
-    """A machine of a process that shares a PostgreSQL database. `behind` is the time by which the clock of this process is behind
-    the clock of the database, which runs."""
+    """A machine with a process that shares a PostgreSQL database. The clock of the process is behind the clock of the database by
+    `behind`."""
 
     behind = timedelta()
 
@@ -305,7 +305,7 @@ def shared(database: Database, clock: Clock) -> SharedMachine:
 async def test_no_lease_ends_until_a_process_follows_a_step_of_the_clock_of_the_database(
     database: Database, shared: SharedMachine, minutes: int
 ) -> None:
-    """If the clock was set back, the leases of processes that follow it seem to have ended."""
+    """If the clock of the database was set back, the leases of the processes that already follow it seem to have ended."""
     behind = timedelta(minutes=minutes)
     guard = ClockGuard(lambda: to_ms(utcnow() - behind), follows_database=True)
     assert await database.read(guard.leases_wait)
@@ -314,7 +314,7 @@ async def test_no_lease_ends_until_a_process_follows_a_step_of_the_clock_of_the_
 
 
 async def test_no_lease_ends_shortly_after_the_start_of_a_process(database: Database, shared: SharedMachine) -> None:
-    """The clock may have moved shortly before, and the other processes have not noticed it yet."""
+    """The clock may have made a step shortly before the start, and the other processes may not have noticed it yet."""
     guard = shared.guard()
     assert await database.read(guard.leases_wait)
     shared.passed += START_WAIT - timedelta(seconds=1)
@@ -348,7 +348,7 @@ async def test_no_lease_ends_after_another_process_has_found_a_step_of_seconds(
 async def test_a_process_that_starts_after_a_step_that_nobody_has_found_yet_waits_until_another_process_finds_it(
     database: Database, clock: Clock, shared: SharedMachine
 ) -> None:
-    """The other process runs on another host, and the clock of the database was behind by 30 hours."""
+    """The other process runs on another host. Before the step, the clock of the database was behind by 30 hours."""
     shared.behind = 30 * HOUR
     running = shared.guard()
     running.check()

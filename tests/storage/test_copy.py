@@ -1,4 +1,4 @@
-"""Tests of copies of an installation between SQLite and PostgreSQL, with and without interruptions."""
+"""Tests of copies of an installation from SQLite to PostgreSQL and back, with and without interruptions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.clicks.helpers import make_hit as hit
 from tests.conftest import NOON, Clock, MakeService, new_postgresql_database
 from tests.rows import Rows
 
-MESSAGES = BATCH_ROWS + 500  # The messages fill more than one batch of a copy.
+MESSAGES = BATCH_ROWS + 500  # The number of messages. They fill more than one batch of a copy.
 
 
 async def write_rows(service: Service) -> None:
-    """Write rows to every table that the test compares."""
+    """Write rows to each table that the test compares."""
     (code,) = await send(service)
     await service.recorder.record(hit(service, code))
     await service.recorder.record(hit(service, code))
@@ -41,7 +41,7 @@ async def write_rows(service: Service) -> None:
     await service.database.write(many, application.id)
     await service.database.write(counts.fold)
     (code,) = await send(service)
-    await service.recorder.record(hit(service, code))  # This click leaves a count delta that is not folded yet.
+    await service.recorder.record(hit(service, code))  # This click leaves a count delta that is not added to the counts yet.
 
 
 def many(connection: Connection, application: int) -> None:
@@ -68,7 +68,7 @@ def message(number: int, application: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def source(make_service: MakeService) -> Database:
-    """A database that contains the rows of a service that ran on it."""
+    """The source database: a service has run on it and has written its rows."""
     service = await make_service()
     await write_rows(service)
     await service.recorder.flush()
@@ -77,7 +77,7 @@ async def source(make_service: MakeService) -> Database:
 
 @pytest.fixture
 async def target_url(store_url: str, postgresql: str, postgresql_template: str, tmp_path: Path) -> str:
-    """The URL of an empty database with the schema, on the engine that the source does not use."""
+    """The URL of an empty database with the schema. It has the other engine than the source."""
     if store_url.startswith("sqlite"):
         return await new_postgresql_database(postgresql, postgresql_template)
     url = f"sqlite:///{tmp_path / 'target.db'}"
@@ -119,7 +119,7 @@ async def test_a_copy_contains_all_rows_and_the_service_continues_on_the_target_
         assert await database.read(count_check.verify, NOON - timedelta(hours=1), NOON + timedelta(hours=1)) == []
     await target.close()
 
-    # The target service uses the same folder and so the same secret.
+    # The target service uses the same folder, and therefore the same secret.
     settings = Settings(data_dir=tmp_path, database_url=target_url)
     service = await open_service(settings, clock=clock)
     service.recorder.start()
@@ -134,7 +134,7 @@ async def test_a_copy_contains_all_rows_and_the_service_continues_on_the_target_
 
 
 class BreakingDatabase:
-    """A database whose connection breaks after `writes` transactions."""
+    """A database that becomes unavailable after `writes` transactions."""
 
     def __init__(self, database: Database, writes: int) -> None:
         self._database = database
@@ -160,7 +160,8 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
         except StoreUnavailable:
             interruptions += 1
             assert await target.read(is_unfinished)
-            if interruptions == 2 and target.dialect == "postgresql":  # SQLite rejects a second server process on the same file.
+            # With SQLite, a second server process on the same file would be rejected for another reason.
+            if interruptions == 2 and target.dialect == "postgresql":
                 with pytest.raises(SchemaMismatch, match="shortener copy"):
                     await open_service(Settings(data_dir=tmp_path, database_url=target_url))
     assert interruptions > 3
@@ -171,8 +172,8 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
 async def test_a_copy_that_fails_raises_its_error_only_after_the_read_of_the_source_has_ended(
     source: Database, target: Database
 ) -> None:
-    """The copy reads the next rows while the target writes. The command closes both databases after an error, so no read may run
-    then."""
+    """The copy reads the next rows while the target writes the current ones. After an error, the command closes both databases,
+    so no read may be running."""
     running = 0
 
     class Source:
@@ -204,7 +205,7 @@ async def test_a_copy_to_a_database_of_another_installation_is_rejected(source: 
 
 async def test_a_change_of_the_source_database_during_a_copy_is_reported(source: Database, target: Database) -> None:
     class ChangingSource(BreakingDatabase):
-        """A target database that changes a row of the source database in every transaction."""
+        """A target database. In each of its transactions, a row of the source database changes."""
 
         async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
             statement = schema.applications.update().values(name=f"changed, {self._writes} to go")

@@ -1,4 +1,4 @@
-"""Tests of the guarantees of both database engines: transactions, reads, streams and errors."""
+"""Tests of what both database engines guarantee about transactions, reads, streams and errors."""
 
 import os
 from datetime import UTC, datetime
@@ -94,7 +94,7 @@ async def test_a_second_server_on_a_sqlite_file_is_rejected(tmp_path: Path) -> N
     first = await open_database(url, owner=True)
     with pytest.raises(StoreUnavailable, match="only one process can use a SQLite database"):
         await open_database(url, owner=True)
-    command = await open_database(url, owner=False)  # A command can open the database while the server runs.
+    command = await open_database(url, owner=False)  # A command can open the database while a server uses it.
     await command.close()
     await first.close()
     again = await open_database(url, owner=True)

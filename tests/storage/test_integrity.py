@@ -1,4 +1,4 @@
-"""Tests of a database that is lost, damaged or does not accept writes."""
+"""Tests of a database that is lost, is damaged, or does not accept writes."""
 
 from __future__ import annotations
 

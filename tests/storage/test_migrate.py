@@ -1,4 +1,4 @@
-"""Tests of the creation and migration of the schema, and of the rejection of old and unknown schemas."""
+"""Tests that the schema is created and migrated, and that old and unknown schemas are rejected."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.storage.old_installation import OLD_KEY, OLD_SECRET, OLD_TOKEN, diffe
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database of each engine."""
+    """The URL of an empty database. A test with this fixture runs with each engine."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'new' / 'shortener.db'}"
     return await new_postgresql_database(request.getfixturevalue("postgresql"), None)
@@ -56,14 +56,15 @@ async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def old_url(empty_url: str) -> str:
-    """The URL of a database at the first schema, with rows in every table."""
+    """The URL of a database with the first schema and with rows in every table."""
 
     await module._run_on(empty_url, fill_old)
     return empty_url
 
 
 def conditions(connection: Connection) -> dict[str, str]:
-    """Return the SQL definition of each index, because Alembic's comparison of schemas ignores the conditions of indexes."""
+    """Return the SQL definition of each index. Alembic's comparison of schemas ignores the conditions of indexes, so tests
+    compare this, too."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
     else:
@@ -91,14 +92,15 @@ async def test_the_function_prepare_creates_the_schema_in_an_empty_database_and_
 
 
 def count_rows(connection: Connection) -> dict[str, int]:
-    """Return the number of rows of each table that exists."""
+    """Return the number of rows of each table that exists in the database."""
     there = inspect(connection).get_table_names()
     tables = {name: table for name, table in metadata.tables.items() if name in there}
     return {name: connection.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables.items()}
 
 
 def clicks_of_messages(connection: Connection) -> list[tuple[Any, ...]]:
-    """Return for each message: state, state before the click, time and hit id of the first click, number of clicked links."""
+    """For each message, return its state, its state before the click, the time and the hit id of the first click, and the number
+    of clicked links."""
     if "clicked_at" in {column["name"] for column in inspect(connection).get_columns("messages")}:
         columns = "message_id, state, previous_state, clicked_at, click_hit_id, clicked_links"
         return [tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM messages ORDER BY message_id"))]
@@ -211,7 +213,7 @@ async def test_a_database_with_tables_of_another_program_is_rejected(empty_url: 
 
 
 async def test_several_processes_can_migrate_one_postgresql_database_at_the_same_time(postgresql: str) -> None:
-    """This test runs on PostgreSQL only, because only one process uses a SQLite database."""
+    """This test runs only with PostgreSQL, because one process uses a SQLite database."""
     for function in (prepare, migrate):
         url = await new_postgresql_database(postgresql, None)
         await asyncio.gather(*(function(url) for _ in range(4)))
@@ -224,8 +226,8 @@ async def test_several_processes_can_migrate_one_postgresql_database_at_the_same
 
 @pytest.fixture
 async def trackers_read(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, asyncpg.Connection, Any]]:
-    """The URL of a PostgreSQL database at the schema 0021, a connection to it, and a transaction of this connection that has read
-    the table `trackers`. The next migration changes this table."""
+    """A PostgreSQL database at the schema 0021: its URL, a connection, and an open transaction of this connection that has read
+    the table `trackers`. The next migration changes this table, so it must wait for the transaction."""
     monkeypatch.setattr(module, "LOCK_TIMEOUT_MS", 100)
     monkeypatch.setattr(module, "LOCK_PAUSE_SECONDS", 0.1)
     url = await new_postgresql_database(postgresql, None)

@@ -1,4 +1,4 @@
-"""Tests of the file of statements that creates the tables of a new SQLite database."""
+"""Tests of the file whose statements create the tables of a new SQLite database."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ async def test_the_file_creates_exactly_the_tables_indexes_and_triggers_of_the_m
 
 
 async def test_a_process_that_finds_the_tables_of_another_process_creates_none(tmp_path: Path) -> None:
-    """Both processes have seen the empty database before the first one created the tables."""
+    """Both processes have found the database empty, and then the first one has created the tables."""
     url = f"sqlite:///{tmp_path}/new.db"
     await module._run_on(url, module._create)
     await module._run_on(url, module._create)

@@ -1,4 +1,4 @@
-"""Tests of a start after the clock was set back: new ids are larger than those of existing rows."""
+"""Tests of a start after the clock was set back: new ids must be larger than the ids of existing rows."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def lease(database: Database, numbers: list[int] | None = None) -> NodeLease:
 
 
 async def use_numbers(database: Database, count: int) -> None:
-    """Advance the sequence of node numbers by `count`, as `count` starts of processes do."""
+    """Advance the sequence of node numbers by `count`, as if `count` processes had started."""
     await database.write(lambda c: c.execute(text(f"SELECT nextval('nodes') FROM generate_series(1, {count})")))
 
 

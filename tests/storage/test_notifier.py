@@ -1,4 +1,4 @@
-"""Tests of wake-up events between processes. PostgreSQL only, because only one process uses a SQLite database."""
+"""Tests of wake-up events between processes. They run only with PostgreSQL, because one process uses a SQLite database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from tests.servers import PATIENCE
 
 
 class Listener:
-    """The notifier of one process. `received` counts the events from other processes."""
+    """The notifier of one process. `received` is the number of events that it got from other processes."""
 
     def __init__(self, dsn: str) -> None:
         self.notifier = PostgresNotifier(dsn)
@@ -32,14 +32,16 @@ class Listener:
                 await asyncio.sleep(0.01)  # wait a moment, then check the condition again
 
     async def received_after(self, before: int) -> None:
-        """Wait until the listener receives a new wake-up event. An earlier event may still be set."""
+        """Wait until the listener has received more than `before` wake-up events. The event object may still be set by an earlier
+        one."""
         async with asyncio.timeout(PATIENCE):
             while self.received == before:
                 await self.wake_up.wait(PATIENCE)
 
 
 async def wait_for_all_events(sender: Listener, receiver: Listener) -> None:
-    """Wait until the receiver has received every wake-up event that was sent before. PostgreSQL keeps the order of the commits."""
+    """Wait until the receiver has got all wake-up events that were sent before this call. PostgreSQL delivers them in the order
+    of the commits."""
     last = asyncio.Event()
     receiver.notifier.on("last", last.set)
     sender.notifier.notify("last")
@@ -89,7 +91,7 @@ async def test_the_notifier_reconnects_after_its_connection_is_cut(pair: tuple[L
     async with asyncio.timeout(PATIENCE):
         while one.notifier.connected or two.notifier.connected:
             await asyncio.sleep(0.01)  # wait a moment, then check the condition again
-    one.notifier.notify("events")  # This wake-up event may be lost.
+    one.notifier.notify("events")  # This wake-up event may be lost, because the notifiers are disconnected.
     await one.connected()
     await two.connected()
     before = two.received

@@ -1,4 +1,4 @@
-"""Log lines about a database that is unavailable are limited for each error."""
+"""Tests that the number of log lines about an unavailable database is limited for each error."""
 
 from __future__ import annotations
 

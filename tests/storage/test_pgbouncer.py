@@ -1,4 +1,5 @@
-"""Tests with PgBouncer in transaction mode, if it is installed: each transaction can use another server connection."""
+"""Tests with PgBouncer in transaction mode, if it is installed. In this mode, each transaction can use another server
+connection."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ PGBOUNCER = shutil.which("pgbouncer")
 
 @pytest.fixture
 def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
-    """The URL of a database behind PgBouncer with two server connections."""
+    """The URL of a database that is reached through PgBouncer. PgBouncer has two connections to the server."""
     if PGBOUNCER is None:
         pytest.skip("PgBouncer is not installed")
     direct = asyncio.run(new_postgresql_database(postgresql, postgresql_template))
@@ -43,7 +44,7 @@ def pooled_url(postgresql: str, postgresql_template: str) -> Iterator[str]:
         "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
     )
     command = [PGBOUNCER, "-q", str(configuration)]
-    if os.geteuid() == 0:  # PgBouncer does not run as root, and the PostgreSQL server runs as the user pgserver.
+    if os.geteuid() == 0:  # PgBouncer refuses to run as root. Run it as pgserver, the user of the PostgreSQL server.
         folder.chmod(0o755)
         command[1:1] = ["-u", "pgserver"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -91,13 +92,13 @@ async def test_many_transactions_can_share_two_server_connections_of_pgbouncer(p
 
 
 async def test_statements_fail_behind_pgbouncer_unless_the_url_has_the_parameter_prepared_statements_off(pooled_url: str) -> None:
-    """This failure is the reason for the URL parameter `prepared_statements=off`.
+    """Without the URL parameter `prepared_statements=off`, statements fail in this way.
 
     Newer versions of PgBouncer can be configured to support prepared statements."""
     databases: list[Database] = []
     try:
         with pytest.raises(StoreUnavailable, match="prepared statement"):
-            await _work_with(20, pooled_url, databases)  # usually the second node fails
+            await _work_with(20, pooled_url, databases)  # usually, a statement of the second node fails
     finally:
         for database in databases:
             await database.close()

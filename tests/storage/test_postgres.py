@@ -1,4 +1,4 @@
-"""Tests of PostgreSQL only: cut connections, statements that hang, several hosts and TLS."""
+"""Tests of features that only PostgreSQL has: cut connections, statements that hang, several hosts and TLS."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_a_connection_that_ends_during_commit_raises_commit_uncertain(
 
 
 async def test_a_commit_that_postgresql_rejects_is_certain(database: PostgresDatabase) -> None:
-    """A deferred constraint is checked by COMMIT. The error says that the transaction is rolled back."""
+    """PostgreSQL checks a deferred constraint at COMMIT. The error means for certain that the transaction is rolled back."""
 
     def reject(connection: Connection) -> None:
         connection.execute(text("CREATE TEMPORARY TABLE once (id INT UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
@@ -183,7 +183,7 @@ async def test_sslmode_require_sends_no_data_to_a_postgresql_server_without_tls(
 
 @pytest.fixture
 async def tls_url(postgres_server: PostgresProcess, certificate: Path) -> AsyncIterator[str]:
-    """The URL of a database over TCP and TLS. The packaged server has no TLS, so a proxy adds it."""
+    """The URL of a database over TCP and TLS. The server of the tests has no TLS, so a proxy adds it."""
     url = await new_postgresql_database(postgres_server.url, None)
     await migrate(url)
     user_and_name, _, folder = url.partition("?host=")

@@ -47,7 +47,7 @@ from tests.servers import PATIENCE, free_port
                 "postgresql:///d?host=b&port=7&target_session_attrs=read-write",
             ],
         ),
-        # A URL with three hosts and two ports is not split, so that asyncpg reports the error.
+        # A URL with three hosts and two ports is not split. asyncpg then reports the error.
         ("postgresql:///d?host=a,b,c&port=1,2", ["postgresql:///d?host=a,b,c&port=1,2"]),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_url_with_several_hosts_is_split_into_one_url_for_each_host(url: str, 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts connections and never answers, like a server that hangs."""
+    """A port that accepts connections and never responds, like a server that hangs."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(8)

@@ -1,4 +1,5 @@
-"""Tests of references between tables: the database enforces some of them, and a report lists rows that violate any of them."""
+"""Tests of references between tables. The database enforces some of them, and a report lists the rows that violate any of
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tests.conftest import NOON
 from tests.one_service import on_one_service
 from tests.rows import Rows
 
-#: The values of one row for each table that refers to an application, without the column `application_id`.
+#: For each table that refers to an application: the values of one row, without the column `application_id`.
 ROWS: dict[str, dict[str, Any]] = {
     "domains": {"host": "go.example", "base_url": "https://go.example", "created_at": NOON},
     "api_keys": {"name": "k", "hash": "h", "hint": "sk", "permissions": [], "created_at": NOON},

@@ -67,17 +67,18 @@ async def test_adopting_a_new_secret_removes_undecryptable_values_and_disables_t
 
 
 def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
-    """A new encrypted column needs `info={"encrypted": NAME}`, or `secret adopt` does not find its values."""
+    """Without `info={"encrypted": NAME}` in the schema, `secret adopt` would not find the values of a new encrypted column."""
     known = {
         "shortener/accounts/administration.py",
         "shortener/delivery/trackers.py",
         "shortener/gateways/store.py",
-        "shortener/portal/me.py",  # this module encrypts a value in a form and does not store it
+        "shortener/portal/me.py",  # this module puts an encrypted value into a form, and does not store it in the database
         "shortener/portal/second_factor.py",
         "shortener/secret.py",
-        # This module stores responses for a day. Without the secret, a repeated request gets an error.
+        # This module stores encrypted responses for a day. If the secret is lost, a repeated request gets an error.
         "shortener/web/idempotency.py",
-        "shortener/portal/kept_entries.py",  # it stores the entries of a form for an hour; without the secret, the form is empty
+        # it stores the encrypted entries of a form for an hour; if the secret is lost, the form is empty
+        "shortener/portal/kept_entries.py",
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}
     assert modules <= known, "mark the columns of the module in the schema, then add the module here"

@@ -1,4 +1,6 @@
-"""Tests of SQLite: the order of transactions, and reads that last too long, which the service ends so that the WAL can restart."""
+"""Tests of SQLite: the order of transactions, and reads that take too long. The service interrupts such reads, so that the WAL
+can restart.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.storage.sqlite_load import add, commit_until, count_rows, serving
 
 
 def count_for_ever(connection: Connection) -> None:
-    connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()  # From this query on, the transaction reads a snapshot.
+    connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()  # From this query on, the transaction uses a snapshot.
     connection.exec_driver_sql(
         "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c",
     ).fetchall()
@@ -74,7 +76,7 @@ async def test_sqlite_starts_the_wal_file_at_its_beginning_again_after_a_too_lon
 
         def salt() -> bytes:
             with wal.open("rb") as file:
-                return file.read(24)[16:]  # The salt changes when SQLite starts the WAL file again.
+                return file.read(24)[16:]  # SQLite changes the salt when it restarts the WAL.
 
         await commit_until(database, lambda: wal.stat().st_size > 0)
         reading = asyncio.create_task(database.read(count_for_ever))
@@ -120,7 +122,7 @@ async def test_at_most_one_transaction_of_bulk_work_runs_while_other_transaction
     async with serving(tmp_path / "shortener.db") as database:
 
         def write(name: str, transact: Callable[[Connection], None]) -> asyncio.Task[None]:
-            """Begin a transaction. If its name is in lower case, it is a transaction of bulk work."""
+            """Begin a transaction. A name in lower case means a transaction of bulk work."""
             return asyncio.create_task((database.write if name.isupper() else database.write_later)(transact))
 
         tasks = [write(first, block)]

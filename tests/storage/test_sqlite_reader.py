@@ -1,4 +1,4 @@
-"""Tests of the connections of SQLite readers: the thread switches of a read, results of any size, errors and cancellation."""
+"""Tests of the connections of SQLite readers: the number of thread switches, results of any size, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from shortener.storage.sqlite_reader import FIRST_ROWS, connect_reader
 from tests.servers import PATIENCE
 from tests.storage.sqlite_load import count_rows, serving
 
-#: A query that ends only if it is interrupted.
+#: A query that never ends, unless it is interrupted.
 ENDLESS = "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c"
-#: A query with as many rows as its parameter says.
+#: A query that returns as many rows as its parameter says.
 NUMBERS = "WITH RECURSIVE c(n) AS (SELECT 1 WHERE :rows > 0 UNION ALL SELECT n + 1 FROM c WHERE n < :rows) SELECT n FROM c"
 SIZES = (0, 1, FIRST_ROWS - 1, FIRST_ROWS, FIRST_ROWS + 1, 3 * FIRST_ROWS)
 
@@ -40,7 +40,7 @@ async def test_each_statement_of_a_read_needs_one_thread_switch(tmp_path: Path, 
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count)
         assert await database.read(query) == [7, 8]
-        assert len(returns) == 2  # one return from the thread for each statement, and none for BEGIN and ROLLBACK
+        assert len(returns) == 2  # the thread has returned once for each statement, but not for BEGIN and ROLLBACK
 
 
 @pytest.mark.parametrize("rows", SIZES)
@@ -150,7 +150,7 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
     def query(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         connections.append(driver)
-        driver._tx.put_nowait((None, lambda: go_on.wait(PATIENCE)))  # The thread is occupied, like on a machine under load.
+        driver._tx.put_nowait((None, lambda: go_on.wait(PATIENCE)))  # Occupy the thread, as on a machine under load.
         began.set()
         connection.exec_driver_sql(ENDLESS)
 
@@ -163,7 +163,7 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
             for _ in range(10):
                 await asyncio.sleep(0)
         go_on.set()
-        left = asyncio.all_tasks() - tasks  # the read, and the task that closes its connection
+        left = asyncio.all_tasks() - tasks  # the task that reads, and the task that closes its connection
         _, running = await asyncio.wait(left, timeout=PATIENCE)
         assert not running
         await asyncio.to_thread(connections[0]._thread.join, PATIENCE)

@@ -1,8 +1,8 @@
-"""Tests of upgrades from every earlier schema: the counts stay right, and existing links, keys and tokens work.
+"""Tests of upgrades from every earlier schema. The counts must stay right, and existing links, keys and tokens must work.
 
-The test data for a schema from 0005 on are the rows of a new installation, without the tables and columns that this schema does
-not have. This is possible because all later migrations only add tables and columns. The test data for an older schema are the rows
-of schema_0001.sql, migrated to that schema.
+For the schema 0005 and later schemas, the test data are the rows of a new installation, without the tables and columns that the
+schema does not have. This is possible because all later migrations only add tables and columns. For an older schema, the test
+data are the rows of schema_0001.sql, migrated to that schema.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ from tests.factory import rows
 from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
 
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
-FIRST_OF_THIS_FORM = "0005"  # migration 0004 moved the clicks; later migrations only add columns and tables
-#: The schemas of which `make test-fast` upgrades an installation: all migrations, all of this form, and the newest migration. Each
-#: upgrade runs all later migrations, so a fault in any migration stops one of these upgrades.
+#: the first schema whose rows have the present form: migration 0004 moved the clicks, and later ones only add columns and tables
+FIRST_OF_THIS_FORM = "0005"
+#: `make test-fast` upgrades an installation from these schemas: from the first one (all migrations), from the first one of the
+#: present form, and from the last one before HEAD (only the newest migration). Each upgrade runs all later migrations, so a fault
+#: in any migration stops one of these upgrades.
 QUICK = {EARLIER[0], FIRST_OF_THIS_FORM, EARLIER[-1]}
-#: Metrics (as regular expressions) by the first schema whose code counted them.
+#: Metrics as regular expressions. The key is the first schema whose code counted these metrics.
 COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links", "0023": r"converted_messages"}
 
 
 @dataclass
 class Installation:
-    """The rows of an installation by table, and values for requests: an API key, and a message without clicks and its link.
+    """The rows of an installation by table, and values for requests: an API key, and a message without clicks with its link.
 
-    `clicked`: the number of clicked messages. `converted`: the number of messages with conversions."""
+    `clicked` is the number of clicked messages. `converted` is the number of messages with conversions."""
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     api_key: str = ""
@@ -62,7 +64,7 @@ class Installation:
 
 
 async def _build(folder: Path) -> Installation:
-    """Create an installation at the current schema with a row in as many tables as possible. Return its rows."""
+    """Create an installation with the current schema and with a row in as many tables as possible. Return its rows."""
     clock, url = Clock(), f"sqlite:///{folder}/shortener.db"
     settings = Settings(data_dir=folder, database_url=url, secret=OLD_SECRET, allow_private_targets=True)
     service = await open_service(settings, clock=clock)
@@ -112,7 +114,7 @@ async def _build(folder: Path) -> Installation:
 
 
 def _rows(connection: Connection) -> dict[str, list[dict[str, Any]]]:
-    """Return all rows as the database stores them, without the conversions of the column types."""
+    """Return all rows in the form in which the database stores them. The column types do not convert the values."""
     stored = MetaData()
     stored.reflect(connection)
     return {
@@ -131,11 +133,12 @@ def current(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 
 def _fill(connection: Connection, revision: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Create the schema of a revision and insert the rows. Skip tables and columns that the schema does not have."""
+    """Create the schema of a revision and insert the rows. Leave out tables and columns that the schema does not have."""
     upgrade(connection, revision)
     there = inspect(connection)
     tables = set(there.get_table_names())
-    for name in (name for name in metadata.tables if name in tables):  # in the order of their references
+    # insert the rows of a table after the rows to which they refer
+    for name in (name for name in metadata.tables if name in tables):
         types = {column["name"]: column["type"] for column in there.get_columns(name)}
         _insert(connection, name, types, revision, rows.get(name, []))
     if connection.dialect.name == "postgresql":
@@ -164,7 +167,7 @@ def _insert(
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """Convert a value that SQLite stored to the Python type of a PostgreSQL column."""
+    """Convert a value that SQLite stored to the Python type that a PostgreSQL column requires."""
     return bool(value) if kind is bool and value is not None else value
 
 
@@ -200,7 +203,8 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         await module._run_on(url, partial(_fill, revision=revision, rows=current.rows))
 
     assert await migrate(url) == (revision, HEAD)
-    if engine == "sqlite":  # The text equals the file only if the schema is the same in every detail, and needs no comparison.
+    # The text is equal only if the schema is the same in every detail, so no other comparison is necessary.
+    if engine == "sqlite":
         assert await module._run_on(url, new_database.dump) == new_database.SQLITE_FILE.read_text()
     else:
         assert await module._run_on(url, difference) == []
@@ -213,7 +217,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
         async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
             behind = (await pipeline.get("/api/v1/sms/stats")).json()
-            is_counted = revision >= "0023"  # the release that stored these rows had the table of first conversions
+            is_counted = revision >= "0023"  # from this revision on, the stored rows include the table of first conversions
             assert (behind["complete"], behind["converted_messages"]) == ((True, had.converted) if is_counted else (False, 0))
             await service.database.write(counts.fold)
             await service.jobs.table["first_conversions"].step()
@@ -230,7 +234,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
             message = (await pipeline.post("/api/v1/rewrite", json=new)).json()["messages"][0]
             code = message["links"][0]["code"]
             assert (await phone.get(f"/{code}")).status_code == 302
-        # These checks take most of the time of this test. They also find what the upgrade and the steps above left behind.
+        # These two checks take most of the time of the test. They examine what the upgrade and all steps above have written.
         assert "\n".join(map(str, [*await _drifts(service, clock), *await find_orphans(service.database)])) == ""
         trackers = await service.trackers.all()
         assert {(one.conversion_actions, one.conversion_dispositions) for one in trackers} <= {(None, None)}

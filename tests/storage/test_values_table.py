@@ -1,4 +1,4 @@
-"""Tests of `values_table` and `parameter_table`: rows in memory as an SQL table, on both engines."""
+"""Tests of `values_table` and `parameter_table`, which pass rows from memory to SQL as a table, on both engines."""
 
 from sqlalchemy import BigInteger, Connection, Integer, Row, Text, select
 

@@ -1,4 +1,4 @@
-"""Tests that commands work on an SQLite database while another process writes."""
+"""Tests that commands work on a SQLite database while another process writes to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def file(tmp_path: Path, sqlite_template: Path) -> Path:
 
 @contextlib.contextmanager
 def write_locked(file: Path) -> Iterator[sqlite3.Connection]:
-    """Hold the write lock of a SQLite file with a connection of another process. The context may end the transaction earlier."""
+    """Hold the write lock of a SQLite file with a separate connection, as another process does. The test may end this transaction
+    inside the context."""
     with contextlib.closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("BEGIN IMMEDIATE")
@@ -80,7 +81,7 @@ async def test_the_schema_version_is_read_while_another_process_writes(file: Pat
 
 @pytest.mark.parametrize("owner", [False, True])
 async def test_a_command_waits_longer_for_the_lock_than_a_server(file: Path, monkeypatch: pytest.MonkeyPatch, owner: bool) -> None:
-    """A command may be the owner of the file too, such as `shortener secret adopt`."""
+    """If `owner` is true, the command is the owner of the file, such as `shortener secret adopt`."""
     monkeypatch.setattr("shortener.storage.sqlite.BUSY_TIMEOUT_MS", 1)
     with write_locked(file) as other:
         server = await open_database(f"sqlite:///{file}", owner=owner, is_command=False)
@@ -117,7 +118,8 @@ def test_a_command_that_changes_an_installation_waits_for_the_lock(tmp_path: Pat
 async def test_all_transactions_that_wait_while_another_process_has_the_write_lock_fail_after_the_same_time(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transactions run one after the other, but each waits only for the rest of the time that began with its request."""
+    """The transactions run one after the other. The time limit of each begins when it is requested, so the time in the queue
+    counts."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 400)
     database = sqlite.SqliteDatabase(file, owner=True)
     try:
