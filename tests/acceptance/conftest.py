@@ -1,4 +1,6 @@
-"""Fixtures that start real `shortener` processes, which store their data on the disk, because the tests examine durability."""
+"""Fixtures that start real `shortener` processes. These processes store their data on the disk, because the tests examine
+durability.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.servers import PostgresProcess, RedisProcess
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Yield a temporary folder on the disk. The temporary folders of other tests may be in memory."""
+    """Yield a temporary folder on the disk. For other tests, temporary folders may be in memory."""
     folder = Path(tempfile.mkdtemp(prefix="shortener-acceptance-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -28,7 +30,8 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_template: Path) -> Iterator[Server]:
-    """A server on its first start. Its database already has the schema, because migrations would double the time of the start."""
+    """A server at its first start. The schema already exists in its database, because migrations would double the time of the
+    start."""
     create_installation(tmp_path / "data", sqlite_template)
     (tmp_path / "data" / "shortener.db").chmod(0o600)
     yield from serving(tmp_path)
@@ -36,7 +39,7 @@ def server(tmp_path: Path, sqlite_template: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes on a PostgreSQL and a Redis server that the test may stop."""
+    """Nodes that share a PostgreSQL server and a Redis server. The test may stop both servers."""
     url = asyncio.run(new_postgresql_database(postgres_server.url, None))
     nodes = Nodes(tmp_path, url, redis_server.url, settings={"HIT_DEADLINE": "0.5", "DATABASE_TIMEOUT": "2"})
     yield nodes
@@ -45,7 +48,7 @@ def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path
 
 @pytest.fixture
 def nodes_without_redis(postgresql: str, postgresql_template: str, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes without Redis, on the PostgreSQL server that all tests share. Their database already has the schema."""
+    """Nodes without Redis, on the PostgreSQL server that all tests share. The schema already exists in their database."""
     nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, postgresql_template)))
     yield nodes
     nodes.close()

@@ -1,4 +1,4 @@
-"""An HTTP endpoint of a customer, for tests without an event loop. It runs in a thread."""
+"""An HTTP endpoint that acts as a customer's endpoint. It runs in a thread, for tests without an event loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from tests.servers import PATIENCE
 
 
 class Endpoint:
-    """An HTTP endpoint that stores every request. It responds with the next status in `answers`, or with 200 if the list is empty.
-    `slow` maps a path to the seconds by which its response is delayed. `body` is the body of each response."""
+    """An HTTP endpoint that stores every request. It responds with the next status in `answers`, or with 200 if the list is
+    empty.
+
+    `slow` says, for some paths, by how many seconds the response is delayed. `body` is the body of each response."""
 
     def __init__(self) -> None:
         self.arrived: list[Request] = []
@@ -33,7 +35,7 @@ class Endpoint:
                     endpoint._changed.notify_all()
                 if self.path in endpoint.slow:
                     endpoint._closed.wait(endpoint.slow[self.path])
-                with contextlib.suppress(OSError):  # the client may disconnect before the response
+                with contextlib.suppress(OSError):  # the client may have disconnected before the response
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(endpoint.body)))
                     self.end_headers()
@@ -50,7 +52,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def wait(self, number: int) -> list[Request]:
-        """Wait until `number` requests have arrived, and return them."""
+        """Wait until at least `number` requests have arrived, and return all of them."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.arrived) >= number, PATIENCE), f"{len(self.arrived)} of {number} arrived"
             return self.arrived[:number]

@@ -1,6 +1,7 @@
-"""A gateway in a separate process, which tests kill. It appends the reference of each message to a file and accepts the message.
+"""A gateway in a separate process, so that tests can kill it. It accepts each message, and appends the reference of the message
+to a file before it responds.
 
-Run it with `python -m tests.acceptance.gateway_process PORT FILE`. It writes the reference before it sends the response.
+Start it with `python -m tests.acceptance.gateway_process PORT FILE`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """An HTTP request handler that accepts every message."""
+    """An HTTP request handler of the gateway. It accepts every message."""
 
     protocol_version = "HTTP/1.1"
     log_file = -1

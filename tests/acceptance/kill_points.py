@@ -1,7 +1,7 @@
 """Kill points: a server process kills itself with SIGKILL in a chosen transaction, before or after the commit.
 
-`environment` returns environment variables with which a process first calls `install`. The process kills itself in the transaction
-whose name is in the file `armed` of a folder: see `arm`.
+A process that starts with the variables of `environment` calls `install` first. `arm` writes the name of a transaction to the
+file `armed` of a folder. In this transaction, the process kills itself.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from typing import Any
 
 from tests import fork_server
 
-#: The kill points of a transaction: after its first statement that writes, after all statements, and after its commit.
+#: The points in a transaction at which a process can kill itself: after its first statement that writes, after all its
+#: statements, and after its commit.
 POINTS = ("first write", "before commit", "after commit")
 _ARMED = "KILL_POINT_ARMED"
 _WRITING = re.compile(r"\s*(?:WITH\b.*\b)?(?:INSERT|UPDATE|DELETE)\b", re.DOTALL)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return environment variables of a process that dies at the kill point that `arm` selects in the same folder."""
+    """Return environment variables for a process. It kills itself at the kill point that `arm` selects in the same folder."""
     folder.mkdir(exist_ok=True)
     code = "from tests.acceptance import kill_points\nkill_points.install()\n"
     return fork_server.executed_first(code, folder) | {_ARMED: str(folder / "armed")}
 
 
 def arm(folder: Path, transaction: str, point: str) -> None:
-    """Let the process kill itself at `point` of its next writing transaction with the name `transaction` (see `name_of`)."""
+    """Select a kill point. The process kills itself at `point` of its next transaction that writes and has the name `transaction`
+    (see `name_of`)."""
     assert point in POINTS
     (folder / "new").write_text(f"{transaction}:{point}")
     (folder / "new").rename(folder / "armed")
 
 
 def name_of(transact: Any) -> str:
-    """Return the name of the function that executes a transaction. For a batch, it is the function that writes the items."""
+    """Return the name of a transaction: the name of its function. For a batch, this is the function that writes the items."""
     function = getattr(transact, "func", transact)
     handler = getattr(getattr(function, "__self__", None), "_handler", None)
     apply = getattr(handler, "_apply", None) or getattr(handler, "apply", None) or function
@@ -44,7 +46,7 @@ def name_of(transact: Any) -> str:
 
 
 def install() -> None:
-    """Replace the methods `write` and `write_later` of both database engines by methods that can kill this process."""
+    """Replace `write` and `write_later` of both database engines. The new methods can kill this process."""
     from shortener.storage.postgres import PostgresDatabase
     from shortener.storage.sqlite import SqliteDatabase
 
@@ -96,7 +98,7 @@ def _killing(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _statements:
-    """A context in which `count` is called with each SQL statement of a connection."""
+    """Inside the context, call `count` with each SQL statement of a connection."""
 
     def __init__(self, connection: Any, count: Callable[[str], None]) -> None:
         self._connection, self._count = connection, count

@@ -1,4 +1,4 @@
-"""Helpers that start several server processes on one PostgreSQL and one Redis, and send concurrent clicks to them."""
+"""Helpers that start several server processes on the same PostgreSQL and Redis, and send concurrent clicks to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
 
 @dataclass
 class Nodes:
-    """Server processes that share one database. Each process has a separate folder, as if it ran on a separate machine."""
+    """Server processes that share one database. Each process has its own folder, as if it ran on its own machine."""
 
     folder: Path
     database_url: str
@@ -68,7 +68,7 @@ class Nodes:
         return server
 
     def deliver(self, **environment: str) -> None:
-        """Start one more `shortener deliver`. `environment` contains additional environment variables."""
+        """Start one more `shortener deliver` and return it. `environment` contains additional environment variables."""
         name = f"deliver{len(self.deliverers)}"
         (self.folder / name).mkdir()
         process = fork_server.start(
@@ -79,7 +79,8 @@ class Nodes:
         assert process.stdout.readline() == b"Delivering.\n"
 
     def clock_off_by(self, seconds: int) -> dict[str, str]:
-        """Return environment variables that shift the clock of a process by `seconds`: they change `utcnow` and `time_ns`."""
+        """Return environment variables that make the clock of a process wrong by `seconds`. They change the results of `utcnow`
+        and `time_ns`."""
         folder = self.folder / f"clock{seconds}"
         folder.mkdir()
         code = (
@@ -144,7 +145,8 @@ class Answers:
 
 
 async def click_all(bases: Sequence[str], clicks: Sequence[tuple[int, str]], people: int = 64) -> Answers:
-    """Send each click, a pair (index of the node, code), with `people` concurrent clients. Return the responses."""
+    """Send all clicks with `people` concurrent clients, and return the responses. A click is a pair: the index of the node and
+    the code."""
     answers = Answers()
     left = iter(clicks)
     async with crowd(people) as session:
@@ -167,7 +169,7 @@ async def click_until(
         async def person() -> None:
             while not stop():
                 await click(session, chance.choice(bases), chance.choice(codes), answers)
-                await asyncio.sleep(pause)  # the pause between two clicks of one person
+                await asyncio.sleep(pause)  # this client pauses before its next click
 
         await asyncio.gather(*(person() for _ in range(people)))
 

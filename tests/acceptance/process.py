@@ -1,4 +1,4 @@
-"""A real server process that tests start, call over HTTP, and kill."""
+"""A real server process for tests, which start it, call it over HTTP, and kill it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PHONE = (
     "Version/18.6 Mobile/15E148 Safari/604.1"
 )
 
-#: The TLS settings of clients that call servers without TLS. By default, httpx reads all CA certificates for each new client, which
-#: takes as long as twenty requests.
+#: These TLS settings are for clients of servers without TLS. Without them, httpx would read all CA certificates for each new
+#: client, which takes as long as twenty requests.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-#: The longest HIT_DEADLINE. With it, each hit is stored before its response, also on a slow machine. Many tests read a click
-#: directly after its response.
+#: The longest permitted HIT_DEADLINE. With it, each hit is stored before its response, even on a slow machine. Many tests need
+#: this, because they read a click directly after its response.
 NO_EARLY_RESPONSE = "60"
 
 
@@ -78,7 +78,7 @@ class Server:
         self._close()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal that stops the server. Return the exit code."""
+        """Send a signal that stops the server, and wait for its end. Return the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
@@ -92,7 +92,7 @@ class Server:
         return orjson.loads(done.stdout)
 
     def select_gateway(self, name: str) -> None:
-        """Select a gateway of application 1 on the command line. Wait until the running service uses it."""
+        """Select a gateway for application 1 on the command line. Wait until the running service uses this gateway."""
         self.command("applications", "update", "1", "--gateway", name)
         deadline = time.monotonic() + PATIENCE
         with self.api() as client:
@@ -117,7 +117,7 @@ class Server:
 
 
 def serving(folder: Path, **settings: str) -> Iterator[Server]:
-    """Start a server with all its data in `folder`. Stop the server at the end of the `with` block."""
+    """Start a server whose data is in `folder`. Stop it at the end of the `with` block."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
         "SHORTENER_DATA_DIR": str(folder / "data"),
@@ -134,14 +134,14 @@ def serving(folder: Path, **settings: str) -> Iterator[Server]:
 
 
 def end_leases(server: Server) -> None:
-    """End the leases of messages that a killed service left behind, so that the test does not wait for their whole duration."""
+    """End the leases of messages that a killed service has left, so that the test does not wait until they end."""
     with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection, connection:
         now = round(time.time() * 1000)
         connection.execute("UPDATE sends SET lease_until = ?, next_at = ? WHERE lease_until > ?", (now, now, now))
 
 
 def wait_until_delivered(server: Server) -> None:
-    """Wait until the server has made a delivery of each event, and no delivery is pending."""
+    """Wait until the server has created the deliveries of all events, and no delivery is pending."""
     file = server.folder / "data" / "shortener.db"
     pending = "SELECT 1 FROM events WHERE NOT fanned_out UNION ALL SELECT 1 FROM deliveries WHERE status = 0 LIMIT 1"
     deadline = time.monotonic() + PATIENCE
@@ -153,7 +153,7 @@ def wait_until_delivered(server: Server) -> None:
 
 @contextlib.contextmanager
 def locked(server: Server) -> Iterator[None]:
-    """Lock the database with a write transaction of another process during the `with` block."""
+    """During the `with` block, lock the database with a separate write transaction, as another process does."""
     program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE'); "
     program += "print('locked', flush=True); sys.stdin.read()"
     file = server.folder / "data" / "shortener.db"

@@ -1,6 +1,6 @@
-"""Mixed load on running servers: rewrites, clicks, conversions, reports, changes of links and settings, all at the same time.
+"""Mixed load on running servers: rewrites, clicks, conversions, reports, and changes of links and settings, all at the same time.
 
-`MixedLoad` records what the servers acknowledged, and `compare` compares it with what is stored and delivered. A request that ended
+`MixedLoad` records which requests the servers acknowledged. `compare` compares them with what is stored and delivered. A request
 without a response is uncertain: the servers may have processed it or not.
 """
 
@@ -40,21 +40,23 @@ Reply = tuple[int, Any]  # the status and the JSON body of a response
 
 @dataclass
 class Acknowledged:
-    """The requests that the servers acknowledged, and the requests whose result is uncertain."""
+    """The requests that the servers acknowledged. Also the requests without a response, whose result is uncertain."""
 
-    messages: dict[str, str] = field(default_factory=dict)  # the code of the link by message_id
+    messages: dict[str, str] = field(default_factory=dict)  # the code of the link of each message, by message_id
     clicks: Counter[str] = field(default_factory=Counter)  # redirected clicks by code
     uncertain_clicks: Counter[str] = field(default_factory=Counter)
     conversions: dict[str, str] = field(default_factory=dict)  # the message_id by transaction_id
     uncertain_conversions: set[str] = field(default_factory=set)
     delivered: set[str] = field(default_factory=set)  # messages with an accepted delivery report
-    destinations: dict[str, set[str]] = field(default_factory=dict)  # destinations that a changed link may have, by code
-    settings: dict[str, set[Any]] = field(default_factory=dict)  # values that a changed setting may have
-    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  # responses by kind of request and status
+    # for each changed link, by code: all destinations that it may have now
+    destinations: dict[str, set[str]] = field(default_factory=dict)
+    settings: dict[str, set[Any]] = field(default_factory=dict)  # for each changed setting: all values that it may have now
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  # the number of responses by kind of request and status
 
 
 class MixedLoad:
-    """Mixed load on servers at `bases`. `api_key` and `tracker_token` are the credentials of the only application."""
+    """Mixed load on the servers with the URLs `bases`. `api_key` and `tracker_token` are the credentials of their only
+    application."""
 
     def __init__(self, bases: Sequence[str], api_key: str, tracker_token: str) -> None:
         self.done = Acknowledged()
@@ -67,7 +69,7 @@ class MixedLoad:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run all kinds of requests until the end of the context."""
+        """Send all kinds of requests until the context ends."""
         self._is_over = False
         async with crowd(64) as session:
             actors: list[Callable[[aiohttp.ClientSession, int], Coroutine[Any, Any, None]]] = [
@@ -90,23 +92,23 @@ class MixedLoad:
     ) -> None:
         while not self._is_over:
             await act(session, number)
-            await asyncio.sleep(0.01)  # the pause between two requests of one client
+            await asyncio.sleep(0.01)  # this client pauses before its next request
 
     async def _send(self, session: aiohttp.ClientSession, kind: str, method: str, path: str, **more: Any) -> Reply | None:
-        """Send a request to one of the servers. Return None if the connection ended before the response."""
+        """Send a request to one of the servers. Return None if the connection ended before the response arrived."""
         try:
             async with session.request(method, self._chance.choice(self._bases) + path, allow_redirects=False, **more) as answer:
                 is_json = answer.content_type == "application/json"
                 reply = answer.status, (await answer.json() if is_json else answer.headers.get("Location"))
         except (aiohttp.ClientError, TimeoutError):
             self.done.statuses[kind, 0] += 1
-            await asyncio.sleep(0.05)  # the server may be restarting
+            await asyncio.sleep(0.05)  # the server may be restarting, so the connection can fail
             return None
         self.done.statuses[kind, reply[0]] += 1
         return reply
 
     def _known(self) -> tuple[str, str] | None:
-        """Return the id of a random acknowledged message and the code of its link."""
+        """Choose one of the acknowledged messages at random. Return its id and the code of its link."""
         if not self.done.messages:
             return None
         message = self._chance.choice(list(self.done.messages))
@@ -120,7 +122,7 @@ class MixedLoad:
             "body": 'see #track("https://x.example/first")',
             "campaign": f"campaign {number % 3}",
         }
-        for _ in range(3):  # a client may repeat a request with the same message ids, if no response arrived
+        for _ in range(3):  # if no response arrives, repeat the request with the same message ids, as a client may do
             reply = await self._send(session, "rewrite", "POST", "/api/v1/rewrite", json=body, headers=self._api)
             if reply is not None and reply[0] == 200:
                 for message in reply[1]["messages"]:
@@ -160,7 +162,7 @@ class MixedLoad:
             self.done.delivered.add(known[0])
 
     async def _change_link(self, session: aiohttp.ClientSession, number: int) -> None:
-        """Change the destination of a link. Each link is changed by one client only."""
+        """Change the destination of a link. Only one client changes this link."""
         codes = [code for code in self.done.messages.values() if sum(code.encode()) % 2 == number % 2]
         if not codes:
             return
@@ -174,7 +176,7 @@ class MixedLoad:
             raise AssertionError(reply)
 
     async def _change_setting(self, session: aiohttp.ClientSession, number: int) -> None:
-        """Change a setting of the application. Each setting is changed by one client only."""
+        """Change a setting of the application. Only one client changes this setting."""
         name = ("link_ttl_days", "max_recipients_per_address_minute", "min_seconds_after_sent")[number % 3]
         value = {"link_ttl_days": 90, "max_recipients_per_address_minute": 500_000, "min_seconds_after_sent": 0.001}[name]
         value += self._chance.randrange(9) if name == "link_ttl_days" else self._chance.randrange(9) * (value / 1000)
@@ -183,11 +185,11 @@ class MixedLoad:
         reply = await self._send(session, "settings", "PATCH", "/api/v1/application", json={name: value}, headers=self._api)
         if reply is not None and reply[0] == 200:
             self.done.settings[name] = {value}
-        await asyncio.sleep(0.05)  # a pause, because every server reads its whole directory again after each change
+        await asyncio.sleep(0.05)  # pause, because after each change every server reads all its accounts again
 
 
 def add_old_messages(url: str) -> None:
-    """Insert messages whose retention is over, so that the purge works during the load."""
+    """Insert messages whose retention time is over, so that the purge has work during the load."""
 
     def fill(connection: Connection) -> None:
         rows = Rows(connection)
@@ -230,7 +232,7 @@ def wait_until_quiet(servers: list[Server], query: Query) -> None:
 
 
 def compare(load: MixedLoad, query: Query, endpoint: Endpoint) -> None:
-    """Compare what was acknowledged with what is stored and delivered."""
+    """Assert that all acknowledged requests are stored, and that their events are delivered."""
     done = load.done
     links = {row["code"]: row for row in query("SELECT code, url, message_id FROM links")}
     messages = {row["message_id"]: row for row in query("SELECT id, message_id, delivered_at FROM messages")}

@@ -1,6 +1,7 @@
-"""Tests of a real Caddy with config/Caddyfile as the reverse proxy of two nodes. They are skipped if Caddy is not installed.
+"""Tests of a real Caddy with config/Caddyfile in front of two nodes. They are skipped if Caddy is not installed.
 
-The tests change only the addresses of the nodes and the ports, and let Caddy sign its certificates itself.
+The tests change only two things in the file: the addresses of the nodes and ports, and the source of the certificates, which
+Caddy signs itself.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from tests.servers import PATIENCE, free_port
 CADDYFILE = Path(__file__).parents[2] / "config" / "Caddyfile"
 CADDY = shutil.which("caddy")
 BASE, BRAND = "go.example", "go.brand.example"
-VISITOR = "127.0.0.2"  # an address that differs from the address of Caddy
-SHUTDOWN_DELAY = "3"  # the value in compose.yaml, in seconds
+VISITOR = "127.0.0.2"  # a client address that is not the address of Caddy
+SHUTDOWN_DELAY = "3"  # the setting SHUTDOWN_DELAY in compose.yaml, in seconds
 
 
 def start_caddy(*words: str | Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -61,8 +62,8 @@ class Here(AbstractResolver):
 
 @dataclass
 class Caddy:
-    """A running Caddy. `upstreams`: the local ports that replace the hosts serve1 and serve2 of the Caddyfile. `changes`: further
-    texts of the Caddyfile, with the texts that replace them."""
+    """A running Caddy. `upstreams` are the local ports that replace the hosts serve1 and serve2 of the Caddyfile. `changes` are
+    other texts of the Caddyfile, each with the text that replaces it."""
 
     folder: Path
     upstreams: tuple[int, int]
@@ -106,7 +107,7 @@ class Caddy:
         return URL(f"https://{host}:{self.https}{path}", encoded=True)
 
     def certified(self) -> set[str]:
-        """Return the host names for which Caddy stores a certificate."""
+        """Return the host names for which Caddy has stored a certificate."""
         return {file.stem for file in (self.folder / "caddy" / "certificates").rglob("*.crt")}
 
     def trust(self) -> ssl.SSLContext:
@@ -134,7 +135,7 @@ class Caddy:
 
 @pytest.fixture(scope="module")
 def pair(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Start two nodes on one PostgreSQL database."""
+    """Start two nodes on the same PostgreSQL database."""
     url = asyncio.run(new_postgresql_database(postgresql, None))
     settings = {"BASE_URL": f"https://{BASE}", "TRUSTED_PROXIES": "127.0.0.1", "IP_PRIVACY": "full"}
     nodes = Nodes(tmp_path_factory.mktemp("nodes"), url, settings=settings)
@@ -144,7 +145,7 @@ def pair(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def nodes(pair: Nodes) -> Nodes:
-    """Start again each node that an earlier test stopped. Return the two nodes."""
+    """Return the two nodes. If an earlier test has stopped a node, start it again."""
     if CADDY is None:
         pytest.skip("there is no caddy on this machine")
     if not pair.servers:
@@ -261,7 +262,7 @@ async def test_caddy_still_sends_requests_to_a_node_after_some_requests_failed(n
 
 
 class Vanishing:
-    """An HTTP server that returns 200 until `vanish` is called. After that it neither accepts nor refuses connections."""
+    """An HTTP server that responds with 200 until `vanish` is called. After that, it neither accepts nor refuses connections."""
 
     def __init__(self) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -285,7 +286,7 @@ class Vanishing:
         self._server.shutdown()
         self._thread.join()
         with contextlib.suppress(TimeoutError):
-            while True:  # open connections until the kernel's queue of unaccepted connections is full
+            while True:  # fill the kernel's queue of connections that the server has not accepted
                 self._waiting.append(socket.create_connection(("127.0.0.1", self.port), timeout=0.2))
 
     def close(self) -> None:
@@ -298,7 +299,7 @@ class Vanishing:
 async def test_caddy_tries_another_node_if_one_node_is_unreachable(nodes: Nodes, tmp_path: Path) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     gone = Vanishing()
-    # The node vanishes between two health checks.
+    # With an interval of one hour, the node vanishes between two health checks.
     caddy = Caddy(tmp_path, (nodes.servers[0].port, gone.port), {"health_interval 2s": "health_interval 1h"})
     try:
         caddy.start()
@@ -333,13 +334,13 @@ async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_
             while not done.is_set():
                 number += 1
                 await click(session, base, codes[number % len(codes)], answers)
-                await asyncio.sleep(0.01)  # the pause between two clicks of one person
+                await asyncio.sleep(0.01)  # this client pauses before its next click
 
         async def application() -> None:
             while not done.is_set():
                 async with session.post(caddy.url("/api/v1/rewrite"), json={"to": "+14085550100", "body": "no link"}) as answer:
                     rewritten.append(answer.status)
-                await asyncio.sleep(0.01)  # the pause between two requests of the application
+                await asyncio.sleep(0.01)  # this client pauses before its next rewrite
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(8):
@@ -358,8 +359,8 @@ async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_
             await more(50)
             done.set()
     assert set(answers.statuses) == {302}
-    # The status 502 would mean that a rewrite was interrupted. The status 503 means that no node was ready in time. That can happen
-    # on a busy machine, because Caddy before 2.7.5 retries only GET requests.
+    # A response with 502 would mean that a rewrite was interrupted. A response with 503 means that no node was ready in time,
+    # which can happen on a busy machine, because Caddy before 2.7.5 retries only GET requests.
     assert 200 in rewritten
     assert set(rewritten) <= {200, 503}
     (told,) = await nodes.query("SELECT count(*) AS hits FROM hits")

@@ -1,4 +1,6 @@
-"""Tests of `shortener.client` with a real server: every method, and a server that is killed, suspended, locked or disconnected."""
+"""Tests of `shortener.client` with a real server. They call every method, also while the server is killed, suspended, locked or
+disconnected.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +174,7 @@ def test_a_call_of_the_python_client_succeeds_although_the_service_was_killed_an
         again = client.rewrite(to=TO, body=TEXT, message_id="m-1")
         restart.join()
         assert again.links == first.links
-        # The service has not stored the message with long URLs, so a later rewrite can use the same message id.
+        # The message with long URLs was not stored by the service, so a later rewrite can use the same message id.
         assert client.rewrite(to=TO, body=TEXT, message_id=long.message_id).message_id == long.message_id
 
 
@@ -203,7 +205,8 @@ def test_the_python_client_repeats_a_request_after_a_503_response_until_the_data
         unavailable = None
         deadline = time.monotonic() + PATIENCE
         with locked_database(server):
-            while unavailable is None:  # a busy server may need more than a call's 4 seconds for its first response
+            # the time limit is longer than usual, because a busy server may need more than 4 seconds for its first response
+            while unavailable is None:
                 assert time.monotonic() < deadline, "no call ended with a 503 response"
                 with pytest.raises((ServerFailureError, DeadlineError)) as raised:
                     client.rewrite(to=TO, body=TEXT, timeout=4)
@@ -219,7 +222,7 @@ def test_the_python_client_repeats_a_request_after_a_503_response_until_the_data
 
 
 class CuttingProxy:
-    """A TCP proxy that cuts the first `cuts` responses after 100 bytes."""
+    """A TCP proxy that cuts off each of the first `cuts` responses after 100 bytes."""
 
     def __init__(self, port: int, cuts: int) -> None:
         self._port = port

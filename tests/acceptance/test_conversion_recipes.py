@@ -1,4 +1,6 @@
-"""Test the recipes in docs/recipes and the documented postback sequences of networks with a real server process."""
+"""Tests of the recipes in docs/recipes with a real server process. They send the reports that each network's documents describe,
+in the documented order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tests.document_blocks import shell_blocks, shortener_commands
 from tests.servers import PATIENCE
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
-#: The status words that each network sends for a lead, a sale and a rejection, in the order that its documents describe.
+#: For each network: the status words that it sends for a lead, for a sale and for a rejection, in the documented order.
 SEQUENCES = {
     "Keitaro": [{"status": "lead", "value": "12.5"}, {"status": "sale", "value": "12.5"}, {"status": "rejected"}],
     "Everflow": [{"status": "pending"}, {"status": "approved", "value": "12.5"}, {"status": "rejected"}],
@@ -33,19 +35,19 @@ SEQUENCES = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of all tests of this module. Each test creates a separate message."""
+    """A server that all tests of this module share. Each test creates its own message."""
     yield from serving(tmp_path_factory.mktemp("recipes"))
 
 
 def blocks(recipe: Path) -> tuple[str, str, str]:
-    """Return the destination, the postback URL of the network, and the URL of the tracker in a recipe."""
+    """Return three URLs of a recipe: the destination, the postback URL of the network, and the URL of the tracker."""
     link, inbound = re.findall(r"```text\n(.*?)\n```", recipe.read_text(), re.DOTALL)
     return link, inbound, creation(recipe)[3]
 
 
 def creation(recipe: Path, endpoint: Endpoint | None = None) -> list[str]:
-    """Return the words of the command that creates the tracker in a recipe, without `shortener`. If `endpoint` is given, the URL of
-    the tracker leads to it."""
+    """Return the words of the command in a recipe that creates the tracker, without `shortener`. If `endpoint` is not None, its
+    URL replaces the URL of the tracker."""
     (words,) = shortener_commands("\n".join(shell_blocks(recipe)))
     assert words[:3] == ["trackers", "add", "1"]
     if endpoint is not None:
@@ -55,7 +57,7 @@ def creation(recipe: Path, endpoint: Endpoint | None = None) -> list[str]:
 
 
 def macros(recipe: Path) -> dict[str, list[str]]:
-    """Return the macros of the network in a recipe, each with its example values."""
+    """Return the macros of the network in a recipe, each with the example values in the recipe."""
     rows = re.findall(r"^\| `(\{[^`]+\})` \| `[a-z_]+` \|.*\| ([^|]*) \|$", recipe.read_text(), re.MULTILINE)
     return {macro: [one.strip() for one in values.split(",")] if ", " in values else [values.strip()] for macro, values in rows}
 
@@ -78,7 +80,8 @@ def conversions(server: Server, message: dict[str, Any]) -> list[dict[str, Any]]
 
 @contextlib.contextmanager
 def conversion_tracker(server: Server, *words: str) -> Iterator[int]:
-    """Create a tracker with the words of a command, and return its id. Delete it at the end, because all tests use one server."""
+    """Create a tracker with the words of a command, and yield its id. Delete the tracker at the end, because all tests share one
+    server."""
     tracker: int = server.command(*words)["tracker_id"]
     try:
         yield tracker
@@ -140,10 +143,11 @@ def test_the_tracker_in_each_conversion_guide_receives_reported_conversions_but_
         for event in (*first, last):
             report = {name.strip("{}"): value for name, value in event.items()} | {"message_id": message["message_id"]}
             assert own.post("/api/v1/callback/action", json=report).status_code == 200
-        # Without a status in its URL, a network counts each request as a sale, even for a pending conversion and for a rejection.
+        # The URL of this network contains no status. Therefore each request counts as a sale, even if it reports a pending
+        # conversion or a rejection.
         events = [*first, last] if "{status}" in words[3] else [first[1], last]
         requests = endpoint.wait(len(events))
-        # Events are fanned out in the order of their ids. When the delivery of the last event exists, all earlier deliveries exist
+        # Deliveries are created in the order of the event ids. When the delivery of the last event exists, the earlier ones exist
         # too.
         assert len(api.get(f"/api/v1/trackers/{tracker}/deliveries").json()["deliveries"]) == len(events)
     assert {urlsplit(request.target).path for request in requests} == {parts.path or "/"}

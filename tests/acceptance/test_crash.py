@@ -1,4 +1,6 @@
-"""kill -9 while clicks arrive: every click that got a response is stored, and no click is counted twice."""
+"""Tests that kill the server with SIGKILL while clicks arrive. Every click that got a response must be stored, and no click may
+be counted twice.
+"""
 
 import asyncio
 import contextlib
@@ -18,7 +20,8 @@ def database(folder: Path) -> sqlite3.Connection:
 
 
 async def click_until_killed(server: Server, codes: list[str], after: int) -> list[str]:
-    """Click on all codes repeatedly and kill the server after `after` responses. Return the codes that were redirected with 302."""
+    """Click on all codes repeatedly, and kill the server after `after` responses. Return the codes of the clicks that were
+    redirected (302)."""
     answered: list[str] = []
     killed = asyncio.Event()
 
@@ -87,7 +90,7 @@ def test_a_delivery_attempt_that_kill_9_interrupted_is_repeated_after_its_lease_
         (attempt, lease) = connection.execute("SELECT attempt, lease_until FROM deliveries").fetchone()
         assert attempt == 1
         assert lease > ends + 30_000, "the lease ends after the time limit of the attempt"
-        with connection:  # shorten the lease, so that the test does not wait for its whole duration
+        with connection:  # make the lease shorter, so that the test does not wait until it ends
             connection.execute("UPDATE deliveries SET lease_until = ?, next_at = ?", (ends, ends))
     endpoint.slow = {}
     server.start()

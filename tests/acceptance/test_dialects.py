@@ -1,6 +1,6 @@
-"""Tests of complete sequences of calls in the formats of Syniverse, Infobip, Xoxzo and 23 Telecom, over HTTP.
+"""Tests of complete sequences of calls over HTTP, in the formats of Syniverse, Infobip, Xoxzo and 23 Telecom.
 
-The tests share one server and use a separate application for each system. `test_seeds.py` tests the documented examples.
+The tests share one server. For each format there is a separate application. test_seeds.py tests the documented examples.
 """
 
 import base64
@@ -54,7 +54,7 @@ class Customer:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait until `true()` returns True. Servers need up to half a second to load a new application."""
+    """Wait until `true()` returns True. For example, a server may need half a second until it knows a new application."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
@@ -66,9 +66,9 @@ def tap(short_url: str) -> httpx.Response:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 
-# The next test sends requests in the format of the Syniverse API.
+# The following test uses the format of the Syniverse API.
 
-#: The fields of Syniverse's CLICKTHRU sample, with their types in JSON.
+#: The fields of the CLICKTHRU example in Syniverse's documents, each with its JSON type.
 SAMPLE = {
     "previous_state": str,
     "message_request_id": str,
@@ -132,7 +132,7 @@ def test_syniverse_three_clicks_create_one_clickthru_event_and_a_repeated_reply_
     assert len(endpoint.arrived) == 5, "three clicks are one CLICKTHRU, a repeated reply is one conversion"
 
 
-# The next test sends requests in the format of the Infobip API.
+# The following test uses the format of the Infobip API.
 
 
 def test_infobip_the_conversion_rate_of_two_messages_is_one_half_after_a_conversion_of_one_message(
@@ -193,7 +193,7 @@ def test_infobip_the_conversion_rate_of_two_messages_is_one_half_after_a_convers
     assert len(endpoint.arrived) == 2
 
 
-# The next test sends requests in the format of the Xoxzo API.
+# The following test uses the format of the Xoxzo API.
 
 
 def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_status_200(server: Server, endpoint: Endpoint) -> None:
@@ -222,7 +222,7 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_sta
     assert len(endpoint.arrived) == 10
 
 
-# The next test sends requests in the format of the 23 Telecom API.
+# The following test uses the format of the 23 Telecom API.
 
 
 def test_the_four_calls_of_23_telecom_accept_an_api_key_or_a_tracker_token_and_send_conversions_to_the_conversion_url(
@@ -276,7 +276,7 @@ def test_the_four_calls_of_23_telecom_accept_an_api_key_or_a_tracker_token_and_s
 
 
 def row_counts(server: Server) -> dict[str, int]:
-    """Return the number of rows of each table, without the tables that background jobs change."""
+    """Return the number of rows of each table. Tables that background jobs change are left out."""
     path = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

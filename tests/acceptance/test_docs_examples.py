@@ -1,4 +1,4 @@
-"""Each curl command of the page /docs runs as shown against a real server."""
+"""Tests that run each curl command of the page /docs unchanged against a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.slow
 
-#: Operations that delete or replace objects of other examples. They run last, in this order.
+#: Operations that delete or replace objects that other examples need. Therefore they run last, in this order.
 LAST = (
     "create_token",
     "rotate_token",
@@ -36,13 +36,13 @@ LAST = (
     "erase_personal_data",
 )
 
-#: The statuses other than 2xx that examples may return. The examples of doubtful messages get 404, because such a message exists
-#: only after a gateway was killed.
+#: Statuses outside of 2xx that some examples may return. The examples about doubtful messages get 404, because a message becomes
+#: doubtful only if the gateway does not respond.
 OTHER_STATUSES = {"follow_link": [302], "resend_send": [404, 409], "discard_send": [404, 409]}
 
 
 def curl_commands(page: str) -> dict[str, str]:
-    """Return the curl command of each operation, by its operation id."""
+    """Return the curl command of each operation. The keys are operation ids."""
     found = re.findall(
         r'<div class="inside" id="([^"]+)">(?:(?!<div class="inside").)*?<pre tabindex="0">(curl .*?)</pre>', page, re.DOTALL
     )
@@ -50,7 +50,7 @@ def curl_commands(page: str) -> dict[str, str]:
 
 
 def until(client: httpx.Client, path: str, name: str) -> Any:
-    """Wait until a list of the API has a row. Return its first row."""
+    """Wait until a list of the API is not empty. Return its first row."""
     for _ in range(round(PATIENCE / 0.05)):
         if rows := client.get(path).json()[name]:
             return rows[0]
@@ -59,7 +59,7 @@ def until(client: httpx.Client, path: str, name: str) -> Any:
 
 
 def run(command: str, variables: dict[str, str]) -> tuple[int, str]:
-    """Run a command with the shell. Return the HTTP status and the body of the response."""
+    """Run a command with the shell. Return the HTTP status and the body of its response."""
     environment = {"PATH": os.environ["PATH"], "NO_PROXY": "*", **variables}
     script = command.replace("curl -s", "curl -s -w '\n%{http_code}'", 1)
     done = subprocess.run(["sh", "-euc", script], env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -74,7 +74,8 @@ def test_every_curl_command_of_the_docs_page_works_as_shown(server: Server, endp
         operations = {one["operationId"] for path in client.get("/openapi.json").json()["paths"].values() for one in path.values()}
         assert set(commands) == {name for name in operations if not name.startswith("receive_gateway_report")}
         variables = {"BASE": server.base, "KEY": server.first["api_key"], "TOKEN": server.first["tracker_token"]}
-        for name in ("rewrite", "create_postback_key", "update_links"):  # their responses contain ids that other examples use
+        # run these examples first, because other examples use the ids in their responses
+        for name in ("rewrite", "create_postback_key", "update_links"):
             status, body = run(commands.pop(name), variables)
             assert status < 300, (name, body)
             variables |= ids_of(name, json.loads(body))
@@ -110,7 +111,7 @@ def ids_of(name: str, body: dict[str, Any]) -> dict[str, str]:
 
 
 def more_ids(client: httpx.Client) -> dict[str, str]:
-    """Create the objects that the examples use but do not create. Return the ids of these objects."""
+    """Create the objects that the examples use, but that no example creates. Return their ids."""
     key = client.post("/api/v1/keys", json={"name": "other"}).json()
     gateway = client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"}).json()
     assert gateway["status"] is True, gateway

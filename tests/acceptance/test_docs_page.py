@@ -1,4 +1,6 @@
-"""Tests of the page /docs in a browser: search, links and the forms that send requests, under its Content-Security-Policy."""
+"""Tests of the page /docs in a browser: its search, its links and its forms that send requests. The browser enforces the
+Content-Security-Policy of the page.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def test_a_form_on_the_docs_page_sends_a_request_with_the_api_key_and_shows_the_
         page.click("#rewrite form.try button")
         page.wait_for_selector("#rewrite .result:visible")
         assert page.inner_text("#rewrite .status").startswith("401 ")
-        visit.problems.clear()  # the browser reports the status 401 in its console
+        visit.problems.clear()  # the browser writes the status 401 to its console as an error
         page.fill("#api-key", server.first["api_key"])
         page.click("#rewrite form.try button")
         page.wait_for_selector("#rewrite .status:text-matches('^200 ')")

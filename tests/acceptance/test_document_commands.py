@@ -1,6 +1,6 @@
-"""The command blocks of README, tutorial and guides run unchanged against a real process.
+"""Tests that run the command blocks of the README, the tutorial and the guides with a real process.
 
-The tests change only the ports and the path of the command.
+The blocks are unchanged, except for the ports and the path of the command.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tests.conftest import new_postgresql_database
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
 from tests.servers import PATIENCE, free_port
 
-#: Documents whose command blocks run in a separate test, or cannot run here (tests/test_docs.py has the reason).
+#: Other tests run the command blocks of these documents, or nothing can run them here (tests/test_docs.py states the reason).
 OTHER_DOCUMENTS = ("scaling.md", "production-two-nodes.md")
-#: Documents whose command blocks start a server or need a running server.
+#: The command blocks of these documents start a server or need a running server.
 LIVE_DOCUMENTS = [
     document
     for document in DOCUMENTS
     if document.name in ("backup-and-restore.md", "monitoring.md")
     or any(starts_server(block) or "curl " in block for block in shell_blocks(document))
 ]
-#: Documents whose command blocks need only an installation with one application.
+#: The command blocks of these documents need only an installation with one application.
 OFFLINE_DOCUMENTS = [
     document
     for document in DOCUMENTS
@@ -47,7 +47,7 @@ OFFLINE_DOCUMENTS = [
 
 @contextlib.contextmanager
 def started(command: str, folder: Path, environment: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command block in the background and stop it with SIGINT, like Ctrl-C."""
+    """Run a command block in the background. At the end, stop it with SIGINT, as Ctrl-C does."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             ["bash", "-c", command], cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -87,7 +87,7 @@ def test_the_command_blocks_of_a_document_run_in_order(document: Path, tmp_path:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_PORT": str(server_port), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
-    # A command that runs in the background is started as a real process, because its output is read while it runs.
+    # If a command of a block runs in the background, start it as a real process, because its output is read while it runs.
     blocks = [
         (block, runnable(block, server_port, receiver_port, None if is_background(block) else fork_server.shell_command()))
         for block in shell_blocks(document)

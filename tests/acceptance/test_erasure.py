@@ -1,4 +1,4 @@
-"""After an erasure, no file of the data folder of SQLite contains the erased data, and clicks continue meanwhile."""
+"""Tests on SQLite that no file of the data folder contains erased data after an erasure, and that clicks continue meanwhile."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from tests.acceptance.process import PHONE, Server, serving, wait_until_delivered
 
 NUMBER = "+14085550123"
-#: Maximum time until no file contains the data. The service needs less: it repeats the erasure after 5 s, at the next run of its
-#: job, and then the checkpoint thread copies the WAL.
+#: The maximum time until no file contains the erased data. The service needs less: it repeats the erasure after 5 s, at the next
+#: run of its job. Then the checkpoint thread copies the WAL.
 SECONDS = 60
 
 
@@ -34,7 +34,7 @@ def test_after_an_erasure_no_file_of_the_data_folder_contains_the_number_and_cli
         tracker = {"url": f"{server.base}/healthz", "events": ["click", "state"]}
         assert api.post("/api/v1/trackers", json=tracker).status_code == 201
         batch = [{"to": f"+1408555{number}", "body": 'See #track("https://shop.example/")'} for number in range(1000, 1500)]
-        # These messages make the WAL so long that the few clicks below do not overwrite the erased data in it.
+        # These messages make the WAL long. Otherwise the clicks below would overwrite the erased data in the WAL.
         assert api.post("/api/v1/rewrite", json={"messages": batch}).status_code == 200
         codes = []
         for to in (NUMBER, "+14085550199"):

@@ -1,9 +1,11 @@
-"""Two nodes on a PostgreSQL primary with a synchronous standby: the primary fails under load, and the standby is promoted.
+"""Tests of a failover: two nodes use a PostgreSQL primary with a synchronous standby. The primary fails under load, and the
+standby is promoted.
 
-Clicks and rewrites go on all the time. Clients must see 302 (or 200) and 503 only, and each acknowledged click and link must be in
-the new primary. The first primary hangs, like a machine that lost its network, and the second one is killed. The environment
-variable PROVE_FAILOVERS sets the number of failovers in a row. If it is above 2, the test also runs without Redis and with Patroni,
-and prints the pauses that docs/guides/failover.md states.
+Clicks and rewrites continue all the time. Clients may see only the statuses 302 (or 200) and 503. Each acknowledged click and
+link must be in the new primary. The first primary hangs, like a machine that has lost its network. The second primary is killed.
+
+The environment variable PROVE_FAILOVERS is the number of failovers in a row. If it is above 2, the test also runs without Redis
+and with Patroni, and prints the pauses that docs/guides/failover.md states.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from tests.patroni import is_installed as patroni_is_installed
 from tests.postgresql_cluster import PROGRAMS, PrimaryAndStandby
 from tests.servers import PATIENCE, RedisProcess
 
-FAULTS = ("freeze", "kill", "kill", "freeze")  # each of the two hosts of DATABASE_URL freezes once and is killed once
+#: with these four faults, each of the two hosts of DATABASE_URL freezes once and is killed once
+FAULTS = ("freeze", "kill", "kill", "freeze")
 FAILOVERS = int(os.environ.get("PROVE_FAILOVERS", "2"))
 
 
@@ -37,7 +40,8 @@ FAILOVERS = int(os.environ.get("PROVE_FAILOVERS", "2"))
 def databases(request: pytest.FixtureRequest) -> Iterator[PrimaryAndStandby | PatroniPair]:
     if request.param == "Patroni" and not patroni_is_installed():
         pytest.skip("SKIPPED: Patroni is not installed (apt-get install patroni etcd-server python3-etcd)")
-    # Debian's Patroni does not support versions of PostgreSQL that are newer than itself, so it gets the oldest installed version.
+    # Patroni gets the oldest installed version of PostgreSQL, because Debian's Patroni does not support versions that are newer
+    # than itself.
     pair = PatroniPair(PROGRAMS[min(PROGRAMS)]) if request.param == "Patroni" else PrimaryAndStandby(PROGRAMS[max(PROGRAMS)])
     yield pair
     pair.close()
@@ -53,7 +57,7 @@ def nodes(databases: PrimaryAndStandby | PatroniPair, tmp_path: Path) -> Iterato
 
 @dataclass
 class Pipeline:
-    """A client that rewrites one message after the other on random nodes. `links` has the code of each acknowledged link."""
+    """A client that rewrites one message after the other on random nodes. `links` contains the code of each acknowledged link."""
 
     servers: list[Server]
     links: list[str] = field(default_factory=list)
@@ -75,7 +79,7 @@ class Pipeline:
                     if answer.status_code == 200:
                         self.links.append(answer.json()["messages"][0]["links"][0]["code"])
                         self.stored_at.append(time.monotonic())
-                    await asyncio.sleep(0.02)  # the pause between two calls
+                    await asyncio.sleep(0.02)  # this client pauses before its next call
 
         task = asyncio.create_task(rewrite())
         try:
@@ -85,7 +89,7 @@ class Pipeline:
             await task
 
     async def stored_after(self, moment: float) -> float:
-        """Wait until a link is acknowledged after the time `moment`. Return the time of its acknowledgement."""
+        """Wait until the servers have acknowledged a link after the time `moment`. Return the time of this acknowledgement."""
         async with asyncio.timeout(PATIENCE):
             while not (later := [at for at in self.stored_at[-50:] if at > moment]):
                 await asyncio.sleep(0.02)  # wait a moment, then check the condition again
@@ -117,7 +121,7 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
         stored = await pipeline.stored_after(promoted)
         promotions.append(promoted - failed)
         pauses[fault].append(stored - promoted)
-        # This kill simulates an operator who switches the old primary off.
+        # Kill the old primary, as an operator who switches the machine off.
         await asyncio.to_thread(databases.standby.kill)
         before = answers.statuses.total()
         await waiting(lambda: answers.statuses.total() > before + 200)

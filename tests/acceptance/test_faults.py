@@ -1,7 +1,8 @@
-"""Tests of faults of PostgreSQL, Redis and the disk while clicks arrive. The tests stop, freeze, kill, empty or fill real servers.
+"""Tests of faults of PostgreSQL, Redis and the disk while clicks arrive. The tests stop, freeze, kill, empty or fill real
+servers.
 
-Each test requires that redirects still work, that each redirected click is counted once, that a request without a result gets
-503 with Retry-After, and that the service recovers by itself after the fault.
+Each test requires four things: redirects still work; each redirected click is counted once; a request that the service cannot
+perform gets 503 with Retry-After; and the service recovers by itself after the fault.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from tests.acceptance.process import PHONE, Server, locked, serving
 from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
-OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # duration of a fault in seconds; `make prove` sets 60
-LAST_SECOND = 1.0  # seconds at the end of an outage in which a node may not have stored a click in the spool yet
-NO_MORE = 0.050  # seconds by which the p90 latency may exceed twice the latency without a fault
+OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # the duration of a fault in seconds; `make prove` sets 60
+#: clicks in the last second of an outage are not compared, because a node may not have stored them in the spool yet
+LAST_SECOND = 1.0
+NO_MORE = 0.050  # during a fault, the p90 latency in seconds may be twice the latency without a fault, plus this time
 
 
 def try_rewrite(server: Server) -> httpx.Response:
@@ -45,12 +47,12 @@ def get(server: Server, code: str) -> httpx.Response:
 
 @dataclass
 class Load:
-    """Continuous clicks on random links of `codes`. A test may append codes while the load runs."""
+    """Clicks that are sent continuously on random links of `codes`. A test may append codes while the load runs."""
 
     bases: list[str]
     codes: list[str]
     answers: Answers = field(default_factory=Answers)
-    outages: list[tuple[float, float]] = field(default_factory=list)  # the times between which the database was unavailable
+    outages: list[tuple[float, float]] = field(default_factory=list)  # the start and the end of each outage of the database
 
     @contextlib.asynccontextmanager
     async def running(self, people: int = 8, pause: float = 0.01) -> AsyncIterator[None]:
@@ -63,7 +65,7 @@ class Load:
             await task
 
     async def go_on(self, clicks: int) -> None:
-        """Wait until `clicks` further clicks have a response."""
+        """Wait until `clicks` more clicks have got a response."""
         enough = self.answers.statuses.total() + clicks
         async with asyncio.timeout(PATIENCE):
             while self.answers.statuses.total() < enough:
@@ -71,7 +73,7 @@ class Load:
 
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
-    """Make PostgreSQL unavailable for OUTAGE seconds. The links in `fresh` get their first clicks during this time."""
+    """Make PostgreSQL unavailable for OUTAGE seconds. During this time, the links in `fresh` get their first clicks."""
     one, two = nodes.servers
     await asyncio.to_thread(begin)
     try:
@@ -80,7 +82,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
         refused = await asyncio.to_thread(try_rewrite, one)
         assert (refused.status_code, refused.json()["error_code"]) == (503, "UNAVAILABLE")
         assert int(refused.headers["Retry-After"]) > 0
-        await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # the rest of the outage
+        await asyncio.sleep(max(OUTAGE - (time.monotonic() - began), 0))  # wait for the rest of the outage
         assert await asyncio.to_thread(metric, two, "shortener_store_outage") == 1
         assert await asyncio.to_thread(metric, two, "shortener_spool_depth") > 0
         with two.client() as client:
@@ -88,7 +90,7 @@ async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Calla
         assert (ready.status_code, ready.json()["checks"]["database"]) == (200, "failed"), "a load balancer keeps the node"
         load.outages.append((began_at, time.time() - LAST_SECOND))
     finally:
-        await asyncio.to_thread(end)  # also after a failure, because the other tests use the same server
+        await asyncio.to_thread(end)  # end the outage even if the test has failed, because the other tests use the same server
 
     def is_over() -> bool:
         return all(metric(node, "shortener_store_outage") == 0 for node in (one, two)) and try_rewrite(one).status_code == 200
@@ -121,7 +123,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
             await outage(nodes, load, server.kill, server.start, codes[150:])
             async with asyncio.timeout(PATIENCE):
-                while len(load.answers.redirected) < len(codes):  # the load chooses links at random
+                while len(load.answers.redirected) < len(codes):  # wait for all links, because the load chooses links at random
                     await asyncio.sleep(0.05)  # wait a moment, then count again
 
     asyncio.run(story())
@@ -146,12 +148,12 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "each click is stored once"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Only links whose earliest click was during an outage are compared. At other times, two nodes may record the first clicks of a
-    # link at the same time. Then the click that is committed first is the first click, even if the other click is earlier.
+    # Compare only links whose earliest click was during an outage. At other times, two nodes may record the first clicks of a
+    # link at the same time. The click that is committed first is then the first click, even if the other click is earlier.
     spooled = [row for row in rows if any(begin <= row["earliest"] / 1000 <= end for begin, end in load.outages)]
     assert spooled
     assert [row["code"] for row in spooled if row["clicked_at"] != row["earliest"]] == [], "the earliest click is the first"
-    # An attempt whose outcome could not be stored is repeated with the same event id.
+    # If the outcome of an attempt could not be stored, the event is sent again with the same event id. Therefore compare sets.
     wanted = {message["message_id"] for message in messages}
     wait_until(lambda: {message_of(one) for one in endpoint.arrived} == wanted, "an event of a first click has not arrived")
     assert len({one.headers["webhook-id"] for one in endpoint.arrived}) == len(wanted)
@@ -223,7 +225,7 @@ def slow(server: RedisProcess, proxy: Proxy) -> Iterator[None]:
     proxy.delay = 0.0
 
 
-#: Each fault of Redis, and whether the service detects that Redis is unavailable during the fault.
+#: The faults of Redis. The value says whether the service detects during the fault that Redis is unavailable.
 REDIS_FAULTS: dict[Callable[[RedisProcess, Proxy], AbstractContextManager[None]], bool] = {
     refused: True,
     black_holed: True,
@@ -245,7 +247,7 @@ def test_a_failing_redis_does_not_delay_redirects(
     everything = Counter[str]()
 
     async def p90() -> float:
-        """Return the p90 latency of redirects in seconds, while rewrites write to Redis."""
+        """Return the p90 latency of redirects in seconds. Meanwhile, rewrites write to Redis."""
         load = Load([server.base], codes)
         async with load.running(people=4, pause=0.005):
             for _ in range(8):
@@ -267,7 +269,7 @@ def test_a_failing_redis_does_not_delay_redirects(
         with fault(redis_server, proxy):
             during = await p90()
             is_up = 0 if REDIS_FAULTS[fault] else 1
-            # On a busy machine a healthy Redis may miss its time limit once.
+            # Wait for the state: on a busy machine, even a Redis without a fault may exceed its time limit once.
             wait_until(lambda: metric(server, "shortener_redis_up") == is_up, "the service does not know the state of Redis")
             if fault is out_of_memory:
                 assert not is_cached()
@@ -280,7 +282,7 @@ def test_a_failing_redis_does_not_delay_redirects(
     assert during < 2 * max(before, after) + NO_MORE, shown
     failures = metric(server, "shortener_redis_failures_total")
     assert failures < 20, "after the first failures, requests no longer call Redis"
-    # A hit that is not stored by the deadline of its response is stored later.
+    # A hit that was not stored before its response is stored later.
     wait_until(lambda: metric(server, "shortener_hits_unrecorded") == 0, "hits wait")
     (told,) = asyncio.run(nodes.query("SELECT count(*) AS hits FROM hits"))
     assert told["hits"] == everything.total(), "each click is stored"
@@ -307,7 +309,7 @@ def test_no_node_redirects_an_erased_or_disabled_link_from_its_cache(nodes: Node
     )
 
 
-# The following tests cause faults of the file of an SQLite database.
+# The tests below cause faults of the file of a SQLite database.
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def lone_server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a small file system for the data of the server. A test must request this fixture before `lone_server`."""
+    """Mount a small file system for the data of the server. A test that uses this fixture must name it before `lone_server`."""
     place = tmp_path / "data"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
@@ -335,7 +337,7 @@ def counts(server: Server) -> dict[str, int]:
 
 @contextlib.contextmanager
 def takes_no_byte(server: Server) -> Iterator[None]:
-    """Set the maximum file size of the process to 1 byte, so that the process cannot write any data to its files."""
+    """Limit the size of the process's files to 1 byte, so that the process cannot write data to any file."""
     assert server.process is not None
     limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
@@ -347,7 +349,7 @@ def takes_no_byte(server: Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full(server: Server) -> Iterator[None]:
-    """Fill the file system with another file."""
+    """Fill the file system of the server with another file."""
     filler = server.folder / "data" / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -374,11 +376,11 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
         batch = {"to": [f"+1408555{number:04}" for number in range(50)], "body": '#track("https://x.example/")'}
         codes = [message["links"][0]["code"] for message in client.post("/api/v1/rewrite", json=batch).json()["messages"]]
     load = Load([server.base], codes)
-    usual: list[float] = []  # its only item: the duration of the longest click before the fault
+    usual: list[float] = []  # contains one item: the duration of the longest click before the fault
 
     def refused() -> bool:
-        """Return whether a rewrite is refused. On a full disk, some rewrites still succeed, because the files contain free
-        pages."""
+        """Return whether the server refuses a rewrite. On a full disk, some rewrites still succeed, because the files of the
+        database contain free pages."""
         answer = try_rewrite(server)
         if answer.status_code == 200:
             return False
@@ -392,7 +394,7 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
             usual.append(load.answers.percentile(1))
             with fault(server):
                 await asyncio.to_thread(wait_until, refused, "a rewrite still succeeds")
-                await asyncio.sleep(OUTAGE)  # the rest of the outage
+                await asyncio.sleep(OUTAGE)  # let the fault last for OUTAGE seconds
                 assert await asyncio.to_thread(refused), "rewrites are still refused after the outage time"
                 assert await asyncio.to_thread(metric, server, "shortener_hits_unrecorded") > 0
                 assert await asyncio.to_thread(metric, server, "shortener_late_responses_total") > 0

@@ -1,4 +1,6 @@
-"""A flood of hits while neither the database nor Redis responds: each hit gets its response in time, and memory use is limited."""
+"""Test of a flood of hits while neither the database nor Redis responds. Each hit must get its response in time, and the process
+must not use too much memory.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,16 @@ from tests.clicks.helpers import create_codes, fetch_rows, make_hit
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, PostgresProcess, RedisProcess
 
-RATE = int(os.environ.get("PROVE_HITS_PER_SECOND", "400"))  # hits per second; `make prove` sets 2,000
-SECONDS = float(os.environ.get("PROVE_FLOOD_SECONDS", "3"))  # duration of the flood; `make prove` sets 15
+RATE = int(os.environ.get("PROVE_HITS_PER_SECOND", "400"))  # the number of hits per second; `make prove` sets 2,000
+SECONDS = float(os.environ.get("PROVE_FLOOD_SECONDS", "3"))  # the duration of the flood in seconds; `make prove` sets 15
 HIT_DEADLINE = 1.0
-MARGIN_SECONDS = 2.0  # additional time for a machine that is busy with other work
+MARGIN_SECONDS = 2.0  # the additional time in seconds that is permitted, because the machine may be busy
 STEP_SECONDS = 0.05
 
 
 class Flood:
-    """Hits at a constant rate, which does not depend on the responses. Records the responses and the longest wait."""
+    """Hits that are sent at a constant rate, whether responses arrive or not. The object records the responses and the longest
+    wait."""
 
     def __init__(self, service: Service, codes: list[str]) -> None:
         self._service = service

@@ -1,4 +1,5 @@
-"""kill -9 of service and gateway during sends: no message is lost, and no message with a gateway response is sent again.
+"""Tests that kill the service and the gateway with SIGKILL during sends. No message may be lost. A message for which the
+gateway's response was recorded must not be sent again.
 
 PROVE_SENDS is the number of messages (default: 1,000).
 """
@@ -25,12 +26,13 @@ from tests.document_blocks import ROOT
 from tests.servers import PATIENCE, free_port
 
 SENDS = int(os.environ.get("PROVE_SENDS", "1000"))
-#: The timeout is long, because the service repeats a message whose response comes too late, also on a slow machine.
+#: The service sends a message again if the gateway's response comes too late. With this long time limit, that does not happen
+#: even on a slow machine.
 SETTINGS = {"GATEWAY_TIMEOUT": "30", "GATEWAY_SCHEDULE": "0.5,1,2,2,2", "GATEWAY_ATTEMPTS": "40", "GATEWAY_SLOTS_PER_GATEWAY": "8"}
 
 
 class Gateway:
-    """The process of a gateway."""
+    """A gateway in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -48,7 +50,7 @@ class Gateway:
         self._process.wait(PATIENCE)
 
     def received(self) -> list[str]:
-        """Return the references of the received messages, oldest first."""
+        """Return the references of the messages that the gateway received, oldest first."""
         return self.file.read_text().split()
 
     def wait_for(self, number: int) -> None:
@@ -73,7 +75,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def sends(server: Server, condition: str) -> set[str]:
-    """Return the references of the messages that match an SQL condition."""
+    """Return the references of the messages for which an SQL condition on `sends` is true."""
     file = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         return {encode(row[0]) for row in connection.execute(f"SELECT id FROM sends WHERE {condition}")}
@@ -91,7 +93,8 @@ def test_after_kill_9_no_message_is_lost_and_no_message_with_a_gateway_response_
             assert response.json()["sent"] is True, response.text
 
     def kill_service() -> tuple[set[str], int]:
-        """Kill the service. Return the messages with a recorded response, and the number of requests that the gateway received."""
+        """Kill the service. Return the messages for which it had recorded a response, and the number of requests that the gateway
+        had received."""
         server.kill()
         end_leases(server)
         return sends(server, f"status = {SendStatus.SENT:d}"), len(gateway.received())

@@ -1,7 +1,7 @@
 """Tests that generate clients from the OpenAPI document. Each generated client rewrites a text and reads an error.
 
 The code blocks of docs/guides/generate-clients.md run unchanged, except for the address and the key. The tests of TypeScript
-clients are skipped if Node is not installed or npm cannot download the generators.
+clients are skipped if Node is not installed, or if npm cannot download the generators.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def run(*command: str | Path, folder: Path) -> str:
 
 
 def code_block(language: str, text: str, server: Server) -> str:
-    """Return the code block of the guide that contains `text`, and replace its address by that of the test server."""
+    """Return the code block of the guide that contains `text`. In the result, the address of the test server replaces the address
+    of the block."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if text in block]
     return str(block).replace("http://127.0.0.1:8000", server.base)
@@ -75,7 +76,7 @@ def node_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def program(name: str, packages: Path) -> Path:
-    """Return a program of the packages of npm. `npx` starts the same program, but takes longer to find it."""
+    """Return the path of a program in the npm packages. `npx` would start the same program, but takes longer to find it."""
     return packages / "node_modules" / ".bin" / name
 
 
@@ -88,8 +89,10 @@ def document_of(server: Server, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def node_programs(server: Server, node_packages: Path) -> Path:
-    """Generate both TypeScript clients. Compile the program of the guide for each of them with all strict checks, in one run of the
-    compiler, which takes two thirds of the processor time of two runs. Return the folder of the compiled programs."""
+    """Generate both TypeScript clients, and compile the program of the guide for each of them with all strict checks. Return the
+    folder of the compiled programs.
+
+    The compiler runs once for both, because this takes two thirds of the processor time of two runs."""
     folder, document = node_packages, document_of(server, node_packages)
     types = ("--default-non-nullable=false", "--output", "schema.d.ts")
     run(program("openapi-typescript", folder), document, *types, folder=folder)

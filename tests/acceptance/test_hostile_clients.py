@@ -1,7 +1,7 @@
-"""Requests that try to slow down or block a real server must not delay the clicks of other clients.
+"""Tests of hostile requests, which try to slow down or block a real server. They must not delay the clicks of other clients.
 
-`make prove` opens 2,000 connections. The tests compare the times of clicks during an attack with their times on the same
-server without an attack, because the machine may be busy.
+`make prove` opens 2,000 connections. The machine may be busy, so the tests compare the times of clicks during an attack with
+their times on the same server without an attack.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from tests.servers import PATIENCE
 CONNECTIONS = int(os.environ.get("PROVE_CONNECTIONS", "400"))
 BODY_BYTES = 8 * 1024 * 1024 - 4096
 QUIET_SECONDS = 2.0
-#: Maximum duration of a click during a hostile request. The requirement is 0.1 s on a machine that does nothing else.
+#: The maximum duration of a click during a hostile request, on a machine that does nothing else.
 MAX_WAIT_SECONDS = 0.1
-MACHINE_FACTOR = 5  # clicks may take this many times longer, because the machine may run other programs
-#: A loop of Python with WORK rounds needs about WORK_SECONDS on an idle machine like the one for which MAX_WAIT_SECONDS is
-#: required.
+MACHINE_FACTOR = 5  # clicks may take this many times longer than required, because the machine may run other programs
+#: On an idle machine, a Python loop with WORK rounds takes about WORK_SECONDS. MAX_WAIT_SECONDS is required for such a machine.
 WORK, WORK_SECONDS = 3_000_000, 0.1
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 
 
-# The clicks come from a process of their own. A thread would wait for the interpreter lock while the test reads a large response.
+# A separate process sends the clicks. A thread would wait for the interpreter lock while the test reads a large response.
 CLICKER = """
 import http.client, json, select, sys, time
 port, path, agent = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -62,7 +61,7 @@ print(json.dumps(clicks), flush=True)
 
 
 class Click(NamedTuple):
-    """The times at which a click began and ended, and its failure if it got no redirect."""
+    """One click: the times at which it began and ended, and the failure if it got no redirect."""
 
     began: float
     ended: float
@@ -71,7 +70,7 @@ class Click(NamedTuple):
 
 @dataclass
 class Clicker(contextlib.AbstractContextManager["Clicker"]):
-    """Clicks on one link, one click after the other, from another process. The results are available after the `with` block."""
+    """A separate process that clicks on one link, one click after the other. The results are available after the `with` block."""
 
     server: Server
     path: str
@@ -97,8 +96,8 @@ class Clicker(contextlib.AbstractContextManager["Clicker"]):
         return max(click.ended - click.began for click in self.clicks)
 
     def longest_between(self, start: float, end: float) -> float:
-        """Return the longest duration of the clicks between two times of `time.monotonic`. If there was no click, use the next
-        click."""
+        """Return the longest duration of the clicks between two times on the clock `time.monotonic`. Without a click between
+        them, return the duration of the next click."""
         later = [click for click in self.clicks if click.ended >= start]
         between = later[:1] + [click for click in later if click.began <= end]
         return max((click.ended - click.began for click in between), default=0.0)
@@ -111,7 +110,7 @@ def code_of(server: Server) -> str:
 
 
 def quiet_clicks(server: Server, path: str) -> float:
-    """Return the longest time of a click on a server that does nothing else."""
+    """Return the duration of the longest click on a server that does nothing else."""
     with Clicker(server, path) as clicker:
         time.sleep(QUIET_SECONDS)  # the duration of the measurement
     assert not clicker.failures
@@ -119,7 +118,7 @@ def quiet_clicks(server: Server, path: str) -> float:
 
 
 def slowness() -> float:
-    """Return how many times longer than usual a piece of work takes on this machine now, and at least 1."""
+    """Return how much slower than an idle machine this machine is now, as a factor of at least 1."""
     began = time.monotonic()
     for _ in range(WORK):
         pass
@@ -140,7 +139,7 @@ def fill(begin: bytes, piece: bytes, end: bytes = b"") -> bytes:
 
 
 def numbered(begin: bytes, end: bytes) -> bytes:
-    """Return a JSON object with enough different field names to reach the maximum size of a body."""
+    """Return a JSON object with so many different fields that it reaches the maximum size of a body."""
     parts: list[bytes] = []
     size = 0
     for number in itertools.count():
@@ -153,8 +152,8 @@ def numbered(begin: bytes, end: bytes) -> bytes:
 
 
 def hostile_bodies() -> dict[str, tuple[str, bytes]]:
-    """Return (path of the request, body) by the name of the body. The text of a path may begin with a method, or with `form` for a
-    form."""
+    """Return the hostile requests: the path and the body, by the name of the body. A path may begin with the method, or with
+    `form` if the body is a form."""
     many_fields = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
     known_fields = b'{"to":[' + b"1," * 49 + b'1],"body":5,"from":[],"track":"x","mt_price":[],"expires_in":0,"metadata":1},'
     invalid_recipients = b'{"body":"","to":[' + b'"1",' * 90 + b'"1"],"message_id":[' + b'"1",' * 90 + b'"1"]},'
@@ -201,8 +200,8 @@ def hostile_bodies() -> dict[str, tuple[str, bytes]]:
     }
 
 
-#: The seconds that a test waits for the response to a hostile request. The longest one needs several seconds of processor time, and
-#: the clicks run at the same time.
+#: The maximum time in seconds for the response to a hostile request. The longest request needs several seconds of processor time,
+#: and the clicks run at the same time.
 REQUEST_PATIENCE = 10 * PATIENCE
 
 
@@ -227,7 +226,7 @@ def test_hostile_request_bodies_do_not_delay_clicks_and_their_memory_is_freed(se
                     headers={"Content-Type": kind},
                     timeout=REQUEST_PATIENCE,
                 )
-                time.sleep(0.05)  # this pause is long enough for at least one click
+                time.sleep(0.05)  # during this pause, at least one click is made
                 spans.append((name, began, time.monotonic()))
                 status = 200 if name in ("long texts with URLs", "a text of signs") else 400
                 assert status <= response.status_code < status + 100, (name, response.text[:200])
@@ -277,8 +276,8 @@ def test_hostile_connections_do_not_delay_clicks_and_the_server_closes_all_of_th
             deadline = time.monotonic() + PATIENCE
             open_connections = CONNECTIONS
             while open_connections and time.monotonic() < deadline:
-                open_connections = connections_of(server) - 1  # the clicker also has a connection, which does not count
-                time.sleep(0.2)  # wait until the server closes the connections
+                open_connections = connections_of(server) - 1  # one connection belongs to the clicker, and does not count
+                time.sleep(0.2)  # give the server time to close the connections
         figures = f"longest click {clicker.longest * 1000:.1f} ms, quiet {quiet * 1000:.1f} ms, {len(clicker.clicks)} clicks"
         sys.stdout.write(f"\n{figures}\n")
         assert not clicker.failures
@@ -290,7 +289,7 @@ def test_hostile_connections_do_not_delay_clicks_and_the_server_closes_all_of_th
 
 
 def connections_of(server: Server) -> int:
-    """Return the number of sockets that the server has for connections of this test."""
+    """Return the number of open connections of this test to the server."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     port = f":{server.port:04X}"
     return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in lines)

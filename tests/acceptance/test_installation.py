@@ -1,4 +1,6 @@
-"""Tests of the built wheel in an empty virtual environment: the client is installed without the parts of the server."""
+"""Tests that install the built wheel in an empty virtual environment. The client must be installed without the parts of the
+server.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def run(*command: str | Path, code: int = 0) -> str:
 
 
 def copy_source(folder: Path) -> Path:
-    """Copy the files that an installation needs, and return the folder of the copies."""
+    """Copy the files from which the wheel is built. Return the folder of the copies."""
     source = folder / "source"
     shutil.copytree(ROOT / "shortener", source / "shortener", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -35,14 +37,14 @@ def copy_source(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The interpreter of a virtual environment with the wheel and the extra `client`. The test is skipped
-    if no package registry can be reached."""
+    """The Python interpreter of a virtual environment in which the wheel is installed with the extra `client`. The test is
+    skipped if no package registry can be reached."""
     folder = tmp_path_factory.mktemp("installation")
     source = copy_source(folder)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("*.whl")
-    # The pip of this interpreter installs into the environment. To install pip there would take longer than all the rest.
+    # Use the pip of this interpreter. To install pip in the new environment would take longer than everything else.
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / "bin" / "python"
     done = subprocess.run(
@@ -74,7 +76,7 @@ def test_the_serve_command_prints_how_to_install_the_missing_extra_server(client
 
 
 def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make_run_installed(tmp_path: Path) -> None:
-    """The clone is also a folder with the name `shortener`. Python must not import it as a package."""
+    """The clone is a folder with the name `shortener`, so Python could import the folder in place of the installed package."""
     (mode,) = re.findall(r"^EDITABLE := --config-settings editable_mode=(\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     build = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}, {{'editable_mode': {mode!r}}}))"
     subprocess.run([sys.executable, "-c", build], cwd=copy_source(tmp_path), check=True, capture_output=True, timeout=4 * PATIENCE)
@@ -83,7 +85,8 @@ def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make
     zipfile.ZipFile(wheel).extractall(installed)
     (beside / "shortener" / "shortener").mkdir(parents=True)
     (beside / "shortener" / "README.md").touch()
-    # The package of this repository may be installed in the interpreter of the tests. Remove its folder from the import path.
+    # Remove the folder of this repository from the import path, because its package may be installed for the interpreter of the
+    # tests.
     paths = f"import site, sys; sys.path[:] = [one for one in sys.path if one != {str(ROOT)!r}]; "
     paths += f"site.addsitedir({str(installed)!r}); sys.path.insert(0, {str(beside)!r})"
     printed = run(sys.executable, "-I", "-c", f"{paths}; from shortener import client; print(client.__file__)")

@@ -1,4 +1,6 @@
-"""Tests of messages through a real Kannel: bearerbox, smsbox and its fake SMSC. Without its Debian packages they are skipped."""
+"""Tests of messages through a real Kannel: bearerbox, smsbox and its fake SMSC. They are skipped if Debian's packages of Kannel
+are not installed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tests.servers import PATIENCE, free_port
 
 FAKE_SMSC = Path("/usr/lib/kannel/test/fakesmsc")
 BEARERBOX, SMSBOX = (shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin") for name in ("bearerbox", "smsbox"))
-#: The SMPP server of the Kannel project. It may be missing, because Debian has no package of it.
+#: The SMPP server of the Kannel project. Debian has no package of it, so it may be missing.
 OPENSMPPBOX = shutil.which("opensmppbox")
 pytestmark = pytest.mark.skipif(
     not (BEARERBOX and SMSBOX and FAKE_SMSC.exists()),
@@ -93,7 +95,7 @@ class Kannel:
         _wait_for_port(self.port)
 
     def start_smpp_server(self) -> int:
-        """Start Kannel's SMPP server, with the user `tester` and the password `foobar`. Return its port."""
+        """Start Kannel's SMPP server, on which the user is `tester` and the password is `foobar`. Return its port."""
         logins, file, port = self._folder / "logins.txt", self._folder / "smpp.conf", free_port()
         logins.write_text("tester foobar shop *.*.*.*\n")
         file.write_text(SMPP_CONFIGURATION.format(smpp=port, logins=logins, **self._ports))
@@ -125,7 +127,7 @@ def _wait_for_port(port: int) -> None:
         except httpx.ConnectError:
             assert time.monotonic() < deadline, f"nothing listens on port {port}"
             threading.Event().wait(0.05)
-        except httpx.TransportError:  # the server accepts connections, but is not an HTTP server
+        except httpx.TransportError:  # the process on this port accepts connections, but does not speak HTTP
             return
 
 
@@ -216,5 +218,5 @@ def test_messages_are_sent_to_kannel_over_smpp_and_delivery_receipts_come_back(s
     for text in ("plain €uro [ok]", "Привет 😀"):
         wait_for_state(server, send(server, text), "DELIVERED")
     assert "Brand +14085550100 text plain €uro [ok]" in kannel.messages()
-    # opensmppbox joins the parts of a long message, and sends no delivery receipt for it
+    # opensmppbox joins the parts of a long message, and does not send a delivery receipt for it
     wait_for_state(server, send(server, "я😀" * 60), "SENT")

@@ -1,6 +1,7 @@
-"""kill -9 at chosen points of transactions under mixed load: what was acknowledged is stored, and nothing is half stored.
+"""Tests that kill the server with SIGKILL at chosen points of transactions, under mixed load. Everything that was acknowledged
+must be stored, and nothing may be stored incompletely.
 
-`make prove` (PROVE_KILL_POINTS=all) kills at each point of each kind of transaction, on both engines.
+`make prove` (PROVE_KILL_POINTS=all) kills the server at each point of each kind of transaction, on both engines.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ from tests.acceptance.transaction_names import opened_transactions
 from tests.document_blocks import ROOT
 from tests.servers import PATIENCE
 
-#: The transactions in which the server is killed, by the names of their functions: a rewrite, hits, conversions, delivery
-#: reports, fan-out, dispatch cycles of deliveries and of gateways, a change of a link or of settings, a batch of the purge,
-#: and the folding of count deltas.
+#: The names of the functions of transactions in which the server is killed. They are, in this order: a rewrite, hits,
+#: conversions, delivery reports, fan-out, dispatch cycles of deliveries and of gateways, a change of a link or of settings, a
+#: batch of the purge, and the job that adds count deltas to the counts.
 TRANSACTIONS = (
     *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports._apply_group", "Fanout._fan_out"),
     *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "_fold"),
 )
 ALL = list(itertools.product(TRANSACTIONS, kill_points.POINTS)) if os.environ.get("PROVE_KILL_POINTS") == "all" else None
-#: With this long deadline, each hit is stored before its response. `kill -9` may lose a hit that got its response earlier.
+#: With this long deadline, each hit is stored before its response. A hit whose response came earlier could be lost by `kill -9`.
 NO_EARLY_RESPONSE = {"HIT_DEADLINE": "20"}
 SENDS = 5
 
 
 def test_the_service_itself_opens_every_transaction_that_the_kill_points_interrupt() -> None:
-    """TRANSACTIONS contains the names of functions as strings, and most of them are used only in `make prove`. This test fails if
-    such a function was renamed, if it no longer opens a transaction, or if only commands open it, because the server would then
-    never be killed."""
+    """TRANSACTIONS contains names of functions as strings, and most of them are used only in `make prove`.
+
+    If a function was renamed, does not open a transaction any more, or is called only by commands, the server would never be
+    killed in it. This test fails in these cases."""
     opened = opened_transactions(set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")))
-    names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py uses the last of these names
+    names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py kills the server in the last of these transactions
     assert names - opened == set()
 
 
@@ -75,7 +77,7 @@ async def update(call):
 
 @pytest.fixture
 def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of the kill points. The servers of the test inherit the environment."""
+    """The folder of the kill points. The servers of a test inherit the environment variables that this fixture sets."""
     for name, value in kill_points.environment(tmp_path / "points").items():
         monkeypatch.setenv(name, value)
     return tmp_path / "points"
@@ -87,7 +89,8 @@ def server(points: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 class Killer:
-    """Kills a server at kill points and starts it again. `sent`: ids of the messages that the server accepted for the gateway."""
+    """Kills a server at kill points, and starts it again. `sent` contains the ids of the messages that the server accepted for
+    the gateway."""
 
     def __init__(self, server: Server, points: Path, url: str, query: Query) -> None:
         self._server = server
@@ -97,7 +100,8 @@ class Killer:
         self.sent: list[str] = []
 
     def kill_at(self, transaction: str, point: str) -> None:
-        """Kill the server at `point` in its next transaction with the name `transaction`, while the load continues."""
+        """Wait until the server has killed itself at `point` of its next transaction with the name `transaction`. Then start it
+        again. The load continues all the time."""
         process = self._server.process
         assert process is not None
         kill_points.arm(self._points, transaction, point)
@@ -113,7 +117,7 @@ class Killer:
         self._server.start()
 
     def _send(self) -> None:
-        """Send messages through the gateway. A request without a response is uncertain."""
+        """Send messages through the gateway. If a request gets no response, its messages are uncertain and are not recorded."""
         body = {"to": [f"+1408555{number:04}" for number in range(SENDS)], "message": 'see #track("https://x.example/")'}
         with self._server.api() as client, contextlib.suppress(httpx.TransportError):
             response = client.post("/api/v1/sms/send", json=body | {"sender_id": "18775550100"})
@@ -121,18 +125,18 @@ class Killer:
             self.sent += [message["message_id"] for message in response.json()["messages"]]
 
     def _add_old_messages(self) -> None:
-        """Wait until the purge has deleted the earlier old messages. Then add other old messages for the next purge."""
+        """Wait until the purge has deleted the old messages that were added before. Then add new ones for the next purge."""
         deadline = time.monotonic() + PATIENCE
         while self._query("SELECT 1 AS one FROM messages WHERE message_id LIKE 'old %' LIMIT 1"):
             if self._server.process is None or self._server.process.poll() is not None:
-                return  # the server has already died in the purge of the earlier messages
+                return  # the server has already killed itself, while the purge deleted the earlier messages
             assert time.monotonic() < deadline, "old messages are not deleted"
             time.sleep(0.05)  # wait a moment, then check the condition again
         add_old_messages(self._url)
 
 
 def kill_and_compare(server: Server, killer: Killer, kills: list[tuple[str, str]], query: Query, endpoint: Endpoint) -> None:
-    """Run mixed load, kill the server at these points, and compare what was acknowledged with what is stored."""
+    """Under mixed load, kill the server at these points. Then compare what it acknowledged with what is stored."""
     add_tracker(server, endpoint)
     server.command("applications", "update", "1", "--gateway", "simulator")
     load = MixedLoad([server.base], server.first["api_key"], server.first["tracker_token"])

@@ -1,4 +1,5 @@
-"""Litestream replicates the database of a running server, and a restored replica serves the same links."""
+"""Test of Litestream: it replicates the database of a running server, and a server on the restored replica serves the same
+links."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def proxy(server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of the site that nginx serves. Its connections come from 127.0.0.5."""
+    """A client that calls the server through nginx. Its connections come from 127.0.0.5."""
     https, http = free_port(), free_port()
     file = nginx_configuration(tmp_path, https, http, server.port)
     process = subprocess.Popen(["nginx", "-c", file, "-g", "daemon off;"], stderr=subprocess.DEVNULL)

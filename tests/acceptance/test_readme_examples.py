@@ -1,4 +1,6 @@
-"""README.md shows the same rewrite request in several programming languages. Each block runs unchanged, except for the port."""
+"""README.md shows the same rewrite request in several programming languages. These tests run each block unchanged, except for the
+port.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tests.acceptance.process import Server
 from tests.document_blocks import ROOT
 from tests.servers import PATIENCE
 
-#: The command that runs a block, by its language.
+#: For each language: the command that runs its block.
 RUNNERS = {
     "sh": ["bash", "-euc"],
     "python": [sys.executable, "-c"],
@@ -25,7 +27,7 @@ RUNNERS = {
 
 
 def first_message(language: str) -> str:
-    """Return the code block in a language from the section "The same message in your language" of README.md."""
+    """Return the code block in one language from the section "The same message in your language" of README.md."""
     section = (ROOT / "README.md").read_text().partition("## The same message in your language")[2]
     block = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert block is not None, language

@@ -1,4 +1,6 @@
-"""A PostgreSQL that refuses to connect or rejects statements: every request gets a response, and the service recovers by itself."""
+"""Tests of a PostgreSQL that refuses connections or rejects statements. Every request must get a response, and the service must
+recover by itself.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ from tests.servers import PATIENCE, PostgresProcess, RedisProcess
 
 DEADLINE = 0.5  # HIT_DEADLINE in seconds
 PASSWORD = "first-password-of-the-test"
-MARGIN = 3.0  # additional seconds for a busy machine
+MARGIN = 3.0  # the additional time in seconds that is permitted, because the machine may be busy
 
 
 class Account:
-    """A separate PostgreSQL user. A test changes its permissions and its password."""
+    """A separate PostgreSQL user for the service. A test changes the permissions and the password of this user."""
 
     def __init__(self, server: PostgresProcess, name: str, url: str, admin_url: str) -> None:
         self.server, self.name, self.url, self._admin_url = server, name, url, admin_url
@@ -54,7 +56,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_login(self) -> AsyncIterator[None]:
-        """Let PostgreSQL reject logins with the error 28000, as for an unknown user or a changed password."""
+        """Make PostgreSQL reject logins with the error 28000, as it does for an unknown user or a changed password."""
         await self.execute(f"ALTER ROLE {self.name} NOLOGIN")
         await self.cut()
         yield
@@ -69,7 +71,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_tables(self) -> AsyncIterator[None]:
-        """Let PostgreSQL reject every statement on links, messages and hits, including SELECT."""
+        """Make PostgreSQL reject every statement on links, messages and hits, including SELECT."""
         tables = ("links", "messages", "hits")
         await self.execute(*(f"ALTER TABLE {table} RENAME TO {table}_away" for table in tables))
         yield
@@ -149,7 +151,8 @@ async def test_every_request_gets_a_response_while_postgresql_refuses_connection
         async with asyncio.timeout(PATIENCE):
             while (await rewrite(api)).status_code != 200 or service.recorder.outage or service.recorder.unrecorded:
                 await asyncio.sleep(0.05)  # wait a moment, then check the condition again
-            # On a busy machine, a commit can take longer than the deadline. The response is 503 then, and the click does not count.
+            # On a busy machine, a commit can take longer than the deadline. Then the response is 503, and the click is not
+            # compared.
             while (await phone.get(path)).status_code != 302:
                 await asyncio.sleep(0.05)  # wait a moment, then check the condition again
             while (hits := await count_hits(account)) < answered + 1:

@@ -1,4 +1,6 @@
-"""kill -9 within a batch of a background replay: the next process continues it, and replays no delivery twice."""
+"""Test that kills a process with SIGKILL within a batch of a background replay. The next process must continue the replay, and no
+delivery may be replayed twice.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from tests.acceptance.nodes import wait_until
 from tests.acceptance.process import PHONE, Server, serving
 from tests.servers import PATIENCE
 
-DEAD = 1200  # The number of dead deliveries, which are three batches.
+DEAD = 1200  # The number of dead deliveries. They are processed in three batches.
 
 
 @pytest.fixture
@@ -29,13 +31,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def query(server: Server, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Run an SQL statement on the database of the server, and commit it."""
+    """Run an SQL statement on the database of the server, and commit."""
     with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db", timeout=PATIENCE)) as database, database:
         return database.execute(statement, values).fetchall()
 
 
 def clone(server: Server, table: str, changed: dict[str, str]) -> None:
-    """Insert DEAD - 1 copies of the only row of a table. `changed`: SQL expressions of columns, in which n is 1, 2 and so on."""
+    """Insert DEAD - 1 copies of the only row of a table. `changed` contains SQL expressions for some columns. In them, n is the
+    number of the copy: 1, 2 and so on."""
     names = [row[1] for row in query(server, f"PRAGMA table_info({table})")]
     columns = ", ".join(changed.get(name, name) for name in names)
     numbers = f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {DEAD - 1}) "

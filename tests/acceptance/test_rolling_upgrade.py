@@ -1,7 +1,7 @@
 """Test of a rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
 
-Migrations only expand the schema. The next release may remove old columns, because at that time no node of the previous release
-runs.
+This is possible because migrations only expand the schema. The next release may remove old columns, because no node of the
+previous release runs then.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tests.acceptance.process import Server
 from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[2]
-#: The commit of the previous release, 0.2.0, whose code the test runs. It is the last one with the schema of that release (0004),
-#: because later commits contain empty migrations. After each release, replace it by the last commit of that release.
+#: The commit whose code the test runs as the previous release, 0.2.0. It is the last commit with the schema of that release
+#: (0004), because later commits contain empty migrations. After each release, replace it by the last commit of that release.
 PREVIOUS_RELEASE = "94bf003a"
 
 
 @pytest.fixture
 def previous_release(tmp_path: Path) -> Path:
-    """Return a folder with the code of the previous release of this service, from the history of the repository."""
+    """Return a folder with the code of the previous release. The code comes from the git history of this repository."""
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", PREVIOUS_RELEASE, "shortener"], capture_output=True)
     if archive.returncode:
         pytest.skip(f"ROLLING UPGRADE NOT TESTED: the history has no commit {PREVIOUS_RELEASE}, as in a shallow clone")
@@ -65,8 +65,8 @@ async def convert(server: Server, message: dict[str, Any], transaction: str) -> 
 
 
 async def count_conversions_of_the_previous_release(nodes: Nodes) -> None:
-    """Run the job that counts converted messages, with a clock that is three minutes ahead, because the job reads only conversions
-    that are at least two minutes old."""
+    """Run the job that counts converted messages. Its clock is three minutes ahead, because the job reads only conversions that
+    are at least two minutes old."""
     database = await open_database(nodes.database_url, owner=False)
     try:
         later = FirstConversions(database, IdGenerator(database.node), lambda: utcnow() + timedelta(minutes=3))
@@ -95,7 +95,7 @@ def test_nodes_of_the_previous_release_store_every_click_and_conversion_in_the_m
             await asyncio.to_thread(
                 subprocess.run, [sys.executable, "-m", "shortener", "migrate"], env=environment, check=True, capture_output=True
             )
-            await answered(answers, 300)  # at this time, only nodes of the previous release run on the new schema
+            await answered(answers, 300)  # now only nodes of the previous release run, and the schema is already new
             for message in messages[1:4]:
                 await convert(old, message, "in the migrated database")
             new = await asyncio.to_thread(nodes.serve)
@@ -136,7 +136,7 @@ def test_nodes_of_the_previous_release_store_every_click_and_conversion_in_the_m
 
 
 async def answered(answers: Answers, more: int) -> None:
-    """Wait until `more` further clicks have a response."""
+    """Wait until `more` more clicks have got a response."""
     enough = answers.statuses.total() + more
     async with asyncio.timeout(PATIENCE):
         while answers.statuses.total() < enough:

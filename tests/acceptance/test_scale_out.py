@@ -1,6 +1,7 @@
-"""Several server processes share one PostgreSQL database: each event occurs once, and the processes start and stop cleanly.
+"""Tests of several server processes that share one PostgreSQL database. Each event must occur once, and the processes must start
+and stop cleanly.
 
-The tests use only PostgreSQL, because only one process can use an SQLite database.
+The tests use only PostgreSQL, because only one process can use a SQLite database.
 """
 
 import asyncio
@@ -25,9 +26,9 @@ from tests.acceptance.process import NO_TLS, PHONE, Server
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, SOON_SECONDS, RedisProcess, children, free_port
 
-#: The ten seconds within which all workers stop, and some more for a busy machine.
+#: All workers must stop within ten seconds. The additional time is for a busy machine.
 STOP_SECONDS = 30.0
-# The numbers of links and of clicks on each link. `make prove` sets larger numbers.
+# The number of links, and the number of clicks on each link. `make prove` sets larger numbers.
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))
 
 
@@ -45,7 +46,7 @@ def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_mes
         assert client.post("/api/v1/trackers", json=tracker).status_code in (200, 201)
     messages = nodes.rewrite(LINKS)
     codes = [message["links"][0]["code"] for message in messages]
-    # Consecutive clicks on a link alternate between the two nodes, so that both nodes try to record the first click.
+    # The clicks on a link go to the two nodes in turn, so that both nodes try to record its first click.
     clicks = [(number % 2, code) for code in codes for number in range(CLICKS)]
     answers: Answers = asyncio.run(click_all([one.base, two.base], clicks))
     assert answers.statuses == {302: LINKS * CLICKS}
@@ -179,12 +180,12 @@ def test_the_serve_command_exits_with_an_error_and_no_traceback_if_no_worker_can
     assert b"Traceback" not in done.stderr
 
 
-# Tests of state that nodes share through PostgreSQL and Redis.
+# The tests below examine state that nodes share through PostgreSQL and Redis.
 
 
 @pytest.fixture
 def pair(nodes: Nodes, redis_server: RedisProcess) -> tuple[Server, Server]:
-    """Start two nodes that share one PostgreSQL and one Redis."""
+    """Two nodes that share one PostgreSQL and one Redis."""
     nodes.redis_url = redis_server.url
     return nodes.serve(), nodes.serve()
 
@@ -267,7 +268,7 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
     nodes.deliver(**slow)
     assert [round(metrics(server)["shortener_clock_offset_seconds"] / 600) for server in (one, two)] == [1, -1]
     with one.api() as client:
-        endpoint.slow["/"] = 1.0  # during this response, the node with the fast clock looks for expired leases
+        endpoint.slow["/"] = 1.0  # the response is delayed, and meanwhile the node with the fast clock looks for expired leases
         tracker = {"name": "mine", "url": endpoint.url, "events": ["state"], "format": "scg"}
         assert client.post("/api/v1/trackers", json=tracker).status_code == 201
     codes = [message["links"][0]["code"] for message in nodes.rewrite(24)]

@@ -1,10 +1,11 @@
-"""Schemathesis generates requests from the OpenAPI document, valid and invalid ones, and sends them to a real server.
+"""Test with Schemathesis, which generates requests from the OpenAPI document, valid and invalid ones, and sends them to a real
+server.
 
 No response may have a status of 500 or above, or differ from the document. The test takes long, so it uses only PostgreSQL.
 PostgreSQL is the stricter engine: it rejects NUL in a text and numbers beyond the range of a column, which SQLite would store.
 
-The test runs the command of Schemathesis. With its plugin for pytest, all operations would have the same node id, and pytest-xdist
-runs only one of several tests with the same node id.
+The test runs the command line of Schemathesis, and not its plugin for pytest. With the plugin, all operations would have the same
+node id, and pytest-xdist would run only one of them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from shortener.settings import Settings
 from tests.conftest import new_postgresql_database
 from tests.web.openapi_document import openapi_document
 
-EXAMPLES = 5  # number of random requests for each endpoint, besides those of the phases "examples" and "coverage"
+#: the number of random requests for each endpoint, in addition to the requests of the phases "examples" and "coverage"
+EXAMPLES = 5
 CHECKS = ",".join(
     (
         "not_a_server_error",
@@ -48,7 +50,7 @@ class Served:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that sets the result of the future `up` when it listens."""
+    """A uvicorn server. It sets the result of the future `up` as soon as it listens."""
 
     def __init__(self, service: Service, up: Future[Served]) -> None:
         super().__init__(uvicorn.Config(HttpApplication(service), port=0, lifespan="off", log_config=None))
@@ -65,7 +67,7 @@ class Server(uvicorn.Server):
 
 @pytest.fixture(scope="module")
 def served(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Start a server with an event loop in a separate thread, because Schemathesis calls it from synchronous code."""
+    """Start a server in a separate thread with its own event loop, because Schemathesis calls it from synchronous code."""
     url = asyncio.run(new_postgresql_database(postgresql, postgresql_template))
     values: dict[str, Any] = {
         "data_dir": tmp_path_factory.mktemp("data"),
@@ -79,7 +81,7 @@ def served(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.T
     async def serve() -> None:
         try:
             service = await open_service(Settings(**values))
-            service.start(deliver=False)  # without deliveries, because the generated trackers have arbitrary URLs
+            service.start(deliver=False)  # send no deliveries, because the generated trackers have arbitrary URLs
             servers.append(Server(service, up))
             await servers[0].serve()
             await service.close()

@@ -1,4 +1,4 @@
-"""Run the documented examples of Syniverse, 23 Telecom and Xoxzo over HTTP against a real server process."""
+"""Tests that send the documented examples of Syniverse, 23 Telecom and Xoxzo over HTTP to a real server process."""
 
 import re
 from typing import Any
@@ -177,7 +177,7 @@ def test_xoxzo_the_first_click_sends_one_callback_and_appears_in_the_message_sta
         "accessed": False,
         "accessed_on": None,
     }
-    endpoint.answers = [500, 201]  # Xoxzo's callback succeeds only with the status 200
+    endpoint.answers = [500, 201]  # for Xoxzo's callback, only the status 200 is a success
     for _ in range(3):
         assert tap(server, short_url).status_code == 302
     calls = endpoint.wait(3)

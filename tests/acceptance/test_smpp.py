@@ -1,4 +1,5 @@
-"""Tests of messages to a real SMSC over SMPP: the server of the npm package `smpp`. Without Node and npm they are skipped.
+"""Tests of messages to a real SMSC over SMPP: the server of the npm package `smpp`. They are skipped if Node or npm is not
+installed.
 
 PROVE_SENDS is the number of messages in the test with kill -9 (default: 1,000).
 """
@@ -26,7 +27,8 @@ from tests.servers import PATIENCE, free_port
 SENDS = int(os.environ.get("PROVE_SENDS", "1000"))
 SCRIPT = Path(__file__).with_name("smsc.js")
 SETTINGS = {
-    "GATEWAY_TIMEOUT": "30",  # the service repeats a message whose response comes too late, also on a slow machine
+    # a long time limit: if a response comes too late, the service sends the message again, and the machine may be slow
+    "GATEWAY_TIMEOUT": "30",
     "GATEWAY_SCHEDULE": "0.5,1,2,2,2",
     "GATEWAY_ATTEMPTS": "40",
     "GATEWAY_SLOTS_PER_GATEWAY": "8",
@@ -36,7 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the npm package `smpp`."""
+    """A folder in which the npm package `smpp` is installed."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("SKIPPED: no SMPP message was sent to a real SMSC, because node or npm is missing (apt-get install nodejs npm)")
     folder = tmp_path_factory.mktemp("smpp")
@@ -48,7 +50,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class NodeSmsc:
-    """The SMSC process."""
+    """The process of the SMSC, which runs in Node."""
 
     def __init__(self, packages: Path, folder: Path, *tls: str) -> None:
         self.port = free_port()
@@ -58,7 +60,7 @@ class NodeSmsc:
         self.start()
 
     def start(self) -> None:
-        """Start the SMSC process. It continues the log of an earlier process."""
+        """Start the SMSC process. It appends to the log of an earlier process."""
         self.process = subprocess.Popen(self._line)
 
     def stop(self) -> None:
@@ -92,7 +94,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def add_gateway(server: Server, url: str, *options: str) -> None:
-    """Add an SMPP gateway and select it. `options` are further options of the command `gateways add`."""
+    """Add an SMPP gateway and select it. `options` are additional options of the command `gateways add`."""
     credentials = ("--set", "system_id=shortener", "--set", "password=secret", "--set", "message_ids=hex_response")
     server.command("gateways", "add", "smsc", "--kind", "smpp", "--url", url, "--allow-private", *credentials, *options)
     server.select_gateway("smsc")
@@ -148,7 +150,8 @@ def test_an_smpp_message_is_repeated_if_throttled_fails_if_rejected_and_is_doubt
     wait_for_state(server, throttled, "DELIVERED")
     failed = wait_for_state(server, rejected, "FAILED")
     assert "ESME_RINVDSTADR" in json.dumps(failed)
-    # When the connection drops, every message in flight becomes doubtful. So "drop" is sent after the other messages have ended.
+    # Send "drop" only after the other messages have ended, because every message in flight becomes doubtful when the connection
+    # drops.
     dropped = send(server, "drop")[0]
     wait_for_state(server, dropped, "DELIVERED")
     counts = Counter(one["text"] for one in smsc.entries("submit"))
@@ -236,7 +239,8 @@ def test_after_kill_9_of_service_and_smsc_no_message_is_lost_and_no_message_with
 
 
 def sent_numbers(server: Server, condition: str = "s.status = 1") -> set[str]:
-    """Return the numbers of the messages that match an SQL condition, by default of the messages with a recorded response."""
+    """Return the numbers of the messages for which an SQL condition is true. By default, these are the messages with a recorded
+    response."""
     file = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         query = "SELECT m.to_address FROM sends s JOIN messages m ON m.id = s.id WHERE "

@@ -1,4 +1,6 @@
-"""SIGTERM stops a process within ten seconds, even if a dependency hangs. Afterwards no delivery is lost, leased or sent twice."""
+"""Tests that SIGTERM stops a process within ten seconds, even if a dependency hangs. After the stop, no delivery may be lost,
+have a lease, or be sent twice.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +23,8 @@ from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, PostgresProcess
 
 WITHIN = 10.0
-#: Additional seconds for a busy machine. A process that hangs and has to be killed has another exit code than 0.
+#: Additional seconds for a busy machine. If a process hangs and has to be killed, its exit code is not 0, so the test still
+#: fails.
 MARGIN = 30.0
 
 
@@ -50,10 +53,10 @@ def click_a_new_message(server: Server) -> None:
 
 
 def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
-    """Wait until each of `count` processes that send deliveries has counted all others.
+    """Wait until each of `count` delivering processes knows how many there are.
 
-    A process counts the processes with a heartbeat whenever it writes its own heartbeat. Therefore the wait ends when each process
-    has written one more heartbeat after all processes have written their first heartbeat."""
+    A process counts the processes with a heartbeat whenever it writes its own heartbeat. Therefore wait until all processes have
+    written their first heartbeat, and then until each of them has written one more."""
 
     def heartbeats() -> dict[int, Any]:
         rows = asyncio.run(nodes.query("SELECT id, seen_at FROM delivery_processes"))
@@ -136,7 +139,7 @@ def test_after_sigterm_or_sighup_readyz_returns_503_other_requests_get_responses
         assert (answer.status_code, answer.json()["checks"]["process"]) == (503, "failed")
         with server.client() as another:
             assert another.get("/healthz").status_code == 200, "the server still accepts connections"
-        # The server closes its listening socket, but still responds to the request that was already started.
+        # The server has closed its listening socket. It still responds to the request that was already started.
         with contextlib.suppress(httpx.TransportError):
             while True:
                 probe.get("/healthz", headers={"Connection": "close"})
@@ -158,7 +161,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
         assert {client.get(f"/{code}").status_code for code in codes} == {302}
     endpoint.wait(6)
-    time.sleep(1)  # if a process exceeded its share of the tracker's six slots, it would send a seventh event
+    time.sleep(1)  # wait for a seventh event, which a process would send if it exceeded its share of the tracker's six slots
     assert len(endpoint.arrived) == 6, "three processes share the slots of the tracker"
     with begun_request(server), ThreadPoolExecutor(1) as apart:
         began = time.monotonic()
@@ -192,7 +195,7 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
     endpoint.wait(1)
     postgres_server.freeze()
     with ThreadPoolExecutor(12) as apart:
-        for _ in range(6):  # these requests write to the frozen database, so they wait
+        for _ in range(6):  # these requests wait, because they write to the frozen database
             apart.submit(click_once, server, code)
             apart.submit(rewrite_once, server)
         with server.client() as probe:
@@ -202,6 +205,6 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
         assert nodes.close() == [0, 0]
         assert time.monotonic() - began < WITHIN + MARGIN
     postgres_server.thaw()
-    # The outcome of the attempt could not be stored, so the delivery stays leased and is sent again after the lease.
+    # The outcome of the attempt could not be stored. The delivery keeps its lease, and is sent again when the lease has ended.
     (told,) = asyncio.run(nodes.query("SELECT status, attempt FROM deliveries"))
     assert tuple(told) == (0, 1)

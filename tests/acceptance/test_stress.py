@@ -1,4 +1,4 @@
-"""A stress test of everything at once, with faults: what was acknowledged is compared with what is stored, cached and delivered.
+"""A stress test: all kinds of requests at once, and faults. What the servers acknowledged must be stored, cached and delivered.
 
 `make prove` runs it for a minute on each engine.
 """
@@ -22,16 +22,16 @@ from tests.acceptance.process import Server, locked, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, add_old_messages, add_tracker, compare, wait_until_quiet
 from tests.servers import PostgresProcess, RedisProcess
 
-SECONDS = float(os.environ.get("PROVE_STRESS_SECONDS", "8"))  # duration of the load; `make prove` sets 60
+SECONDS = float(os.environ.get("PROVE_STRESS_SECONDS", "8"))  # the duration of the load in seconds; `make prove` sets 60
 Fault = Callable[[], Awaitable[None]]
 
 
 async def run_load(load: MixedLoad, faults: list[Fault]) -> None:
-    """Run the load, and begin the faults one after the other at equal intervals."""
+    """Run the load. During the load, begin one fault after the other, at equal intervals."""
     pause = SECONDS / (len(faults) + 1)
     async with load.running():
         for fault in faults:
-            await asyncio.sleep(pause)  # during this pause the load runs without a fault
+            await asyncio.sleep(pause)  # let the load run without a fault
             await fault()
         await asyncio.sleep(pause)
 
@@ -43,7 +43,8 @@ async def restart(server: Server) -> None:
 
 @pytest.fixture
 def server(tmp_path: Any) -> Iterator[Server]:
-    # With this long deadline, each hit is stored before its response. `kill -9` may lose a hit that got its response earlier.
+    # With this long deadline, each hit is stored before its response. A hit whose response came earlier could be lost by `kill
+    # -9`.
     yield from serving(tmp_path, HIT_DEADLINE="20", BASE_URL="http://go.example", **SETTINGS)
 
 
@@ -62,7 +63,7 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_and_deliv
             await asyncio.sleep(1.5)  # the duration of the lock
 
     async def receiver_fails() -> None:
-        endpoint.answers += [500, 200] * 20  # never ten failures in a row, which would open the circuit breaker
+        endpoint.answers += [500, 200] * 20  # the failures are never ten in a row, which would open the circuit breaker
 
     add_tracker(server, endpoint)
     add_old_messages(f"sqlite:///{file}")
@@ -80,7 +81,8 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_cached_an
     nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess, endpoint: Endpoint
 ) -> None:
     nodes.settings |= SETTINGS
-    one, two = nodes.serve(), nodes.serve(HIT_DEADLINE="20")  # kill -9 of node two may lose a hit that got its response early
+    # with a shorter deadline, kill -9 of node two could lose a hit that got its response before it was stored
+    one, two = nodes.serve(), nodes.serve(HIT_DEADLINE="20")
 
     def query(statement: str) -> list[dict[str, Any]]:
         return [dict(row) for row in asyncio.run(nodes.query(statement))]
@@ -100,7 +102,7 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_cached_an
         postgres_server.thaw()
 
     async def settled() -> None:
-        """Wait until every hit is stored, because a killed process loses hits that are only in memory."""
+        """Wait until every hit is stored. Otherwise a kill would lose hits that are only in memory."""
         await asyncio.to_thread(
             wait_until, lambda: sum(metric(node, "shortener_hits_unrecorded") for node in (one, two)) == 0, "hits wait"
         )

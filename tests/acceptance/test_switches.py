@@ -28,7 +28,7 @@ def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
 
 
 def make_link(server: Server, key: str, url: str) -> Link:
-    """Create a link. Repeat the request until the node knows the new API key."""
+    """Create a link. Repeat the request until the node knows the API key, which may be new."""
     deadline = time.monotonic() + PATIENCE
     with server.client(**{"X-API-Key": key}) as client:
         while True:
@@ -37,7 +37,7 @@ def make_link(server: Server, key: str, url: str) -> Link:
                 host, _, path = answer.json()["messages"][0]["links"][0]["short_url"].removeprefix("http://").partition("/")
                 return host, f"/{path}"
             assert time.monotonic() < deadline, answer.text
-            time.sleep(0.02)  # the pause before the next request
+            time.sleep(0.02)  # wait before the request is repeated
 
 
 def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_an_outage_of_the_database(
@@ -80,7 +80,7 @@ def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_
         for server in (one, two):
             assert status(server, spared) == 302, "the redirect comes from the link cache"
             told = {name: status(server, link) for name, link in links.items()}
-            # The state of a disabled link is stored only in the database, and the cache no longer contains its destination.
+            # The disabled link gets 503: its state is only in the database, and its destination was removed from the cache.
             assert told == {"link": 503, "host": 410, "domain": 410, "application": 410}
     finally:
         postgres_server.start()
@@ -89,7 +89,7 @@ def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_
 
 
 def location(server: Server, link: Link) -> str:
-    """Return the destination to which a link redirects, or the status of another response."""
+    """Return the destination to which a link redirects. If the response is not a redirect, return its status."""
     host, path = link
     with server.client(**{"User-Agent": PHONE, "Host": host}) as client:
         response = client.get(path)
@@ -97,7 +97,7 @@ def location(server: Server, link: Link) -> str:
 
 
 def click_until_cached(redis: Any, server: Server, link: Link, destination: str) -> None:
-    """Click on a link until Redis contains it with this destination."""
+    """Click on a link until Redis contains the link with this destination."""
 
     def is_cached() -> bool:
         location(server, link)
@@ -108,7 +108,7 @@ def click_until_cached(redis: Any, server: Server, link: Link, destination: str)
 
 
 def leads(server: Server, link: Link, expected: str, patience: float) -> None:
-    """Wait until a link redirects to the expected destination, or has the expected status."""
+    """Wait until a link redirects to the expected destination, or until its response has the expected status."""
     began = time.monotonic()
     while (found := location(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still leads to {found}, not to {expected}"
@@ -151,11 +151,13 @@ def test_each_change_of_a_sent_link_reaches_the_cache_and_every_node_within_a_se
         for name in ("campaign 0", "campaign 1"):
             expected[name] = new
             for server in (two, one):
-                leads(server, links[name], new, PATIENCE)  # the job performs its batches in the background
+                # wait longer, because the job changes the links in batches in the background
+                leads(server, links[name], new, PATIENCE)
     cached = ("destination", "prolonged", "campaign 0", "campaign 1")
     with contextlib.closing(redis_server.client()) as redis:
         for name in cached:
-            # On a busy machine, Redis can seem to be down. Then a changed link is removed from it, until the next click.
+            # If Redis seems to be down, as it can on a busy machine, a changed link is removed from it. The next click stores the
+            # link there again.
             click_until_cached(redis, one, links[name], expected[name])
     postgres_server.stop()
     try:
@@ -163,7 +165,7 @@ def test_each_change_of_a_sent_link_reaches_the_cache_and_every_node_within_a_se
             for name in cached:
                 # the redirects come from the link cache, which contains the new values
                 leads(server, links[name], expected[name], SOON_SECONDS)
-            # The link cache contains no expired links, so they are unknown while the database is unavailable.
+            # The link cache contains no expired links. While the database is unavailable, the service does not know them.
             assert {location(server, links[name]) for name in ("expiry", "expiry with fallback")} == {"503"}
     finally:
         postgres_server.start()

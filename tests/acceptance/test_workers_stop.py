@@ -1,4 +1,6 @@
-"""Tests that a stop and a reload of `serve --workers` lose no request, on new connections and on kept connections."""
+"""Tests that a stop and a reload of `serve --workers` lose no request, neither on new connections nor on connections that stay
+open.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ PAUSE_SECONDS = 0.005
 
 
 class Client:
-    """A client that sends one request after the other. `is_kept`: on one connection, until a response asks to close it."""
+    """A client that sends one request after the other. If `is_kept` is true, it uses one connection until a response asks to
+    close it. Otherwise it opens a new connection for each request."""
 
     def __init__(self, port: int, path: str, *, is_kept: bool) -> None:
         self._port, self._is_kept = port, is_kept
@@ -25,7 +28,8 @@ class Client:
         self._connection: socket.socket | None = None
 
     def request(self) -> str:
-        """Return the status of the response, "refused", "closed" (an idle connection was closed) or "lost"."""
+        """Send a request. Return the status of the response, or "refused", "closed" (the server had closed the idle connection),
+        or "lost"."""
         if self._connection is None:
             try:
                 self._connection = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
@@ -71,7 +75,8 @@ class Client:
 
 @contextmanager
 def constant_requests(port: int, paths: list[str]) -> Iterator[Counter[str]]:
-    """Send requests with four clients on new connections and four on kept ones. Yield the numbers of each outcome."""
+    """Send requests with eight clients: four open a new connection for each request, and four keep their connection. Yield how
+    often each outcome occurred."""
     counts: Counter[str] = Counter()
     lock, end = threading.Lock(), threading.Event()
 
@@ -114,5 +119,5 @@ def test_a_reload_and_a_stop_lose_no_request_and_a_reload_keeps_the_node_ready(n
     with constant_requests(server.port, paths[2:]) as stopped:
         wait_until(lambda: stopped["302"] > 100, "the clients get no responses")
         assert server.stop() == 0
-    # Clients close idle connections themselves, because a response of the stop has asked them to.
+    # No connection was closed by the server ("closed"): during the stop, a response asks each client to close its connection.
     assert set(stopped) == {"302", "refused"}

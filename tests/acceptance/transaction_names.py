@@ -1,7 +1,8 @@
-"""The names of the functions that the service runs as transactions, read from its source.
+"""This module reads the source of the service, and returns the names of the functions that the service runs as transactions.
 
-A function runs as a transaction if the code passes it to `write` or `write_later` of a database, to `GroupCommit`, or if it is the
-method `apply` of a class whose objects a `Batcher` calls. The names are those that `kill_points.name_of` returns.
+A function runs as a transaction in three cases: the code passes it to `write` or `write_later` of a database; the code passes it
+to `GroupCommit`; or it is the method `apply` of a class whose objects handle the batches of a `Batcher`. The names are those that
+`kill_points.name_of` returns.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ _WRITING_METHODS = ("write", "write_later")
 
 @dataclass
 class _Scope:
-    """A module, class or function. `prefix` precedes the qualified names of the functions in it. `names` contains the qualified
-    names of its functions and of functions that it imports. `types` contains the classes of its parameters and variables."""
+    """The scope of a module, class or function in the source.
+
+    `prefix` is the first part of the qualified names of the functions in the scope. `names` contains the qualified names of these
+    functions and of imported functions. `types` contains the classes of parameters and variables."""
 
     prefix: str
     parent: _Scope | None = None
@@ -26,8 +29,8 @@ class _Scope:
     types: dict[str, str] = field(default_factory=dict)
 
     def find(self, name: str, attribute: str) -> str | None:
-        """Return an entry of `names` or `types` of the closest scope that has it. The names in a class are not visible inside its
-        methods."""
+        """Return the entry of `names` or `types` (`attribute`) for a name, from the innermost scope that has it. The names of a
+        class are skipped for its methods, as Python does."""
         scope: _Scope | None = self
         while scope is not None:
             found: Mapping[str, str] = getattr(scope, attribute)
@@ -38,7 +41,7 @@ class _Scope:
 
     @property
     def own_class(self) -> str:
-        """The name of the class in whose methods the scope is, or ""."""
+        """The name of the class that contains the scope, or ""."""
         scope: _Scope | None = self
         while scope is not None:
             if scope.class_name:
@@ -48,7 +51,7 @@ class _Scope:
 
 
 def opened_transactions(files: Iterable[Path]) -> set[str]:
-    """Return the `__qualname__` of each function that the modules in `files` run as a transaction."""
+    """Return the `__qualname__` of each function that the modules `files` run as a transaction."""
     found: set[str] = set()
     for file in files:
         found |= {name for name in _opened(ast.parse(file.read_text()), _Scope("")) if name}
@@ -79,7 +82,7 @@ def _opened(node: ast.AST, scope: _Scope) -> Iterator[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes below a node, and not those below functions and classes in it."""
+    """Yield all nodes below a node of a syntax tree, but not the nodes inside inner functions and classes."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -87,7 +90,7 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _transaction_of(call: ast.Call, scope: _Scope) -> Iterator[str]:
-    """Yield the qualified name of the function that a call runs as a transaction."""
+    """If a call runs a function as a transaction, yield the qualified name of this function."""
     match call:
         case ast.Call(func=ast.Attribute(value=receiver, attr=method), args=[function, *_]) if method in _WRITING_METHODS:
             if not _last_name(receiver).removeprefix("_").endswith("database"):

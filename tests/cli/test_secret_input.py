@@ -112,7 +112,7 @@ def test_a_named_value_is_read_from_the_standard_input_or_from_a_file_without_a_
     words = ("--variable", "user=me", "--variable", "password=-", "--header", "Authorization: -")
     files = ("--variable-file", f"api_key={tmp_path}/key", "--header-file", f"X-Api-Key: {tmp_path}/key")
     stdout, stderr = run(*words, *files, stdin="first\nsecond\n", command=show_named)
-    # The options of the command are evaluated in the order of its decorators, and each reads one line.
+    # Options are evaluated in the order of the decorators of their command. Each of them reads one line.
     assert stdout == (
         "{'user': 'me', 'password': 'first', 'api_key': 'of a file'} {'Authorization': 'second', 'X-Api-Key': 'of a file'}"
     )

@@ -315,7 +315,7 @@ async def test_the_migrate_command_prints_one_line_for_a_new_database(empty_url:
     assert done.stdout == f"schema none -> {HEAD}\n"
 
 
-#: The number of rows with which a migration takes much longer than PROGRESS_INTERVAL_SECONDS even on a fast machine.
+#: With this number of rows, a migration takes much longer than PROGRESS_INTERVAL_SECONDS, even on a fast machine.
 BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
 _FILL = {
     "sqlite": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "
@@ -331,13 +331,14 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
     def fill(connection: Connection) -> None:
         upgrade(connection, "0001")
         engine = connection.dialect.name
-        # For speed, this test inserts the rows without the index. The migration then drops the empty index and builds it.
+        # Insert the rows while the table has no index, because this is faster. The migration then drops the empty index and
+        # builds it.
         connection.exec_driver_sql("DROP INDEX events_by_message")
         connection.exec_driver_sql(_FILL[engine])
         connection.exec_driver_sql("CREATE INDEX events_by_message ON events (application_id) WHERE message_id < 0")
 
     await module._run_on(empty_url, fill)
-    # With little memory and one process, PostgreSQL builds the index about ten times as slowly.
+    # With little memory and one process, PostgreSQL needs about ten times as long to build the index.
     if empty_url.startswith("postgresql"):
         connection = await asyncpg.connect(empty_url)
         name = await connection.fetchval("SELECT current_database()")
@@ -346,7 +347,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
         await connection.close()
 
     def run() -> str:
-        """Run the command on its own pseudo-terminal. Return the text that it wrote to the terminal."""
+        """Run the command on a new pseudo-terminal. Return the text that it wrote to the terminal."""
         reader, terminal = pty.openpty()
         command = [sys.executable, "-m", "shortener", "migrate"]
         process = subprocess.Popen(command, env=environment(empty_url, tmp_path), stdout=subprocess.DEVNULL, stderr=terminal)
@@ -355,7 +356,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
         try:
             while piece := os.read(reader, 4096):
                 shown += piece
-        except OSError:  # The command has closed its side of the terminal.
+        except OSError:  # The command has closed its end of the terminal.
             pass
         os.close(reader)
         assert process.wait(PATIENCE) == 0, shown

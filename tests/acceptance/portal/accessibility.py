@@ -1,12 +1,13 @@
-"""Examines an open page of the portal with axe at two window widths and in both themes, and whether it fits all window widths.
+"""This module examines an open page of the portal with axe, at two window widths and in both themes. It also checks whether the
+page fits all window widths.
 
-axe needs most of the time of the portal's tests, so no part of a page is examined twice:
-- Of sibling elements with the same tags, classes and attributes, such as the rows of a table, the first three and the last one are
+axe takes most of the time of the portal's tests, so no part of a page is examined twice:
+- If siblings have the same tags, classes and attributes, such as the rows of a table, only the first three and the last of them are
   examined.
 - The frame of the page (header, navigation, list of shortcuts) is examined only if the caller says so.
 - Only the contrast of texts depends on the theme. Therefore each width has one complete examination in one theme. In the other
-  theme, only the contrast of the elements that are visible at one of the two widths, or that look different there, is measured. The
-  examination at the other width has measured the contrast of all other elements.
+  theme, only the contrast is measured, and only of some elements: those that are visible at one width only, or that look different
+  at the two widths. The examination at the other width has already measured the contrast of all other elements.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from tests.acceptance.portal.browser import WIDTHS, Visitor
 _WIDE_COMPARISONS = (
     "[...document.querySelectorAll('.table-frame:has(.compare)')].filter(one => one.scrollWidth > one.clientWidth).length"
 )
-# Rules of WCAG 2.2 up to level AA. axe does not collect details about rules that passed, because this would take twice as long.
+# Rules of WCAG 2.2 up to level AA. axe does not collect details about rules that passed, because collecting them would double the
+# time.
 _AXE_OPTIONS = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
     "resultTypes": ["violations", "incomplete"],
@@ -32,8 +34,8 @@ _FRAME = "body > header, body > nav, body > dialog, .frame > nav"
 _REPEATED = "[data-repeated]"
 _DIFFERENT = "[data-different]"
 
-# Marks the elements whose tags, classes and attributes, and those of all elements in them, are equal to those of three siblings
-# before them. The values of other attributes, such as links, and the texts may be different.
+# Marks elements that repeat their siblings: three siblings before them have the same tags, classes and attributes, also in all
+# inner elements. Their texts, and the values of other attributes such as links, may differ.
 _MARK_REPEATED = """() => {
     const compared = new Set(['class', 'role', 'type', 'style', 'scope', 'tabindex', 'colspan', 'fill', 'stroke', 'aria-current',
         'aria-hidden', 'aria-invalid', 'aria-live', 'aria-expanded']);
@@ -59,7 +61,7 @@ _MARK_REPEATED = """() => {
     mark(document.body);
 }"""
 
-# Stores how each element looks: whether it is visible, and everything that the contrast of its text depends on.
+# Stores how each element looks: whether it is visible, and all styles on which the contrast of its text depends.
 _STORE_LOOKS = """() => {
     window.looksBefore = window.looks;
     window.looks = new Map([...document.body.querySelectorAll('*')].map(one => {
@@ -69,7 +71,7 @@ _STORE_LOOKS = """() => {
         return [one, look.join()];
     }));
 }"""
-# Marks the elements that look different than when the looks were stored the last time but one. Returns their number.
+# The looks were stored twice. Marks the elements whose looks differ between the two, and returns the number of marked elements.
 _MARK_DIFFERENT = """([frame, skipFrame]) => {
     document.querySelectorAll('[data-different]').forEach(one => delete one.dataset.different);
     let found = 0;
@@ -98,11 +100,11 @@ def _axe() -> str:
 def axe_violations(
     visit: Visitor, options: dict[str, Any] = _AXE_OPTIONS, *, include: str = EVERYTHING, exclude: tuple[str, ...] = ()
 ) -> list[str]:
-    """Return the violations that axe finds, and the texts whose contrast it cannot measure, for example because of a picture behind
-    them. Only the contrast of texts in charts may remain unmeasured, because these texts have the same colours as other secondary
-    texts on a card.
+    """Return the violations that axe finds, and the texts whose contrast axe cannot measure, for example because of a picture
+    behind them. A text in a chart is left out if its contrast cannot be measured, because it has the same colours as other
+    secondary texts on a card.
 
-    A script tag would be blocked by the policy of the page, so the script is evaluated."""
+    The script of axe is evaluated, because the Content-Security-Policy of the page would block a script tag."""
     if not visit.page.evaluate("'axe' in window"):
         visit.page.evaluate(_axe())
     found = visit.page.evaluate(_RUN, [include, list(exclude), options])
@@ -115,7 +117,7 @@ def axe_violations(
 
 
 def examine(visit: Visitor, *, with_frame: bool = True) -> None:
-    """Fail if the open page is not accessible, or does not fit a window width."""
+    """Fail if the open page is not accessible, or if it does not fit a window width."""
     for width in (*WIDTHS, 1440):
         visit.page.set_viewport_size({"width": width, "height": 900})
         assert visit.overflow() == 0, width

@@ -1,8 +1,8 @@
-"""Chromium for tests of the portal: pages that record every error, blocked content and request to another host.
+"""Chromium for tests of the portal. Its pages record every error, every blocked content, and every request to another host.
 
-The tests use Chromium from the Linux distribution (`apt-get install chromium-headless-shell` or `chromium`), and not a browser that
-a Python package downloads. The headless shell has the same engine without windows, so it takes less processor time.
-If Chromium is not installed, the tests of this folder are skipped with a message.
+The tests use the Chromium of the Linux distribution (`apt-get install chromium-headless-shell` or `chromium`), and not a browser
+that a Python package downloads. The headless shell has the same engine, but no windows, so it takes less processor time. If
+Chromium is not installed, the tests of this folder are skipped with a message.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PASSWORD = "seven quiet harbour lamps"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")  # commands, the best first
 WIDTHS = (320, 390, 768, 1280)
 
-# Reports violations of the Content-Security-Policy to the console, where `Visitor` collects them.
+# This script writes violations of the Content-Security-Policy to the console, from which `Visitor` collects them.
 _WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))"
 
 
 @dataclass
 class Visitor:
-    """A page of the browser. `problems` collects errors of the console, blocked content and requests to other hosts."""
+    """A page in the browser. `problems` collects errors in the console, blocked content and requests to other hosts."""
 
     page: Any
     problems: list[str] = field(default_factory=list)
@@ -41,7 +41,8 @@ class Visitor:
         return width
 
     def figures(self) -> list[tuple[str, int, str]]:
-        """Return (name, value, URL) of every figure, which is a number that links to the rows that it counts."""
+        """Return the name, the value and the URL of every figure on the page. A figure is a number that links to the rows that it
+        counts."""
         script = "[...document.querySelectorAll('a[data-figure]')].map(a => [a.dataset.figure, +a.dataset.value, a.href])"
         return [(name, value, href) for name, value, href in self.page.evaluate(script)]
 
@@ -54,11 +55,11 @@ class Chromium:
 
     @contextlib.contextmanager
     def page(self, *, state: Any = None, width: int = 1280, theme: str = "light", scripts: bool = True) -> Iterator[Visitor]:
-        """Open a page in a fresh profile. `state`: the cookies that `Visitor.page.context.storage_state()` returned."""
+        """Open a page in a new profile. `state` contains the cookies that `Visitor.page.context.storage_state()` returned."""
         context = self.browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
-            reduced_motion="reduce",  # during a CSS transition, axe would measure wrong contrasts
+            reduced_motion="reduce",  # turn off CSS transitions, because axe would measure wrong contrasts during them
             storage_state=state,
             java_script_enabled=scripts,
             timezone_id="Europe/Berlin",
@@ -95,7 +96,7 @@ def browser_path() -> str | None:
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Chromium]:
-    """Start Chromium without a window."""
+    """Start Chromium without a window. Yield the running browser."""
     from playwright.sync_api import sync_playwright
 
     path = browser_path()
@@ -109,7 +110,7 @@ def chromium() -> Iterator[Chromium]:
 
 
 def accept_invitation(browser: Chromium, server: Server, name: str, role: str = "admin", application: int | None = None) -> Any:
-    """Invite an operator on the command line, accept the invitation in the browser, and return the cookies."""
+    """Invite an operator on the command line, and accept the invitation in the browser. Return the cookies of the operator."""
     existing = {row["operator"] for row in server.command("operators", "list")}
     options = ["--role", role] + (["--application", str(application)] if application else [])
     command = ["operators", "reset", name] if name in existing else ["operators", "invite", name, *options]

@@ -1,7 +1,8 @@
-"""Screenshots of portal pages: `python -m tests.acceptance.portal.shots FOLDER PATH...`, for example `/portal/1/ /portal/me`.
+"""This program saves screenshots of portal pages: `python -m tests.acceptance.portal.shots FOLDER PATH...`, for example with the
+paths `/portal/1/ /portal/me`.
 
-Each page is saved at widths of 390 and 1280 pixels in both themes (`--widths 320,768` chooses other widths). The pages belong to a
-demo installation in a folder of /tmp, which the first run creates. `--fresh` creates it again.
+Each page is saved at widths of 390 and 1280 pixels in both themes (`--widths 320,768` selects other widths). The pages belong to
+a demo installation in a folder of /tmp, which the first run creates. `--fresh` creates it again.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
 def start(folder: Path) -> Server:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"}
-    environment |= {"SHORTENER_GATEWAY_VALIDITY_HOURS": "720"}  # so that a held message of the demo stays held
+    environment |= {"SHORTENER_GATEWAY_VALIDITY_HOURS": "720"}  # with this setting, a held message of the demo does not expire
     server = Server(folder, free_port(), environment)
     server.start()
     return server

@@ -1,4 +1,6 @@
-"""Tests of access to the portal in a browser: invitation, second factor, signing out and in, roles, and the keyboard."""
+"""Tests of access to the portal in a browser: invitations, the second factor, sign-in and sign-out, roles, and use with the
+keyboard.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def test_the_first_admin_signs_up_with_the_printed_invitation_and_adds_a_second_
         with browser.page() as visit:
             page = visit.page
             visit.open(invitation[1])
-            assert page.url.endswith("/portal/welcome")  # the URL in the address bar does not contain the token
+            assert page.url.endswith("/portal/welcome")  # the token is no longer in the address bar
             page.fill("[name=name]", "Grace")
             page.fill("[name=password]", PASSWORD)
             page.fill("[name=again]", PASSWORD)
@@ -108,7 +110,7 @@ def test_the_overview_page_can_be_operated_with_the_keyboard(browser: Chromium, 
         assert page.evaluate("document.activeElement.name") == "period"
         page.select_option("select[name=period]", "7d")
         page.wait_for_url(re.compile("period=7d"))
-        # The tab key skips the links in the chart, because the table beneath the chart has the same links.
+        # The links in the chart are skipped by the tab key, because the table below the chart has the same links.
         assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
 
 

@@ -1,6 +1,7 @@
-"""Each page of the portal in a browser: it is accessible, has no errors, never scrolls sideways, and calls no other host.
+"""Tests of each page of the portal in a browser: it is accessible, has no errors, never scrolls sideways, and calls no other
+host.
 
-When you add a page, add it to PATHS; otherwise a test fails.
+A test fails if a page of the portal is missing in PATHS.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tests.acceptance.portal.browser import Chromium, Visitor
 from tests.acceptance.process import Server
 from tests.portal.visited_pages import unvisited_pages
 
-#: The paths of all portal pages, with ids of objects in the demo data. {code} and {delivery} stand for ids of `demo_ids`.
+#: The paths of all portal pages, with ids of objects of the demo installation. {code} and {delivery} are replaced by ids of
+#: `demo_ids`.
 PATHS = (
     "/portal/1/",
     "/portal/1/?period=24h&campaign=order-updates&basis=sent&metric=messages",
@@ -64,11 +66,12 @@ PATHS = (
     "/portal/1/?period=nonsense",
 )
 PUBLIC_PATHS = ("/portal/signin", "/portal/welcome", "/portal/signin?signed-out=1")
-#: Pages that PATHS does not contain: redirects, a stream, and the page for the code, which needs a session with a second factor.
+#: Paths that are left out of PATHS: redirects, a stream, and the page that asks for a code, which needs a session with a second
+#: factor.
 NOT_VISITED = {"/portal", "/portal/", "/portal/open/{signed}", "/portal/{app}/live/stream", "/portal/signin/code"}
 
-#: The pages whose frame (header and navigation) is examined: with the page of each kind of navigation as the current page, and
-#: without a current page. The frames of the other pages are the same, except for the names.
+#: The frame (header and navigation) is examined only on these pages. They include one page of each kind of navigation, and a page
+#: that is not in the navigation. On all other pages, the frame differs only in names.
 FRAMES = {
     "/portal/1/",
     "/portal/all/",
@@ -88,7 +91,7 @@ def _page_of_the_admin(browser: Chromium, admin: Any) -> Iterator[Visitor]:
 
 @pytest.fixture
 def visit(_page_of_the_admin: Visitor) -> Visitor:
-    """A page of an admin that all tests share, because a new browser profile takes longer than most pages."""
+    """A page of an admin in the browser. All tests share it, because opening a new profile takes longer than most tests."""
     visit = _page_of_the_admin
     visit.page.goto("about:blank")
     visit.page.context.clear_permissions()
@@ -103,8 +106,8 @@ def test_a_browser_visits_every_portal_page() -> None:
 
 
 def test_axe_measures_the_contrast_of_texts_on_portal_pages(browser: Chromium, demo_server: Server, admin: Any) -> None:
-    """This test proves that axe determines the background of the texts. Without it, axe would report no contrast in the tests of
-    the pages."""
+    """This test shows that axe can find the background of the texts. If it could not, the tests of the pages would report no
+    contrast at all."""
     with browser.page(state=admin) as visit:
         visit.open(demo_server.base + "/portal/1/")
         visit.page.evaluate("for (const one of document.querySelectorAll('h1, h2')) one.style.color = '#eee'")

@@ -1,6 +1,7 @@
-"""Tests of every figure of the portal in a browser: the figure links to a list whose CSV has as many rows as the figure counts.
+"""Tests of every figure of the portal in a browser: it links to a list whose CSV has as many rows as the figure counts.
 
-The pages are visited with each filter, by event time and by send time. Each sum of values links to the conversions that it adds up.
+The pages are visited with each filter, by the time of the event and by the time of sending. Each sum of values links to the
+conversions whose values it adds up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PAGES = (
     "/portal/1/campaigns?period=28d&compare=autumn-sale&compare=black-friday",
     "/portal/1/campaigns/black-friday?period=28d",
 )
-#: Pages whose figures do not depend on the period.
+#: Other pages with figures. Their figures do not depend on a period.
 OTHER_PAGES = (
     "/portal/1/trackers",
     "/portal/1/trackers/3",
@@ -41,7 +42,8 @@ def _rows(visit: Visitor, href: str) -> list[dict[str, str]]:
 
 
 def _check(visit: Visitor, url: str, known: dict[str, int]) -> int:
-    """Compare each figure of a page with the number of rows in the list that it links to. Return the number of figures."""
+    """Compare each figure of a page with the number of rows in the list to which it links. Return the number of figures on the
+    page."""
     visit.open(url)
     found = visit.figures()
     for name, value, href in found:
@@ -67,7 +69,7 @@ def test_every_figure_of_the_portal_equals_the_number_of_rows_in_the_list_that_i
             assert _check(visit, f"{demo_server.base}{page}&basis={basis}", known) > 10, page
         for page in OTHER_PAGES if basis == "event" else ():
             assert _check(visit, demo_server.base + page, known) > 0, page
-        # A click on the figure opens the list, which shows the rows.
+        # A click on a figure opens the list of the rows that the figure counts.
         visit.open(f"{demo_server.base}/portal/1/?period=28d&basis={basis}")
         value = int(visit.page.get_attribute("a[data-figure=clicks]", "data-value"))
         visit.page.click("dl.figures a[data-figure=clicks]")

@@ -1,4 +1,4 @@
-"""Tests of the tasks of marketing, support and an admin in a real browser, mostly with the keyboard only."""
+"""Tests of tasks that people of marketing and support and an admin perform in a real browser, mostly with the keyboard only."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MAX_TABS = 200
 
 @pytest.fixture(scope="module")
 def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server process without data. Tests may change its data, unlike the data of `demo_server`."""
+    """A server process without data. Tests may change its data, which is not allowed with `demo_server`."""
     server = start(tmp_path_factory.mktemp("tasks"))
     yield server
     server.kill()
 
 
 def focus_by_keyboard(visit: Visitor, selector: str) -> None:
-    """Press Tab until the first element that matches `selector` has the focus. Fail if its focus is not visible."""
+    """Press Tab until an element that matches `selector` has the focus. Fail if the focus is not visible."""
     wanted = visit.page.locator(selector).first.element_handle()
     for _ in range(MAX_TABS):
         visit.page.keyboard.press("Tab")
@@ -42,7 +42,7 @@ def focus_by_keyboard(visit: Visitor, selector: str) -> None:
 
 
 def press(visit: Visitor, key: str, selector: str) -> None:
-    """Move the focus to an element with the keyboard and press a key that opens a page."""
+    """Move the focus to an element with the keyboard. Then press a key that opens a page."""
     focus_by_keyboard(visit, selector)
     with visit.page.expect_navigation():
         visit.page.keyboard.press(key)
@@ -139,7 +139,7 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         assert short_url is not None
         message_id = visit.page.locator("main a:has-text('What happened to it')").get_attribute("href").rpartition("/")[2]
 
-        # htmx loads in time, but its extension for server-sent events loads late.
+        # The script htmx loads at once, but its extension for server-sent events loads late.
         visit.page.route("**/hx-sse*", _continue_late)
         with visit.page.expect_response("**/live/stream"):
             visit.page.click("main a:has-text('Live')")
@@ -197,7 +197,7 @@ def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reloa
 
 
 def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(browser: Chromium, empty_server: Server) -> None:
-    """The response to a second request would say that the key was created, and hide the key."""
+    """A second request must not be sent: its response would replace the page that shows the key."""
     state = accept_invitation(browser, empty_server, "Dora")
     sent: list[str] = []
 
@@ -205,7 +205,7 @@ def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(br
         if route.request.method == "POST":
             sent.append(route.request.url)
         response = route.fetch()
-        time.sleep(0.5)  # delay the response, so that the second click comes first
+        time.sleep(0.5)  # delay the response, so that the second click comes before it
         route.fulfill(response=response)
 
     with browser.page(state=state) as visit:
@@ -249,7 +249,7 @@ def test_a_form_whose_request_was_stopped_can_be_sent_again(browser: Chromium, e
 def test_two_clicks_over_a_slow_network_add_a_domain_once_and_show_no_error(
     browser: Chromium, empty_server: Server, scripts: bool
 ) -> None:
-    """Without the script, the browser sends the form twice and shows the second response."""
+    """Without the script of the portal, the browser sends the form twice and shows the second response."""
     state = accept_invitation(browser, empty_server, "Fay")
     host = f"go.{str(scripts).lower()}.example"
     sent: list[str] = []
@@ -274,7 +274,7 @@ def test_two_clicks_over_a_slow_network_add_a_domain_once_and_show_no_error(
 
 
 def _expire_sessions(server: Server) -> None:
-    """Set the times of all sessions as if their last request had arrived a day ago."""
+    """Make all sessions look as if their last request had arrived a day ago."""
     day = 86_400_000
     with contextlib.closing(sqlite3.connect(server.folder / "shortener.db", timeout=PATIENCE)) as database, database:
         database.execute("UPDATE operator_sessions SET seen_at = seen_at - ?", (day,))
@@ -364,7 +364,7 @@ def test_a_copied_link_shows_the_same_period_later_and_in_another_time_zone(
         before = visit.page.locator("table.compare").inner_text()
         visit.open(copied)
         assert visit.page.locator("table.compare").inner_text() == before
-        # Browsers have no clipboard on plain http.
+        # With plain http, browsers give a page no access to the clipboard.
         visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
         visit.page.click("form button[data-copy]")
         visit.page.wait_for_selector(".tip:has-text('Copied')")

@@ -1,9 +1,9 @@
-"""Scripts that use the vendors' own clients, and the pinned packages of these clients."""
+"""The pinned packages of the vendors' own clients. The scripts that use these clients are in this folder."""
 
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
-#: The packages of each client. Libraries that the tests already need are not installed again.
+#: The packages that are installed for each client. Libraries that the tests already have are not installed again.
 PACKAGES = {
     "infobip-6": ["infobip-api-python-client==6.0.0"],
     "infobip-5": ["infobip-api-python-client==5.1.1"],
@@ -13,7 +13,7 @@ PACKAGES = {
     "py3-infobip": ["py3-infobip==0.0.4"],
     "xoxzo": ["xoxzo.cloudpy==0.4.1"],
 }
-#: The script of each client, and whether the client shows the rewritten text in the response.
+#: For each client: its script, and whether the client gives the script the rewritten text of the response.
 INFOBIP_CLIENTS = {
     "infobip-6": ("infobip_v5.py", False),
     "infobip-5": ("infobip_v5.py", False),

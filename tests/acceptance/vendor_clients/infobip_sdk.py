@@ -1,4 +1,6 @@
-"""Call the service with the package infobip-api-python-sdk. Arguments: base URL, API key, text. Prints JSON."""
+"""This script calls the service with the package infobip-api-python-sdk. Its arguments are the base URL, an API key and a text.
+It prints JSON.
+"""
 
 # mypy: ignore-errors
 

@@ -1,4 +1,6 @@
-"""Call the service with Infobip's Python client, version 4. Arguments: base URL, API key, text. Prints JSON."""
+"""This script calls the service with Infobip's Python client, version 4. Its arguments are the base URL, an API key and a text.
+It prints JSON.
+"""
 
 # mypy: ignore-errors
 

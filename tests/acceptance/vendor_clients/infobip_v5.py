@@ -1,4 +1,6 @@
-"""Call the service with Infobip's Python client, versions 5 and 6. Arguments: base URL, API key, text. Prints JSON."""
+"""This script calls the service with Infobip's Python client, version 5 or 6. Its arguments are the base URL, an API key and a
+text. It prints JSON.
+"""
 
 # mypy: ignore-errors
 

@@ -1,4 +1,6 @@
-"""Call the service with the client py3-infobip. Arguments: base URL, API key, text. Prints JSON."""
+"""This script calls the service with the client py3-infobip. Its arguments are the base URL, an API key and a text. It prints
+JSON.
+"""
 
 # mypy: ignore-errors
 

@@ -1,4 +1,6 @@
-"""Call the service with Xoxzo's package xoxzo.cloudpy. Arguments: base URL, application id, API key, text. Prints JSON."""
+"""This script calls the service with Xoxzo's package xoxzo.cloudpy. Its arguments are the base URL, the application id, an API
+key and a text. It prints JSON.
+"""
 
 # mypy: ignore-errors
 
