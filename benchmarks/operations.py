@@ -82,7 +82,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         stored = asyncio.run(_stored_rows(url))
         start, used = time.perf_counter(), _processor_seconds()
         command(place, "applications", "list", "--json")
-        # The duration and the processor time of the start of a command do not depend on the number of rows.
+        # Measure the duration and the processor time of the start of a command, which do not depend on the number of rows.
         idle, idle_used = time.perf_counter() - start, _processor_seconds() - used
         for name, arguments in (
             ("verify", ["verify", "--json"]),
