@@ -6,11 +6,13 @@ clicks of a day may belong to messages of the day before, and a rate of a short 
 counts at the time when its message was created, so no rate exceeds 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. It reads at most
-MAX_PENDING_ROWS rows of them.
+MAX_PENDING_ROWS rows of them. The fan-out counts the time from sending to click a moment after the click, so a report also reads up
+to MAX_PENDING_CLICKS clicks whose time is not counted yet.
 
-In the response, `complete` is false if events are missing in the report. There are four cases: there are more rows of count
-deltas than MAX_PENDING_ROWS; a row is unreadable or quarantined; after an upgrade, a background job is still rolling up the
-counts of the older release; or the job is still counting its conversions as `converted_messages`.
+In the response, `complete` is false if events are missing in the report. There are five cases: there are more rows of count
+deltas than MAX_PENDING_ROWS; there are more such clicks than MAX_PENDING_CLICKS; a row is unreadable or quarantined; after an
+upgrade, a background job is still rolling up the counts of the older release; or the job is still counting its conversions as
+`converted_messages`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from shortener.reporting.local_time import (
     local,
     local_time,
 )
+from shortener.reporting.pending_clicks import read_pending_clicks
 from shortener.reporting.queries import fetch_packed
 from shortener.reporting.rollup_data import EXACT, VALUE, PeriodSums
 from shortener.reporting.rollups import (
@@ -59,6 +62,7 @@ from shortener.storage.schema import cohorts, count_groups, counts
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
+MAX_PENDING_CLICKS = 1000  # The maximum number of times to click that one report adds before the fan-out has counted them.
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
 #: The maximum number of counts that one report adds itself, because an older release has not rolled them up.
 MAX_MISSING_ROWS = 20_000
@@ -396,6 +400,10 @@ def _with_pending(
     complete = len(ids) <= MAX_PENDING_ROWS and is_readable
     complete = complete and not count_quarantined(connection) and not read_progress(connection).is_behind
     within = scope.within
+    clicks, is_all = read_pending_clicks(connection, scope.application_id, MAX_PENDING_CLICKS)
+    complete = complete and is_all
+    for key, number in clicks.items():
+        amounts[key] = amounts.get(key, Decimal()) + number
     if in_rollups and scope.basis is Basis.EVENT:
         missing, is_all = read_not_rolled_up(connection, within, MAX_MISSING_ROWS)
         complete = complete and is_all

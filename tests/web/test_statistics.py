@@ -10,6 +10,7 @@ import pytest
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.reporting import statistics
 from shortener.reporting.counts import fold
 from shortener.web.statistics_fields import CountriesResponse, DailyResponse, TotalsResponse
 from tests.conftest import Clock
@@ -174,6 +175,33 @@ async def test_statistics_group_clicks_by_time_to_click_device_and_browser(
         await service.jobs.table["counts"].step()
     (country,) = (one for one in (await ask(client, "/by-country"))["countries"] if one["clicks"])
     assert country["devices"] == {"phone": 3}
+
+
+async def test_a_complete_report_includes_the_time_to_click_of_a_click_that_the_fan_out_has_not_processed(
+    client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"to": TO, "body": TWO_LINKS, "campaign": "Spring"}
+    message = (await client.post("/api/v1/rewrite", json=body)).json()["messages"][0]
+    clock.forward(seconds=20)
+    await click(client, message)
+
+    async def times_to_click() -> list[int]:
+        """Return the number of times to click in each of several reports, all of which say that they are complete."""
+        found = []
+        for path, name in (("", ""), ("/by-campaign", "campaigns"), ("/by-label", "labels"), ("/by-destination", "destinations")):
+            told = await ask(client, path)
+            figures = next(one for one in told[name] if one["clicks"]) if name else told
+            assert figures["clicks"] == 1
+            found.append(sum(one["messages"] for one in figures["time_to_click"]))
+        return found
+
+    assert await times_to_click() == [1] * 4
+    monkeypatch.setattr(statistics, "MAX_PENDING_CLICKS", 0)
+    assert not (await client.get("/api/v1/sms/stats")).json()["complete"]
+    await service.fanout.flush()
+    assert await times_to_click() == [1] * 4
+    await fold_all(service)
+    assert await times_to_click() == [1] * 4
 
 
 async def fold_all(service: Service) -> None:
