@@ -32,5 +32,5 @@ async def new_domain_warnings(base_url: str) -> list[str]:
         return warnings
     return [
         f"this server finds no DNS address for {name_of(host)}. Nobody can open its links until you create an A or AAAA record. "
-        "You can disable the domain meanwhile"
+        "Until then, you can disable the domain"
     ]

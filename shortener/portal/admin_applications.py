@@ -1,8 +1,8 @@
 """/portal/admin/applications: the page with all applications of the installation. An admin creates, renames, disables and enables
 them.
 
-The credentials of a new application are shown once, in the response to the form. A form that is sent again creates nothing
-(`repeats.py`).
+The credentials of a new application are shown once, in the response to the form. If the same form is sent again, it creates no
+second application (`repeats.py`).
 """
 # Tested by tests/portal/test_admin_applications.py
 
@@ -35,7 +35,8 @@ _CSV_COLUMNS = ("application_id", "name", "enabled", "company_id", "domain", "ga
 
 
 async def index(visit: Visit) -> Response:
-    """List all applications, with a form that creates one, or return the applications as CSV."""
+    """Return the page that lists all applications and has a form that creates one. For the CSV path, return the applications as
+    CSV."""
     if visit.is_csv:
         return await download_short_list(
             visit, "applications", _CSV_COLUMNS, [_csv_row(one) for one in visit.service.directory.applications()]
@@ -55,10 +56,10 @@ def _csv_row(application: Application) -> dict[str, Any]:
     }
 
 
-#: The sentences that describe what happens when an application is disabled.
+#: Sentences of the page that asks for a confirmation: what happens when an application is disabled.
 _EFFECTS = (
     "All its links show a short page from now on, including the links in messages that were already sent.",
-    "Requests with its keys get 401, and its deliveries to trackers wait.",
+    "Requests with its API keys get 401, and its deliveries to trackers wait.",
     "You can enable the application again at any time; its links and keys then work again.",
 )
 
@@ -113,7 +114,7 @@ async def change(visit: Visit) -> Response:
     except ApiError as error:
         if error.code is ErrorCode.NOT_FOUND:
             raise
-        await service.directory.refresh_if_available()  # The error page shows the names that are stored now.
+        await service.directory.refresh_if_available()  # Read the accounts again, so that the error page shows the current names.
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:
@@ -166,7 +167,8 @@ def _update(connection: Connection, visit: Visit, action: str) -> None:
             check_version(visit, {"name": name})
         except FormChanged:
             description = (
-                f"The application was renamed to {name} meanwhile, so nothing was saved. Enter the name again to replace it."
+                f"The application was renamed to {name} after you opened this page, so nothing was saved. To replace this name, "
+                "enter the new name again."
             )
             raise ApiError(ErrorCode.CONFLICT, description) from None
         changes: dict[str, Any] = {"name": visit.form.get("name", "").strip()}
@@ -176,8 +178,8 @@ def _update(connection: Connection, visit: Visit, action: str) -> None:
 
 
 def _number(visit: Visit, field: str) -> int | None:
-    """Return the number in a field of the form; None if the field is empty. Raise ApiError INVALID_REQUEST if it is not a
-    number."""
+    """Return the number in this form field; None if the field is empty. Raise ApiError INVALID_REQUEST if the field contains
+    anything else."""
     text = visit.form.get(field, "").strip()
     if not text:
         return None

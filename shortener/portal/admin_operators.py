@@ -1,7 +1,8 @@
 """GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
-A change requires that the admin entered the password within the last ten minutes. The audit log contains each change. Only the
-response to the form contains the link of an invitation. If the same form is sent again, it creates no second link (`repeats.py`).
+To make a change, an admin must have entered the password within the last ten minutes. The audit log contains each change. An
+invitation link is shown only once, in the response to the form that creates it. If the same form is sent again, it creates no
+second link (`repeats.py`).
 """
 
 # Tested by tests/portal/test_admin_operators.py
@@ -34,7 +35,8 @@ _CSV_COLUMNS = ("name", "roles", "state", "second_factor", "created_at", "last_s
 
 
 async def index(visit: Visit) -> Response:
-    """List all operators, with the form for an invitation, or return the operators as CSV."""
+    """Return the page that lists all operators and has a form for an invitation. For the CSV path, return the operators as
+    CSV."""
     if visit.is_csv:
         listed = await visit.service.database.read(operators.list_operators)
         return await download_short_list(visit, "operators", _CSV_COLUMNS, [_csv_row(one) for one in listed])
@@ -42,8 +44,8 @@ async def index(visit: Visit) -> Response:
 
 
 def _csv_row(operator: Operator) -> dict[str, Any]:
-    """Return the CSV columns of an operator. A role for the whole installation is written like `admin`, and a role in the
-    application 1 like `viewer:1`."""
+    """Return the CSV columns of an operator. A role in the whole installation is written as its name (`admin`). A role in one
+    application also has the application's id (`viewer:1`)."""
     return {
         "name": operator.name,
         "roles": [
@@ -65,7 +67,7 @@ async def _list_page(
     invitation: Invitation | None = None,
     listed: Sequence[Operator] | None = None,
 ) -> Response:
-    """Return the page with the list. `listed` are all operators. If it is None, read them from the database."""
+    """Return the page that lists the operators `listed`. If `listed` is None, read all operators from the database."""
     if listed is None:
         listed = await visit.service.database.read(operators.list_operators)
     return visit.render(
@@ -84,7 +86,7 @@ async def _list_page(
 
 
 async def invite(visit: Visit) -> Response:
-    """Create an operator and show the link of the invitation, once."""
+    """Create an operator. The response shows the invitation link, once."""
     form = visit.form
     try:
         application_id = _application_id(visit)
@@ -93,7 +95,8 @@ async def invite(visit: Visit) -> Response:
         def write(connection: Connection) -> tuple[Invitation, list[Operator]]:
             created = operators.invite(connection, form.get("name", ""), role, application_id, visit.now)
             visit.audit(connection, "operator_invited", created.name, after={"role": role.label, "application_id": application_id})
-            # Read the list in this transaction, because a read after the commit could fail, and the link would be lost.
+            # Read the list for the page in this transaction. A read after the commit could fail, and then nobody would see the
+            # new invitation link.
             return created, operators.list_operators(connection)
 
         invitation, listed = await visit.service.database.write(perform_once, visit, write)
@@ -127,7 +130,7 @@ def _render_operator(
     error: ApiError | None = None,
     invitation: Invitation | None = None,
 ) -> Response:
-    """Show `operator` with their sessions `listed`."""
+    """Return the page of one operator. `listed` are the operator's sessions."""
     return visit.render(
         "admin_operator.html",
         status,
@@ -170,7 +173,8 @@ async def change(visit: Visit) -> Response:
 
     def write(connection: Connection) -> tuple[Invitation, Operator, Sequence[OperatorSession]] | None:
         result = perform_once(connection, visit, action, visit, operator)
-        # Read the page in this transaction, because a read after the commit could fail, and the link would be lost.
+        # Read the sessions for the page in this transaction. A read after the commit could fail, and then nobody would see the
+        # new invitation link.
         return (result, *_read_operator(connection, visit)) if isinstance(result, Invitation) else None
 
     try:
@@ -192,7 +196,7 @@ def _grant(connection: Connection, visit: Visit, operator: Operator) -> None:
         require_application(connection, application_id)
     before = operator.roles.get(application_id)
     operators.grant(connection, operator.id, role, application_id)
-    # A session that began before the role changed must not use the rights of the new role, so the session ends.
+    # End all sessions of the operator, so that a session that began with the old role never gets the rights of the new role.
     sessions.end_sessions(connection, operator.id, visit.session.id if visit.session else None)
     visit.audit(
         connection,
@@ -221,7 +225,8 @@ def _enable(connection: Connection, visit: Visit, operator: Operator) -> None:
 
 
 def _reset(connection: Connection, visit: Visit, operator: Operator) -> Invitation:
-    # Only the command line can reset the only admin. In the portal, nobody could create another link if this link is lost.
+    # The portal does not reset the only admin: if the new link was lost, nobody could sign in to create another one. The command
+    # line can do it.
     operators.require_other_admin(connection, operator)
     invitation = operators.reset(connection, operator.name, visit.now)
     visit.audit(connection, "operator_reset", operator.name)
@@ -253,17 +258,17 @@ def _describe_disabling(visit: Visit, operator: Operator) -> Question:
 
 
 def _describe_reset(visit: Visit, operator: Operator) -> Question:
-    """Raise ApiError CONFLICT if the operator is disabled."""
+    """Return the question before the reset of an operator. Raise ApiError CONFLICT if the operator is disabled."""
     operators.require_enabled(operator)
     effects = (
-        "The password, the second factor and the recovery codes are removed, and all sessions of this operator end at once.",
-        "The operator signs in again only with the link that the next page shows. An earlier link becomes invalid.",
+        "The password, the second factor and the recovery codes are deleted, and all sessions of this operator end at once.",
+        "The operator can sign in again only with the link that the next page shows. Earlier links become invalid.",
     )
     return Question(f"Reset {operator.name}?", effects, "Reset", "rotate-ccw")
 
 
 def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
-    """Raise ApiError CONFLICT if the operator does not have the role."""
+    """Return the question before a role is removed. Raise ApiError CONFLICT if the operator does not have the role."""
     application_id = _application_id(visit)
     role = operator.roles.get(application_id)
     if role is None:
@@ -281,7 +286,7 @@ def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
 
 def _describe_end_of_sessions(visit: Visit, operator: Operator) -> Question:
     effects = (
-        f"{_sessions_of(visit, operator)} end at once. Entries in forms that are open in these sessions are lost.",
+        f"{_sessions_of(visit, operator)} end at once. Anything typed into forms that are open in these sessions is lost.",
         "The operator can sign in again with the current password.",
     )
     return Question(f"End all sessions of {operator.name}?", effects, "End all sessions", "log-out")
@@ -292,7 +297,7 @@ def _sessions_of(visit: Visit, operator: Operator) -> str:
     return "All sessions of this operator except this one" if is_own else "All sessions of this operator"
 
 
-#: For each action that must be confirmed: the function that returns the question to the admin.
+#: The actions that must be confirmed: the function of each action returns the question to the admin.
 _QUESTIONS: dict[str, Callable[[Visit, Operator], Question]] = {
     "disable": _describe_disabling,
     "reset": _describe_reset,

@@ -12,7 +12,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.storage.migrations import HEAD
 from shortener.web.health import readiness
 
-#: The label and the explanation that the page shows for each check of /readyz.
+#: The labels and explanations that the page shows for the checks of /readyz.
 CHECKS = {
     "process": ("Process", "The process has started and is not stopping."),
     "database": ("Database", "The database responds."),
@@ -24,7 +24,7 @@ CHECKS = {
 
 
 async def system(visit: Visit) -> Response:
-    """Show the checks of this node and the state of each application's trackers."""
+    """Show the checks of this node, and whether the trackers of each application work."""
     service = visit.service
     ready = await readiness(service)
     checks = ready.checks.model_dump(by_alias=True)

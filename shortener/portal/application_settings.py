@@ -1,11 +1,12 @@
-"""/portal/{app}/settings: the page with the settings of an application, and with a what-if. A what-if shows how many stored hits
-would get another verdict with other click rules.
+"""/portal/{app}/settings: the page with the settings of an application, which also offers a what-if: how many stored hits would
+get another verdict with other click rules?
 
-The form shows each setting of `ApplicationSettings` in the group of `GROUPS` that contains it. A test fails if a setting is in no
-group. Only operators with the role manager who entered the password within the last ten minutes can change settings. Each change is
-in the audit log.
+`GROUPS` defines the groups of settings in the form. A test fails if a setting of `ApplicationSettings` is in no group. Only
+operators with the role manager who entered the password within the last ten minutes can change settings. Each change is in the
+audit log.
 
-The what-if classifies the stored hits of the last days again with the values in the form, in transactions that are rolled back.
+The what-if classifies the hits of the last days again with the values in the form. It does this in transactions that are rolled
+back, so it stores nothing.
 """
 # Tested by tests/portal/test_application_settings.py
 
@@ -35,7 +36,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import FormRepeated, perform_once
 from shortener.web.validation import validate
 
-#: The settings that the settings page shows, by group, with their labels.
+#: The settings that the page shows: their groups, and in each group the name and the label of each setting.
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Links": {
         "track": "Links that are replaced",
@@ -52,13 +53,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "min_seconds_after_delivered": "Seconds after DELIVERED",
         "suspect_before_sent": "Suspect hits before SENT",
         "max_recipients_per_address_minute": "Recipients per IP address and minute",
-        "all_links_within_second": "Suspect hits on all links within a second",
+        "all_links_within_second": "Mark hits on all links within a second as suspected",
         "retract_clicks": "Retract clicks",
     },
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
     "Senders and privacy": {"sender_rules": "Rules for sender ids", "ip_privacy": "Addresses of recipients"},
 }
-#: The settings with fixed values: what each value means. The empty value stands for a setting that is absent.
+#: The settings that have a fixed list of values, with the label of each value. The empty value means that the setting is not set.
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "track": {
         "directives": "Only URLs in #track or #trackurl",
@@ -84,30 +85,32 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         "none": "Store no addresses",
     },
 }
-#: The hints of these settings. Their descriptions explain the values of the API, which the form does not show.
+#: Texts that the form shows for these settings instead of their descriptions. The descriptions explain values of the API, which
+#: the form does not show.
 _HINTS: Mapping[str, str] = {
-    "track": "Which URLs become short links, if a request does not say it.",
+    "track": "Which URLs become short links, if a request does not choose.",
     "confirm_clicks": "When recipients see a page with one button before the destination. Only a press of the button counts as a "
     "click.",
-    "click_events": "Which clicks are sent to trackers. Links that were created while every click was sent keep it.",
+    "click_events": "Which clicks are sent to trackers. Links that were created with the value Every click still send every click.",
     "click_conversion": "The first click on a message is also sent as a conversion event (action clickthru). The trackers must "
     "subscribe to conversion events. Statistics do not count it as a conversion.",
     "sender_rules": "What happens if carriers reject the sender because of its form, or because of a rule of the recipient's "
     "country.",
-    "ip_privacy": "How much of a recipient's IP address is stored. The installation can only store less, not more.",
+    "ip_privacy": "How much of a recipient's IP address is stored. If the setting of the installation stores less, that setting "
+    "applies.",
 }
-#: The settings whose new values the what-if of the settings page can try on stored hits.
+#: The settings whose new values can be tested with the what-if.
 VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
-#: The periods that the what-if on the settings page offers: the number of past days whose hits are classified again, and the label.
+#: The periods that the what-if offers, in days before now, with their labels. Only hits in the period are classified again.
 WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
 MAX_WHAT_IF_SECONDS = 20.0
 
 
 @record
 class SettingField:
-    """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in the
-    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice with their labels. If the
-    setting may be absent, the first value is empty."""
+    """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in
+    the field; a checkbox is checked if `value` is not empty. For a choice, `choices` are the permitted values with their labels.
+    The first of these values is empty if the setting may be absent."""
 
     name: str
     label: str
@@ -165,7 +168,7 @@ def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) 
 
 
 def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
-    """Return the text in the field of a setting. For a checkbox, return whether it is checked."""
+    """Return the text that the form field of a setting contains. For a checkbox, return whether it is checked."""
     value = getattr(settings, name)
     if isinstance(value, bool):
         return value
@@ -180,7 +183,7 @@ def _values_of(settings: ApplicationSettings, gateway: str) -> FormValues:
 
 
 def _hint(field: FieldInfo) -> str:
-    """Return the description of a setting as the form shows it."""
+    """Return the explanation that the form shows for a setting."""
     text = (field.description or "").replace("`", "")
     for word, shown in (("null: ", "Empty: "), ("true: ", "On: "), ("false: ", "Off: ")):
         text = text.replace(word, shown)
@@ -188,7 +191,8 @@ def _hint(field: FieldInfo) -> str:
 
 
 async def save(visit: Visit) -> Response:
-    """Save the settings in the form, or show how many stored hits would get another verdict with them."""
+    """Save the settings in the form. If the what-if was requested, only show how many stored hits would get another verdict with
+    these settings."""
     try:
         changes = _read_form(visit)
         if visit.form.get("action") == "try":
@@ -216,7 +220,7 @@ def _is_stored(visit: Visit, changes: Mapping[str, Any]) -> bool:
 
 
 def _read_form(visit: Visit) -> dict[str, Any]:
-    """Return the settings in the form. An empty field is None. The values are not checked yet."""
+    """Return the settings in the form. The value of an empty field is None. The values are not validated yet."""
     changes: dict[str, Any] = {}
     for name in (name for fields in GROUPS.values() for name in fields):
         field, text = ApplicationSettings.model_fields[name], visit.form.get(name, "").strip()
@@ -248,7 +252,7 @@ def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> App
 
 
 async def _try(visit: Visit, changes: Mapping[str, Any]) -> WhatIf:
-    """Classify the stored hits of the last days again with the changed settings, and return the result. Nothing is stored."""
+    """Run the what-if with the changed settings and return its result. Nothing is stored."""
     days = visit.form.get("days", "7")
     if days not in WHAT_IF_DAYS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("days", f"must be one of {', '.join(WHAT_IF_DAYS)}")])

@@ -1,7 +1,8 @@
-"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, failing gateways, held messages, postback
-keys that expire soon, and late hits.
+"""This module finds the problems that an operator must look at: disabled or failing trackers, dead deliveries, failing gateways,
+held messages, postback keys that expire soon, and late hits.
 
-The end of the previous tracker token after a rotation is not a problem. Only the page of the keys shows this time.
+After a rotation of the tracker token, the previous token expires as planned. This is not a problem, so only the page of the keys
+shows it.
 """
 
 # Tested by tests/portal/test_overview.py
@@ -23,7 +24,7 @@ from shortener.reporting.sends import MAX_COUNTED, GatewaySummary, count_held, r
 from shortener.storage.schema import postback_keys
 from shortener.storage.types import to_ms
 
-SOON = timedelta(hours=48)  # A postback key that expires within this time is shown as a problem.
+SOON = timedelta(hours=48)  # A postback key that expires within this time is a problem.
 MAX_ITEMS = 12
 
 
@@ -32,7 +33,8 @@ class AttentionItem:
     """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page on which
     the operator can solve it.
 
-    If this page lists the rows that the text counts, `figure` is the name of the figure, and `value` is its exact number."""
+    `text` may contain a number, such as the number of dead deliveries. If the page at `href` lists exactly these rows, `figure`
+    is the name of the number and `value` is the number itself."""
 
     kind: str
     text: str
@@ -73,7 +75,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
     found = []
     for tracker in await visit.service.trackers.all(application_id):
         name = f"{prefix}tracker {tracker.name or tracker.id}" if prefix else f"Tracker {tracker.name or tracker.id}"
-        # An operator who must not open the page of a tracker sees the problem without a link.
+        # An operator whose role is too low for the page of a tracker sees the problem without a link.
         may_open = visit.may(Role.SUPPORT)
         href = f"{base}/trackers/{tracker.id}" if may_open else None
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
@@ -95,7 +97,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
 
 
 async def _gateways(visit: Visit, application: Application, prefix: str, base: str) -> list[AttentionItem]:
-    """Return the gateways of the application that fail, and its held messages."""
+    """Return two kinds of problems of the application: gateways that fail, and messages that are held."""
     usable = [one.id for one in application.gateways]
 
     def read(connection: Connection) -> tuple[list[GatewaySummary], int]:
@@ -117,7 +119,7 @@ async def _gateways(visit: Visit, application: Application, prefix: str, base: s
 
 
 def _expiring(connection: Connection, application_id: int, now: datetime) -> list[datetime]:
-    """Return the times at which postback keys expire within SOON."""
+    """Return the expiry times of the application's postback keys that expire within SOON."""
     columns = postback_keys.c
     statement = select(columns.valid_until).where(
         columns.application_id == application_id, columns.valid_until > now, columns.valid_until <= now + SOON

@@ -17,12 +17,12 @@ from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows of the audit log that are read to fill one page.
-API_KEYS = "API keys"  # The value of the filter by operator that selects the changes that were made with any API key.
+API_KEYS = "API keys"  # The value of the operator filter that selects the changes made with any API key.
 
 
 @record
 class AuditFilter:
-    """The conditions that the audit rows of a page must meet. A row matches only if its time is before `until`."""
+    """The conditions that the audit rows of a page must meet. `since` is included, `until` is excluded. None: no condition."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -40,8 +40,9 @@ class AuditPage:
 
 
 def _is_by(name: str) -> ColumnElement[bool]:
-    """Return the SQL condition for the rows of an actor. COMMAND_LINE.name matches all users of the operating system, and API_KEYS
-    matches all API keys. Rows match only if they have no `operator_id`, because an operator may have a similar name."""
+    """Return the SQL condition for the audit rows of one actor. COMMAND_LINE.name selects the changes of all users of the command
+    line, and API_KEYS the changes with all API keys. These two select only rows without `operator_id`, because the name of an
+    operator may begin in the same way."""
     table = audit_log.c
     if name == COMMAND_LINE.name:
         return and_(table.operator_id.is_(None), table.operator.startswith(name))
@@ -51,8 +52,8 @@ def _is_by(name: str) -> ColumnElement[bool]:
 
 
 def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: int | None = None) -> AuditPage:
-    """Return the newest audit rows that match the filter, at most `limit` rows. If `below` is not None, return only rows with
-    smaller ids. Examine at most MAX_SCANNED_ROWS rows."""
+    """Return a page with the newest audit rows that match the filter, at most `limit` rows. If `below` is not None, return only
+    rows with smaller ids. Examine at most MAX_SCANNED_ROWS rows."""
     table = audit_log.c
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since))
     high = MAX_ROW_ID if filters.until is None else first_id_at(to_ms(filters.until))

@@ -1,7 +1,7 @@
-"""The chart of a campaign: its clicks over time, each at its own time.
+"""The chart of a campaign: its clicks over time. Each click is counted at its own time, not at the send date of its message.
 
-Most people click within a day, so a chart with one bar for each day would have one bar for most campaigns. If all clicks of the
-period belong to a few days, the chart therefore shows these days, with one bar for each hour.
+Most people click within a day of the sending, so a chart with one bar for each day would have a single bar for most campaigns.
+Therefore, if all clicks of the period are within a few days, the chart shows only these days, with one bar for each hour.
 """
 
 # Tested by tests/portal/test_listing.py
@@ -25,13 +25,14 @@ from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import StatisticsFilter, daily, hourly
 from shortener.times import end_of, start_of
 
-MAX_DAYS_OF_HOURS = 3  # The chart has one bar for each hour if all clicks belong to this number of consecutive days.
+MAX_DAYS_OF_HOURS = 3  # If all clicks are within this number of consecutive days, the chart has one bar for each hour.
 
 
 @record
 class CampaignClicks:
-    """The clicks of a campaign from `since` until `until`: by hour (`hours`, by the UTC time of its start), or by day. `is_part`:
-    there are no clicks in the rest of the period."""
+    """The clicks of a campaign from `since` until `until`. `hours` has the clicks by hour (the key is the start of the hour in
+    UTC). If `hours` is None, the chart shows `days`. `is_part`: the page's period is longer, but has no clicks outside `since`
+    and `until`."""
 
     since: datetime
     until: datetime
@@ -41,7 +42,7 @@ class CampaignClicks:
 
 
 def read_clicks(connection: Connection, scope: StatisticsFilter, period: PeriodChoice) -> CampaignClicks:
-    """Read the clicks of a campaign. Run it in the transaction that reads the other figures of the page."""
+    """Read the clicks of a campaign. Call this in the transaction that reads the other figures of the page."""
     by_event = replace(scope, basis=Basis.EVENT)
     if period.until - period.since <= MAX_HOURLY:
         return CampaignClicks(period.since, period.until, {}, hourly(connection, by_event, period.zone).groups)
@@ -56,7 +57,7 @@ def read_clicks(connection: Connection, scope: StatisticsFilter, period: PeriodC
 
 
 def bars_of(visit: Visit, clicks: CampaignClicks, name: str) -> list[Bar]:
-    """Return the bars of the chart of the campaign with this name. Each bar is a hyperlink to the list of its clicks."""
+    """Return the bars of the chart. `name` is the name of the campaign. Each bar is a hyperlink to the list of its clicks."""
     zone = visit.period.zone
     bars = []
     if clicks.hours is not None:
@@ -81,7 +82,7 @@ def _bar(visit: Visit, name: str, texts: tuple[str, str], limits: tuple[datetime
 
 
 def shown_days(visit: Visit, clicks: CampaignClicks) -> str | None:
-    """Return the days that the chart shows, such as 29 Nov to 30 Nov 2026. Return None if it shows the whole period."""
+    """Return the days that the chart shows as text, such as "29 Nov to 30 Nov 2026". Return None if it shows the whole period."""
     if not clicks.is_part:
         return None
     last = clicks.until - timedelta(microseconds=1)

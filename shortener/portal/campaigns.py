@@ -1,5 +1,5 @@
-"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: the pages that list, compare and show campaigns. The figures are
-by the date on which the messages were sent."""
+"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: the pages that list, compare and show campaigns. By default,
+the figures of a period count the messages that were sent in it, with all their later clicks and conversions."""
 # Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shortener.web.paging import Cursors
 NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page that shows the messages without a campaign.
 ROWS = 25
 MAX_LINKS = 20  # The maximum number of destinations and of labels that the page of a campaign shows.
-MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
+MAX_COMPARED = 4  # The maximum number of campaigns in one comparison.
 _COUNTED = (
     "messages",
     "sent",
@@ -42,15 +42,15 @@ _COUNTED = (
     "converted_messages",
     "conversions",
 )
-#: Times after sending, in seconds. For each of them, the comparison of campaigns shows how many messages were clicked within this
-#: time.
+#: Times after sending, in seconds, with their labels. A comparison of campaigns shows how many messages were clicked within each
+#: of these times.
 _WITHIN = {"1 minute": 60, "10 minutes": 600, "1 hour": 3600, "6 hours": 21_600, "1 day": 86_400}
 _CSV_COLUMNS = ("campaign", *_COUNTED, "delivery_rate", "click_rate", "conversion_rate", "value")
 
 
 def _scope(visit: Visit, campaign: str | None = None) -> StatisticsFilter:
-    """Return the filter for the statistics of a page. Campaigns are counted by the send date of their messages, unless the query
-    selects the time of each event."""
+    """Return the filter for the statistics of a page. The pages of campaigns count by send date, unless the query selects the
+    time of each event."""
     period = visit.period
     basis = period.basis if visit.get("basis") else Basis.SENT
     return StatisticsFilter(visit.application_id, period.since, period.until, campaign=campaign, basis=basis)
@@ -61,7 +61,7 @@ def _basis(visit: Visit) -> str:
 
 
 async def campaigns(visit: Visit) -> Response:
-    """List the campaigns that have counts in the period, newest first."""
+    """List the campaigns that have messages or events in the period, newest first."""
     if visit.is_csv:
         return await _download(visit)
     cursors = Cursors(visit.service.secret, "portal campaigns")
@@ -91,7 +91,8 @@ async def campaigns(visit: Visit) -> Response:
 
 
 def _rates(compared: list[Figures]) -> list[tuple[str, str, list[float | None]]]:
-    """Return the rows of rates of a comparison: (label, what the rate is a share of, the rates of the campaigns)."""
+    """Return the rates that a comparison of campaigns shows. Each is (label, the total of which the rate is a share, the rate of
+    each campaign)."""
     of_messages = "of the messages"
     return [
         ("Delivery rate", of_messages, [figures.delivery_rate for figures in compared]),
@@ -106,7 +107,7 @@ def _rates(compared: list[Figures]) -> list[tuple[str, str, list[float | None]]]
 
 
 def _within(figures: Figures) -> list[int]:
-    """Return one number for each time in _WITHIN: the number of messages that were clicked within this time after sending."""
+    """Return, for each time in _WITHIN, the number of messages that were clicked within this time after sending."""
     running = 0
     found = []
     for number in figures.clicked_within(tuple(_WITHIN.values()))[:-1]:
@@ -139,10 +140,10 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 
 async def campaign(visit: Visit) -> Response:
-    """Show one campaign: its figures, its clicks over time, its destinations and labels, its steps beside those of all messages,
-    the times from sending to click, the countries of its recipients, and their devices and browsers.
+    """Show one campaign: its figures, clicks over time, destinations and labels; the times from sending to click; the countries,
+    devices and browsers of its recipients; and the share of messages that reach each step, compared with all messages.
 
-    The chart counts each click at its own time, because by send date all clicks of most campaigns belong to one day. The name ""
+    The chart counts each click at its own time. By send date, the clicks of most campaigns would all be on one day. The name ""
     stands for the messages without a campaign."""
     name = visit.name_in_path("name")
     scope = _scope(visit, name)
@@ -153,7 +154,8 @@ async def campaign(visit: Visit) -> Response:
             totals(connection, _scope(visit)),
             read_clicks(connection, scope, visit.period),
             by_country(connection, scope),
-            # `merges_rest=False`: every row is the rows of one list, as on the overview.
+            # With `merges_rest=False`, each destination stays separate. A merged group of destinations could not link to a list
+            # of its rows.
             by_destination(connection, scope, merges_rest=False),
             by_label(connection, scope),
         )
@@ -184,7 +186,7 @@ async def campaign(visit: Visit) -> Response:
 
 
 def _by_messages(groups: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
-    """Return groups of figures, the group with the most messages first."""
+    """Return groups of figures, sorted by their number of messages. The group with the most messages is first."""
     return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicked_messages"], group[0]))
 
 
@@ -210,8 +212,8 @@ _WEAK = 0.95  # A step of a campaign is weak if its share is less than this part
 
 
 def steps_of(figures: Figures, everything: Figures) -> list[Step]:
-    """Return the steps of a campaign, compared with all messages. The weakest step is the one whose share is furthest below the
-    usual share; there is none if no step is weak."""
+    """Return the steps of a campaign, compared with all messages of the application. Mark the weakest step: among the weak steps,
+    the one whose share is furthest below the usual share."""
     steps = []
     for metric, label, previous in _STEPS:
         share, usual = (counted[metric] / counted[previous] if counted[previous] else None for counted in (figures, everything))

@@ -1,10 +1,10 @@
 """This module draws bar charts as SVG on the server. Each bar is a hyperlink to the list of the rows that it counts.
 
-Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
-keeps its size. The numbers of the grid lines are in a separate column to the left of the bars. The table beneath a chart shows the
-same numbers. Screen readers therefore skip the chart (`aria-hidden`). The tab key reaches the links of the table, but not the links
-of the chart. A bar with the value None is a gap: there is no data for its time. A gap is drawn hatched, so that it differs from
-zero.
+Horizontal positions are percentages and vertical positions are pixels. Therefore a chart fits every width without a script, and
+its text keeps its size. The numbers of the grid lines are in a separate column to the left of the bars. The table beneath a chart
+shows the same numbers. Screen readers therefore skip the chart (`aria-hidden`). The tab key reaches the links of the table, but
+not the links of the chart. A bar with the value None is a gap: there is no data for its time. A gap is drawn as a hatched area,
+so that it looks different from zero.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from shortener.model import record
 from shortener.portal.formats import change, number, short_number
 
 MAX_BARS = 400
-#: The longest period in days that has one bar per day, and the longest that has one bar per week. A longer period has one bar for
-#: every four weeks.
+#: The longest period in days with one bar for each day, and the longest with one bar for each week. Longer periods have one bar
+#: for every four weeks.
 MAX_DAYS_OF_DAYS, MAX_DAYS_OF_WEEKS = 120, 840
-_HEIGHT = 176  # Height of the area of the bars in pixels.
-_TOP = 8  # Space above the bars for the upper half of the number at the highest grid line.
-_BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
-_MAX_LABELS = 7  # The horizontal axis has about this number of labels.
-_WIDE_SLOT = 14  # The label of a bar fits beneath the bar if the bar has at least this width in percent of the chart.
+_HEIGHT = 176  # Height of the area of the bars, in pixels.
+_TOP = 8  # Space above the bars, in pixels. The upper half of the number at the highest grid line needs it.
+_BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis, in pixels.
+_MAX_LABELS = 7  # The approximate number of labels on the horizontal axis.
+_WIDE_SLOT = 14  # A bar is wide enough for its label if its width is at least this percentage of the chart.
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
-_GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
+_GAP_SHARE = 0.22  # The share of a bar's slot that stays empty, as space between two bars.
 
 
 @record
@@ -46,14 +46,14 @@ class Bar:
 
 
 def days_per_bar(days: int) -> int:
-    """Return the number of days that one bar covers in the chart of a period of `days` days."""
+    """Return the number of days that one bar covers, if the chart shows `days` days."""
     if days <= MAX_DAYS_OF_DAYS:
         return 1
     return 7 if days <= MAX_DAYS_OF_WEEKS else 28
 
 
 def label_of_days(days: Sequence[date]) -> tuple[str, str]:
-    """Return the label and the title of a bar that covers these days."""
+    """Return the label (under the axis) and the title (the complete description) of a bar for these days."""
     first, last = days[0], days[-1]
     if len(days) == 1:
         return f"{first:%-d %b}", f"{first:%a %-d %b %Y}"
@@ -62,7 +62,7 @@ def label_of_days(days: Sequence[date]) -> tuple[str, str]:
 
 
 def label_of_hour(begin: datetime, end: datetime) -> tuple[str, str]:
-    """Return the label and the title of a bar that covers an hour. The times are local times."""
+    """Return the label and the title of a bar for one hour. `begin` and `end` are local times."""
     label = f"{begin:%-d %b}" if begin.hour == 0 else f"{begin:%H:%M}"
     return label, f"{begin:%a %-d %b, %H:%M} to {end:%H:%M}"
 
@@ -98,8 +98,8 @@ def _pattern() -> Markup:
 
 
 def _scale(highest: float) -> tuple[float, float]:
-    """Return the value at the top of the chart, and the distance between two grid lines. The distance is 1, 2 or 5 times a power of
-    ten."""
+    """Return the value at the top of the chart, and the step from one grid line to the next. The step is 1, 2 or 5 times a power
+    of ten."""
     if highest <= 0:
         return 1, 1
     step = 10 ** math.floor(math.log10(highest))
@@ -112,7 +112,7 @@ def _scale(highest: float) -> tuple[float, float]:
 
 
 def _grid(top: float, step: float, height: int) -> tuple[list[Markup], list[Markup]]:
-    """Return the grid lines, and the numbers of the lines from zero upwards."""
+    """Return the grid lines, and the numbers at these lines, beginning with zero."""
     lines, numbers = [], []
     for index in range(round(top / step) + 1):
         value = index * step
@@ -148,7 +148,7 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
 
 
 def _tooltip(bar: Bar) -> list[str]:
-    """Return the lines of the text that the pointer shows at a bar."""
+    """Return the lines of the tooltip of a bar."""
     lines = [f"{bar.title}: {number(bar.value)}"]
     if bar.before is not None:
         changed = f" ({change(bar.value, bar.before)})" if bar.before and not bar.is_partial else ""
@@ -159,11 +159,11 @@ def _tooltip(bar: Bar) -> list[str]:
 
 
 def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
-    """Return the labels of the horizontal axis. The first and the last bar always have a label."""
+    """Return the labels under the horizontal axis. The first and the last bar always have a label."""
     if not bars:
         return []
     every = math.ceil(len(bars) / _MAX_LABELS)
-    # Narrow screens hide the labels with the class `extra`, and show only the labels in `narrow`.
+    # Narrow screens show only the labels in `narrow`. The others have the class `extra`, which narrow screens hide.
     narrow = _labelled(len(bars), 2 * every)
     labels = []
     for index in sorted({*_labelled(len(bars), every), *narrow}):
@@ -179,8 +179,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
 
 
 def _labelled(bars: int, every: int) -> list[int]:
-    """Return the indexes of the bars that have a label: every `every`-th bar from the first one on, and the last bar. A bar that is
-    too close to the last bar gets no label."""
+    """Return the indexes of the bars that have a label: the first bar, every bar `every` positions further, and the last bar. A
+    bar that is too close to the last bar gets no label."""
     last = bars - 1
     return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 

@@ -1,4 +1,5 @@
-"""GET /portal/{app}/clicks: the list of the hits that a figure counts. For each hit, a sentence explains the verdict."""
+"""GET /portal/{app}/clicks: the list of the hits that a figure of another page counts. For each hit, a sentence explains the
+verdict."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ METRICS: dict[str, str] = {
     "ignored_hits": "Ignored hits",
     "late_hits": "Hits after expiry",
 }
-#: Groups of messages by the time from sending to click: the group's name in a query, its upper limit in seconds (None: no limit)
-#: and its label.
+#: The groups of messages by their time from sending to the first click. Each is (name in a query, upper limit in seconds or None,
+#: label).
 CLICK_TIMES = (
     ("1m", 60, "Up to 1 min"),
     ("5m", 300, "1 to 5 min"),
@@ -36,7 +37,8 @@ CLICK_TIMES = (
     ("3d", 3 * 86400, "1 to 3 days"),
     ("later", None, "Later"),
 )
-_NOT_COUNTED = ("suspected_hits", "ignored_hits")  # The metrics whose hits have a rule that says why they were not counted.
+# The metrics that count hits which are no clicks. The rule of such a hit is the reason.
+_NOT_COUNTED = ("suspected_hits", "ignored_hits")
 CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
 _CLICK_TIME = FilterField("click_time", "Time to click", {name: label for name, _, label in CLICK_TIMES})
@@ -78,16 +80,16 @@ async def clicks(visit: Visit) -> Response:
 
 
 async def _reasons(visit: Visit) -> list[tuple[str, int]]:
-    """Return (rule, number of hits) for each rule because of which hits of the page were not counted as clicks.
+    """Return the reasons why hits of the list were not counted as clicks: (rule, number of hits).
 
-    The list is empty if the page shows other hits, the hits of one rule, or the hits of all applications. It is also empty on later
-    pages of a list, and if there are too many hits to examine all."""
+    The result is empty unless the page shows the hits of one application that one of the metrics in _NOT_COUNTED counts. It is
+    also empty if the page filters by a rule, on every page except the first, and if there are too many hits to examine."""
     metric = choice(visit, _METRIC)
     if metric not in _NOT_COUNTED or visit.application is None or visit.get("rule") or visit.get("cursor"):
         return []
     try:
         found = await visit.service.database.read(count_rules, _filter(visit, visit.application.id))
-    except StoreUnavailable:  # for example because the count takes too long; the list itself may be available
+    except StoreUnavailable:  # for example because the count takes too long; the list is then shown without reasons
         return []
     return [] if found is None else list(found.items())
 
@@ -121,7 +123,7 @@ def _filter(visit: Visit, application_id: int) -> HitFilter:
 
 def _source(visit: Visit) -> ListSource:
     service, networks = visit.service, visit.service.networks
-    # Each filter is checked before the list is read, so that a wrong value is an error also without applications.
+    # Check the filters before the list is read, so that a wrong value is an error even if the page has no applications.
     _filter(visit, 0)
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> HitPage:
@@ -138,14 +140,14 @@ def _source(visit: Visit) -> ListSource:
 
 
 def click_times(figures: Figures) -> list[tuple[str, str, int]]:
-    """Return (name in a query, label, number of messages) for each range of the time from sending to first click."""
+    """Return (name in a query, label, number of messages) for each group of CLICK_TIMES."""
     numbers = figures.clicked_within(CLICK_TIME_LIMITS)
     return [(name, label, number) for (name, _, label), number in zip(CLICK_TIMES, numbers, strict=True)]
 
 
 def country_of(visit: Visit) -> str | None:
-    """Return the country by which the query filters. Return None if the query has no such filter, and "" for recipients of unknown
-    country (`country=unknown`)."""
+    """Return the country that the query selects; None without this filter. "" selects recipients whose country is unknown
+    (`country=unknown`)."""
     country = visit.get("country")
     return "" if country == "unknown" else country
 

@@ -1,7 +1,8 @@
-"""This module asks for the password again before an action that requires it (`PortalPage.needs_recent_password`). If the operator
-has not entered the password recently, the response to the form is a page that asks for it. That page contains the fields of the
-form as hidden inputs, and sends them to the URL of the form. The router therefore makes the same checks again: the source of the
-form, the path, the session and the role. Then the form is handled as if the operator had sent it together with the password.
+"""This module asks operators for their password again before an action that requires a recent password
+(`PortalPage.needs_recent_password`). If the operator has not entered the password recently, the response to the form is a page
+that asks for it. That page contains the fields of the form as hidden inputs, and sends them together with the password to the URL
+of the form. For this second request, the router checks the origin of the form, the path, the session and the role again. Then the
+form is handled like any other form.
 """
 # Tested by tests/portal/test_confirmation.py
 
@@ -14,16 +15,16 @@ from shortener.portal.locations import location_of, previous_page, safe_next
 from shortener.portal.page import Visit
 from shortener.portal.signin import check_password
 
-#: The field with the password of the operator, and the field with the URL of the page that contains the form.
+#: The form fields with the password of the operator, and with the URL of the page that contains the original form.
 PASSWORD_FIELD = "confirm_password"  # noqa: S105 - the name of a form field, not a password
 BACK_FIELD = "confirm_back"
 _OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
 
 
 async def ask_for_password(visit: Visit) -> Response | None:
-    """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered recently,
-    or if the form contains the correct password. In both cases, remove the fields of the password page from the form of the
-    visit."""
+    """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered
+    recently, or if the form contains the correct password. If the result is None, `visit.form` no longer contains the fields of
+    the password page."""
     given, back = visit.form.get(PASSWORD_FIELD), visit.form.get(BACK_FIELD)
     visit.form = {name: value for name, value in visit.form.items() if name not in _OWN_FIELDS}
     visit.form_lists = {name: values for name, values in visit.form_lists.items() if name not in _OWN_FIELDS}
@@ -32,7 +33,7 @@ async def ask_for_password(visit: Visit) -> Response | None:
     problem = None if given is None else await check_password(visit, given)
     if given is not None and problem is None:
         return None
-    # The page contains the fields of the form, which can be secrets. Therefore it is not compressed.
+    # The page contains the fields of the form. They can be secrets, and the size of a compressed page could reveal parts of them.
     return visit.render(
         "confirm_form.html",
         403 if given is None else 422,

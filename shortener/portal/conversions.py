@@ -1,4 +1,4 @@
-"""GET /portal/{app}/conversions and its page `refused`: the list of conversions with their changes, and the list of refused
+"""GET /portal/{app}/conversions and its page `refused`: the list of conversions with their revisions, and the list of refused
 conversion reports."""
 # Tested by tests/portal/test_listing.py
 
@@ -27,7 +27,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 
-NO_CURRENCY = "none"  # The word in the query parameter `currency` that selects conversions whose value has no currency.
+NO_CURRENCY = "none"  # The value of the query parameter `currency` that selects conversions whose value has no currency.
 _METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
 _DISPOSITION = FilterField(
     "disposition",
@@ -95,8 +95,8 @@ def _conversions(visit: Visit) -> ListSource:
 
 
 def _counts(row: Any, currency: str) -> bool:
-    """Return whether the value of a conversion is part of the sum in a currency. NO_CURRENCY stands for values without a
-    currency."""
+    """Return whether the statistics add the value of a conversion to their sum in this currency. NO_CURRENCY selects the sum of
+    the values without a currency."""
     if row.value is None or (row.currency or NO_CURRENCY) != currency:
         return False
     return category_of(row.status, row.disposition) in ("positive", "other")

@@ -1,4 +1,4 @@
-"""This module returns the responses with which pages of the portal download lists as CSV."""
+"""This module creates the responses that download lists of the portal as CSV."""
 # Tested by tests/portal/test_exports.py
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from shortener.web.streams import ClosingResponse
 
 
 async def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Response:
-    """Return a response that downloads a CSV, with pauses while many hits arrive. The file name contains the application, the noun
-    and the day. With `bom=true` in the query, the CSV begins with a byte order mark.
+    """Return a response that downloads a CSV file. Its file name consists of the application, `noun` and the date. While many
+    hits arrive, the response pauses between its pages, so that clicks are not delayed. With `bom=true` in the query, the CSV
+    begins with a byte order mark.
 
     `pages` yields the header and then pages of rows. Raise StoreUnavailable if the first page cannot be read, so that the browser
     gets an error page instead of a file."""

@@ -32,7 +32,7 @@ from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50
-#: The list of deliveries also shows the replays that run or that ended within this time, at most MAX_REPLAYS.
+#: The list of deliveries also shows replays: those that run, and those that ended within this time, at most MAX_REPLAYS.
 RECENT_REPLAYS, MAX_REPLAYS = timedelta(days=1), 20
 CSV_COLUMNS = (
     "delivery_id",
@@ -55,14 +55,14 @@ _REPLAY = FilterField("replay", "Id of the replay")
 
 @record
 class DeliveryRows:
-    """One page of deliveries, read for the CSV download."""
+    """One page of deliveries, as the CSV download reads it."""
 
     rows: list[Delivery]
     next: int | None
 
 
 async def deliveries(visit: Visit) -> Response:
-    """List the deliveries that were created in the period, or that a replay has replayed, newest first."""
+    """List deliveries, newest first: those that were created in the period, or those of one replay."""
     service, replay = visit.service, await _replay_of(visit)
     criteria = _filter(visit, replay)
     trackers = await _trackers(visit)
@@ -95,7 +95,7 @@ async def deliveries(visit: Visit) -> Response:
 
 
 async def _recent_replays(visit: Visit) -> list[tuple[Replay, ReplayOutcomes]]:
-    """Return the replays of the application that run or ended recently with their outcomes, newest first."""
+    """Return the application's replays that run or ended recently, newest first, each with the outcomes of its deliveries."""
 
     def read(connection: Connection) -> list[tuple[Replay, ReplayOutcomes]]:
         found = list_replays(connection, visit.application_id, visit.now - RECENT_REPLAYS, MAX_REPLAYS)
@@ -105,7 +105,8 @@ async def _recent_replays(visit: Visit) -> list[tuple[Replay, ReplayOutcomes]]:
 
 
 async def _replay_of(visit: Visit) -> Replay | None:
-    """Return the replay whose deliveries the page lists; None if it lists all deliveries. Raise ApiError NOT_FOUND."""
+    """Return the replay that the query selects; None if the page lists all deliveries. Raise ApiError NOT_FOUND if there is no
+    such replay."""
     public_id = visit.get("replay")
     if public_id is None:
         return None
@@ -128,8 +129,8 @@ def _wait(visit: Visit, one: Delivery, trackers: Mapping[int | None, Tracker]) -
 
 
 def _tracker_field(visit: Visit, names: Mapping[int | None, str]) -> FilterField:
-    """Return the filter with the trackers of the application. If several trackers have the same name, the filter shows their ids
-    too. The tracker in the query is among the choices even if it is deleted."""
+    """Return the filter field with the trackers of the application. Trackers of the same name are shown with their ids. A deleted
+    tracker is a choice only if the query selects it."""
     repeated = {name for name, number in Counter(names.values()).items() if number > 1}
     choices = {str(number): f"{name} ({number})" if name in repeated else name for number, name in names.items()}
     asked = visit.get("tracker")
@@ -146,7 +147,7 @@ def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors, names: Mapping[
 
 
 def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
-    """Return the filter of the query. The deliveries of a replay are listed independently of the period of the page."""
+    """Return the filter that the query selects. If the query selects a replay, the period of the page does not apply."""
     status = choice(visit, _STATUS)
     if replay is not None:
         return DeliveryFilter(status=None if status is None else DeliveryStatus[status.upper()], replay_id=replay.id)

@@ -1,9 +1,8 @@
-"""The page that asks for a confirmation before an action removes, revokes, disables or replaces something. The page describes what
-the action changes.
+"""This module asks for a confirmation before an action removes, revokes, disables or replaces something. The page that asks
+describes what the action changes.
 
-The button of such an action sends its form without the field `confirmed`. The response is the page that asks, and nothing has
-changed yet. The button of that page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`). Then the
-action is performed.
+The first form for such an action has no field `confirmed`. The response is the page that asks; nothing has changed yet. The
+button on that page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`). The action is then performed.
 """
 # Tested by tests/portal/test_destructive_actions.py
 
@@ -21,9 +20,9 @@ from shortener.portal.repeats import new_form_id
 
 @record
 class Question:
-    """The text of the page that asks before an action. `effects` are the sentences that describe what the action changes. `button`
-    is the label of the button that performs it. `fields` are the names of the form fields that the action needs in addition to
-    `action`."""
+    """The texts of the page that asks for a confirmation. `effects` are sentences that describe what the action changes. `button`
+    is the label of the button that performs the action. `fields` are the names of the form fields, besides `action`, that the
+    action needs."""
 
     text: str
     effects: Sequence[str]
@@ -33,20 +32,20 @@ class Question:
 
 
 def is_confirmed(visit: Visit) -> bool:
-    """Return whether the form comes from the page that asks for a confirmation."""
+    """Return whether the operator has confirmed the action: the form comes from the page that asks."""
     return visit.form.get("confirmed") == "yes"
 
 
 def is_cancelled(visit: Visit) -> bool:
-    """Return whether the operator pressed *Cancel* on a page that asks for a confirmation and keeps the entries."""
+    """Return whether the operator pressed *Cancel* on a page that asks and contains the entries of the original form."""
     return visit.form.get("confirmed") == "no"
 
 
 def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = False) -> Response:
     """Return the page that asks for a confirmation. `back` is the URL of the page to which *Cancel* leads.
 
-    If `keeps_entries` is true, the page keeps all fields of the form, because the operator may have typed into it. *Cancel* then
-    sends the form with `confirmed=no`, and the handler must show it again (`is_cancelled`)."""
+    If the operator may have typed into the form, set `keeps_entries`: the page then contains all fields of the form. *Cancel*
+    sends these fields with `confirmed=no`, and the handler must show the form with them again (`is_cancelled`)."""
     if keeps_entries:
         kept = [(name, value) for name, values in visit.form_lists.items() if name != "confirmed" for value in values]
     else:
@@ -55,7 +54,8 @@ def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = Fa
         kept.append((FORM_ID, new_form_id()))
     return visit.render(
         "destructive_action.html",
-        compress=False,  # The page contains entries of the form. The size of a compressed page would help to guess a secret.
+        # The page contains entries of the form, which can be secrets. The size of a compressed page could reveal parts of them.
+        compress=False,
         title=question.text,
         question=question,
         back=back,

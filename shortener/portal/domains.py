@@ -30,12 +30,12 @@ from shortener.urls import canonical_host, host_of_domain
 
 MAX_URL_CHARACTERS = 2048
 _CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
-#: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
+#: The form fields that contain JSON: the Python type that the parsed JSON must have, and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
 
 async def index(visit: Visit) -> Response:
-    """List the domains, with a form that adds one, or return the domains as CSV."""
+    """Return the page that lists the domains and has a form that adds one. For the CSV path, return the domains as CSV."""
     if visit.is_csv:
         application = visit.one_application
         rows = [serialize_domain(domain, application) for domain in application.domains]
@@ -69,10 +69,10 @@ async def add(visit: Visit) -> Response:
             perform_once, visit, add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
         )
     except FormRepeated:
-        # If both requests were sent at the same time, `visit` has the accounts from before the first one.
+        # If both forms were sent at the same time, `visit` contains the accounts as they were before the domain was added.
         await service.directory.refresh_if_available()
         host = host_of_domain(url)
-        if _find_host(_current_application(visit), host) is None:  # The domain was removed after the first request.
+        if _find_host(_current_application(visit), host) is None:  # somebody has removed the domain after it was added
             raise
     except ApiError as error:
         return _list_page(visit, 422, error)
@@ -113,7 +113,7 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None,
 
 
 def _values_of(domain: Any) -> dict[str, str]:
-    """Return the values that the form of a domain shows. `domain` is a domain of the directory or a row of the table `domains`."""
+    """Return the values that the form of a domain shows. `domain` is a Domain, or its row in the table `domains`."""
     values = {name: getattr(domain, name) or "" for name in ("path", "fallback_url", "home_url")}
     for name in _ASSOCIATIONS:
         text = getattr(domain, name)
@@ -135,7 +135,8 @@ def _find_host(application: Application, host: str) -> Domain | None:
 
 
 def _current_application(visit: Visit) -> Application:
-    """Return the application of the visit as it is after the latest refresh of the accounts."""
+    """Return the application of the page from the newest state of the accounts. `visit.application` is from the beginning of the
+    request."""
     return visit.service.directory.application(visit.application_id) or visit.one_application
 
 
@@ -166,7 +167,7 @@ async def change(visit: Visit) -> Response:
     present = _find_host(_current_application(visit), domain.host)
     if present is None:
         return visit.redirect(removed)
-    # Somebody may have undone the change after the first request. Then the page must not say that it is saved.
+    # If this form is a repeat, somebody may have undone its change since then. In this case, the page must not say "Saved".
     is_undone = is_repeat and (name == "remove" or (name in ("enable", "disable") and present.disabled != (name == "disable")))
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=None if is_undone else 1))
 
@@ -184,8 +185,8 @@ def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
 
 
 def _parse_association(name: str, text: str) -> str | None:
-    """Return the JSON of a form field as compact text, or None if the field is empty. Raise ApiError INVALID_REQUEST if it is not
-    JSON of the right type."""
+    """Return the JSON in a form field, without unnecessary spaces. Return None if the field is empty. Raise ApiError
+    INVALID_REQUEST if the text is not JSON or has the wrong type."""
     if not text:
         return None
     kind, described = _ASSOCIATIONS[name]
@@ -234,7 +235,7 @@ _ACTIONS: dict[str, Callable[[Connection, Visit, Domain], None]] = {
     "remove": _remove,
 }
 
-#: The effects of the actions that must be confirmed.
+#: What the actions that must be confirmed change, as sentences for the page that asks.
 _EFFECTS = {
     "disable": (
         "All links of this domain show a short page from now on, including the links in messages that were already sent.",
@@ -244,7 +245,7 @@ _EFFECTS = {
     "remove": (
         "New links use another domain. If there is none, every rewrite fails with NO_USABLE_DOMAIN.",
         "Links that were already sent work until they expire, as long as the host leads to this service.",
-        "This application can add the domain again; another one cannot.",
+        "This application can add the domain again; another application cannot.",
     ),
 }
 

@@ -1,7 +1,7 @@
 """This module limits CSV exports: each session has at most one export at a time, because an export reads a whole list.
 
-An export begins before its first row is read. It ends when its last byte is passed to the server, when the client disconnects, or
-when it fails.
+An export begins before its first row is read. It ends when it fails, when the client disconnects, or when its last byte is passed
+to the server that sends the response.
 """
 # Tested by tests/portal/test_exports.py
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from shortener.errors import ApiError, ErrorCode
 
-RETRY_AFTER = 5  # The Retry-After header in seconds of the response to a second export.
+# The Retry-After header, in seconds, of the error response to an export that may not begin because another one is running.
+RETRY_AFTER = 5
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +24,8 @@ AsgiResponse = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Exports:
     """The CSV exports that run in this process, by session.
 
-    They are counted in memory, so the limit applies to each process: with several processes, a session can have one export in each.
+    The exports are counted in the memory of the process. If there are several processes, a session can therefore have one export
+    in each of them.
     """
 
     def __init__(self) -> None:
@@ -43,8 +45,7 @@ class Exports:
         return export
 
     def end(self, export: Export) -> None:
-        """End an export. A second call for the same export has no effect, even if the session has begun another export since the
-        first call."""
+        """End this export. A second call for it does nothing, so it never ends an export that the session began later."""
         if self._running.get(export.session_id) is export:
             del self._running[export.session_id]
 
@@ -57,16 +58,17 @@ class Export:
         self.session_id = session_id
 
     def end(self) -> None:
-        """End the export, so that the session may begin another one."""
+        """End the export, so that its session may begin another one."""
         self._exports.end(self)
 
     def wrap(self, response: AsgiResponse) -> AsgiResponse:
-        """Return a response with the same content as `response`. The export ends after the last byte of the response."""
+        """Return a response with the same content. When its last byte is sent, the export ends."""
 
         async def send_export(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_part(message: MutableMapping[str, Any]) -> None:
                 if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    self.end()  # A client may request its next export as soon as it has the last byte.
+                    # End before the last byte is sent, because the client may begin its next export as soon as it has this byte.
+                    self.end()
                 await send(message)
 
             try:

@@ -1,7 +1,8 @@
-"""This module puts entries into a form of a rendered page, as if the operator had typed them.
+"""This module fills entries into a form of a rendered page, as if the operator had typed them.
 
-It works on the HTML of any page of the portal, so no page needs code of its own for it. It changes text fields, text areas,
-checkboxes, radio buttons and selections of one form. It does not change passwords, buttons and, with few exceptions, hidden fields.
+It changes the HTML of the page, so it works for every page of the portal without code in the page itself. It fills text fields,
+text areas, checkboxes, radio buttons and selections. It does not change passwords and buttons. It changes a hidden field only if
+its name is in `kept_fields`.
 """
 # Tested by tests/portal/test_form_filling.py
 
@@ -19,8 +20,7 @@ Attributes = dict[str, str | None]
 
 #: The types of <input> whose values are never replaced.
 _FIXED_TYPES = frozenset({"hidden", "password", "submit", "button", "reset", "image", "file"})
-#: The score for the pressed button. It is high, so that a form with the pressed button is preferred to a form that only has the
-#: same fields.
+#: The score of a form that contains the pressed button. It is higher than any score that a form can reach by its other fields.
 _BUTTON_SCORE = 1000
 
 
@@ -32,10 +32,11 @@ def fill_form(
     random_fields: frozenset[str] = frozenset(),
     kept_fields: frozenset[str] = frozenset(),
 ) -> str:
-    """Return the page with entries in the form that is sent to `path`. If no form has these fields, return the page unchanged. If
-    several forms are sent to `path`, the function chooses the form with the pressed button and the most fields of `entries`. A form
-    whose hidden fields have other values than `entries` is not chosen. The hidden fields in `random_fields` and `kept_fields` are
-    exceptions: their values may differ, and the entries replace them. A <details> around the form is opened."""
+    """Return the page with `entries` filled into the form that is sent to `path`. If no form has these fields, return the page
+    unchanged. If several forms are sent to `path`, choose the one that contains the pressed button and the most fields of
+    `entries`. Never choose a form with a hidden field whose value differs from `entries`. There are two exceptions: a hidden
+    field in `random_fields` may differ and keeps its value, and a hidden field in `kept_fields` may differ and gets the value in
+    `entries`. If the form is inside a <details>, open it."""
     parser = _FormParser(page, path)
     parser.feed(page)
     parser.close()
@@ -54,7 +55,7 @@ def fill_form(
 
 @record
 class _Change:
-    """The text that replaces a range of the page."""
+    """A change of the page: `text` replaces the characters from `start` to `end`."""
 
     start: int
     end: int
@@ -72,8 +73,8 @@ class _Tag:
 
 @mutable_record
 class _Control(_Tag):
-    """An <input>, <select>, <textarea> or <button> of a form. `options` are the options of a <select>; `text_end` is the end of the
-    text in a <textarea>."""
+    """A control of a form: an <input>, <select>, <textarea> or <button>. `options` are the options of a <select>; `text_end` is
+    the end of the text in a <textarea>."""
 
     tag: str = "input"
     options: list[_Tag] = field(default_factory=list)
@@ -96,14 +97,14 @@ class _Control(_Tag):
         return self.tag == "button" or (self.tag == "input" and self.type in _FIXED_TYPES)
 
     def changes(self, values: Sequence[str] | None) -> list[_Change]:
-        """Return the changes that give the control these values. None: the control stays as it is."""
+        """Return the changes of the page that put these values into the control. If `values` is None, change nothing."""
         if values is None or self.is_fixed:
             return []
         if self.tag == "select":
             return [_mark(one, "option", "selected", one.attributes.get("value") in values) for one in self.options]
         if self.tag == "textarea":
-            # A browser ignores a line break directly after the start tag of a <textarea>. Therefore a line break is added here.
-            # Without it, the browser would ignore a line break at the start of the text.
+            # A browser ignores a line break directly after the start tag of a <textarea>. This extra line break is the one that
+            # it ignores, so a line break at the start of the text is preserved.
             return [_Change(self.end, self.text_end, "\n" + escape("".join(values[:1])))]
         if self.type in ("checkbox", "radio"):
             return [_mark(self, "input", "checked", (self.attributes.get("value") or "on") in values)]
@@ -112,14 +113,14 @@ class _Control(_Tag):
 
 @mutable_record
 class _Form:
-    """A form of the page that is sent to `path` of `fill_form`. `details` are the start tags of the <details> elements around the
+    """A form that is sent to the `path` of `fill_form`. `details` are the start tags of the <details> elements that contain the
     form."""
 
     details: list[_Tag]
     controls: list[_Control] = field(default_factory=list)
 
     def score(self, entries: Mapping[str, Sequence[str]], random_fields: frozenset[str]) -> int:
-        """Return how well the form matches the entries; 0 if it does not."""
+        """Return a number that is higher the better the form matches the entries; 0 if the form does not match."""
         score = 0
         for control in self.controls:
             values = entries.get(control.name, ())
@@ -134,8 +135,8 @@ class _Form:
 
 
 def _values_of(control: _Control, form: _Form, entries: Mapping[str, Sequence[str]]) -> Sequence[str] | None:
-    """Return the values of a control. Boxes that are not checked are missing in the entries of a form. If several text fields have
-    the same name, each field has its own value."""
+    """Return the values in `entries` for a control, or None if it must not change. A checkbox without an entry was not checked.
+    If several text fields of the form have the same name, each of them gets one of the values, in order."""
     values = entries.get(control.name)
     if control.type in ("checkbox", "radio") and control.tag == "input":
         return values or ()
@@ -149,13 +150,13 @@ def _values_of(control: _Control, form: _Form, entries: Mapping[str, Sequence[st
 
 
 class _FormParser(HTMLParser):
-    """Finds the forms of a page that are sent to `path` with POST. A form without an action is sent to the URL of the page, which
-    is also `path`."""
+    """A parser that finds the forms of a page that are sent to `path` with POST. A form without an action is sent to the URL of
+    its page, which is `path` too."""
 
     def __init__(self, page: str, path: str) -> None:
         super().__init__(convert_charrefs=True)
         self._path = path
-        # The position in the page at which each line begins.
+        # for each line of the page: the position of its first character
         self._lines = [0, *(match.end() for match in re.finditer("\n", page))]
         self._details: list[_Tag] = []
         self._form: _Form | None = None
@@ -203,7 +204,7 @@ class _FormParser(HTMLParser):
 
 
 def _mark(tag: _Tag, name: str, attribute: str, is_marked: bool) -> _Change:
-    """Return the change that sets or removes an attribute without a value, such as `checked`."""
+    """Return the change that adds or removes an attribute without a value, such as `checked`."""
     attributes = {key: value for key, value in tag.attributes.items() if key != attribute}
     return _Change(tag.start, tag.end, _tag(name, attributes | ({attribute: None} if is_marked else {})))
 

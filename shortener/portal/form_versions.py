@@ -1,12 +1,13 @@
 """This module prevents a form from overwriting a change that was made after the form was shown.
 
 A form that changes stored values has a hidden field `version` with a hash of each value that it showed (`version_of`). The
-transaction that saves the form locks the stored values and calls `check_version`. If a stored value has changed since the form was
-shown, nothing is saved. `FormChanged` then contains the values for a new form. A field that the operator has not changed gets the
-new stored value, and any other field keeps the entry of the operator. The new form marks each field whose stored value has changed.
-If the operator sends this form, it is saved.
+transaction that saves the form locks the stored values and calls `check_version`. If a stored value has changed since the form
+was shown, nothing is saved. `FormChanged` then contains the values for a new form. In the new form, a field that the operator has
+not changed shows the new stored value. Every other field shows what the operator entered. Each field whose stored value has
+changed is marked. When the operator sends the new form, it is saved.
 
-Only the values in the form are compared. A form without a version, for example of the previous release, is not checked.
+Stored values that the form does not show are not compared. A form without a version is not checked; the previous release of the
+service sends such forms.
 """
 # Tested by tests/portal/test_form_versions.py
 
@@ -19,8 +20,8 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.page import Visit
 
 FIELD = "version"
-MAX_SHOWN_CHARACTERS = 300  # The maximum number of characters of a changed value in the text at a field.
-#: The values of a form by field name: text, a list of selected values, or whether a box is checked.
+MAX_SHOWN_CHARACTERS = 300  # The maximum number of characters of the new stored value in the text beside a field.
+#: The values of a form by field name. A value is a text, a list of selected values, or whether a box is checked.
 FormValues = Mapping[str, str | bool | Sequence[str]]
 
 _DESCRIPTION = (
@@ -30,10 +31,10 @@ _DESCRIPTION = (
 
 
 class FormChanged(ApiError):
-    """The error for a form whose values were changed after it was shown.
+    """The error for a form that shows values which somebody has changed after the form was shown.
 
-    `values` and `lists` are the entries for the new form, in the format of `Visit.form` and `Visit.form_lists`; `version` is its
-    version."""
+    `values`, `lists` and `version` describe the new form: its entries, in the format of `Visit.form` and `Visit.form_lists`, and
+    its version."""
 
     def __init__(self, details: Sequence[Detail], lists: Mapping[str, list[str]], version: str) -> None:
         super().__init__(ErrorCode.CONFLICT, _DESCRIPTION, details)
@@ -43,14 +44,14 @@ class FormChanged(ApiError):
 
 
 def version_of(values: FormValues) -> str:
-    """Return the version of a form that shows these values."""
+    """Return the version of a form that shows these values: a hash of each value."""
     return " ".join(f"{name}={_hash(_entries(value))}" for name, value in values.items())
 
 
 def check_version(visit: Visit, stored: FormValues) -> None:
     """Raise FormChanged if saving the form of the visit would overwrite a stored value that the form did not show.
 
-    `stored` are the current values of the form. The caller must have locked their rows."""
+    `stored` are the values that are stored now. The caller must have locked the rows that contain them."""
     shown = dict(part.split("=", 1) for part in visit.form.get(FIELD, "").split() if "=" in part)
     merged, details = dict(visit.form_lists), []
     for name, value in stored.items():
@@ -59,32 +60,33 @@ def check_version(visit: Visit, stored: FormValues) -> None:
             continue
         if shown[name] == _hash(entered):
             merged[name] = present
-            details.append(Detail(name, "was changed meanwhile; this is the new value"))
+            details.append(Detail(name, "was changed after you opened this form. The field now shows the new value"))
         else:
-            # A checkbox never gets here. It has only two values, so if the operator and somebody else have both changed it, the
-            # stored value equals the entry.
+            # A checkbox never gets here. It has only two values: if somebody else has changed the stored value and the operator
+            # has changed the box, both are equal.
             text = ", ".join(present) or "empty"
             text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
-            details.append(Detail(name, f"was changed meanwhile to: {text}. If you save again, your entry replaces this value"))
+            reason = f"was changed after you opened this form, to: {text}. If you save again, your entry replaces this value"
+            details.append(Detail(name, reason))
     if details:
         raise FormChanged(details, merged, version_of(stored))
 
 
 def _entries(value: str | bool | Sequence[str]) -> list[str]:
-    """Return the list of texts that a browser sends for a form field with this value. An empty field and a box that is not
-    checked send none."""
+    """Return the texts that a browser sends for a form field with this value. For an empty field, and for a box that is not
+    checked, the list is empty."""
     if isinstance(value, bool):
         return ["on"] if value else []
     if isinstance(value, str):
-        # A browser sends each line break of a text area as \r\n. Spaces at the start and end of a text are not stored, so they are
-        # ignored here too.
+        # A browser sends each line break of a text area as \r\n. The spaces at the start and end of an entry are removed before
+        # it is stored, so they are ignored here.
         text = value.replace("\r\n", "\n").strip()
         return [text] if text else []
     return sorted(value)
 
 
 def _entered(visit: Visit, name: str, stored: str | bool | Sequence[str]) -> list[str]:
-    """Return the entries of a field in the form, in the format of `_entries`."""
+    """Return the texts that the form contains for a field. The result of `_entries` has the same format."""
     if isinstance(stored, bool):
         return _entries(bool(visit.form.get(name)))
     return _entries(visit.form.get(name, "") if isinstance(stored, str) else visit.form_lists.get(name, ()))

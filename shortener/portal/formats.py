@@ -1,7 +1,7 @@
 """This module formats numbers, shares, names, times, durations, countries and browsers for the pages of the portal.
 
-If a number is abbreviated, the complete number is next to it. A share of a total of zero is shown as a dash. A time is shown in the
-time zone of the page, and its `<time>` element has the UTC time.
+If a number is abbreviated, the complete number is next to it. A share is shown as a dash if its total is zero. A time is shown in
+the time zone of the page, and the attribute of its `<time>` element contains the time in UTC.
 """
 # Tested by tests/portal/test_charts.py
 
@@ -34,8 +34,9 @@ _WITHOUT_DECIMALS = frozenset(
 
 
 def money(amount: Decimal | str | None, currency: str | None) -> str:
-    """Return an amount of money with commas between thousands and with at least the usual decimal places of its currency, such as
-    1,589.50. It is never rounded. An amount without a currency has only the decimal places that it needs. None becomes a dash."""
+    """Return an amount of money with commas between thousands and with at least the usual decimal places of its currency, such
+    as 1,589.50. The amount is never rounded. Without a currency, it has only the decimal places that it needs. None becomes a
+    dash."""
     if amount is None or amount == "":
         return DASH
     text = f"{Decimal(amount):,f}"
@@ -63,7 +64,7 @@ def money_with_currency(amount: Decimal | str | None, currency: str | None) -> s
 
 
 def visible(text: str) -> str:
-    """Return a text. If it begins or ends with spaces, put it between quotation marks, so that people see the spaces."""
+    """Return the text. If it begins or ends with a space, put it between quotation marks, so that readers see the space."""
     return text if text == text.strip() else f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
@@ -77,8 +78,8 @@ def short_number(value: int | float) -> str:
 
 
 def percent(part: float | None, whole: float | None = 1) -> str:
-    """Return a share as a percentage, such as 12.3 %. A share of a total of zero becomes a dash, and a share below 1 % has two
-    decimal places."""
+    """Return a share as a percentage, such as 12.3 %. If the total is zero, return a dash. A share below 1 % has two decimal
+    places."""
     if part is None or not whole:
         return DASH
     share = 100 * part / whole
@@ -87,13 +88,13 @@ def percent(part: float | None, whole: float | None = 1) -> str:
 
 
 def shares(amounts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return the kinds of devices or browsers with their numbers of clicks. The kind with the most clicks is first."""
+    """Return (name, number of clicks) for each kind of device or browser. The kind with the most clicks is first."""
     return sorted(((name, amount) for name, amount in amounts.items() if amount), key=lambda row: (-row[1], row[0]))
 
 
 def change(now: float | None, before: float | None) -> str:
-    """Return how much a figure has changed since the previous period, such as +12 % or -3 %. Without a previous figure, return a
-    dash."""
+    """Return how much a figure has changed since the previous period, such as +12 % or -3 %. If there is no previous figure,
+    return a dash."""
     if now is None or not before:
         return DASH
     ratio = 100 * (now - before) / before
@@ -114,8 +115,8 @@ def points(share: float | None, usual: float | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a warning of the API with a capital letter at the beginning. If the warning begins with the name of a field or a host,
-    this name does not change."""
+    """Return a warning of the API as a sentence: its first letter becomes a capital letter, unless the warning begins with the
+    name of a field or of a host."""
     return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
@@ -139,8 +140,8 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: datetime, zone: tzinfo, precision: str = "minute", now: datetime | None = None) -> str:
-    """Return a time as text in a time zone. `precision` is day, minute, second or millisecond, or "time" for the time of day
-    without the date. The year is left out if it is the year of `now`."""
+    """Return a time as text in a time zone. `precision` is "day", "minute", "second", "millisecond", or "time" (the time of day
+    without the date). The year is left out if it is the current year."""
     local = at.astimezone(zone)
     date = "%-d %b" if now is not None and now.astimezone(zone).year == local.year else "%-d %b %Y"
     patterns = {"day": date, "minute": f"{date}, %H:%M", "second": f"{date}, %H:%M:%S", "time": "%H:%M"}

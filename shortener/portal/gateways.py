@@ -1,5 +1,6 @@
-"""/portal/{app}/gateways: the page with the gateways that an application may use. It shows whether they work, how many messages
-they have sent, and how many messages wait for them. The page shows no settings of a gateway, because they contain credentials."""
+"""/portal/{app}/gateways: the page with the gateways that an application may use. It shows for each gateway whether it works, how
+many messages it has sent, and how many messages wait for it. The page shows no settings of a gateway, because settings contain
+credentials."""
 # Tested by tests/portal/test_gateways.py
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ _CSV_COLUMNS = (
     *("next_attempt_at", "failures_in_row", "last_success_at", "last_failure_at", "last_error", "link"),
     *("waiting", "oldest_waiting_at", "held", "sent", "failed", "doubtful"),
 )
-#: The period of the lists of waiting and held messages. It does not depend on the period of the page.
+#: The period of the lists of waiting and held messages. The period that is selected on the page does not apply to them.
 WAITING_PERIOD = "365d"
-#: The label and the kind of badge of a gateway that has not been used yet.
+#: The label, and the kind of badge, of a gateway that has not been used yet.
 _UNUSED = ("not used yet", "")
-#: Why delivery reports were not recorded, in words.
+#: The reasons why delivery reports were not recorded, as the page shows them.
 _LOSS_REASONS = {
     LossReason.NO_LIST: "report_items names no list",
     LossReason.NO_STATUS: "no status",
     LossReason.NO_ID: "no id of a message",
     LossReason.TOO_MANY: "too many in one call",
-    LossReason.UNREADABLE_RECEIPT: "no id or no state in the receipt",
+    LossReason.UNREADABLE_RECEIPT: "no id or no state in the SMPP receipt",
     LossReason.UNKNOWN_MESSAGE: "unknown message",
     LossReason.UNKNOWN_WORD: "unknown word for the state",
 }
@@ -45,9 +46,10 @@ _LOSS_REASONS = {
 
 @record
 class ShownGateway:
-    """A gateway as the page shows it. `breaker` is the state of the circuit breaker, a key of BREAKERS or `unused`. `link` is true
-    if the connection of this process to the gateway is open, and None if this process has no such connection. `lost_reports` is the
-    number of delivery reports that this process did not record since its start, by reason."""
+    """A gateway as the page shows it. `breaker` is the state of the circuit breaker, a key of BREAKERS or `unused`. `link` says
+    whether the permanent connection of this process to the gateway is open. It is None without such a connection, and if the
+    gateway is disabled or removed. `lost_reports` counts, by reason, the delivery reports that this process has not recorded
+    since its start."""
 
     gateway: GatewaySummary
     counts: SendCounts
@@ -77,7 +79,7 @@ class ShownGateway:
 
 @record
 class _Overview:
-    """The values that the page reads in one transaction."""
+    """What the page reads from the database in one transaction."""
 
     states: list[GatewaySummary]
     counts: GatewayCounts
@@ -109,8 +111,8 @@ async def gateways(visit: Visit) -> Response:
 
 
 def _waiting_since(visit: Visit) -> datetime:
-    """Return the start of WAITING_PERIOD. The page counts waiting and held messages from this time on, so that each number equals
-    the number of rows in the list to which it links."""
+    """Return the start of WAITING_PERIOD. The page counts the waiting and held messages since this time. The lists to which these
+    numbers link have the same period, so they contain the same number of rows."""
     since, _ = slot_edges(parse_period(visit.now, period=WAITING_PERIOD, zone_name=visit.zone_name).since, None)
     assert since is not None
     return since
@@ -131,8 +133,8 @@ def _shown(visit: Visit, state: GatewaySummary, counts: Mapping[int, SendCounts]
 
 
 def breaker_of(state: GatewaySummary, now: datetime) -> str:
-    """Return the state of the circuit breaker of a gateway. It is `failing` if the circuit breaker is closed but the last attempts
-    failed, and `unused` if there was no attempt yet."""
+    """Return the state of the circuit breaker of a gateway. Besides the breaker's own states, it can be `failing` (the breaker is
+    closed, but the last attempts failed) or `unused` (there was no attempt yet)."""
     health = state.health
     breaker = health.breaker(to_ms(now))
     if breaker != "closed":

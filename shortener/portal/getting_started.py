@@ -1,6 +1,6 @@
-"""The first steps with an application. A step is done when the database contains its result, such as the first message. Each
-look-up reads one row with an index. Messages from the page *Try it* count too, because they are real messages. Only the step
-"Connect your pipeline" requires a message from another source.
+"""The first steps with an application, which the overview shows. A step is done when the database contains its result, such as
+the first message. Each look-up finds one row by an index. Messages that were created on the page *Try it* count, because they are
+real messages. Only the step "Connect your pipeline" needs a message that was created elsewhere.
 """
 # Tested by tests/portal/test_getting_started.py
 
@@ -15,7 +15,8 @@ from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
 from shortener.storage.schema import cohorts, first_clicks, messages, trackers
 
-_SEARCHED = 1000  # The page searches for a click only in this number of the newest messages.
+# The step "click" is done if one of this number of newest messages was clicked. Older messages are not examined.
+_SEARCHED = 1000
 EXAMPLE = 'See #track("https://shop.example/")'
 
 
@@ -31,7 +32,7 @@ class FirstStep:
 
 
 async def first_steps(visit: Visit) -> list[FirstStep]:
-    """Return the first steps of an application. The list is empty on a page for all applications, and if every step is done."""
+    """Return the first steps of an application. The list is empty if every step is done, and on a page for all applications."""
     application = visit.application
     if application is None:
         return []
@@ -40,7 +41,10 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
     steps = [
         FirstStep("Create a message", "Write a text and see what its recipient would get.", has_message, visit.link("try")),
         FirstStep(
-            "Open its link on your phone", "Scan the code of the message, and see the click arrive.", has_click, visit.link("live")
+            "Open its link on your phone",
+            "Scan the QR code of the message with a phone, and see the click arrive.",
+            has_click,
+            visit.link("live"),
         ),
         FirstStep(
             "Receive the events",
@@ -50,16 +54,16 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
         FirstStep(
             "Connect your pipeline",
-            "Create an API key. Before you send a message, send its text to the rewrite call. The page of the keys shows this "
-            "command with your key:",
+            "Create an API key. Before your software sends a message, it sends the text to the rewrite endpoint. The page of the "
+            "keys shows this command with your key:",
             has_own_message,
             visit.link("keys") if visit.may(Role.MANAGER) else None,
             send,
         ),
         FirstStep(
             "Use your own domain",
-            "Recipients trust a name that they know. Create a DNS record that leads from the name to this service, and then add "
-            "the domain here.",
+            "Recipients trust a domain name that they know. Create a DNS record that points this name to this service, and then "
+            "add the domain here.",
             bool(application.domains),
             visit.link("domains", keep=False),
         ),
@@ -74,8 +78,8 @@ def first_call(base_url: str, key: str) -> str:
 
 
 def _read(connection: Connection, application_id: int) -> tuple[bool, bool, bool, bool]:
-    """Return four booleans: whether the application has a message, a clicked message, a tracker, and a message that the page *Try
-    it* did not create."""
+    """Return four booleans. They say whether the application has a message, a clicked message, a tracker, and a message that was
+    not created on the page *Try it*."""
     m = messages.c
     has_message = connection.scalar(select(m.id).where(m.application_id == application_id).limit(1)) is not None
     newest = select(m.id).where(m.application_id == application_id).order_by(m.id.desc()).limit(_SEARCHED).subquery()

@@ -14,11 +14,11 @@ INVITATION_FILE = "portal-invitation"
 
 
 def link(origin: str, token: str) -> str:
-    """Return the URL of the welcome page with the token of an invitation."""
+    """Return the invitation URL: the URL of the welcome page with the token."""
     return f"{origin}{PATH}#{token}"
 
 
 def invitation_file(data_dir: Path) -> Path:
-    """Return the path of the file that contains the URL of the first invitation. The file is for containers whose output nobody
-    reads. The file mode is 0600."""
+    """Return the path of the file that contains the URL of the first invitation. The process also prints this URL, but in a
+    container nobody may read the output. The mode of the file is 0600."""
     return data_dir / INVITATION_FILE

@@ -1,15 +1,16 @@
-"""This module keeps the entries of a form that an operator sends after the session has expired.
+"""If an operator sends a form after the session has expired, this module keeps the entries of the form until the operator has
+signed in again.
 
-1. The response to such a form is the sign-in page. Its hidden field `kept` contains the entries, encrypted with the master secret,
-   together with the id of the operator and the time at which they expire (`seal`). Nothing is stored yet.
-2. When an operator signs in with this field, the entries are stored, still encrypted, for the operator who typed them
-   (`store_entries`). Another operator does not get them. The response redirects to the page of the form, so that the history of
-   the browser contains no request with the password.
-3. The query of that page has the parameter `kept`. The page is rendered in the usual way, and then the entries are put into its
-   form (`form_filling.py`). Nothing is sent before the operator presses a button.
+1. The response to the form is the sign-in page. Its hidden field `kept` contains three things, encrypted with the master secret:
+   the entries, the id of the operator, and the time at which the entries expire (`seal`). Nothing is stored yet.
+2. When the same operator signs in on this page, the entries are stored, still encrypted (`store_entries`). If another operator
+   signs in, they are dropped. The response redirects to the page of the form, so that the history of the browser contains no
+   request with the password.
+3. The URL of the redirect has the query parameter `kept`. The page is rendered as usual, and then the entries are filled into its
+   form (`form_filling.py`). The form is sent only when the operator presses a button.
 
-Fields with passwords and codes are never kept. If a session was ended by signing out or by an admin, no entries are kept, because
-the operator of the session is no longer known. A form cannot contain files, because the portal accepts only forms of the type
+Fields with passwords and codes are never kept. If the session was ended by signing out or by an admin, its row is deleted, so the
+operator is unknown and no entries are kept. A form cannot contain files, because the portal accepts only forms of the type
 `x-www-form-urlencoded`.
 """
 # Tested by tests/portal/test_kept_entries.py
@@ -31,9 +32,10 @@ from shortener.secret import SecretError
 from shortener.storage.types import from_ms, to_ms
 
 LIFETIME = timedelta(hours=1)
-#: The maximum number of characters of the encrypted entries. The sign-in page sends them in a form (router.MAX_FORM_BYTES).
+#: The maximum number of characters of the encrypted entries. The sign-in page sends them in a form, whose size is limited to
+#: router.MAX_FORM_BYTES.
 MAX_SEALED_CHARACTERS = 192 * 1024
-#: The field of the sign-in page with the encrypted entries.
+#: The hidden field of the sign-in page that contains the encrypted entries.
 FIELD = "kept"
 PASSWORD_FIELDS = frozenset({"password", "again", "current", "confirm_password"})
 #: Fields that are never kept: passwords, codes and secrets of the second factor, and tokens.
@@ -54,12 +56,13 @@ class KeptForm:
 
 
 def entries_of(visit: Visit) -> Entries:
-    """Return the fields of the form that can be kept."""
+    """Return the fields of the form that may be kept."""
     return {name: values for name, values in visit.form_lists.items() if name not in SECRET_FIELDS}
 
 
 def seal(visit: Visit, operator_id: int) -> str | None:
-    """Return the entries of the form as encrypted text for one operator. Return None if there are too many."""
+    """Return the entries of the form as encrypted text, which only the operator with this id can use. Return None if the text
+    would be too long."""
     content = {
         "operator": operator_id,
         "location": location_of(visit.request),
@@ -71,7 +74,7 @@ def seal(visit: Visit, operator_id: int) -> str | None:
 
 
 def unseal(visit: Visit, sealed: str) -> KeptForm | None:
-    """Return the form that `seal` encrypted. Return None if the text is not valid or the entries have expired."""
+    """Decrypt a text that `seal` returned. Return None if the text is not valid or the entries have expired."""
     if not sealed:
         return None
     try:
@@ -84,8 +87,8 @@ def unseal(visit: Visit, sealed: str) -> KeptForm | None:
 
 
 def store_entries(connection: Connection, form: KeptForm | None, operator_id: int, now: datetime) -> str | None:
-    """Store the entries for the operator who signs in, and return the URL of the page that shows them. Return None if there are no
-    entries, or if another operator has typed them."""
+    """Store the entries for the operator who signs in, and return the URL of the page that shows them. Return None if there are
+    no valid entries, or if another operator typed them."""
     if form is None or form.operator_id != operator_id:
         return None
     key = secrets.token_urlsafe(16)
@@ -96,7 +99,8 @@ def store_entries(connection: Connection, form: KeptForm | None, operator_id: in
 
 
 async def load_entries(visit: Visit, key: str) -> Entries | None:
-    """Return the stored entries for this page. Return None if they have expired, or belong to another operator or page."""
+    """Return the stored entries for this page. Return None if they have expired, or if they belong to another operator or to
+    another page."""
     stored = await visit.service.database.read(find, _request_key(visit.operator.id, key))
     form = None if stored is None else unseal(visit, stored.body)
     if form is None or form.operator_id != visit.operator.id:

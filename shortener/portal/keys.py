@@ -32,7 +32,7 @@ from shortener.storage.types import to_iso
 
 MAX_NAME_CHARACTERS = 100
 _CSV_COLUMNS = ("kind", "id", "name", "hint", "permissions", "rate_limit", "created_at", "valid_until", "revoked_at")
-#: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
+#: The choices for how long the previous tracker token stays valid after a rotation: hours, with their labels.
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
 #: What each permission of an API key allows, as the page describes it.
@@ -50,8 +50,8 @@ PERMISSION_TEXTS: Mapping[str, str] = {
 
 @record
 class NewSecret:
-    """A key or token that was just created. `command` is a shell command, ready to be pasted, that makes a first API call with
-    it."""
+    """A key or token that was just created. `command` is a shell command that makes a first API call with it. The operator can
+    paste the command into a terminal."""
 
     label: str
     text: str
@@ -80,7 +80,7 @@ def _read_csv_rows(connection: Connection, application_id: int, now: datetime) -
 
 
 def _read_lists(connection: Connection, visit: Visit) -> dict[str, Any]:
-    """Return the keys and tokens that the page lists, as arguments of its template."""
+    """Return the keys and tokens of the application, as arguments of the template."""
     return {
         "keys": credentials.list_keys(connection, visit.application_id),
         "tokens": credentials.list_tokens(connection, visit.application_id, visit.now),
@@ -122,7 +122,8 @@ async def change(visit: Visit) -> Response:
 
     def write(connection: Connection) -> tuple[NewSecret | None, dict[str, Any]]:
         created = perform_once(connection, visit, action, visit)
-        # Read the lists in this transaction, because a read after the commit could fail, and the new key would be lost.
+        # Read the lists for the page in this transaction. A read after the commit could fail, and then nobody would see the new
+        # key.
         return created, _read_lists(connection, visit)
 
     try:
@@ -166,7 +167,7 @@ def _revocation(name: str, effects: list[str]) -> Question:
 
 
 def _describe_revocation(connection: Connection, visit: Visit) -> Question:
-    """Return the question before the revocation of the API key in the form."""
+    """Return the question that is asked before an API key is revoked."""
     listed = credentials.list_keys(connection, visit.application_id)
     row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, _key_id(visit))
     effects = [
@@ -174,7 +175,7 @@ def _describe_revocation(connection: Connection, visit: Visit) -> Question:
         "A revoked key cannot be used again. If its software still needs one, create a new key first.",
     ]
     if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
-        effects.append("It is the only valid API key: without it, no software can call the API of this application.")
+        effects.append("This is the only valid API key: without it, no software can call the API of this application.")
     return _revocation(credentials.key_name(row), effects)
 
 
@@ -183,7 +184,8 @@ def _revoke(connection: Connection, visit: Visit) -> None:
 
 
 def _overlap(visit: Visit) -> str:
-    """Return the key of OVERLAPS that the form contains. Raise ApiError INVALID_REQUEST if there is no such key."""
+    """Return the form's choice of OVERLAPS: how long the previous token stays valid. Raise ApiError INVALID_REQUEST if there is
+    no such choice."""
     overlap = visit.form.get("overlap", "24")
     if overlap not in OVERLAPS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be one of {', '.join(OVERLAPS)}")])
@@ -191,10 +193,10 @@ def _overlap(visit: Visit) -> str:
 
 
 def _describe_rotation(connection: Connection, visit: Visit) -> Question:
-    """Return the question before the tracker token is replaced."""
+    """Return the question that is asked before the tracker token is replaced."""
     overlap = _overlap(visit)
     effects = [
-        "Reports of conversions with the current token get 401 from now on."
+        "Conversion reports with the current token get 401 from now on."
         if overlap == "0"
         else f"Trackers can use the current token for {OVERLAPS[overlap]} more. Replace it in their configuration by then.",
         "The new token is shown once, on the next page.",
@@ -214,7 +216,7 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     name = visit.form.get("network", "")
     try:
         _, key = audited_credentials.create_postback_key(connection, visit.audit_writer, visit.application_id, name, visit.now)
-    # The form contains the name of a postback key in the field `network`, so the error must refer to `network` instead of `name`.
+    # In the form, the field `network` contains the name of the postback key, so an error about `name` must refer to `network`.
     except ApiError as error:
         details = [Detail("network", detail.reason) for detail in error.details]
         raise ApiError(error.code, error.description, details=details) from None
@@ -225,14 +227,14 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
 
 
 def _describe_postback_revocation(connection: Connection, visit: Visit) -> Question:
-    """Return the question before the revocation of the postback key in the form."""
+    """Return the question that is asked before a postback key is revoked."""
     key_id = _key_id(visit)
     row = next((one for one in list_postback_keys(connection, visit.application_id) if one["id"] == key_id), None)
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     effects = [
         f"Conversions that the network reports with the key {row['hint']}… are rejected from now on and do not count.",
-        "A revoked key cannot be used again. If the network still reports, create a new postback URL first.",
+        "A revoked key cannot be used again. If the network still sends reports, give it a new postback URL first.",
     ]
     return _revocation(credentials.key_name(row), effects)
 
@@ -249,7 +251,7 @@ _ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {
     "revoke_postback_key": _revoke_postback_key,
 }
 
-#: For each action that must be confirmed: the function that returns the question to the operator.
+#: The actions that must be confirmed: the function of each action returns the question to the operator.
 _QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], Question]] = {
     _revoke: _describe_revocation,
     _rotate: _describe_rotation,

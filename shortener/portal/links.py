@@ -37,7 +37,7 @@ from shortener.web.paging import Cursors
 
 ROWS = 50
 _CSV_ROWS = 500
-_HITS = 100  # The number of hits that the page of one link shows.
+_HITS = 100  # The number of newest hits on the page of one link.
 _TEST_CODE = "QR code that opens the destination and counts no click"
 #: The label and the kind of badge that the pages show for each state of a link.
 STATES = {"live": ("Live", "good"), "expired": ("Expired", ""), "off": ("Disabled", "bad")}
@@ -51,7 +51,7 @@ FIELDS = (
 
 
 async def links(visit: Visit) -> Response:
-    """List the links of the messages of the period, newest message first."""
+    """List the links of the messages that were created in the period. The links of the newest message are first."""
     if visit.is_csv:
         return await _download(visit)
     page = await visit.service.database.read(list_links, _filter(visit), ROWS, _decode(visit))
@@ -65,7 +65,8 @@ async def links(visit: Visit) -> Response:
 
 
 def _trusted_now(visit: Visit) -> datetime:
-    """Return the time that decides whether a link is expired, as redirects do: without a step of the clock."""
+    """Return the time that is compared with the expiry of links. As for redirects, a sudden change of the system clock does not
+    affect it (storage/clock_guard.py)."""
     return visit.service.clock_guard.trusted_time(visit.now)
 
 
@@ -93,7 +94,8 @@ def _serialize(visit: Visit, page: LinkPage) -> list[dict[str, Any]]:
 
 
 def _decode(visit: Visit) -> LinkPosition | None:
-    """Return the position in the list that the cursor in the query encodes. Raise ApiError INVALID_CURSOR if it is not valid."""
+    """Return the position in the list at which the page begins, from the cursor in the query. Raise ApiError INVALID_CURSOR if
+    the cursor is not valid."""
     cursor = visit.get("cursor")
     if cursor is None:
         return None
@@ -160,7 +162,8 @@ async def link(visit: Visit) -> Response:
 def _find(
     connection: Connection, application_id: int, code: str
 ) -> tuple[Any, LinkClicks, Sequence[Any], Sequence[Mapping[str, Any]]]:
-    """Return a link, its number of clicks, its newest hits and its changes. Raise ApiError NOT_FOUND if it does not exist."""
+    """Return a link with its number of clicks, its newest hits and the history of its changes. Raise ApiError NOT_FOUND if it
+    does not exist."""
     row = find_link(connection, code, application_id)
     clicks = count_clicks(connection, [(row.id, row.message)]).get(row.id, LinkClicks())
     hits = list_hits(connection, HitFilter(application_id, code=code), _HITS).rows

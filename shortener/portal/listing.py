@@ -1,7 +1,8 @@
 """This module shows lists of rows, such as messages, newest first. A list contains the rows of one application or of all
-applications. The filters are in the URL, and the same rows are available as CSV. A list reads its rows with the functions of
-`shortener.reporting`, which examine a limited number of rows per call. If none of them matches, the list calls the function again,
-up to MAX_READS times. Therefore a visitor rarely sees an empty page that has a next page.
+applications. The URL contains the filters, and each list can also be downloaded as CSV.
+
+The functions of `shortener.reporting` read the rows. Each call examines a limited number of rows. If none of these rows matches
+the filters, the list calls the function again, up to MAX_READS times. Therefore an empty page that has a next page is rare.
 """
 # Tested by tests/portal/test_listing.py
 
@@ -27,14 +28,13 @@ from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, str
 from shortener.reporting.statistics import find_newest_campaigns
 from shortener.web.paging import Cursors
 
-SUGGESTED_CAMPAIGNS = 50  # The maximum number of campaigns that the filter by campaign suggests.
+SUGGESTED_CAMPAIGNS = 50  # The maximum number of campaigns that the campaign filter suggests.
 ROWS = 50  # The number of rows on one page of a list.
-# The maximum number of reads of the database for one page of a list. A list reads again if no row of the last read matches the
-# filters.
+# The maximum number of reads of the database for one page of a list. A list reads again if the last read found no matching row.
 MAX_READS = 5
-MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value that the audit row of an export stores.
-#: The query parameters that the audit row of an export stores: the period, the filters of all lists, and `numbers` (complete phone
-#: numbers).
+MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value in the audit row of an export.
+#: The query parameters that the audit row of an export contains: the period, the filters of all lists, and `numbers` (whether the
+#: export contains complete phone numbers).
 EXPORTED_NAMES = (
     *("period", "since", "until", "tz", "basis", "numbers"),
     *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker", "replay"),
@@ -56,14 +56,14 @@ EXPORTED_NAMES = (
 )
 
 
-#: A function that reads a page of rows of one application. Its arguments are the connection, the application id, the maximum number
-#: of rows, and the row id below which the page begins (None: the first page).
+#: A function that reads a page of rows of one application. Its arguments are the connection, the application id, the maximum
+#: number of rows, and a row id or None. The page contains only rows with ids below this row id; None selects the first page.
 ReadPage = Callable[[Connection, int, int, int | None], ListPage[int]]
 
 
 @record
 class ListedRow:
-    """A row of a list with the application that it belongs to. `details` contains the values that `ListSource.describe` returned
+    """A row of a list, and the application that owns the row. `details` contains the values that `ListSource.describe` returned
     for the row."""
 
     application_id: int
@@ -82,7 +82,7 @@ class MergedPage:
 @record
 class FilterField:
     """A form field that filters a list. `choices` contains the permitted values with their labels; None permits any text. If
-    `is_common` is true, the field is always visible; otherwise it is visible after a click on "More filters"."""
+    `is_common` is true, the field is always visible. Otherwise, it becomes visible when the operator opens "More filters"."""
 
     name: str
     label: str
@@ -92,7 +92,7 @@ class FilterField:
 
 @record
 class Chip:
-    """A filter that is currently set: its description, and the URL of the same page without the filter."""
+    """A filter that is set on the page. It contains the filter's description, and the URL of the same page without the filter."""
 
     label: str
     value: str
@@ -102,7 +102,7 @@ class Chip:
 @record
 class Listing:
     """The values that the template of a list shows. `next` is the cursor of the next page. `campaigns` are the names that the
-    filter by campaign suggests."""
+    campaign filter suggests."""
 
     rows: Sequence[ListedRow]
     next: str | None
@@ -128,8 +128,8 @@ class ListSource:
 
 
 def slots_of(visit: Visit) -> tuple[datetime, datetime]:
-    """Return the start and end of a page's period, extended to complete time slots of 15 minutes. The statistics count only
-    complete time slots."""
+    """Return the start and end of a page's period, extended to complete time slots of 15 minutes. The statistics count by time
+    slot, so a list must cover the same slots."""
     since, until = slot_edges(visit.period.since, visit.period.until)
     assert since is not None
     assert until is not None
@@ -137,18 +137,18 @@ def slots_of(visit: Visit) -> tuple[datetime, datetime]:
 
 
 def campaign_of(visit: Visit) -> str | None:
-    """Return the campaign by which the query filters. "" selects messages without a campaign (`no_campaign=1` in the query)."""
+    """Return the campaign that the query selects. "" selects messages without a campaign (`no_campaign=1` in the query)."""
     named = visit.get("campaign")
     return "" if named is None and visit.get("no_campaign") else named
 
 
 def campaign_query(name: str) -> dict[str, str]:
-    """Return the query parameters that filter a list by a campaign."""
+    """Return the query parameters that select a campaign in a list."""
     return {"campaign": name} if name else {"no_campaign": "1"}
 
 
 async def show_list(visit: Visit, template: str, source: ListSource, fields: Sequence[FilterField], **context: Any) -> Response:
-    """Return the response with one page of a list. If the request is for the CSV, return the complete list as CSV."""
+    """Return one page of a list, or the complete list as CSV if the request is for the CSV."""
     if visit.is_csv:
         return await download(visit, source)
     cursors = Cursors(visit.service.secret, f"portal {source.noun}")
@@ -193,8 +193,8 @@ async def download(visit: Visit, source: ListSource) -> Response:
 
 
 async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Response:
-    """Return a short list as CSV, such as the trackers of an application, which its page shows completely. Record the export in the
-    audit log. Names in `rows` that are not in `columns` are ignored."""
+    """Return a short list as CSV, such as the trackers of an application. A list is short if one page shows all its rows. Record
+    the export in the audit log. Values in `rows` whose names are not in `columns` are ignored."""
     await visit.service.database.write(visit.audit, "list_exported", noun, after=exported_query(visit))
 
     async def lines() -> AsyncIterator[bytes]:
@@ -204,9 +204,9 @@ async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], r
 
 
 def exported_query(visit: Visit) -> dict[str, str]:
-    """Return the query parameters of an export that the audit row stores: the period and the filters (EXPORTED_NAMES).
+    """Return the query parameters (EXPORTED_NAMES) of an export, as its audit row stores them.
 
-    A phone number is masked, a character that is not printable is replaced, and a long value is shortened."""
+    A phone number is masked, characters that are not printable are replaced, and a long value is shortened."""
     found = {}
     for name in EXPORTED_NAMES:
         value = visit.get(name)
@@ -222,11 +222,11 @@ async def _read(visit: Visit, source: ListSource, limit: int, below: int | None)
 
 
 def merge(connection: Connection, source: ListSource, applications: Sequence[int], limit: int, below: int | None) -> MergedPage:
-    """Return one page with the newest rows of several applications. If the page has a `next`, this page and the pages before it
-    contain every row whose id is at least `next`."""
+    """Return one page with the newest rows of several applications, merged from one page of each application. The next merged
+    page begins below the row id `next`; every row with a higher or equal id is on this page or on an earlier page."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # The page of one application does not contain the rows of its next page, whose ids are below its `next`. Therefore the merged
-    # page contains only rows whose ids are at least the highest `next` of all these pages.
+    # Each page contains only rows with ids from its own `next` on. Below the highest `next` of all these pages, rows of that
+    # application are missing. Therefore the merged page contains only rows with ids from the highest `next` on.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [
@@ -244,7 +244,7 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
 
 
 def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
-    """Return the filters that are set in the query of a page."""
+    """Return the chips of a page: the filters that its query sets."""
     found = []
     for one in fields:
         value = visit.get(one.name)
@@ -257,7 +257,7 @@ def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
 
 
 def choice(visit: Visit, one: FilterField) -> str | None:
-    """Return the value of a filter that permits only the given choices. Raise ApiError INVALID_REQUEST for any other value."""
+    """Return the value of a filter with fixed choices. Raise ApiError INVALID_REQUEST for a value that is no choice."""
     value = visit.get(one.name)
     if value is not None and one.choices is not None and value not in one.choices:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(one.name, f"must be one of {', '.join(one.choices)}")])

@@ -1,10 +1,13 @@
 """/portal/{app}/live: the page that shows clicks, conversions and deliveries as soon as they arrive. It receives them as
 server-sent events.
 
-The page contains the newest rows at the time of the request. The query parameter `show` selects one kind of rows. If the browser
-runs scripts, new rows are added as they arrive. A stream ends when its session ends, when the process stops, or when the browser
-closes it; the browser connects again by itself. The id of each event is the highest row id that was sent so far. When the browser
-connects again, it sends this id (`Last-Event-ID`), and the new stream begins with the rows that the browser has missed.
+The page shows the newest rows at the time of the request. The query parameter `show` selects one kind of rows. If the browser
+runs scripts, it opens a stream of new rows and adds each row to the page. A stream ends when its session ends, when the process
+stops, or when the browser closes it.
+
+If a stream ends early, the browser connects again by itself. The id of each event is the highest row id that was sent so far. The
+browser sends this id when it connects again (`Last-Event-ID`), and the new stream begins with the rows that the browser has
+missed.
 """
 # Tested by tests/portal/test_live.py
 
@@ -31,19 +34,20 @@ from shortener.web.streams import ClosingResponse
 if TYPE_CHECKING:
     from shortener.portal.parts import PortalParts
 
-HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies do not close the connection.
-STOP_CHECK = 1.0  # A stream checks once in this number of seconds whether the process is about to stop.
-MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
+# If a stream has no rows for this number of seconds, it sends a comment, so that proxies do not close the connection.
+HEARTBEAT = 15.0
+STOP_CHECK = 1.0  # the interval in seconds at which a stream checks whether the process is about to stop
+MAX_STREAMS = 3  # the maximum number of open streams of one session
 RECENT = timedelta(minutes=15)
 SHOWN = 50
-#: The kinds of rows by the value of the query parameter `show`. Every other value selects all rows.
+#: The kinds of rows, by the value of the query parameter `show` that selects the kind. Every other value selects all rows.
 KINDS = {"clicks": "hit", "conversions": "conversion", "deliveries": "delivery"}
 
 _streams: Counter[int] = Counter()  # The number of open streams in this process, by session id.
 
 
 async def live(visit: Visit) -> Response:
-    """Show the newest rows of the last 15 minutes. The page's script, if the browser runs it, then opens the stream of new rows."""
+    """Show the newest rows of the last 15 minutes. A script of the page then opens the stream of new rows."""
     rows = await visit.service.database.read(read_rows, visit.now - RECENT, _applications(visit))
     kind = _selected_kind(visit)
     shown = (row for row in rows if kind in (None, row.kind))
@@ -74,7 +78,7 @@ async def stream(visit: Visit) -> Response:
 
 
 def _last_id(text: str) -> int | None:
-    """Return the row id in a `Last-Event-ID` header, or None if there is none."""
+    """Return the row id in the header `Last-Event-ID`. Return None if the header is absent or contains no row id."""
     is_number = text.isascii() and text.isdecimal() and len(text) <= 19
     return int(text) if is_number and int(text) <= MAX_ROW_ID else None
 
@@ -82,7 +86,7 @@ def _last_id(text: str) -> int | None:
 async def event_stream(
     visit: Visit, portal: PortalParts, session_id: int, last_id: int | None = None, kind: str | None = None
 ) -> AsyncGenerator[str, None]:
-    """Yield the events of a stream. If `last_id` is not None, begin with the rows of the last 15 minutes above this row id. If
+    """Yield the events of a stream. If `last_id` is not None, begin with the rows of the last 15 minutes whose ids are higher. If
     `kind` is not None, send only rows of this kind."""
     _streams[session_id] += 1
     checked = time.monotonic()
@@ -97,8 +101,7 @@ async def event_stream(
                 yield _event(visit, portal, batch, highest)
             sent = {(row.kind, row.id) for row in missed}
             while not visit.service.is_stopping:
-                # Check the session at fixed intervals. A check only while no rows arrive would not be sufficient, because a busy
-                # stream always has rows.
+                # Check the session at fixed intervals, also while rows arrive: a busy application always has new rows.
                 if time.monotonic() - checked >= HEARTBEAT:
                     if not await _is_signed_in(visit, portal):
                         return
@@ -109,8 +112,8 @@ async def event_stream(
                         batch = await batches.get()
                 except TimeoutError:
                     continue
-                # Leave out rows that were sent as `missed`. The feed also returns such a row if it was stored after the
-                # subscription began.
+                # The feed can return a row that was already sent as `missed`, because the row was stored after the subscription
+                # began. Leave such rows out.
                 rows = [row for row in batch.rows if kind in (None, row.kind) and (row.kind, row.id) not in sent]
                 batch = LiveBatch(rows, batch.more)
                 if not batch.rows and not batch.more:
@@ -124,13 +127,14 @@ async def event_stream(
 
 
 def _event(visit: Visit, portal: PortalParts, batch: LiveBatch, highest: int) -> str:
-    """Return the server-sent event that contains a batch of rows. `highest` is the highest row id that was sent."""
+    """Return a batch of rows as a server-sent event. Its id is `highest`, the highest row id that was sent so far."""
     html = portal.renderer.template("live_rows.html").render(visit=visit, batch=batch, results=RESULTS)
     return f"id: {highest}\n" + "".join(f"data: {line}\n" for line in html.splitlines() if line.strip()) + "\n"
 
 
 async def _rows_above(visit: Visit, row_id: int) -> list[LiveRow]:
-    """Return the rows of the last 15 minutes above a row id, newest first. Return no rows if the database is unavailable."""
+    """Return the rows of the last 15 minutes whose ids are higher than `last_id`, newest first. Return no rows if the database is
+    unavailable."""
     since = max(from_ms(ms_of(row_id)), visit.now - RECENT)
     try:
         rows = await visit.service.database.read(read_rows, since, _applications(visit))
@@ -140,7 +144,8 @@ async def _rows_above(visit: Visit, row_id: int) -> list[LiveRow]:
 
 
 async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:
-    """Return whether the session that opened the stream is still valid, and its operator still has a role in each application."""
+    """Return whether the session of the stream is still valid, and whether its operator still has a role in each application of
+    the stream."""
     token = visit.request.cookies.get(portal.cookie_name, "")
     now = visit.service.clock()
     session = await visit.service.database.read(find_session, token, now, portal.limits)

@@ -1,7 +1,9 @@
-"""The feed of the live page: new hits, conversions and attempts of deliveries of this installation, as they are stored. One task
-per process reads the database once a second while a live page is open. The id of a row is created before the commit, and hits
-from the spool are stored late. Rows can therefore appear late, so each read covers the last OVERLAP again and leaves out the rows
-that were already sent. The feed contains the rows of all processes, because it reads the database.
+"""The feed of the live page: the new hits, conversions and delivery attempts of this installation. While a live page is open, one
+task per process reads the database once a second, so the feed contains the rows that all processes store.
+
+A row id contains the time at which it was created, which is before the commit. Hits from the spool are stored even later. A row
+can therefore appear in the database after rows with higher ids. Each read covers the last OVERLAP again and leaves out the rows
+that were already sent.
 """
 # Tested by tests/portal/test_live.py
 
@@ -32,21 +34,20 @@ log = structlog.get_logger(__name__)
 
 INTERVAL = 1.0  # Seconds between two reads of the database.
 OVERLAP = timedelta(seconds=15)
-MAX_ROWS = 200  # The maximum number of rows of each kind and application that one read of the database returns.
-# The maximum number of rows of each kind that one read examines, the newest first. So the rows of an application appear beside
-# other applications that together store fewer rows than this between two reads.
+MAX_ROWS = 200  # The maximum number of rows that one read returns for each kind and application.
+# The maximum number of rows that one read examines for each kind, newest first. If the other applications together store more
+# rows than this between two reads, rows of an application can be missing in the feed.
 MAX_EXAMINED_ROWS = 2000
-# The maximum number of rows that a subscriber gets from one read of the database. The subscriber also gets the number of the other
-# rows.
+# The maximum number of rows that a subscriber gets from one read. For the rows beyond it, the subscriber gets only their number.
 SHOWN_PER_READING = 20
-MAX_WAITING = 50  # The maximum number of batches that wait for a slow subscriber. Older batches are dropped.
+MAX_WAITING = 50  # The maximum number of batches that wait for a slow subscriber. If there are more, the oldest batch is dropped.
 
 
 @record
 class LiveRow:
-    """A row of the live feed. `kind` is hit, conversion or delivery. `name` is the short description of the row, and `detail` is
-    further text. For a delivery, `name` is the name of its tracker (None: the tracker is deleted), and `status` and `error` are the
-    outcome of the attempt. A delivery without `tracker_id` is sent to a callback URL."""
+    """A row of the live feed. `kind` is hit, conversion or delivery. `name` is a short description of the row, and `detail` is
+    further text. A row of the kind delivery is one attempt. Its `name` is the name of the tracker (None: the tracker was
+    deleted), and `status` and `error` are the outcome. If `tracker_id` is None, the delivery is for a callback URL."""
 
     kind: str
     id: int
@@ -63,7 +64,7 @@ class LiveRow:
 
 @record
 class LiveBatch:
-    """The new rows of one read of the database, newest first. `more` is the number of new rows that were left out."""
+    """The new rows that one read found, newest first. `more` is the number of new rows that were left out."""
 
     rows: Sequence[LiveRow]
     more: int
@@ -84,7 +85,7 @@ class LiveSubscriber:
 
 
 class LiveFeed:
-    """A feed that reads new rows from the database while it has subscribers."""
+    """A feed of new rows. It reads the database only while it has subscribers."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime], interval: float = INTERVAL) -> None:
         self._database = database
@@ -96,12 +97,12 @@ class LiveFeed:
 
     @contextlib.asynccontextmanager
     async def subscribe(self, applications: Collection[int]) -> AsyncIterator[asyncio.Queue[LiveBatch]]:
-        """Subscribe to the rows of these applications that are stored from now on."""
+        """Subscribe to new rows of these applications. Rows that are stored already are not sent."""
         subscriber = LiveSubscriber(frozenset(applications))
         if new := subscriber.applications - self._applications():
             now = self._clock()
-            # Mark the existing rows of the last seconds as seen, so that they are not sent as new rows. If the database is
-            # unavailable now, these rows are not marked and are sent later as new rows.
+            # Mark the rows of the last seconds as seen, so that they are not sent as new rows. If the database is unavailable
+            # now, they are not marked, and the feed sends them later.
             with contextlib.suppress(StoreUnavailable):
                 self._remember(await self._database.read(read_rows, now - OVERLAP, new), now)
         if self._task is None or self._task.done():
@@ -117,7 +118,7 @@ class LiveFeed:
                 self._seen.clear()
 
     def _applications(self) -> frozenset[int]:
-        """Return the ids of the applications whose rows the subscribers get."""
+        """Return the ids of all applications to which somebody subscribes."""
         return frozenset().union(*(subscriber.applications for subscriber in self._subscribers))
 
     async def _run(self) -> None:
@@ -127,8 +128,7 @@ class LiveFeed:
             try:
                 rows = await self._database.read(read_rows, now - OVERLAP, self._applications())
             except StoreUnavailable:
-                # The next read also covers the time of this failed read, unless the database is unavailable for longer than
-                # OVERLAP.
+                # The next read also covers the time of this failed read, if the database is available again within OVERLAP.
                 continue
             except Exception:
                 log.exception("live_feed_failed")
@@ -139,7 +139,7 @@ class LiveFeed:
                     subscriber.put(new)
 
     def _remember(self, rows: Sequence[LiveRow], now: datetime) -> list[LiveRow]:
-        """Mark these rows as seen. Return the rows that were not marked before, newest first."""
+        """Mark these rows as seen. Return those that were not marked before, newest first."""
         new = [row for row in rows if (row.kind, row.id) not in self._seen]
         self._seen |= {(row.kind, row.id): now for row in new}
         self._seen = {key: at for key, at in self._seen.items() if at >= now - 4 * OVERLAP}
@@ -147,20 +147,20 @@ class LiveFeed:
 
 
 def read_rows(connection: Connection, since: datetime, applications: Collection[int]) -> list[LiveRow]:
-    """Return the newest hits, conversions and delivery attempts of these applications that were created at `since` or later (the id
-    contains the time)."""
+    """Return the newest hits, conversions and delivery attempts of these applications that were created at `since` or later. The
+    row ids contain the time of creation."""
     low = first_id_at(to_ms(since))
     reads = _read_hits, _read_conversions, _read_attempts
     return [row for read in reads for row in read(connection, low, applications)]
 
 
 def _is_newest(reference: Column[int], parent: Table, low: int, applications: Collection[int]) -> ColumnElement[bool]:
-    """Return the SQL condition that a row is among the newest MAX_ROWS rows of one of the applications. `reference` is the column
-    of the row's table that contains the id of a row of `parent`, which has the id of the application. `low` is the lowest id of a
-    row.
+    """Return the SQL condition that selects the newest MAX_ROWS rows of each application, with ids from `low` on. A row has no
+    application id itself. Its column `reference` contains the id of a row in the table `parent`, and that row has the application
+    id.
 
-    Only the newest MAX_EXAMINED_ROWS rows of all applications are examined. The limit and the look-up of the application are in
-    subqueries of their own. Otherwise PostgreSQL could expect many rows and read the table `parent` completely."""
+    Only the newest MAX_EXAMINED_ROWS rows of all applications are examined. The limit is in a separate subquery, and so is the
+    look-up in `parent`. Without these subqueries, PostgreSQL could expect many rows and read the table `parent` completely."""
     table = reference.table
     newest = select(table.c.id, reference.label("parent")).where(table.c.id >= low).order_by(table.c.id.desc())
     examined = newest.limit(MAX_EXAMINED_ROWS).subquery("examined").c

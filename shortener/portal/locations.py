@@ -17,21 +17,22 @@ from shortener.portal.security import SAFE_METHODS, is_own_origin
 SIGN_IN_PATH = "/portal/signin"
 CODE_PATH = "/portal/signin/code"
 CONFIRM_PATH = "/portal/confirm"
-#: With this query parameter, the sign-in page says that a form was not sent and its entries are lost.
+#: The query parameter with which the sign-in page says that a form was not sent and that its entries are lost.
 LOST_FORM_QUERY = "form-lost"
 
 
 def location_of(request: Request) -> str:
-    """Return the path and the query of the request as a root-relative URL. The path is percent-encoded as the client sent it."""
+    """Return the path and the query of a request as a root-relative URL. The path stays percent-encoded, as the client sent
+    it."""
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     query = request.url.query
     return quote(raw, safe="/~@:+,;=!$&'()*%") + ("?" + query if query else "")
 
 
 def _next_of(request: Request) -> str | None:
-    """Return the URL to continue with after the sign-in, or None for the first page of the portal. For a GET request, it is the URL
-    of the request. For a form, it is the path of the request, with the query parameter `name` if there is one, because this
-    parameter is a part of the path (`page.url`)."""
+    """Return the URL to which the operator continues after the sign-in; None means the first page of the portal. After a GET
+    request, it is the URL of the request. After a form, it is only the path, with the query parameter `name` if there is one:
+    this parameter replaces a part of the path (`page.url`)."""
     if request.url.path in ("/portal", "/portal/"):
         return None
     location = location_of(request)
@@ -42,13 +43,13 @@ def _next_of(request: Request) -> str | None:
 
 
 def sign_in_first(request: Request, path: str) -> str:
-    """Return the URL of the sign-in page at `path`, to which this request is redirected. After the sign-in, the operator continues
-    at the URL of this request. If the request is a form, the page says that the form was not sent."""
+    """Return the URL to which this request is redirected: the sign-in page at `path`. Its query contains the URL to which the
+    operator continues after the sign-in. If the request is a form, the sign-in page says that the form was not sent."""
     return url(path, {"next": _next_of(request), LOST_FORM_QUERY: None if request.method in SAFE_METHODS else "1"})
 
 
 def previous_page(request: Request, default: str = "/portal/me") -> str:
-    """Return the URL of the portal page whose form was sent, from the header Referer."""
+    """Return the URL of the portal page that contains the form of this request, from the header Referer."""
     return _portal_referer(request)[1] or default
 
 
@@ -74,11 +75,11 @@ def _portal_referer(request: Request) -> tuple[str, str | None]:
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:
-    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. Therefore
-    a manipulated sign-in URL cannot redirect an operator to another site.
+    """Return `target`, the URL to which the operator continues after a sign-in, if it is a page of the portal. Otherwise return
+    the URL of the first page. A manipulated sign-in URL can therefore not redirect an operator to another site.
 
-    Browsers resolve the path segments `.` and `..`, also percent-encoded. `/portal/../CODE` would therefore be a short link, which
-    leads to any site."""
+    URLs with the path segments `.` and `..` (also percent-encoded) are not pages of the portal: a browser would open
+    `/portal/../CODE` as `/CODE`, a short link that can lead to any site."""
     if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
         return default
     if has_dot_segments(re.split("[?#]", location, maxsplit=1)[0]):

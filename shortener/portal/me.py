@@ -62,7 +62,7 @@ async def _account(visit: Visit, status: int = 200, *, error: ApiError | None = 
 
 
 async def save_preferences(visit: Visit) -> Response:
-    """Store the operator's theme and time zone, and whether keyboard shortcuts are on."""
+    """Store the operator's preferences: the theme, the time zone, and whether keyboard shortcuts are on."""
     theme, zone = visit.form.get("theme", "system"), visit.form.get("time_zone", "").strip()
     try:
         if theme not in THEMES:
@@ -83,8 +83,8 @@ async def save_preferences(visit: Visit) -> Response:
 
 
 async def change_password(visit: Visit) -> Response:
-    """Check the current password and store the new password. The session gets a new token. The other sessions end if the form
-    requests this."""
+    """Check the current password and store the new password. The session gets a new token. If the operator chose so in the form,
+    all other sessions end."""
     session, form = visit.current_session, visit.form
     database, operator = visit.service.database, session.operator
     try:
@@ -110,7 +110,7 @@ async def change_password(visit: Visit) -> Response:
 
 
 def _renew(connection: Connection, visit: Visit) -> str:
-    """Replace the session by a new session with another token, because the rights of the session have changed."""
+    """Replace the session by a new session with another token. An old token must not have the rights that the session has now."""
     session = visit.current_session
     user_agent = visit.request.headers.get("user-agent", "")
     return sessions.begin_session(
@@ -125,7 +125,8 @@ def _renew(connection: Connection, visit: Visit) -> str:
 
 
 async def factor_form(visit: Visit) -> Response:
-    """Show a new secret for an authenticator app. It is stored only after the operator has entered a code from the app."""
+    """Show a new secret for an authenticator app. The secret is stored only when the operator has entered a code from the app
+    (`enable_factor`)."""
     session = visit.current_session
     if not session.has_recent_password(visit.now):
         return visit.redirect(url(CONFIRM_PATH, {"next": FACTOR_PATH}))
@@ -148,7 +149,7 @@ def _factor_page(visit: Visit, secret: str, status: int = 200, *, error: str | N
 
 
 async def enable_factor(visit: Visit) -> Response:
-    """Check the first code and store the secret. The response shows the recovery codes, once."""
+    """Check the first code from the authenticator app, and store the secret. The response shows the recovery codes, once."""
     database, operator = visit.service.database, visit.operator
     try:
         secret = visit.service.secret.decrypt(visit.form.get("setup", ""))
@@ -158,7 +159,7 @@ async def enable_factor(visit: Visit) -> Response:
 
     def write(connection: Connection) -> tuple[list[str], str]:
         if step is None:
-            error = "The code is not correct. Check that the clock of your phone is right, and enter the present code."
+            error = "The code is not correct. Check that the clock of your phone is right, and enter the code that the app shows."
             raise ApiError(ErrorCode.INVALID_REQUEST, error)
         codes = second_factor.enable(connection, operator.id, secret, step, visit.service.secret)
         visit.audit(connection, "second_factor_enabled", operator.name)
@@ -184,7 +185,7 @@ async def new_codes(visit: Visit) -> Response:
         left = await visit.service.database.read(second_factor.count_recovery_codes, operator.id)
         effects = [
             f"The present recovery codes become invalid; {left} of them {'is' if left == 1 else 'are'} not used yet.",
-            "The next page shows ten new codes, once.",
+            "The next page shows ten new codes. They are shown only once.",
         ]
         return ask(visit, Question("Replace your recovery codes?", effects, "Create new codes", "refresh-cw"), _FACTOR)
 
@@ -206,8 +207,7 @@ async def disable_factor(visit: Visit) -> Response:
     operator = visit.operator
     if not is_confirmed(visit):
         effects = [
-            "Signing in then needs only the password, so anybody with a stolen password can see and do everything that you may "
-            "see and do.",
+            "Signing in then needs only the password. Anybody who steals it can see and do everything that you may see and do.",
             "The recovery codes become invalid. To turn the second factor on again, set it up again in your app.",
         ]
         return ask(visit, Question("Turn off the second factor?", effects, "Turn off"), _FACTOR)
@@ -222,7 +222,7 @@ async def disable_factor(visit: Visit) -> Response:
 
 
 async def end_session(visit: Visit) -> Response:
-    """End one session of the operator, or all sessions except this one."""
+    """End one session of the operator, or all sessions except the current one."""
     session = visit.current_session
     chosen = visit.form.get("session", "")
     if not is_confirmed(visit):
@@ -242,13 +242,13 @@ async def end_session(visit: Visit) -> Response:
 
 
 async def _ask_before_end(visit: Visit, own: int, chosen: str) -> Response:
-    """Ask before sessions end. Redirect to the list if no session would end."""
+    """Return the page that asks before sessions end. If no session would end, redirect to the list of sessions."""
     listed = await visit.service.database.read(sessions.list_sessions, visit.operator.id, visit.now, visit.portal.limits)
     ending = [one for one in listed if one.id != own and chosen in ("others", str(one.id))]
     if not ending:
         return visit.redirect(_SESSIONS)
     effects = [f"{browser(one.user_agent)}, {one.network or 'unknown network'}: signed out at once." for one in ending]
-    effects.append("Entries in forms that are open there are lost.")
+    effects.append("Anything typed into forms that are open there is lost.")
     text = "End all other sessions?" if chosen == "others" else "End this session?"
     return ask(visit, Question(text, effects, "End", "log-out", ("session",)), _SESSIONS)
 
@@ -259,7 +259,8 @@ def _invalid(field: str, reason: str) -> ApiError:
 
 PAGES = [
     PortalPage(PATH, me, role=None),
-    # The account page also exists at the URLs of its forms, because browsers request these URLs after an error or a new sign-in.
+    # The URLs of the forms show the account page for GET requests, because browsers request these URLs after an error or a new
+    # sign-in.
     PortalPage(f"{PATH}/preferences", me, save_preferences, role=None),
     PortalPage(f"{PATH}/password", me, change_password, role=None),
     PortalPage(FACTOR_PATH, factor_form, enable_factor, role=None, needs_recent_password=True),

@@ -57,9 +57,9 @@ async def _show(visit: Visit, *, reveal: bool) -> Response:
 
 
 def _gateway_state(visit: Visit, status: MessageStatus) -> dict[str, Any]:
-    """Return arguments of the template: `send_state` is the label of the state of the message at its gateway, the kind of its badge
-    and a link to the messages in the same state. `can_decide` is true if the operator may decide about the message. `done` is the
-    note about the action that was just performed."""
+    """Return arguments of the template. `send_state` describes how far the gateway has sent the message: a label, the kind of
+    badge, and the URL of a list of messages in the same state. `can_decide` is true if the operator may send the message again or
+    give it up. `done` is a note about the action that the operator has just performed."""
     if status.send is None:
         return {"send_state": None, "done": None, "can_decide": False}
     row = status.send.row
@@ -106,7 +106,7 @@ _DELIVERY_KINDS = {"delivered": "good", "dead": "bad"}
 
 
 def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that the template shows for an entry of a timeline."""
+    """Return the values that the template shows for one entry of the timeline."""
     at: datetime = parse_iso(entry["at"])  # type: ignore[assignment] # `message_timeline` writes complete times
     what = entry["what"]
     if what in _STEPS:
@@ -155,7 +155,7 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metric(entry: Mapping[str, Any]) -> str | None:
-    """Return the name of the figure that counts this hit, such as `clicks`."""
+    """Return the name of the figure that counts this hit, such as `clicks`. Return None if no figure counts it."""
     if entry["late"]:
         return "late_hits"
     if entry["verdict"] != "human":

@@ -1,5 +1,5 @@
-"""GET /portal/{app}/messages: the list of messages. It can be filtered by state, campaign, phone number and by the figure that
-counts the messages."""
+"""GET /portal/{app}/messages: the list of messages. Its filters include the state, the campaign, the phone number, and the figure
+of another page that counts the messages."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ FIELDS = (
 async def messages(visit: Visit) -> Response:
     """List messages, newest first. With `numbers=1`, the CSV contains complete phone numbers, and the audit log records this.
 
-    Only operators who may see complete phone numbers can search for a number. The other operators see masked numbers, and a search
-    would confirm a guessed number."""
+    Only operators who may see complete phone numbers can search for a number. For other operators, numbers are masked, and a
+    search could confirm a guessed number."""
     may_search = visit.may(Role.SUPPORT)
     if visit.get("to") is not None and not may_search:
         raise ApiError(
@@ -120,7 +120,7 @@ def _source(visit: Visit, *, reveal: bool) -> ListSource:
 
 
 def _number(visit: Visit) -> str | None:
-    """Return the phone number by which the query filters, in E.164. Raise ApiError INVALID_REQUEST if it is not valid."""
+    """Return the phone number that the query selects, in E.164. Raise ApiError INVALID_REQUEST if it is not valid."""
     text = visit.get("to")
     if text is None:
         return None

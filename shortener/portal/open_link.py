@@ -1,4 +1,4 @@
-"""GET /portal/open/{code}.{signature}: open the destination of a link without a click, for tests on a phone.
+"""GET /portal/open/{code}.{signature}: open the destination of a link for a test, without counting a click.
 
 The URL is valid for ten minutes and needs no session, so that a phone can open it from a QR code. The response is a redirect to the
 current destination, and nothing is stored. A request for the real short link would count as a click of its recipient.
@@ -23,7 +23,7 @@ _SIGNATURE_BYTES = 12
 
 
 def open_url(visit: Visit, code: str) -> str:
-    """Return the root-relative URL that opens a link without a click."""
+    """Return the root-relative URL that opens the destination of a link without counting a click."""
     expires = int((visit.now + VALID).timestamp())
     return f"/portal/open/{code}.{expires:x}-{_sign(visit, code, expires)}"
 

@@ -1,10 +1,10 @@
-"""This module manages operators, the people who may use the portal, with their roles and invitations. An operator is created by
-an invitation: a link with a random token that is valid once. The database stores only a hash of the token. A person who opens the
-link and sends the form of the welcome page sets the password of the operator. Opening the link alone changes nothing. There is no
-page on which a visitor could become an operator without an invitation.
+"""This module manages operators (the people who may use the portal), their roles and their invitations. An operator is created by
+an invitation: a link with a random token that can be used once. The database stores only a hash of the token. The link leads to
+the welcome page, and its form sets the password of the operator. Opening the link alone changes nothing. Without an invitation,
+nobody can become an operator.
 
-A function with the parameter `connection` must be called in a transaction, with `Database.write` or `Database.read`. Errors are
-ApiError: CONFLICT, NOT_FOUND and INVALID_REQUEST.
+Call functions with the parameter `connection` in a transaction (`Database.write` or `Database.read`). They raise ApiError with
+the codes CONFLICT, NOT_FOUND and INVALID_REQUEST.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THEMES: tuple[Theme, ...] = get_args(Theme)
 
 
 class Role(enum.IntEnum):
-    """A role: the rights of an operator in an application. Each role includes the rights of the roles before it.
+    """A role: the rights of an operator in an application. Each role includes the rights of all lower roles.
 
     VIEWER sees figures and lists with masked phone numbers. SUPPORT may reveal numbers and replay deliveries; both are audited.
     MANAGER changes trackers, links, keys and settings. ADMIN exists for the whole installation only, and also manages operators.
@@ -46,7 +46,7 @@ class Role(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name of the role in lower case, as the command line and the database contain it."""
+        """The name of the role in lower case, as the command line uses it and the database stores it."""
         return self.name.lower()
 
 
@@ -75,8 +75,8 @@ class Operator:
         return self.roles.get(ALL_APPLICATIONS) is Role.ADMIN
 
     def role_in(self, application_id: int) -> Role | None:
-        """Return the operator's role in an application, or None if the operator has no role there. Without a role, the operator
-        must not know that the application exists.
+        """Return the operator's role in an application. Return None if the operator has no role there; then the operator must not
+        learn that the application exists.
 
         `application_id` may be ALL_APPLICATIONS."""
         found = [self.roles[one] for one in (ALL_APPLICATIONS, application_id) if one in self.roles]
@@ -115,10 +115,10 @@ def invite(
     lifetime: timedelta = INVITATION_LIFETIME,
     may_rename: bool = False,
 ) -> Invitation:
-    """Create an operator and an invitation. If the operator exists and has not accepted an earlier invitation, create a new
-    invitation only.
+    """Create an operator and an invitation. If the operator exists but has not accepted an invitation yet, create only a new
+    invitation.
 
-    Raise ApiError CONFLICT if the operator already has a password, NOT_FOUND if the application does not exist."""
+    Raise ApiError CONFLICT if the operator already has a password, or NOT_FOUND if the application does not exist."""
     name = check_name(name)
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
@@ -143,8 +143,8 @@ def invite(
 
 
 def invite_first(connection: Connection, now: datetime) -> Invitation | None:
-    """Create an invitation for the first admin. Return None if any operator has a password, or if somebody was invited on the
-    command line."""
+    """Create the invitation for the first admin. Return None if an operator already has a password, or if an operator was already
+    invited on the command line."""
     if connection.execute(select(operators.c.id).where(operators.c.password_hash.is_not(None)).limit(1)).first():
         return None
     open_invitation = select(operator_invitations.c.operator_id).where(operator_invitations.c.may_rename.is_(True))
@@ -156,9 +156,9 @@ def invite_first(connection: Connection, now: datetime) -> Invitation | None:
 
 
 def reset(connection: Connection, name: str, now: datetime) -> Invitation:
-    """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise ApiError NOT_FOUND
-    if the operator does not exist, or CONFLICT if the operator is disabled, because the invitation would give the operator access
-    again."""
+    """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise ApiError
+    NOT_FOUND if the operator does not exist. Raise ApiError CONFLICT if the operator is disabled, because a new invitation would
+    give access again."""
     operator = find_operator(connection, name)
     require_enabled(operator)
     changed = update(operators).where(operators.c.id == operator.id)
@@ -171,8 +171,8 @@ def reset(connection: Connection, name: str, now: datetime) -> Invitation:
 
 
 def disable(connection: Connection, name: str, now: datetime, *, is_disabled: bool = True) -> Operator:
-    """Disable or enable an operator. A disabled operator has no sessions and no invitation. Raise ApiError NOT_FOUND, or CONFLICT
-    for the only admin."""
+    """Disable or enable an operator. A disabled operator has no sessions and no invitation. Raise ApiError NOT_FOUND if the
+    operator does not exist, or CONFLICT if the only admin would be disabled."""
     operator = find_operator(connection, name)
     if is_disabled:
         require_other_admin(connection, operator)
@@ -184,7 +184,7 @@ def disable(connection: Connection, name: str, now: datetime, *, is_disabled: bo
 
 
 def grant(connection: Connection, operator_id: int, role: Role, application_id: int) -> None:
-    """Set the role of an operator in an application. Raise ApiError CONFLICT if the installation would have no admin."""
+    """Set the role of an operator in an application. Raise ApiError CONFLICT if the installation would then have no admin."""
     if application_id == ALL_APPLICATIONS and role is not Role.ADMIN:
         operator = load_operator(connection, operator_id)
         if operator is not None:
@@ -195,7 +195,7 @@ def grant(connection: Connection, operator_id: int, role: Role, application_id: 
 
 
 def revoke(connection: Connection, operator_id: int, application_id: int) -> None:
-    """Remove the role of an operator in an application. Raise ApiError CONFLICT if the installation would have no admin."""
+    """Remove the role of an operator in an application. Raise ApiError CONFLICT if the installation would then have no admin."""
     operator = load_operator(connection, operator_id)
     if operator is not None and application_id == ALL_APPLICATIONS:
         require_other_admin(connection, operator)
@@ -212,8 +212,8 @@ def require_enabled(operator: Operator) -> None:
 def require_other_admin(connection: Connection, operator: Operator) -> None:
     """Raise ApiError CONFLICT if this operator is the only admin with a password.
 
-    The rows of all admins are locked until the transaction ends. Otherwise, on PostgreSQL, two admins who disable each other at the
-    same time would leave no admin."""
+    The rows of all admins stay locked until the transaction ends. Without the lock, two admins could disable each other at the
+    same time on PostgreSQL, and no admin would be left."""
     of_admins = (operator_roles.c.application_id == ALL_APPLICATIONS, operator_roles.c.role == Role.ADMIN.label)
     admins = select(operators.c.id).where(operators.c.id.in_(select(operator_roles.c.operator_id).where(*of_admins)))
     connection.execute(admins.order_by(operators.c.id).with_for_update())
@@ -240,8 +240,8 @@ def _new_invitation(
     connection: Connection, operator_id: int, now: datetime, lifetime: timedelta, *, may_rename: bool = False
 ) -> str:
     token = secrets.token_urlsafe(32)
-    # A new invitation replaces earlier invitations of the operator. First invitations (`may_rename`) are an exception, because
-    # several nodes may create one at the same time: all of them are valid until one is accepted.
+    # A new invitation replaces earlier invitations of the operator. The invitation of the first admin (`may_rename`) replaces
+    # none: several nodes may create one at the same time, and all of them stay valid until one is accepted.
     if not may_rename:
         connection.execute(delete(operator_invitations).where(operator_invitations.c.operator_id == operator_id))
     connection.execute(
@@ -258,7 +258,7 @@ def _new_invitation(
 
 @record
 class OpenInvitation:
-    """An invitation that was not used and has not expired."""
+    """An invitation that can still be used: it was not accepted and has not expired."""
 
     id: int
     operator: Operator
@@ -266,7 +266,7 @@ class OpenInvitation:
 
 
 def find_invitation(connection: Connection, token: str, now: datetime) -> OpenInvitation | None:
-    """Return the open invitation with this token, or None. The invitation stays open."""
+    """Return the open invitation with this token, or None. This does not use up the invitation."""
     table = operator_invitations.c
     row = connection.execute(
         select(operator_invitations).where(
@@ -282,8 +282,8 @@ def find_invitation(connection: Connection, token: str, now: datetime) -> OpenIn
 def accept(
     connection: Connection, token: str, name: str, password_hash: str, time_zone: str | None, now: datetime
 ) -> Operator | None:
-    """Set the password of the invited operator and make the invitation invalid. Return None if the invitation was used or has
-    expired.
+    """Accept an invitation: set the password of the operator, and make the invitation invalid. Return None if the invitation was
+    already used or has expired.
 
     Raise ApiError CONFLICT if another operator has the chosen name."""
     found = find_invitation(connection, token, now)
@@ -291,7 +291,7 @@ def accept(
         return None
     used = update(operator_invitations).where(operator_invitations.c.id == found.id, operator_invitations.c.used_at.is_(None))
     if not connection.execute(used.values(used_at=now)).rowcount:
-        return None  # Another request has used the invitation in the meantime.
+        return None  # Another request has just used the invitation.
     others = operator_invitations.c.operator_id == found.operator.id, operator_invitations.c.id != found.id
     connection.execute(delete(operator_invitations).where(*others))
     values: dict[str, Any] = {"password_hash": password_hash, "password_changed_at": now}
@@ -314,7 +314,7 @@ def load_operator(connection: Connection, operator_id: int) -> Operator | None:
 
 
 def find_operator(connection: Connection, name: str) -> Operator:
-    """Return the operator with this name, compared without case. Raise ApiError NOT_FOUND."""
+    """Return the operator with this name; upper and lower case make no difference. Raise ApiError NOT_FOUND if there is none."""
     row = connection.execute(select(operators).where(operators.c.name_key == name.strip().casefold())).first()
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no operator {name!r}.")
@@ -334,7 +334,8 @@ def _roles(connection: Connection, operator_id: int | None = None) -> dict[int, 
         statement = statement.where(operator_roles.c.operator_id == operator_id)
     found: dict[int, dict[int, Role]] = {}
     for row in connection.execute(statement):
-        # A later release may have stored a role that this release does not know. An operator has no rights from such a role.
+        # After a downgrade, the database can contain a role that this release does not know. Such a role gives the operator no
+        # rights.
         if row.role in ROLE_NAMES:
             found.setdefault(row.operator_id, {})[row.application_id] = Role[row.role.upper()]
     return found

@@ -1,8 +1,8 @@
-"""GET /portal/{app}/: the overview page of an application. It shows the figures and how they changed since the previous period, a
-chart, the funnel, the times from sending to click, and panels with figures per campaign, destination, country, device and browser.
-Every figure is a hyperlink to the list of the rows that it counts. The page for all applications shows the sums over all
-applications and the figures of each application. If the database cannot return the data of a panel, this panel shows an error, and
-the other parts of the page are shown.
+"""GET /portal/{app}/: the overview page of an application. It shows the figures and their changes since the previous period, a
+chart, the funnel from message to conversion, the times from sending to click, and panels with figures by campaign, destination,
+country, device and browser. Every figure is a hyperlink to the list of the rows that it counts. The page for all applications
+shows the sums over all applications and the figures of each application. If the database cannot return the data of a panel in
+time, this panel shows an error instead, and the rest of the page is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_ROWS = 10  # The maximum number of rows in a panel of the page.
-PANEL_SECONDS = 2.0  # The time limit in seconds for reading the data of a panel.
+PANEL_SECONDS = 2.0  # The time limit in seconds for reading the data of one panel.
 
 
 async def overview(visit: Visit) -> Response:
@@ -44,7 +44,7 @@ async def overview(visit: Visit) -> Response:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("metric", f"must be one of {', '.join(METRICS)}")])
     now = await report_of(visit, totals)
     before = await report_of(visit, totals, scopes=scopes_of(visit, *visit.period.previous))
-    # A period in which the application existed only partly would make every change look like growth.
+    # If no application existed at the start of the previous period, do not compare: every figure would seem to grow.
     existed = any(application.created_at <= visit.period.previous[0] for application in visit.applications)
     figures, past = now.groups.get(None, Figures()), before.groups.get(None, Figures()) if existed else Figures()
     parts = await buckets(visit)
@@ -65,8 +65,8 @@ async def overview(visit: Visit) -> Response:
         devices=shares(figures.devices),
         browsers=shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
-        # `merges_rest=False`: a report can merge several destinations into one group, but no list contains exactly the rows of such
-        # a group. The panel could not link its figures to a list.
+        # `merges_rest=False`: without it, a report merges the last destinations into one group. No list contains exactly the rows
+        # of such a group, so the panel could not link its figures to a list.
         destinations=await _panel("destinations", _groups(visit, partial(by_destination, merges_rest=False))),
         countries=await _panel("countries", _groups(visit, by_country)),
         applications=await _panel("applications", _applications(visit)) if visit.application is None else [],
@@ -76,7 +76,7 @@ async def overview(visit: Visit) -> Response:
 
 
 async def _panel(name: str, work: Awaitable[T]) -> T | None:
-    """Return the data of a panel, or None if the database does not return them within PANEL_SECONDS."""
+    """Return the data of a panel. Return None if the database does not return the data within PANEL_SECONDS."""
     try:
         async with asyncio.timeout(PANEL_SECONDS):
             return await work
@@ -86,14 +86,14 @@ async def _panel(name: str, work: Awaitable[T]) -> T | None:
 
 
 async def _groups(visit: Visit, report: Any) -> list[tuple[str, Figures]]:
-    """Return the groups of a report that have the most messages, at most MAX_ROWS."""
+    """Return the groups of a report with the most messages, at most MAX_ROWS."""
     groups = (await report_of(visit, report)).groups
     return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicks"], group[0]))[:MAX_ROWS]
 
 
 async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
-    """Return (application, name, figures) of the newest campaigns that have counts in the period. Campaigns of two applications are
-    separate even if they have the same name."""
+    """Return (application, name, figures) for each of the newest campaigns with messages or events in the period. Two
+    applications can have campaigns of the same name; these are separate."""
 
     def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[int, str, Figures]]:
         found: list[tuple[int, int, str, Figures]] = []
@@ -101,8 +101,7 @@ async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
             page = campaign_page(connection, scope, MAX_ROWS)
             rows = zip(page.numbers, page.campaigns, strict=True)
             found += [(number, scope.application_id, name, figures) for number, (name, figures) in rows]
-        # The numbers of the campaigns of all applications come from one sequence, so the highest numbers belong to the newest
-        # campaigns.
+        # All applications share one sequence of campaign numbers, so the highest numbers belong to the newest campaigns.
         newest = sorted(found, key=itemgetter(0), reverse=True)[:MAX_ROWS]
         return [row[1:] for row in newest]
 
@@ -110,7 +109,7 @@ async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
 
 
 async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
-    """Return the figures of each application on the page for all applications."""
+    """On the page for all applications, return the figures of each application."""
     rows = []
     for application, scope in zip(visit.applications, scopes_of(visit), strict=True):
         report = await visit.service.database.read(totals, scope)

@@ -1,4 +1,5 @@
-"""The chart of the overview page: one metric per hour, day, week or four weeks. Marks show the values of the previous period."""
+"""The chart of the overview page. It shows one metric, with one bar per hour, day, week or four weeks. A mark at each bar shows
+the value in the previous period."""
 
 # Tested by tests/portal/test_overview.py
 
@@ -17,7 +18,7 @@ from shortener.reporting.figures import Figures
 from shortener.reporting.statistics import daily, hourly
 from shortener.times import start_of
 
-#: The metrics that the chart can show: the name of the figure, its label, and the page that lists the counted rows.
+#: The metrics that the chart can show. Each is the name of a figure, with its label and the page that lists the counted rows.
 METRICS = {
     "clicks": ("Clicks", "clicks"),
     "clicked_messages": ("Clicked messages", "clicks"),
@@ -32,8 +33,8 @@ MAX_HOURLY = timedelta(days=3, hours=1)  # The longest period that has one bar p
 
 @record
 class Bucket:
-    """The part of the period that one bar shows: its start and end, its figures, and the figures of the same part of the previous
-    period."""
+    """The part of the period that one bar shows. It contains the start, the end, the figures, and the figures of the
+    corresponding part of the previous period."""
 
     since: datetime
     until: datetime
@@ -41,7 +42,7 @@ class Bucket:
     title: str
     figures: Figures
     before: Figures | None
-    is_known: bool  # False if none of the applications on the page existed at that time. The bar is then a gap.
+    is_known: bool  # False if no application of the page existed at the time of the bar. The chart then shows a gap.
 
 
 async def buckets(visit: Visit) -> list[Bucket]:
@@ -76,8 +77,8 @@ def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figur
 
 
 async def _hours(visit: Visit) -> list[Bucket]:
-    """Return one bucket for each hour. Each hour is compared with the hour of the previous period that has the same local time. If
-    a local hour occurs twice because the clocks are put back, only the first of the two has an hour to compare with."""
+    """Return one bucket for each hour. An hour is compared with the hour of the previous period that has the same local time.
+    When daylight saving time ends, one local hour occurs twice; the second one is compared with nothing."""
     period = visit.period
     now = (await report_of(visit, hourly, period.zone)).groups
     before = (await report_of(visit, hourly, period.zone, scopes=scopes_of(visit, *period.previous))).groups
@@ -96,7 +97,7 @@ async def _hours(visit: Visit) -> list[Bucket]:
 
 
 def _local(at: datetime, zone: tzinfo) -> datetime:
-    """Return a time as local time without an offset, at the start of its hour."""
+    """Return the local time at which the hour of `at` begins, without a UTC offset."""
     return at.astimezone(zone).replace(tzinfo=None, minute=0, second=0, microsecond=0)
 
 
@@ -106,7 +107,7 @@ def _is_known(visit: Visit, until: datetime) -> bool:
 
 
 def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
-    """Return the bars of the chart. Each bar is a hyperlink to the list of the rows that it counts."""
+    """Return the bars of the chart. Each bar is a hyperlink to the list of the rows that the bar counts."""
     bars = []
     for part in parts:
         value = part.figures[metric] if part.is_known or part.figures[metric] else None
@@ -117,7 +118,7 @@ def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
 
 
 def href_of(visit: Visit, part: Bucket, metric: str) -> str:
-    """Return the URL of the list of a bar: a page with the rows that this bar of the chart counts."""
+    """Return the URL of the page that lists the rows which a bar counts."""
     query: dict[str, Any] = visit.period.query(part.since, part.until)
     return visit.link(
         METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")

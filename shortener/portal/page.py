@@ -1,8 +1,8 @@
 """This module defines a page of the portal (`PortalPage`) and the argument of its handler (`Visit`).
 
-A page is a module with a list `PAGES`. Each `PortalPage` declares its path, its handler and the role that it requires. Before the
-router calls the handler, it checks the session, the role, the application, and whether a form comes from the portal. Therefore no
-handler can forget a check.
+A module of pages has a list `PAGES`. Each `PortalPage` in it declares a path, a handler and the required role. Before the router
+calls a handler, it checks the session, the role, the application, and whether a form comes from the portal. Therefore no handler
+can forget a check.
 """
 # Tested by tests/portal/test_router.py
 
@@ -33,27 +33,30 @@ if TYPE_CHECKING:
     from shortener.container import Service
     from shortener.portal.parts import PortalParts
 
-#: The word in a URL path that stands for all applications.
+#: The segment of a URL path that means "all applications".
 ALL = "all"
-#: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
+#: The query parameters that hyperlinks from page to page keep: the period, its time zone, and the date basis (send date or event
+#: time).
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
-#: Filters by a text that the sender chose. Spaces at the start and end of such a filter are kept, because the stored text may begin
-#: or end with spaces. All other filters are ids, codes and words, so spaces around a pasted value are removed.
+#: Filters whose values are texts that senders choose. Such a text may begin or end with spaces, so spaces around the value of the
+#: filter are kept. All other filters are ids, codes and words. Spaces around their values are removed, because they come from
+#: pasting.
 EXACT_FILTERS = ("campaign", "label")
-#: The query parameter that contains a name if the path cannot contain it (`url`).
+#: The query parameter that replaces a name in the path if the path cannot contain this name (`url`).
 NAME_QUERY = "name"
-#: The query parameter that makes a CSV file begin with a byte order mark, as in the API. Excel needs this mark to read UTF-8.
+#: The query parameter that adds a byte order mark to the beginning of a CSV file, as in the API. Excel reads UTF-8 only with this
+#: mark.
 BOM_QUERY = "bom"
-#: The query parameter with the key of kept entries. The form of the page shows these entries, which were kept during a new sign-in
-#: (kept_entries.py).
+#: The query parameter with the key of kept entries. The form of the page shows the entries that the portal kept while the
+#: operator signed in again (kept_entries.py).
 KEPT_QUERY = "kept"
 
 
 @record
 class NavigationItem:
-    """An entry of the navigation menu. `order` sorts the entries of a group (data, delivery, tools, setup or installation). The
-    keyboard shortcut is g and then the letter `key`. `phone` is the position in the bar that phones show, which has four
-    positions."""
+    """An entry of the navigation menu. `group` is data, delivery, tools, setup or installation; `order` sorts the entries of a
+    group. The keyboard shortcut is the letter g, followed by the letter `key`. `phone` is the position (1 to 4) in the navigation
+    bar on phones; None: not in this bar."""
 
     label: str
     icon: str
@@ -65,16 +68,16 @@ class NavigationItem:
 
 @record
 class PortalPage:
-    """A page: one path with its handler.
+    """A page of the portal: a path, its handler, and what a request for it requires.
 
-    `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the operator
-    needs in that application, or in the whole installation for a page without `{app}`. If it is None, every operator may open the
-    page. `is_public`: no session is required. `csv`: the page also exists with `.csv` after its path, and `visit.is_csv` is true
-    there. `post` handles the forms of the page; `post_role` is the role that these forms require, if it differs from `role`.
-    `all_applications`: the page also exists for `all`. `needs_gateway`: the navigation menu contains the page only if the
-    application has or had a gateway, or messages that a gateway sends. `allows_missing_code`: a session that still needs the code
-    of the second factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last ten
-    minutes.
+    `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the
+    operator needs in that application, or in the whole installation for a page without `{app}`. If it is None, every operator may
+    open the page. `is_public`: no session is required. `csv`: a path with `.csv` at the end also leads to the page;
+    `visit.is_csv` is then true. `post` handles the forms of the page; `post_role` is the role that these forms require, if it
+    differs from `role`. `all_applications`: `{app}` may be `all`. `needs_gateway`: the navigation menu contains the page only if
+    the application has or had a gateway, or messages that a gateway sends. `allows_missing_code`: a session that still needs the
+    code of the second factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last
+    ten minutes.
     """
 
     path: str
@@ -97,10 +100,10 @@ def _without_nul(text: str) -> str:
 
 @dataclass
 class Visit:
-    """One request for a page, as the handler of the page gets it after all checks of the router. `application` is None for `all`
-    and for pages without an application. `applications` are the applications whose data the page shows. `form` contains the values
-    of the form by field name; if a field is repeated, it contains the last value. `form_lists` contains all values of each field.
-    `kept` contains the entries that the form of the page gets after a new sign-in.
+    """One request for a page. The handler gets it after the router has made all checks. `application` is None for `all` and for
+    pages without an application. `applications` are the applications whose data the page shows. `form` contains the values of the
+    form by field name; if a field is repeated, it contains the last value. `form_lists` contains all values of each field. After
+    a new sign-in, `kept` contains the kept entries for the form of the page.
     """
 
     portal: PortalParts
@@ -144,7 +147,7 @@ class Visit:
 
     @property
     def app_name(self) -> str:
-        """The application as it is written in URL paths: its id, or `all`."""
+        """The part of the URL path that selects the application: its id, or `all`."""
         return ALL if self.application is None else str(self.application.id)
 
     @property
@@ -165,23 +168,24 @@ class Visit:
 
     @cached_property
     def query(self) -> Mapping[str, str]:
-        """The query parameters; the last value of each. The character NUL is replaced, because PostgreSQL rejects it."""
+        """The query parameters. If a parameter is repeated, only its last value is included. The character NUL is replaced,
+        because PostgreSQL rejects it."""
         return {_without_nul(name): _without_nul(value) for name, value in self.request.query_params.items()}
 
     def get(self, name: str) -> str | None:
-        """Return the value of a query parameter; None if it is missing or empty. Spaces around it are removed, except in
-        EXACT_FILTERS."""
+        """Return the value of a query parameter; None if it is missing or empty. Spaces around the value are removed, except for
+        the parameters in EXACT_FILTERS."""
         value = self.query.get(name, "")
         return (value if name in EXACT_FILTERS else value.strip()) or None
 
     def get_list(self, name: str) -> list[str]:
-        """Return the values of a repeated query parameter that are not empty. The character NUL is replaced."""
+        """Return all values of a repeated query parameter, without empty values. The character NUL is replaced."""
         return [_without_nul(value) for value in self.request.query_params.getlist(name) if value]
 
     def choices(self, name: str, known: Sequence[str]) -> list[str]:
         """Return the values of a repeated field of the form, such as checkboxes, in the order of `known`. Raise ApiError
-        INVALID_REQUEST for a value that is not in `known`. An unknown value must not be ignored, because an empty list could mean
-        "no filter"."""
+        INVALID_REQUEST for a value that is not in `known`. An unknown value must not be ignored: if it was the only value, the
+        list would be empty, and an empty list can mean "no filter"."""
         sent = self.form_lists.get(name, ())
         if unknown := sorted(set(sent).difference(known)):
             reason = f"must not contain {unknown[0][:40]!r}; allowed: {', '.join(known)}"
@@ -190,7 +194,7 @@ class Visit:
 
     @cached_property
     def period(self) -> PeriodChoice:
-        """The period that the query selects. Raise ApiError INVALID_REQUEST if it is not valid."""
+        """The period that the query selects. Raise ApiError INVALID_REQUEST if the query is not valid."""
         return parse_period(
             self.now,
             period=self.get("period"),
@@ -214,8 +218,8 @@ class Visit:
         return (self.session and self.session.operator.time_zone) or "UTC"
 
     def link(self, path: str, *, name: str | None = None, keep: bool = True, **query: Any) -> str:
-        """Return a URL below /portal/{app}/ of this application, such as `visit.link("clicks", metric="clicks")`, or for a page
-        about one message or campaign `visit.link("messages", name=message_id)`.
+        """Return a URL below /portal/{app}/ for this application, for example with `visit.link("clicks", metric="clicks")`. For a
+        page about one message or campaign, pass its name: `visit.link("messages", name=message_id)`.
 
         If `keep` is true, the URL has the same period, time zone and date basis as this page. Parameters with the value None are
         left out."""
@@ -224,8 +228,8 @@ class Visit:
 
     @property
     def period_query(self) -> dict[str, str]:
-        """The query parameters of this request that select the period, for the URLs of other pages. If the period is not valid, the
-        result is empty, so that the links of an error page do not lead to the same error."""
+        """The query parameters with which other pages show the same period as this page. If the period is not valid, there are
+        none, so that the links of the error page do not lead to the same error."""
         try:
             _ = self.period
         except ApiError:
@@ -233,36 +237,37 @@ class Visit:
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
     def name_in_path(self, parameter: str) -> str:
-        """Return the message id or the campaign in the URL of this request, which `url` has created with `name`. `parameter` is the
-        name of the path parameter that contains it."""
+        """Return the message id or the name of the campaign that the URL of this request contains (see `url`). `parameter` is the
+        name of the path parameter for it."""
         name: str = self.path[parameter]
         return name or self.query.get(NAME_QUERY, "")
 
     @property
     def page_path(self) -> str:
-        """The URL path of this page, not percent-encoded. For a CSV, it is the path of the page that shows the same rows."""
+        """The URL path of this page, not percent-encoded. For the CSV of a page, it is the path of the page itself."""
         path: str = self.request.scope["path"]
         return path.removesuffix(".csv") if self.is_csv else path
 
     def here(self, **changes: Any) -> str:
-        """Return the URL of this page with changed query parameters. The value None removes a parameter. Empty parameters, the
-        cursor of a list and the key of the kept entries of a form are always removed."""
+        """Return the URL of this page with these query parameters changed; None removes a parameter. Always remove empty
+        parameters, the cursor of a list, and the key of kept entries."""
         fields: dict[str, Any] = {name: self.get_list(name) for name in self.query if name not in ("cursor", KEPT_QUERY)}
         return url(self.page_path, {**fields, **changes})
 
     @property
     def fixed_url(self) -> str:
-        """The URL of this page that shows the same figures later and to everybody: its period has dates and a time zone."""
+        """The URL of this page with a fixed period: it contains dates and a time zone. Everybody sees the same figures with it,
+        also later."""
         return self._with_period(self.period.since, self.period.until)
 
     @property
     def earlier_url(self) -> str:
-        """The URL of this page for the period before."""
+        """The URL of this page for the period before the current one."""
         return self._with_period(*self.period.earlier)
 
     @property
     def later_url(self) -> str | None:
-        """The URL of this page for the period after; None if the period ends now."""
+        """The URL of this page for the period after the current one. None if the current period ends now."""
         later = self.period.later(self.now)
         return None if later is None else self._with_period(*later)
 
@@ -277,7 +282,7 @@ class Visit:
         return f"{path}.csv?{query}"
 
     def render(self, template: str, status: int = 200, *, compress: bool = True, **context: Any) -> Response:
-        """Return the page that a template renders. Set `compress` to False for pages that show a secret."""
+        """Return the response that a template renders. Set `compress` to False if the page shows a secret."""
         return self.portal.renderer.response(self, template, status, compress=compress, context=context)
 
     def redirect(self, location: str) -> Response:
@@ -288,14 +293,14 @@ class Visit:
 
     @property
     def actor(self) -> Actor:
-        """The actor of this request, as audit rows store it."""
+        """The operator of this request, as the actor of audit rows."""
         if self.session is None:
             return Actor(network=self.network)
         return Actor(self.session.operator.id, self.session.operator.name, self.session.id, self.network)
 
     @property
     def audit_writer(self) -> AuditWriter:
-        """The writer of audit rows about the operator of this request."""
+        """A writer of audit rows whose actor is the operator of this request."""
         return AuditWriter(self.actor, self.service.ids)
 
     def audit(
@@ -309,8 +314,8 @@ class Visit:
         actor: Actor | None = None,
         recipient: str | None = None,
     ) -> None:
-        """Add a row to the audit log, in the transaction of the action itself. The arguments have the same meaning as in
-        `AuditWriter.add`."""
+        """Add a row to the audit log. Call this in the transaction of the action that the row describes. The arguments are those
+        of `AuditWriter.add`."""
         application_id = self.application.id if self.application is not None else None
         writer = self.audit_writer if actor is None else AuditWriter(actor, self.service.ids)
         writer.add(
@@ -319,12 +324,12 @@ class Visit:
 
 
 def url(path: str, query: Mapping[str, Any] | None = None, *, name: str | None = None) -> str:
-    """Return a root-relative URL. The path is percent-encoded; parameters with the value None are left out. A list as a value
-    repeats its parameter.
+    """Return a root-relative URL. The path is percent-encoded. A parameter with the value None is left out. A parameter with a
+    list as its value is repeated for each item.
 
-    `name` is a text that a sender chose, such as a message id. The name is appended to the path. Browsers and proxies change some
-    names in a path (`..`, or a slash at the beginning). Such a name becomes the query parameter `name` instead, and the path ends
-    with a slash."""
+    `name` is a text that a sender chose, such as a message id. It is appended to the path. But browsers and proxies would change
+    some names in a path (`..`, or a slash at the beginning). Such a name becomes the query parameter `name` instead, and the path
+    ends with a slash."""
     fields = {key: value for key, value in (query or {}).items() if value is not None}
     if name is not None:
         is_changed = "\n" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))

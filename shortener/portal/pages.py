@@ -1,4 +1,4 @@
-"""The list of all pages. A new page is a module in this package with a list `PAGES`, and one line here.
+"""The list of all pages. To add a page, create a module in this package with a list `PAGES`, and add the module here.
 
 The modules are imported when the portal receives its first request, so that a process that never serves the portal does not load
 its libraries.

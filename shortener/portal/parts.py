@@ -31,19 +31,15 @@ class PageRenderer(Protocol):
 
 
 def cookie_name(secret: Secret, *, is_https: bool) -> str:
-    """Return the name of the cookie of a session.
-
-    Browsers send a cookie to all ports of a host. The end of the name is different for each installation, so that two installations
-    on one host do not overwrite each other's cookies. With https, the name has the prefix `__Host-`, so browsers accept the cookie
-    only over https and only from this host."""
+    """Return the name of the session cookie."""
     return ("__Host-session-" if is_https else "session-") + secret.key("portal cookie").hex()[:8]
 
 
 class PortalParts:
-    """The shared objects of the portal in one process. They contain no state that another process would need.
+    """The shared objects of the portal in one process. They contain no data that another process needs.
 
-    `_gateway_users` contains the ids of applications that have or had a gateway. For these applications, a page does not have to
-    read this from the database. Ids are never removed."""
+    `_gateway_users` is a cache: the ids of the applications that are known to have or to have had a gateway. An id is never
+    removed."""
 
     def __init__(self, service: Service, renderer: PageRenderer) -> None:
         self.service = service
@@ -59,19 +55,20 @@ class PortalParts:
         self._gateway_users: set[int] = set()
 
     def known_applications(self, session: OperatorSession | None) -> tuple[Any, ...]:
-        """Return the applications that the operator of a session may see. The list is empty until the code of the second factor was
-        entered."""
+        """Return the applications that the operator of a session may see. The list is empty while the session still needs the
+        code of the second factor."""
         if session is None or session.needs_code:
             return ()
         return tuple(one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
 
     def uses_gateways(self, application_id: int) -> bool:
-        """Return whether this process knows that the application has or had a gateway, or messages that a gateway sends."""
+        """Return whether the application has or had a gateway, or messages that a gateway sends, as far as this process knows."""
         application = self.service.directory.application(application_id)
         return application_id in self._gateway_users or (application is not None and application.gateway is not None)
 
     async def find_gateway_use(self, application_id: int) -> None:
-        """Read whether an application has or had a gateway, if `uses_gateways` does not know it. Raise StoreUnavailable."""
+        """If `uses_gateways` is false, look in the database whether the application has or had a gateway. Raise
+        StoreUnavailable."""
         if not self.uses_gateways(application_id) and await self.service.database.read(uses_gateways, application_id):
             self._gateway_users.add(application_id)
 

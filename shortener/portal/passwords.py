@@ -1,11 +1,12 @@
 """This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
-With the parameters that OWASP recommends, the computation of a hash takes about 20 ms of processor time and 19 MiB of memory. The
-library's own default parameters take eight times as long in a process that serves redirects at the same time.
+The parameters are those that OWASP recommends: one hash takes about 20 ms of processor time and 19 MiB of memory. The library's
+default parameters would take eight times as long in a process that also serves redirects.
 
-One thread computes all hashes, one after the other, so that many sign-ins do not delay clicks. Each thread that computes a hash
-would keep its 19 MiB of memory, because the allocator of glibc does not return it to the operating system. A check for an unknown
-name verifies a hash of a random password, so that the response time does not show whether a name exists.
+A single thread computes all hashes, one after the other, so that many sign-ins do not delay clicks. Several threads would also
+need more memory: each would keep 19 MiB, because the allocator of glibc does not return this memory to the operating system. For
+an unknown name, the check verifies the hash of a random password. Therefore the response time does not reveal whether a name
+exists.
 
 The library `argon2` is imported at the first use, because most processes never need it.
 """
@@ -35,7 +36,7 @@ _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
 class Passwords:
-    """A hasher of passwords that does not block the event loop."""
+    """Hashes and checks passwords without blocking the event loop."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "passwords")
@@ -46,8 +47,8 @@ class Passwords:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _hasher().hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Return whether a password belongs to a stored hash. Return False if `stored` is None: then the operator does not exist or
-        has no password.
+        """Return whether a password matches a stored hash. `stored` is None if the operator does not exist or has no password;
+        then return False.
 
         The check takes the same time with and without a stored hash."""
         if len(password) > MAX_CHARACTERS:

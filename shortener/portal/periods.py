@@ -1,7 +1,8 @@
-"""This module reads the period, the time zone and the date basis (send date or event time) of a page from the query of its URL.
+"""This module reads three things from the query of a page's URL: the period, the time zone and the date basis (send date or event
+time).
 
 `period` is the name of a relative period, or `custom` with `since` and `until` (a date, or a time in ISO 8601, in the time zone
-`tz`). A relative period of days begins at midnight in the time zone and includes today. A period ends now at the latest, so that a
+`tz`). A relative period of days begins at midnight in the time zone and includes today. No period ends in the future, so that a
 chart has no empty bars for the future. "today" begins at midnight, and "24h" begins 24 hours ago.
 
 The statistics and the lists extend a period to complete time slots of 15 minutes.
@@ -52,12 +53,13 @@ class PeriodChoice:
 
     @property
     def label(self) -> str:
-        """The text that describes the period on pages."""
+        """The text that describes the period on the page."""
         return PERIODS.get(self.name, self.dates)
 
     @property
     def label_with_dates(self) -> str:
-        """The label with the dates of a relative period, which stay true when the page is printed."""
+        """The label, for a relative period with its dates. Printed pages need the dates, because "last 7 days" is not true
+        later."""
         return f"{self.label} ({self.dates})" if self.name in PERIODS else self.label
 
     @property
@@ -73,13 +75,13 @@ class PeriodChoice:
 
     @property
     def is_whole_days(self) -> bool:
-        """Whether the period starts and ends with a day in its time zone."""
+        """Whether the period consists of complete days of its time zone."""
         return all(_starts_day(end, self.zone) for end in (self.since, self.until))
 
     @property
     def previous(self) -> tuple[datetime, datetime]:
-        """The period of the same length before this period. A period of whole days is shifted by whole days, even if daylight
-        saving time begins or ends in between."""
+        """The previous period: the time of the same length before this period. If the period consists of complete days, so does
+        the previous period, even if daylight saving time begins or ends in one of them."""
         days = _days_of(self)
         if days is None:
             length = self.until - self.since
@@ -101,10 +103,10 @@ class PeriodChoice:
         return self.until, min(end, now)
 
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
-        """Return the query parameters that select this period, for the URL of a page. With `since` or `until`, they select a part
-        of the period.
+        """Return the query parameters that select this period in the URL of a page. With `since` or `until`, they select only a
+        part of this period.
 
-        The times have no seconds. The end is rounded up, so that the period includes the time slot that has just begun."""
+        Times are written without seconds. The end is rounded up, so that the selected period includes the current time slot."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
         if since is not None or until is not None or self.name == CUSTOM:
             end = _next_minute(until or self.until)
@@ -112,12 +114,12 @@ class PeriodChoice:
         return fields
 
     def format(self, at: datetime) -> str:
-        """Return a time as the query contains it: without seconds, in the time zone of the period, with its UTC offset."""
+        """Return a time in the format of the query: without seconds, in the time zone of the period, with a UTC offset."""
         return at.astimezone(self.zone).isoformat(timespec="minutes")
 
     @property
     def local_ends(self) -> tuple[str, str]:
-        """The start and the end as the fields of a form contain them: local times without seconds, the end rounded up."""
+        """The start and the end in the format of the form fields: local times without seconds. The end is rounded up."""
         ends = (self.since, _next_minute(self.until))
         since, until = (f"{at.astimezone(self.zone):%Y-%m-%dT%H:%M}" for at in ends)
         return since, until
@@ -133,7 +135,7 @@ def parse_period(
     basis: str = "event",
     default: str = DEFAULT_PERIOD,
 ) -> PeriodChoice:
-    """Return the period that a query selects. Raise ApiError INVALID_REQUEST if it is not valid."""
+    """Return the period that a query selects. Raise ApiError INVALID_REQUEST if the query is not valid."""
     try:
         zone = time_zone(zone_name)
     except ValueError as error:
@@ -181,8 +183,8 @@ def _relative(name: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetim
 
 
 def _days_of(choice: PeriodChoice) -> int | None:
-    """Return by how many days the previous period is earlier than this period, or None if the difference is not a number of whole
-    days."""
+    """Return the number of days between the start of this period and the start of the previous period. Return None if this is not
+    a number of complete days."""
     if choice.name in ("today", "yesterday", "24h"):
         return 1
     if choice.name == "month":
@@ -197,8 +199,8 @@ def _days_of(choice: PeriodChoice) -> int | None:
 
 
 def _shift(at: datetime, days: int, zone: tzinfo) -> datetime:
-    """Return the same time of day, `days` days later, in a time zone. The start of a day becomes the start of a day, which is 01:00
-    in some time zones when daylight saving time begins."""
+    """Return the time `days` days later in a time zone, at the same time of day. If `at` is the start of a day, the result is the
+    start of a day too; this can be 01:00 on a day on which daylight saving time begins."""
     local = at.astimezone(zone)
     if at == start_of(local.date(), zone):
         return start_of(local.date() + timedelta(days=days), zone)
@@ -206,20 +208,20 @@ def _shift(at: datetime, days: int, zone: tzinfo) -> datetime:
 
 
 def _starts_day(at: datetime, zone: tzinfo) -> bool:
-    """Return whether a day starts in the minute of `at` in a time zone."""
+    """Return whether `at` is in the first minute of a day in a time zone."""
     return at.replace(second=0, microsecond=0) == start_of(at.astimezone(zone).date(), zone)
 
 
 def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:
-    """Return the dates of all days that a period touches, in the time zone `zone`."""
+    """Return the dates of all days of which at least a part is in the period, in the time zone `zone`."""
     first, last = since.astimezone(zone).date(), (until - timedelta(microseconds=1)).astimezone(zone).date()
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
 def local_hours(since: datetime, until: datetime, zone: tzinfo) -> list[tuple[datetime, datetime]]:
-    """Return the start and the end of every hour of a period in a time zone, in UTC. The first hour can begin before the period,
-    and the last one can end after it. If the UTC offset changes by half an hour, the hour in which it changes is shorter or
-    longer, or becomes two hours."""
+    """Return the start and the end, in UTC, of every local hour of a period. The first hour can begin before the period, and the
+    last hour can end after the period. In time zones whose UTC offset changes by half an hour, the hour of the change is shorter
+    or longer than an hour, or becomes two hours."""
     within = time_slots(since, until)
     start_of_hour = hour_starts(range(within.start, within.stop + SLOTS_PER_HOUR), zone)
     starts = [start_of_hour(slot) for slot in range(within.start, within.stop + SLOTS_PER_HOUR)]

@@ -1,8 +1,8 @@
-"""/portal/{app}/privacy: the page that erases a person's data, with a receipt, and shows how long data is kept.
+"""/portal/{app}/privacy: the page that erases a person's data and shows how long data is kept.
 
 An erasure takes two steps. The first step counts the messages, so that the operator sees what will be erased. The second step
-erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. The audit log also contains
-the numbers of the receipt, in one row for each 100 messages, so that the erasure can be proved later.
+erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. To prove the erasure later,
+the audit log contains the same numbers as the receipt, in one row for each 100 messages.
 """
 # Tested by tests/portal/test_privacy.py
 
@@ -21,7 +21,7 @@ from shortener.retention.erasure import Subject, count_messages, erase_data
 from shortener.retention.scrub import ErasureResult
 
 MAX_SUBJECT_CHARACTERS = 255
-#: The settings of the installation that limit how long data is kept, each with a description of the data.
+#: The settings of the installation that determine how long data is kept, each with a description of this data.
 KEPT = {
     "hit_retention_days": "Hits: the time, the address and the browser of each request for a link",
     "message_retention_days": "Messages with their numbers, links and conversions",
@@ -81,7 +81,7 @@ async def erase_person(visit: Visit) -> Response:
 
 
 def _parse_subject(kind: str, text: str) -> Subject:
-    """Return the person whose phone number or message_id (`text`) is in the form. `kind` says which of the two it is. Raise
+    """Return whose data is erased. `text` is the phone number or the message_id in the form; `kind` says which of the two. Raise
     ApiError INVALID_REQUEST if the kind or the text is not valid."""
     if kind not in KINDS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("kind", f"must be one of {', '.join(KINDS)}")])

@@ -1,6 +1,6 @@
-"""/portal/{app}/receiver: the page of the built-in receiver, which shows the requests that a tracker would get for the newest
-events. An operator can see the requests without having an endpoint. Nothing is sent: the page builds the requests from the event
-log (delivery/example_requests.py).
+"""/portal/{app}/receiver: the page of the built-in receiver. It shows the requests that a tracker would get for the newest
+events, so an operator needs no endpoint to see them. Nothing is sent: the page creates the requests from the event log
+(delivery/example_requests.py).
 """
 # Tested by tests/portal/test_receiver.py
 

@@ -1,4 +1,5 @@
-"""This module renders templates: it contains the Jinja environment with its filters and functions, and compresses pages.
+"""This module renders the templates of pages. It contains the Jinja environment with its filters and functions, and it compresses
+the rendered pages.
 
 Templates escape every value. If a template uses a name that the handler did not pass, it raises an error. Templates contain no
 scripts and no style attributes, which the Content-Security-Policy would block (a test checks them).
@@ -54,7 +55,7 @@ class NavigationEntry(NamedTuple):
 
 
 class Renderer:
-    """A renderer of pages. `pages` are all pages of the portal, from which it builds the navigation menu."""
+    """A renderer of pages. It builds the navigation menu from `pages`, the list of all pages of the portal."""
 
     def __init__(self, pages: Sequence[PortalPage]) -> None:
         self._environment = environment()
@@ -84,7 +85,7 @@ class Renderer:
             text = fill_form(
                 text, visit.request.url.path, visit.kept, random_fields=frozenset({FORM_ID}), kept_fields=frozenset({VERSION})
             )
-            compress = False  # The page contains entries of a form, which can be secrets.
+            compress = False  # The page contains entries of a form. They can be secrets, so the page is not compressed.
         content = text.encode()
         headers = {"Vary": "Accept-Encoding, HX-Request"}
         if compress and len(content) >= MIN_COMPRESSED_BYTES and "gzip" in visit.request.headers.get("accept-encoding", ""):
@@ -93,7 +94,7 @@ class Renderer:
         return Response(content, status, headers, "text/html; charset=utf-8")
 
     def _groups(self, visit: Visit, known: Sequence[Any]) -> list[list[NavigationEntry]]:
-        """Return the entries of the navigation menu whose pages this operator may open, by group."""
+        """Return, by group, the entries of the navigation menu whose pages this operator may open."""
         if visit.session is None or visit.session.needs_code:
             return []
         operator = visit.session.operator
@@ -175,7 +176,7 @@ def environment() -> Environment:
 
 
 def _by_field(error: ApiError | None) -> dict[str, str]:
-    """Return the reasons why values of a form were rejected, by the name of the form field."""
+    """Return, by the name of the form field, the reason why its value was rejected."""
     reasons: dict[str, list[str]] = {}
     for detail in error.details if error is not None else ():
         reasons.setdefault(detail.field, []).append(detail.reason)

@@ -1,9 +1,11 @@
-"""This module handles forms that are sent twice: by a second click while the network is slow, with the back button, or, if the
-response to the form is a page, by reloading this page. Such a form contains a random `form_id`. If a form with the same id and the
-same values is sent again, its action is not performed again. A reload therefore creates no second key and does not replace a secret
-that was just shown. A page that shows no secret redirects the browser as after the first form. The ids are stored like
-Idempotency-Keys, for 24 hours. The page *Try it* is an exception. The id of its message is computed from the form (`form_hash`), so
-a repeat shows the first message again.
+"""This module prevents a form that is sent twice from performing its action twice. A browser sends a form again after a second
+click, with the back button, or when the operator reloads the page that is the response to the form. A reload must not create a
+second key, and must not replace a secret that was just shown.
+
+Forms that need this protection contain a random `form_id`. The ids of handled forms are stored for 24 hours, like
+Idempotency-Keys. If a form with the same id and the same values arrives again, nothing is done. If the first response was a
+redirect, the repeat gets the same redirect; if it was a page with a secret, the repeat gets an error page. The page *Try it* is
+an exception: it computes the id of its message from the form (`form_hash`), so a repeat shows the first message again.
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
 stored, and the form can be sent again.
@@ -34,27 +36,28 @@ FIELD = "form_id"
 
 
 class FormRepeated(ApiError):
-    """The error for a form that was handled before. A page that shows no secret can answer it like the first form."""
+    """The error for a form that was already handled. Handlers whose response shows no secret catch it, and return the same
+    response as to the first form."""
 
     def __init__(self) -> None:
         description = (
-            "This form was sent before, for example because the page was reloaded. Its action was performed then, and nothing was "
-            "done again. A secret is shown only once: if you do not have it, open the page again and create a new one."
+            "This form was sent before, for example because the page was reloaded. Its action was performed only the first time. A "
+            "secret is shown only once: if you do not have it, open the page again and create a new one."
         )
         super().__init__(ErrorCode.CONFLICT, description)
 
 
 def new_form_id() -> str:
-    """Return the value of the field `form_id` for a form that is shown."""
+    """Return a random value for the field `form_id` of a form."""
     return secrets.token_urlsafe(16)
 
 
 def perform_once(
     connection: Connection, visit: Visit, action: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run `action(connection, ...)` and store that the form of the visit was handled, in the transaction of the caller.
+    """Run `action(connection, ...)` and store, in the same transaction, that the form of the visit was handled.
 
-    Raise FormRepeated if the same form was handled before. A form without an id is not checked."""
+    Raise FormRepeated if the same form was already handled. For a form without an id, only run the action."""
     request = _key(visit)
     if request is not None and claim(connection, request, "", visit.now) is not None:
         raise FormRepeated
@@ -71,8 +74,7 @@ async def is_repeated(visit: Visit) -> bool:
 
 
 def form_hash(visit: Visit) -> str | None:
-    """Return a hash of the id and the values of the form, in hexadecimal digits; None if the form has no id. A form with the same
-    id and other values has another hash."""
+    """Return a hash of all values of the form, including its id, in hexadecimal digits. Return None if the form has no id."""
     if not visit.form.get(FIELD):
         return None
     values = json.dumps(dict(visit.form_lists), sort_keys=True)

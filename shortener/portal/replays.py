@@ -1,9 +1,9 @@
 """/portal/{app}/deliveries/replays/new and /portal/{app}/deliveries/replays/{id}: the pages that replay the dead deliveries of a
-tracker. The first page shows how many deliveries a replay would send again, and starts it. The second page shows the progress of
-a replay and can stop it.
+tracker. On the first page, an operator sees how many deliveries a replay would send again, and starts it. The second page shows
+the progress of a replay, and the operator can stop it there.
 
-A background job performs the replay (delivery/replays.py), so it continues when the page is closed. htmx loads the progress at
-intervals; without scripts, reload the page.
+A background job performs the replay (delivery/replays.py), so the replay continues when the page is closed. htmx loads the
+progress at intervals. In a browser without scripts, the operator reloads the page to see it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from shortener.portal.trackers import BREAKERS, tracker_health
 from shortener.storage.types import to_ms
 
 PATH = "deliveries/replays"
-#: The number of seconds after which htmx loads the progress of a replay again. For more than MANY deliveries the number is larger,
-#: because counting so many deliveries takes longer.
+#: The number of seconds after which htmx loads the progress again. Counting more than MANY deliveries takes longer, so the second
+#: number applies to such a replay.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
-#: The confirmation page searches for the last outcome of a tracker in this number of its newest deliveries.
+#: The confirmation page shows the last outcome of a tracker. It searches for it only in this number of newest deliveries.
 RECENT = 20
 
 
@@ -122,7 +122,8 @@ async def _last_outcome(visit: Visit, tracker: Tracker) -> Delivery | None:
 
 
 def _badge(replay: Replay, outcomes: ReplayOutcomes) -> tuple[str, str]:
-    """Return the label and the kind of the badge of a replay. The badge is green only if every delivery was delivered."""
+    """Return the label and the kind of the badge of a replay. The badge is green only if every delivery of the replay
+    succeeded."""
     if replay.is_running:
         return "Running", "accent"
     if replay.stop_reason:
@@ -133,7 +134,7 @@ def _badge(replay: Replay, outcomes: ReplayOutcomes) -> tuple[str, str]:
 
 
 def _rate(visit: Visit, tracker: Tracker) -> float:
-    """Return the maximum number of replayed deliveries per second that the tracker gets."""
+    """Return how many replayed deliveries per second the tracker gets at most."""
     limit = tracker.pace.limit(to_ms(visit.now))
     recovery = visit.service.settings.delivery_recovery_rate
     return recovery if limit is None else min(limit, recovery)
@@ -150,7 +151,7 @@ async def progress(visit: Visit) -> Response:
     replay, outcomes = await visit.service.database.read(read)
     phase = f"{replay.state} {'waiting' if outcomes.waiting else 'complete'}"
     if visit.is_fragment and visit.get("phase") != phase:
-        # The phase of the replay has changed. Other parts of the page depend on the phase, so htmx must load the whole page.
+        # Other parts of the page also depend on the phase of the replay, which has changed. Let htmx load the whole page.
         return visit.redirect(visit.here(phase=None))
     trackers = {one.id: one for one in await visit.service.trackers.all(visit.application_id)}
     tracker = trackers.get(replay.tracker_id)
@@ -171,7 +172,7 @@ async def progress(visit: Visit) -> Response:
 
 
 async def stop(visit: Visit) -> Response:
-    """Stop a replay. If it has ended, nothing changes."""
+    """Stop a replay. If it has already ended, do nothing."""
     service = visit.service
 
     def write(connection: Connection) -> None:
@@ -183,13 +184,13 @@ async def stop(visit: Visit) -> Response:
 
 
 def _limits(visit: Visit) -> tuple[datetime, datetime | None]:
-    """Return the start and the end of the period of the page; the end is None if it is not in the past."""
+    """Return the start and the end of the period of the page. The end is None if it is not in the past."""
     since, until = slots_of(visit)
     return since, until if until < visit.now else None
 
 
 async def _tracker(visit: Visit) -> Tracker:
-    """Return the tracker in the query. Raise ApiError NOT_FOUND if there is none."""
+    """Return the tracker that the query selects. Raise ApiError NOT_FOUND if there is none."""
     tracker_id = parse_counted_id(visit.get("tracker") or "")
     if tracker_id is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no such tracker.")

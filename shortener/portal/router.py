@@ -1,4 +1,4 @@
-"""The portal as an ASGI application: it turns a request into a page.
+"""The portal as an ASGI application. It finds the page for a request, checks the request, and calls the handler of the page.
 
 A request passes these steps in this order:
 
@@ -7,10 +7,10 @@ A request passes these steps in this order:
 3. The page for the path is looked up (404, 405).
 4. The request needs a session. Without one, a redirect leads to the sign-in page. For a form, the response is the sign-in page
    itself, which keeps the entries of the form.
-5. The role in the application is checked: 404 if the operator must not know the application, 403 if the role is too low.
+5. The role in the application is checked: 404 if the operator has no role there, 403 if the role is too low.
 6. The form is read (400, 413).
-7. If the page requires that the password was entered recently, the portal may ask for it again.
-8. A CSV requires that the session has no other export (429).
+7. If the page requires a recent password and the operator has not entered it recently, the portal asks for it again.
+8. A CSV is refused while another export of the session runs (429).
 9. The handler runs.
 
 An `ApiError` becomes an error page with the status and the code of the error. If the database is unavailable, the response is 503.
@@ -125,8 +125,8 @@ class Portal(PortalParts):
         return routes
 
     def _find_page(self, scope: Scope) -> tuple[PortalPage, bool]:
-        """Return the page that the URL path of a request selects, and whether the request is for its CSV. Raise ApiError NOT_FOUND
-        or METHOD_NOT_ALLOWED."""
+        """Return the page at the URL path of a request, and whether the request is for the CSV of the page. Raise ApiError
+        NOT_FOUND or METHOD_NOT_ALLOWED."""
         if "\0" in scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
         found = None
@@ -141,8 +141,8 @@ class Portal(PortalParts):
         raise ApiError(ErrorCode.NOT_FOUND if found is None else ErrorCode.METHOD_NOT_ALLOWED)
 
     async def _authorize(self, visit: Visit) -> Response | None:
-        """Check the session and the role, and set the session and the applications of the visit. Return a redirect if the operator
-        must sign in first."""
+        """Check the session and the role, and store the session and the applications in the visit. If the operator must sign in
+        first, return the response that asks for it."""
         page, request = visit.page, visit.request
         token = request.cookies.get(self.cookie_name)
         if token:
@@ -152,7 +152,7 @@ class Portal(PortalParts):
             return None
         if session is None:
             if "text/event-stream" in request.headers.get("accept", ""):
-                # A script of the page cannot sign in, so it gets an error instead of a redirect to the sign-in page.
+                # A script of a page cannot sign in. It gets an error instead of a redirect to the sign-in page.
                 raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")
             return await self._request_sign_in(visit, token)
         if session.needs_code:
@@ -165,24 +165,25 @@ class Portal(PortalParts):
             visit.role = session.operator.roles.get(ALL_APPLICATIONS)
             visit.applications = self.known_applications(session)
         if visit.applications and (shown := visit.application or visit.applications[0]) and not visit.is_csv:
-            await self.find_gateway_use(shown.id)  # The navigation menu shows some pages only if the application uses gateways.
+            # The visit needs this for the navigation menu, which shows some pages only if the application uses gateways.
+            await self.find_gateway_use(shown.id)
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
-                # Operators who are not admins must not know that this page exists.
+                # Operators who are not admins must not learn that this page exists.
                 raise ApiError(ErrorCode.NOT_FOUND)
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
         return None
 
     async def _request_sign_in(self, visit: Visit, token: str | None) -> Response:
-        """Return the response to a request without a session: the sign-in page, or a redirect to it. If the request is a form of an
-        operator whose session has expired, the sign-in page keeps the entries of the form. If it is any other form, the sign-in
-        page says that its entries are lost."""
+        """Return the response to a request without a session: the sign-in page, or a redirect to it. If the request is a form of
+        an operator whose session has expired, the sign-in page keeps the entries of the form. For any other form, the sign-in
+        page says that the entries are lost."""
         request = visit.request
         if request.method not in SAFE_METHODS:
             operator_id = await self.service.database.read(find_expired, token) if token else None
             if visit.is_fragment:
-                # htmx adds this response to the page, which still contains the form with its entries. A redirect would replace the
-                # page.
+                # htmx inserts this response into the page, and the form with its entries stays there. A redirect would replace
+                # the whole page.
                 return visit.render("signed_out.html", 401, is_kept=operator_id is not None)
             if operator_id is not None:
                 await _read_form(visit)
@@ -191,13 +192,14 @@ class Portal(PortalParts):
         return visit.redirect(sign_in_first(request, SIGN_IN_PATH))
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
-        # After the clock was set back, `seen_at` is in the future, and the session would not end in time.
+        # `seen_at` can be in the future if the clock was set back. It is then replaced too; otherwise the session would end too
+        # late.
         if abs(visit.now - session.seen_at) >= SEEN_INTERVAL:
             await self.service.database.write(mark_seen, session.id, visit.now)
 
     def _choose_application(self, visit: Visit) -> None:
-        """Set the application in the URL path for the visit. Raise ApiError NOT_FOUND if the operator must not know that it
-        exists."""
+        """Store in the visit the application that the URL path selects. Raise ApiError NOT_FOUND if it does not exist or if the
+        operator has no role in it."""
         operator, name = visit.operator, visit.path["app"]
         if name == ALL:
             visit.role = operator.role_in(ALL_APPLICATIONS)
@@ -218,7 +220,8 @@ class Portal(PortalParts):
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        # The description mentions the header `Retry-After`, which only callers of the API see. The page shows the time instead.
+        # The error's description mentions the header `Retry-After`, which only callers of the API can see. The page shows a time
+        # instead.
         wait = "in a moment" if error.retry_after is None else f"in {duration(error.retry_after)}"
         text = error.description.replace("after `Retry-After` seconds", wait).replace("`", "")
         is_period = (
@@ -257,7 +260,8 @@ def load_portal(service: Service) -> Portal:
 
 
 class _PageEndpoint:
-    """The endpoint of a Starlette route. Starlette never calls it: `Portal` reads the page from it and calls the page's handler."""
+    """The endpoint of a Starlette route. It only carries a page: Starlette never calls it. `Portal` reads the page from it and
+    calls the handler of the page."""
 
     def __init__(self, page: PortalPage, *, is_csv: bool) -> None:
         self.page = page
@@ -268,8 +272,8 @@ class _PageEndpoint:
 
 
 async def _export(visit: Visit, handler: Callable[[Visit], Awaitable[Response]]) -> AsgiResponse:
-    """Return the response of a handler that exports a list as CSV. Raise ApiError EXPORT_IN_PROGRESS if another export of the
-    session runs."""
+    """Call a handler that exports a list as CSV, and return its response. Raise ApiError EXPORT_IN_PROGRESS if another export of
+    the session is running."""
     export = visit.portal.exports.begin(visit.current_session.id)
     try:
         return export.wrap(await handler(visit))

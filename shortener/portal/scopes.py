@@ -1,7 +1,7 @@
-"""This module returns the statistics that a page shows: the same reports as the API, for one application or summed over all
-applications of the operator. A page handler does not query figures itself. `report_of` runs a report of
-`shortener.reporting.statistics` for each application, in one read transaction, and adds the figures. The figures of `/portal/all/`
-therefore equal the sums of the figures on the pages of the applications.
+"""This module returns the statistics that a page shows. They are the same reports as in the API, for one application or summed
+over all applications of the operator. Page handlers do not query figures themselves. `report_of` runs a report of
+`shortener.reporting.statistics` for each application, in one read transaction, and adds the figures. The figures of
+`/portal/all/` therefore equal the sums of the figures on the pages of the applications.
 """
 # Tested by tests/portal/test_overview.py
 
@@ -21,7 +21,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def scopes_of(visit: Visit, since: datetime | None = None, until: datetime | None = None) -> list[StatisticsFilter]:
-    """Return one statistics filter for each application of a page, with the period and the filters in the query of the page."""
+    """Return the filters of the statistics, one for each application of a page. Each contains the period and the filters in the
+    query of the page."""
     period = visit.period
     return [
         StatisticsFilter(
@@ -42,8 +43,8 @@ async def report_of(
     *arguments: Any,
     scopes: Sequence[StatisticsFilter] | None = None,
 ) -> StatisticsReport[Key]:
-    """Run a report, such as `statistics.totals`, for the applications of a page. `arguments` are passed to the report after the
-    filter."""
+    """Run a report, such as `statistics.totals`, for each application of a page, and return the sum. `arguments` are the
+    arguments of the report after its filter."""
     chosen = scopes_of(visit) if scopes is None else scopes
     return await visit.service.database.read(_sum, report, chosen, arguments)
 

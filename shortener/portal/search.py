@@ -1,6 +1,6 @@
-"""GET /portal/search: the search for a message, link, click, event or campaign by its id or name. It accepts a message id, a phone
-number, a short URL or its code, a click id, an event id, and the name of a campaign. Each is looked up with an index in every
-application that the operator may see. With a single result, the page of the result is shown.
+"""GET /portal/search: the search for a message, link, click, event or campaign by its id or name. It accepts a message id, a
+phone number, a short URL or its code, a click id, an event id, and the name of a campaign. Each is looked up by an index in every
+application that the operator may see. If there is a single result, the browser is redirected to its page.
 
 A search for a phone number covers only the applications in which the operator may see complete numbers. Otherwise a viewer, who
 sees only masked numbers, could confirm a guessed number.
@@ -56,11 +56,11 @@ async def search(visit: Visit) -> Response:
 def find(
     connection: Connection, text: str, applications: Sequence[int], revealed: Collection[int], click_ids: ClickIds
 ) -> list[Found]:
-    """Return the messages, links, clicks, events and campaigns of these applications that a text identifies. Phone numbers are
-    searched only in the applications in `revealed`.
+    """Return the messages, links, clicks, events and campaigns of these applications whose id, name, code or phone number is this
+    text. Phone numbers are searched only in the applications in `revealed`.
 
-    Spaces around the text are ignored. A message id or a campaign may begin or end with spaces, so these two are also searched with
-    the spaces."""
+    Spaces around the text are ignored. But message ids and names of campaigns may begin or end with spaces, so they are also
+    searched with these spaces."""
     found: list[Found] = []
     names = dict.fromkeys((text, text.strip()))
     text = text.strip()
@@ -92,7 +92,7 @@ def _in_application(connection: Connection, text: str, application_id: int, *, h
 
 
 def _named(connection: Connection, names: Iterable[str], application_id: int) -> list[Found]:
-    """Return the messages and campaigns that have one of these texts as their id or name."""
+    """Return the messages whose id is one of these texts, and the campaigns whose name is one of them."""
     found = []
     m, c = messages.c, cohorts.c
     for name in names:
@@ -112,7 +112,7 @@ def _number(text: str) -> str | None:
 
 
 def _links(connection: Connection, text: str, applications: Sequence[int]) -> list[Found]:
-    """Return the link with this short URL or code, in a list that is empty if there is none."""
+    """Return a list with the link that has this short URL or code. The list is empty if there is none."""
     try:
         path = urlsplit(text).path if "/" in text else f"/{text}"
     except ValueError:

@@ -1,8 +1,8 @@
 """The second factor of operators: time-based one-time passwords (RFC 6238) and recovery codes.
 
-A code is valid in its time step of 30 seconds, in the step before and in the step after. It can be used only once. The secret is
-stored encrypted with the master secret. Recovery codes have 50 random bits and are stored as hashes. Each recovery code can be used
-once in place of a code of the app.
+A one-time password (code) belongs to a time step of 30 seconds. It is valid in this step, in the step before and in the step
+after. It can be used only once. The secret is stored encrypted with the master secret. Recovery codes have 50 random bits and are
+stored as hashes. A recovery code can be used once, in place of a code from the authenticator app.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -22,7 +22,7 @@ from shortener.storage.schema import operator_recovery_codes, operators
 STEP_SECONDS = 30
 RECOVERY_CODES = 10
 ISSUER = "SMS shortener"
-# The characters of recovery codes. Characters that look alike are left out: 0 o, 1 i l.
+# The characters of recovery codes. They do not include 0, o, 1, i and l, because these look alike.
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _CODE_CHARACTERS = 10
 
@@ -30,13 +30,14 @@ _t = operator_recovery_codes.c
 
 
 def load_libraries(master: Secret) -> None:
-    """Import the libraries that check codes. Call it before a transaction that checks a code."""
+    """Import the libraries that check codes. Call this before a transaction in which a code is checked, so that the import does
+    not prolong the transaction."""
     importlib.import_module("pyotp")
     master.load()
 
 
 def new_totp_secret() -> str:
-    """Return a random secret in base 32."""
+    """Return a random secret in base 32 for time-based one-time passwords."""
     import pyotp  # pyotp is imported here, because only processes that check codes need it.
 
     return pyotp.random_base32()
@@ -50,8 +51,8 @@ def provisioning_uri(secret: str, name: str) -> str:
 
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:
-    """Return the time step to which a code belongs: the current, the previous or the next time step. Return None if the code
-    belongs to none of these steps."""
+    """Return the number of the time step to which a code belongs: the current, the previous or the next step. Return None if the
+    code belongs to none of them."""
     import pyotp
 
     code = code.replace(" ", "")
@@ -64,8 +65,8 @@ def matching_step(secret: str, code: str, now: datetime) -> int | None:
 
 
 def use_code(connection: Connection, operator_id: int, code: str, now: datetime, master: Secret) -> str | None:
-    """Check a code of the app or a recovery code. A valid code cannot be used again. Return its kind, "totp" or "recovery", or None
-    if it is not valid."""
+    """Check a code from the app or a recovery code. If it is valid, make it unusable, and return its kind: "totp" or "recovery".
+    Return None if it is not valid."""
     row = connection.execute(select(operators.c.totp_secret).where(operators.c.id == operator_id)).first()
     if row is None or row.totp_secret is None:
         return None
@@ -81,8 +82,8 @@ def use_code(connection: Connection, operator_id: int, code: str, now: datetime,
 
 
 def enable(connection: Connection, operator_id: int, secret: str, step: int, master: Secret) -> list[str]:
-    """Store a new secret of the second factor. `step` is the time step of the code with which the operator has confirmed the
-    secret. Return new recovery codes, which are shown once."""
+    """Turn the second factor on with a new secret. `step` is the time step of the code with which the operator has confirmed the
+    secret; this code cannot be used again. Return new recovery codes, which are shown once."""
     values = {"totp_secret": master.encrypt(secret), "totp_step": step}
     connection.execute(update(operators).where(operators.c.id == operator_id).values(values))
     return new_recovery_codes(connection, operator_id)
@@ -106,7 +107,7 @@ def new_recovery_codes(connection: Connection, operator_id: int) -> list[str]:
 
 
 def count_recovery_codes(connection: Connection, operator_id: int) -> int:
-    """Return the number of recovery codes that are not used."""
+    """Return the number of recovery codes that the operator has not used yet."""
     statement = select(func.count()).where(_t.operator_id == operator_id, _t.used_at.is_(None))
     return connection.execute(statement).scalar_one()
 

@@ -1,10 +1,10 @@
-"""Security headers of every portal response, and the check that a form was sent by a page of the portal itself.
+"""This module returns the security headers of portal responses, and checks that a form was sent by a page of the portal itself.
 
 A request that changes something must come from the portal. Browsers state in the header `Sec-Fetch-Site` whether a request comes
-from a page of the same origin. On plain http://, they do not send it, and the header `Origin` contains the origin of the page. A
-request with neither header is rejected. A request from a sibling host (`same-site`) is also rejected, because short links are often
-served on a sibling host. Therefore forms need no CSRF tokens. `Referrer-Policy: no-referrer` must never be sent, because with it
-browsers send `Origin: null`.
+from a page of the same origin. On plain http://, browsers do not send this header, but the header `Origin` contains the origin of
+the page. A request with neither header is rejected. A request from a sibling host (`same-site`) is also rejected, because short
+links are often served on a sibling host. Because of this check, forms need no CSRF tokens. The portal must never send
+`Referrer-Policy: no-referrer`, because browsers would then send `Origin: null`.
 """
 # Tested by tests/portal/test_router.py
 
@@ -36,7 +36,7 @@ HSTS_SECONDS = 365 * 86400
 
 
 def security_headers(origin: str) -> dict[str, str]:
-    """Return the headers of every portal response. `origin` is the scheme and host of the portal from the settings."""
+    """Return the headers of every portal response. `origin` is the scheme and host of the portal according to the settings."""
     headers = dict(_HEADERS)
     if origin.startswith("https://"):
         headers["Strict-Transport-Security"] = f"max-age={HSTS_SECONDS}"
@@ -55,8 +55,8 @@ def is_own_origin(request: Request, origin: str, sender: str) -> bool:
     """Return whether `sender` is the scheme and the host of the portal. `sender` is a header of the request, such as `Origin`."""
     if sender == origin:
         return True
-    # The portal is also served on localhost and on IP addresses. `sender` may therefore also contain the host of the header `Host`,
-    # which the service has already checked.
+    # The portal can also be opened on localhost and on IP addresses. Therefore the host of `sender` may also be the host of the
+    # header `Host`, which the service has already checked.
     try:
         parts = urlsplit(sender)
     except ValueError:  # The header contains no valid URL.

@@ -1,5 +1,5 @@
-"""/portal/{app}/sends: the list of the messages that gateways send, filtered by gateway and state. Managers decide there whether a
-held message is sent again or given up."""
+"""/portal/{app}/sends: the list of the messages that gateways send, with filters by gateway and state. On it, managers decide
+whether a held message is sent again or given up."""
 # Tested by tests/portal/test_gateways.py
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ NOTES = _DONE | {"repeated": "This decision was sent before and was carried out 
 
 
 async def sends(visit: Visit) -> Response:
-    """List the messages that were created in the period and that gateways send, newest first. With `numbers=1`, the CSV contains
-    complete phone numbers, and the audit log records this."""
+    """List the messages of the period that gateways send, newest first. The period refers to the creation of the messages. With
+    `numbers=1`, the CSV contains complete phone numbers, and the audit log records this."""
     gateway = await _gateway_field(visit)
     reveal = visit.is_csv and visit.get("numbers") == "1" and visit.may(Role.SUPPORT)
     return await show_list(
@@ -81,8 +81,8 @@ async def sends(visit: Visit) -> Response:
 
 
 async def _gateway_field(visit: Visit) -> FilterField:
-    """Return the filter with the gateways of the applications of the page. If several gateways have the same name, the filter shows
-    their ids too. The gateway in the query is among the choices even if no application of the page may use it any more."""
+    """Return the filter field with the gateways that the applications of the page may use. Gateways of the same name are shown
+    with their ids. If the query selects a gateway that none of the applications may use any more, it is also a choice."""
     names = await visit.service.database.read(own_gateway_names, [one.id for one in visit.applications])
     for application in visit.applications:
         for one in application.gateways:
@@ -115,7 +115,8 @@ def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
 
 
 def is_undecided(row: AnyRow) -> bool:
-    """Return whether an operator may decide about a message: it is held, or it is doubtful and will be sent again."""
+    """Return whether somebody can still decide about a message. This is true if the message is held, and if it is doubtful and
+    waits for another attempt."""
     return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
 
 
@@ -146,7 +147,7 @@ async def decide(visit: Visit) -> Response:
 
 
 def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
-    """Return a function that queues a message again for its gateway. The function returns 0, because it creates no events."""
+    """Return a function that puts a message back into the queue of its gateway. It returns 0, the number of new events."""
 
     def write(connection: Connection) -> int:
         args = connection, visit.audit_writer, visit.application_id, message_id
@@ -157,7 +158,7 @@ def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
 
 
 def _discarder(visit: Visit, message_id: str) -> Callable[[Connection], int]:
-    """Return a function that discards a message: it is not sent any more. The function returns the number of new events."""
+    """Return a function that gives a message up, so that it is not sent again. It returns the number of new events."""
     writer = visit.service.gateway_dispatcher.writer
 
     def write(connection: Connection) -> int:

@@ -1,11 +1,14 @@
-"""Sessions of operators: rows of a table, found by the hash of a random token of 256 bits in a cookie.
+"""The sessions of operators. A cookie contains a random token of 256 bits, and a session is the row of a table with the hash of
+this token.
 
 A session ends PORTAL_SESSION_DAYS after the sign-in, or earlier after PORTAL_SESSION_IDLE_HOURS without a request. It also ends
-when its operator signs out, is disabled or is reset, and when the operator or an admin ends it. A session that was ended has no
-row, so no process accepts its token any more. The row of an expired session stays for SESSION_RETENTION, because the portal keeps
-the entries of a form for the operator of an expired session (`kept_entries.py`). After an operator with a second factor has entered
-the correct password, `needs_code` of the session is true, and the session can open only the page for the code. When the operator
-has entered the code, a new session with a new token replaces this session. Therefore the token always changes at a sign-in.
+when its operator signs out, is disabled or is reset, and when the operator or an admin ends it. When a session is ended, its row
+is deleted, so no process accepts its token any more. When a session expires, its row stays for SESSION_RETENTION: if the operator
+sends a form after the expiry, the portal keeps the entries for this operator (`kept_entries.py`).
+
+For an operator with a second factor, the correct password begins a session whose `needs_code` is true. This session can open only
+the page for the code. When the operator has entered the code, a new session with a new token replaces it. Therefore the token
+always changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -25,11 +28,11 @@ from shortener.settings import Settings
 from shortener.storage.schema import operator_sessions, operators
 from shortener.storage.types import AnyRow
 
-#: The time in which the code of the second factor must be entered after the password.
+#: After the password, the code of the second factor must be entered within this time.
 CODE_LIFETIME = timedelta(minutes=10)
-#: Actions on keys, secrets, operators and second factors require that the password was entered within this time.
+#: Actions on keys, secrets, operators and second factors require that the operator entered the password within this time.
 RECENT_PASSWORD = timedelta(minutes=10)
-#: The time of the latest request is stored at most once in this interval, so that most requests write nothing.
+#: The interval at which the time of the latest request is stored. Because of it, most requests write nothing.
 SEEN_INTERVAL = timedelta(minutes=1)
 MAX_USER_AGENT_CHARACTERS = 200
 
@@ -51,8 +54,8 @@ class OperatorSession:
     user_agent: str
 
     def has_recent_password(self, now: datetime) -> bool:
-        """Return whether the password was entered within RECENT_PASSWORD. A time in the future, before the clock was set back, is
-        treated like a time in the past."""
+        """Return whether the operator entered the password within RECENT_PASSWORD. If the clock was set back, `password_at` can
+        be in the future; it must then be at most RECENT_PASSWORD ahead."""
         return abs(now - self.password_at) <= RECENT_PASSWORD
 
 
@@ -80,8 +83,8 @@ def begin_session(
     needs_code: bool = False,
     replaces: int | None = None,
 ) -> str:
-    """Create a session and return its token. `replaces` is the id of a session that ends now. Sessions that expired more than
-    SESSION_RETENTION ago are deleted."""
+    """Create a session and return its token. `replaces` is the id of the session that the new session replaces; it ends. Sessions
+    that expired more than SESSION_RETENTION ago are deleted."""
     token = secrets.token_urlsafe(32)
     connection.execute(delete(operator_sessions).where(_t.expires_at <= now - SESSION_RETENTION))
     if replaces is not None:
@@ -105,7 +108,8 @@ def begin_session(
 
 
 def find_session(connection: Connection, token: str, now: datetime, limits: SessionLimits) -> OperatorSession | None:
-    """Return the session with this token, or None if it ended or its operator is disabled."""
+    """Return the session with this token. Return None if there is none, if it has ended or expired, or if its operator is
+    disabled."""
     row = connection.execute(select(operator_sessions).where(_t.hash == hash_credential(token))).first()
     if row is None or row.expires_at <= now or row.seen_at + limits.idle <= now:
         return None
@@ -130,8 +134,8 @@ def _session(row: AnyRow, operator: Operator) -> OperatorSession:
 
 
 def find_expired(connection: Connection, token: str) -> int | None:
-    """Return the id of the operator of an expired session. `find_session` returns None for the token of such a session. Return None
-    if the session was ended, if its row was deleted, or if it still needed the code of the second factor."""
+    """Return the id of the operator whose session with this token has expired. Return None if the row of the session is deleted
+    (for example because the session was ended), or if the session still needed the code of the second factor."""
     row = connection.execute(select(_t.operator_id, _t.needs_code).where(_t.hash == hash_credential(token))).first()
     return None if row is None or row.needs_code else row.operator_id
 
@@ -160,7 +164,7 @@ def list_sessions(connection: Connection, operator_id: int, now: datetime, limit
 
 
 def end_session(connection: Connection, session_id: int, operator_id: int) -> bool:
-    """End a session of an operator. Return whether it existed."""
+    """End one session of an operator. Return whether this session existed."""
     statement = delete(operator_sessions).where(_t.id == session_id, _t.operator_id == operator_id)
     return bool(connection.execute(statement).rowcount)
 

@@ -1,18 +1,19 @@
-"""This module delays further attempts to sign in after failed attempts. The counts are in the database, so that all processes share
-them. Three counts cause a delay, and no account is locked permanently:
+"""After failed attempts to sign in, this module delays further attempts. No account is locked permanently. The counts of failures
+are in the database, so that all processes share them. There are three counts, and each can cause a delay:
 
 - Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
-  attempt, from 1 second to MAX_DELAY. Therefore a stranger in another network does not delay an operator.
-- Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the window has
-  passed.
-- Failures of a name from all networks. This count works against an attacker who uses many networks. After NAME_FAILURES, attempts
-  are delayed in the same way as for one network. A network from which the operator with this name signed in within the last
-  KNOWN_DAYS is exempt, so this count does not delay the operator.
+  attempt, from 1 second to MAX_DELAY. The failures of a stranger in another network do not delay the operator.
+- Failures of a network, for all names together. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the
+  window has passed.
+- Failures of a name from all networks together, because an attacker can use many networks. After NAME_FAILURES, each further
+  failure doubles the time until the next attempt, too. This delay does not apply to a network from which the operator of this
+  name signed in within the last KNOWN_DAYS.
 
-If the clock was set back, the time of a failure may lie in the future. The next attempt is then not delayed, and its time replaces
-the time in the future. Otherwise the delay would last until the clock has reached the old time again.
+If the clock was set back, the stored time of a failure can be in the future. The next attempt is then not delayed, and its own
+time replaces the stored time. Without this rule, the delay would last until the clock reaches the stored time.
 
-A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
+A sign-in with the correct password resets the counts of the name. The table contains only keyed hashes of names and networks.
+Failures are counted for names of operators and for all other names in the same way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAX_DELAY = timedelta(seconds=60)
 NETWORK_FAILURES = 20
 NETWORK_WINDOW = timedelta(minutes=10)
 NAME_FAILURES = 100
-#: If this time passes without another failure, the failures of a name are deleted.
+#: The failures of a name are deleted if this time passes without another failure.
 NAME_WINDOW = timedelta(hours=24)
 KNOWN_DAYS = 30
 
@@ -50,8 +51,9 @@ class SignInDelays:
     def begin_attempt(self, connection: Connection, name: str, network: str, now: datetime) -> int:
         """Return the seconds that an attempt must wait, or 0 if it may be checked now.
 
-        An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
-        `succeed` and `accept_password` subtract this failure. Counts that are too old to cause a delay are deleted."""
+        An attempt that may be checked is counted as a failure before the check. Otherwise an attacker could avoid the delays with
+        many attempts at the same time. `succeed` and `accept_password` subtract this failure. Also delete counts that are too old
+        to cause a delay."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
         window_ends = network_row.first_at + NETWORK_WINDOW if network_row.first_at <= now else now
@@ -73,8 +75,8 @@ class SignInDelays:
         return 0
 
     def succeed(self, connection: Connection, name: str, network: str, now: datetime) -> None:
-        """Reset the failures of a name, subtract the failure that `begin_attempt` counted for its network, and store that the name
-        signed in from this network."""
+        """After a complete sign-in, reset the failures of the name, subtract the failure that `begin_attempt` counted for the
+        network, and store that this name has signed in from this network."""
         self.accept_password(connection, network)
         for key in (self._key_of("pair", name, network), self._key_of("name", name)):
             connection.execute(delete(sign_in_failures).where(_t.key == key))
@@ -82,14 +84,14 @@ class SignInDelays:
         self._set(connection, known.key, 0, known.first_at, now)
 
     def accept_password(self, connection: Connection, network: str) -> None:
-        """Subtract the failure that `begin_attempt` counted for the network. Call this if the password was correct and the
-        sign-in still needs a code. The failures of the name stay, so that codes cannot be guessed without delay."""
+        """Call this if the password was correct and the sign-in still needs a code. Subtract the failure that `begin_attempt`
+        counted for the network. The failures of the name stay, so that attempts to guess the code are delayed."""
         of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
         connection.execute(of_network.values(failures=_t.failures - 1))
 
     def _forget_old(self, connection: Connection, now: datetime) -> None:
-        """Delete counts that are too old to cause a delay. A row without failures stores that a name has signed in from a network.
-        Delete such rows after KNOWN_DAYS."""
+        """Delete counts that are too old to cause a delay. A row without failures only stores that a name has signed in from a
+        network; delete such a row after KNOWN_DAYS."""
         is_old_failure = and_(_t.failures > 0, _t.last_at < now - NAME_WINDOW)
         is_old = or_(is_old_failure, _t.last_at < now - timedelta(days=KNOWN_DAYS))
         connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW, is_old))
@@ -99,8 +101,8 @@ class SignInDelays:
         return connection.scalar(found) is not None
 
     def _lock(self, connection: Connection, key: str, now: datetime) -> AnyRow:
-        """Lock and return the row with the failure count of a key. Other transactions must wait until this transaction ends before
-        they can read the row."""
+        """Lock and return the row that counts the failures of a key. Other transactions that lock this row wait until this
+        transaction ends."""
         values = {"key": key, "failures": 0, "first_at": now, "last_at": now}
         connection.execute(upsert(connection, sign_in_failures).values(values).on_conflict_do_nothing())
         return connection.execute(select(sign_in_failures).where(_t.key == key).with_for_update()).one()
@@ -115,12 +117,13 @@ class SignInDelays:
 
 
 def delay_text(wait: int) -> str:
-    """Return the error text for an attempt that is rejected for the next `wait` seconds."""
+    """Return the error text for an attempt that was rejected because the next attempt is allowed only in `wait` seconds."""
     return f"There were too many failed attempts. Try again in {counted(wait, 'second')}."
 
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
-    """Return how many seconds the next attempt must wait after the failures in `row`. Fewer than `free` failures cause no delay."""
+    """Return how many seconds the next attempt must wait because of the failures that `row` counts. Fewer than `free` failures
+    cause no delay."""
     if row.failures < free or row.last_at > now:
         return 0
     delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)

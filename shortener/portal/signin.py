@@ -1,8 +1,9 @@
-"""The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. For known and
-unknown names, a failed attempt gets the same error text after the same time. After several failures the next attempt is rejected
-for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
+"""The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. A failed
+attempt gets the same error text, after the same time, whether the name exists or not. After several failures, further attempts
+are rejected for some seconds without a check of the password (`sign_in_delays.py`). The audit log contains each attempt.
 
-The sign-in page that responds to a form of an expired session keeps the entries of the form (`kept_entries.py`).
+If an operator sends a form after the session has expired, the response is the sign-in page, which keeps the entries of the form
+(`kept_entries.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class _Account:
 
 
 def _find_account(connection: Connection, name: str) -> _Account | None:
-    """Return the operator with this name who can sign in, or None."""
+    """Return the operator with this name, or None if there is none who can sign in."""
     row = connection.execute(
         select(operators).where(
             operators.c.name_key == name.strip().casefold(),
@@ -66,7 +67,8 @@ def _sign_in_page(visit: Visit, status: int = 200, *, error: str | None = None) 
 
 
 def sign_in_again(visit: Visit, operator_id: int) -> Response:
-    """Return the sign-in page as the response to a form whose session has expired. The page keeps the entries of the form."""
+    """Return the sign-in page as the response to a form that was sent after the session had expired. The page keeps the entries
+    of the form."""
     sealed = kept_entries.seal(visit, operator_id)
     return visit.render(
         "signin.html",
@@ -111,7 +113,8 @@ def _too_many(visit: Visit, wait: int) -> Response:
 
 
 def _fail(connection: Connection, visit: Visit, name: str, action: str) -> None:
-    # The audit row contains only known names, because an unknown name may be a password that was typed into the wrong field.
+    # Store the name in the audit row only if it is the name of an operator. An unknown name may be a password that was typed into
+    # the wrong field.
     known = connection.execute(select(operators.c.name).where(operators.c.name_key == name.casefold())).scalar()
     visit.audit(connection, action, known or "unknown name", actor=Actor(network=visit.network))
 
@@ -151,7 +154,7 @@ def _code_page(visit: Visit, status: int = 200, *, error: str | None = None) -> 
 
 
 async def check_code(visit: Visit) -> Response:
-    """Check the code of the second factor, and replace the session by a new session with another token."""
+    """Check the code of the second factor. If it is correct, replace the session by a new session with another token."""
     session, database, delays = visit.session, visit.service.database, visit.portal.delays
     if session is None or not session.needs_code:
         return visit.redirect(SIGN_IN_PATH)
@@ -179,7 +182,7 @@ async def check_code(visit: Visit) -> Response:
 
 
 async def sign_out(visit: Visit) -> Response:
-    """End the session in the database, so that its token is no longer accepted, and delete the cookie."""
+    """End the session in the database, so that no process accepts its token any more, and delete the cookie."""
     session = visit.session
     if session is not None:
 
@@ -192,13 +195,13 @@ async def sign_out(visit: Visit) -> Response:
 
 
 async def confirm_form(visit: Visit) -> Response:
-    """Show the form that asks for the password again, before a page that requires it is opened. If a form requires the password,
-    `confirmation.py` asks for it."""
+    """Show the form that asks for the password before a page that requires a recent password is opened. For forms that require
+    it, see `confirmation.py`."""
     return visit.render("confirm.html", title="Confirm your password", error=None, next=safe_next(visit.get("next")))
 
 
 async def confirm(visit: Visit) -> Response:
-    """Check the password again. Then redirect to the page that requires it."""
+    """Check the password that the operator has entered again. Then redirect to the page that requires it."""
     problem = await check_password(visit, visit.form.get("password", ""))
     if problem is None:
         return visit.redirect(safe_next(visit.get("next")))
@@ -207,12 +210,12 @@ async def confirm(visit: Visit) -> Response:
 
 
 async def check_password(visit: Visit, password: str) -> str | None:
-    """Check the password of the operator who is signed in. Return an error text, or None if it is correct. A correct password
-    permits sensitive actions for ten minutes."""
+    """Check the password of the operator who is signed in. Return None if it is correct, otherwise an error text. A correct
+    password permits sensitive actions for ten minutes."""
     database, delays, session = visit.service.database, visit.portal.delays, visit.current_session
     name = session.operator.name
-    # Failures are counted by session and not by name, so that failed sign-ins of a stranger do not delay an operator who is signed
-    # in.
+    # Count failures by session instead of by name. Otherwise a stranger who fails to sign in with this name would delay the
+    # operator.
     subject = f"session {session.id}"
     if wait := await database.write(delays.begin_attempt, subject, visit.network, visit.now):
         return f"was wrong too often; try again in {counted(wait, 'second')}"

@@ -1,7 +1,7 @@
 """This module serves the static files of the portal: the style sheet, the scripts and their licences.
 
-The URL of a file contains a hash of its content, so browsers may keep it for ever. All files are compressed once, at the first
-request for one of them. `integrity` is the value of the HTML attribute of the same name.
+The URL of a file contains a hash of its content, so browsers may keep the file for ever. All files are compressed once, at the
+first request for any of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TYPES = {
 
 @record
 class StaticFile:
-    """A static file with its content and its hashed URL."""
+    """A static file: its content, its URL with the hash, and `integrity`, the value of the HTML attribute of this name."""
 
     url: str
     integrity: str
@@ -41,7 +41,7 @@ class StaticFile:
 
 @cache
 def static_files() -> dict[str, StaticFile]:
-    """Return all static files by their path in the folder `static`, such as `vendor/htmx.min.js`."""
+    """Return all static files. The keys are their paths in the folder `static`, such as `vendor/htmx.min.js`."""
     found = {}
     for file in sorted(FOLDER.rglob("*")):
         if file.is_file():
@@ -61,7 +61,7 @@ def _by_url() -> dict[str, StaticFile]:
 
 
 def serve_static(request: Request) -> Response | None:
-    """Return the file at the path of a request, or None if there is none."""
+    """Return the response with the static file at the path of a request, or None if there is no such file."""
     file = _by_url().get(request.url.path)
     if file is None:
         return None

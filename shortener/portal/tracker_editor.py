@@ -1,8 +1,8 @@
 """/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: the pages that create, change and delete trackers.
 
-The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
-stored. A new signing secret is shown once, in the response to the form. If the same form is sent again, it creates nothing
-(`repeats.py`). One transaction changes a tracker and adds the audit row.
+The preview shows the requests that the tracker in the form would get for the newest real events. The preview sends nothing and
+stores nothing. A new signing secret is shown once, in the response to the form. If the same form is sent again, it creates
+nothing (`repeats.py`). A tracker and the audit row about its change are stored in one transaction.
 """
 # Tested by tests/portal/test_tracker_editor.py
 
@@ -63,13 +63,13 @@ LIMITS = {
     "concurrency": "Attempts at a time",
     "max_per_second": "Attempts per second",
 }
-#: The labels and the descriptions of the dispositions by which a tracker can filter conversions.
+#: The dispositions by which a tracker can select conversions. Each has a label and a description.
 DISPOSITION_TEXTS = {
-    "positive": ("Positive", "approved, paid, confirmed"),
+    "positive": ("Positive", "approved, paid, confirmed, the reply START"),
     "negative": ("Negative", "rejected, refunded, cancelled, the reply STOP"),
-    "none": ("Undecided", "pending, other replies, clicks that are sent as conversions"),
+    "none": ("Undecided", "pending conversions, all other replies, clicks that are sent as conversions"),
 }
-#: The labels of the formats of a request's body.
+#: The labels of the formats in which the bodies of requests can be sent.
 FORMAT_LABELS = {
     "json": "JSON, with fields of your choice",
     "scg": "SCG-Message",
@@ -77,7 +77,7 @@ FORMAT_LABELS = {
     "infobip": "Infobip",
 }
 _TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", "conversion_actions", *LIMITS)
-#: After one of these errors, the page shows the form again with the error and the entries of the operator.
+#: The codes of errors after which the page shows the form again, with the error and the entries of the operator.
 _ERRORS_OF_THE_FORM = frozenset(
     {
         ErrorCode.INVALID_REQUEST,
@@ -136,8 +136,8 @@ async def change(visit: Visit) -> Response:
         elif action == "save":
             values = _read_form(visit)
             if not values["enabled"] and not tracker.enabled:
-                # The form always sends this field. If the tracker is disabled already, sending it is not a new decision to disable
-                # the tracker.
+                # The form always contains the field `enabled`. If the tracker is already disabled, an unchecked box is no new
+                # decision to disable it.
                 del values["enabled"]
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
@@ -156,7 +156,7 @@ async def change(visit: Visit) -> Response:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
         return await _page(visit, tracker, 422, error=error, keeps_entries="url" in visit.form)
-    # The dispatcher must read the deliveries again: they may be due now if the tracker was enabled, or dead if it was deleted.
+    # Wake the dispatcher: the deliveries of the tracker may be due now (it was enabled), or must become dead (it was deleted).
     service.dispatcher.wake_up.notify()
     if action == "delete":
         return visit.redirect(visit.link("trackers", keep=False, deleted=1))
@@ -170,16 +170,16 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
     if tracker.secret_set:
         hours = DEFAULT_SECRET_OVERLAP_SECONDS // 3600
         text = f"For {counted(hours, 'hour')} they are also signed with the current secret."
-        effects.append(f"{text} Your endpoint must know the new one by then.")
+        effects.append(f"{text}  By then, your endpoint must know the new secret.")
     if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
-        effects.append("At the moment, requests are also signed with an earlier secret. From now on, they are not.")
+        effects.append("At the moment, requests are also signed with an earlier secret. This ends now.")
     text = f"Replace the signing secret of {tracker.name or tracker.id}?"
     return _ask(visit, tracker, Question(text, effects, "Replace the secret", "rotate-ccw"))
 
 
 def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
-    # The buttons for these actions are in the form with the fields of the tracker. Therefore the page that asks keeps the entries
-    # of these fields.
+    # The buttons for these actions belong to the form with the fields of the tracker, into which the operator may have typed.
+    # Therefore the page that asks keeps the entries.
     return ask(visit, question, visit.link(f"trackers/{tracker.id}/edit", keep=False), keeps_entries=True)
 
 
@@ -195,7 +195,7 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     return _ask(visit, tracker, Question(f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", "trash-2"))
 
 
-#: For each action that must be confirmed: the function that returns the page with the question.
+#: The actions that must be confirmed: the function of each action returns the page that asks.
 _QUESTIONS = {"delete": _ask_before_deletion, "rotate": _ask_before_rotation}
 
 
@@ -209,7 +209,7 @@ async def _page(
     previews: Sequence[ExampleRequest] | None = None,
     keeps_entries: bool | None = None,
 ) -> Response:
-    # After an error and for a preview, the form shows the values that were entered.
+    # After an error, and with a preview, the form shows what the operator entered.
     is_kept = (error is not None or previews is not None) if keeps_entries is None else keeps_entries
     form, lists, version = visit.form, visit.form_lists, visit.form.get(VERSION, "")
     if isinstance(error, FormChanged):
@@ -243,7 +243,7 @@ async def _page(
 
 
 def _fields_of(tracker: Tracker | None) -> dict[str, str]:
-    """Return the initial values of the form, for a stored tracker or for a new tracker."""
+    """Return the initial values of the form. `tracker` is None for a new tracker."""
     if tracker is None:
         return {"enabled": "on", "format": "json", "method": "POST"}
     limits = {name: getattr(tracker, name) for name in LIMITS}
@@ -269,7 +269,7 @@ def _values_of(tracker: Tracker) -> FormValues:
 
 
 def _defaults(visit: Visit) -> dict[str, str]:
-    """Return the default of each limit as text, which the form shows in an empty field."""
+    """Return the default values of the limits as text. The form shows them in empty fields."""
     settings = visit.service.settings
     return {
         "max_attempts": f"Empty: {settings.delivery_attempts}.",
@@ -280,8 +280,8 @@ def _defaults(visit: Visit) -> dict[str, str]:
 
 
 def _read_form(visit: Visit) -> dict[str, Any]:
-    """Return the values in the form as the body of an API request. Empty fields are left out. Raise ApiError INVALID_REQUEST for an
-    unknown value of a checkbox."""
+    """Return the values in the form as the body of an API request. Empty fields are left out. Raise ApiError INVALID_REQUEST if a
+    checkbox has an unknown value."""
     form = visit.form
     given: dict[str, Any] = {
         "url": form.get("url", "").strip(),
@@ -292,7 +292,7 @@ def _read_form(visit: Visit) -> dict[str, Any]:
     for name in ("name", "method", "format", *LIMITS):
         if text := form.get(name, "").strip():
             given[name] = text
-    if "conversion_actions" in form:  # A form of the previous release does not contain the filter of conversions.
+    if "conversion_actions" in form:  # The form of the previous release has no filter of conversions.
         given["conversion_actions"] = [line for line in form["conversion_actions"].splitlines() if line.strip()]
         given["conversion_dispositions"] = visit.choices("conversion_dispositions", DISPOSITIONS)
     if fields := [name for name in form.get("fields", "").replace(",", " ").split() if name]:
@@ -301,8 +301,8 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 
 
 async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleRequest]:
-    """Return the requests for the newest events of the kinds that are selected in the form, or for an invented event if there is
-    none. Raise ApiError if the URL is rejected."""
+    """Return the requests that the tracker in the form would get for the newest events of the selected kinds. If there are no
+    such events, return the request for an example event. Raise ApiError if the URL is rejected."""
     service = visit.service
     template = await service.trackers.check_url(request.url)
     secret = example_secret(service.secret, visit.application_id)

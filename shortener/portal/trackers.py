@@ -29,7 +29,7 @@ BREAKERS = {
     "half_open": ("testing again", "warn"),
     "recovering": ("catching up", "warn"),
 }
-#: The columns of the CSV: the fields of a tracker and of its health in the API.
+#: The columns of the CSV. They are the fields of a tracker and of its health in the API.
 _CSV_COLUMNS = (
     *("tracker_id", "name", "enabled", "disabled_reason", "url", "events", "method", "format", "created_at"),
     *("breaker", "failures_in_row", "last_success_at", "last_failure_at", "pending", "dead"),
@@ -57,7 +57,7 @@ async def tracker(visit: Visit) -> Response:
 
 
 async def send_sample(visit: Visit) -> Response:
-    """Send a test event to a tracker, and show its response. If the form was sent before, send nothing."""
+    """Send a test event to a tracker, and show the tracker's response. If the same form was already handled, send nothing."""
     found = await find_tracker(visit)
     service = visit.service
     with service.test_slots.take(visit.application_id) as sender:
@@ -104,7 +104,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None, *, is_repeat: bool 
 
 
 def tracker_health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
-    """Return the health of a tracker for the page. The field `breaker` is `failing` if the circuit breaker is closed but the last
+    """Return the health of a tracker for the page. Its field `breaker` is `failing` if the circuit breaker is closed but the last
     attempts failed."""
     fields = health_fields(tracker, backlog, visit.now)
     if fields["breaker"] == "closed" and fields["failures_in_row"]:

@@ -1,11 +1,11 @@
-"""/portal/{app}/try: the page on which an operator writes a text, sees how the service rewrites it, and creates a real message with
-it.
+"""/portal/{app}/try: the page *Try it*. An operator writes a text, sees how the service rewrites it, and can create a real
+message with it.
 
-The preview stores nothing. *Create the message* calls the same rewrite as the API, so the short link works. The page shows its QR
-code, and a phone that scans it causes a click. Nothing is sent unless the application has a gateway.
+The preview stores nothing. *Create the message* calls the same rewrite as the API, so the short link works. The page shows a QR
+code with the short link; opening it on a phone counts as a click. The message is only sent if the application has a gateway.
 
-If a user reloads the result, the form is sent again. It then creates no second message and shows the first message again, because
-the message_id is computed from the form.
+If the operator reloads the page with the result, the browser sends the form again. The message_id is computed from the form, so
+no second message is created and the page shows the first message again.
 """
 # Tested by tests/portal/test_try_it.py
 
@@ -32,19 +32,19 @@ from shortener.portal.repeats import form_hash, new_form_id, perform_once
 MAX_BODY = 2000  # The maximum number of characters of a text.
 MAX_RECIPIENTS_SHOWN = 10_000_000
 SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example/orders/1001")'
-#: A sample recipient: a phone number that is reserved for fiction in North America.
+#: The phone number of the sample recipient. It is reserved for fiction in North America.
 SAMPLE_NUMBER = "+14085550100"
-#: A sample sender, for applications whose short links contain the sender. It is a number, because networks in the country of the
-#: sample recipient do not deliver names as senders.
+#: The sample sender, for applications whose short links contain the sender. It is a number, because networks in the sample
+#: recipient's country do not deliver messages whose sender is a name.
 SAMPLE_SENDER = "14085550199"
 CAMPAIGN = "try it"
-#: The labels of the form fields, by the names that errors contain.
+#: The labels of the form fields. The keys are the field names in error details.
 LABELS = {"body": "Text", "to": "Recipient", "from": "Sender"}
 
 
 async def form(visit: Visit) -> Response:
-    """Show the form of the page *Try it* with a sample text and its preview. If there is no preview, for example because the
-    application has no usable domain, the page says why, with status 200, because nobody has made a mistake yet."""
+    """Show the form of the page *Try it* with a sample text and its preview. If no preview is possible, for example because the
+    application has no usable domain, the page says why. Its status is 200, because the operator has made no mistake yet."""
     fields = {"body": SAMPLE, "to": SAMPLE_NUMBER, "from": ""}
     try:
         return _page(visit, fields, await _preview(visit, fields), None)
@@ -76,7 +76,7 @@ async def submit(visit: Visit) -> Response:
         return _page(visit, fields, None, error)
     await _audit(visit, created["message_id"])
     hosts = {link["short_url"]: urlsplit(link["short_url"]).hostname or "" for link in created["links"]}
-    # A host with a colon is an IPv6 address, which needs no DNS record.
+    # a host with a colon is an IPv6 address, which needs no DNS record
     reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
     links = [
         _CreatedLink(
@@ -89,14 +89,14 @@ async def submit(visit: Visit) -> Response:
 
 
 def _message_id(visit: Visit) -> str | None:
-    """Return the id of the message that the form creates, or None if the form has no id. If the form is sent again, the id is the
-    same. Like random message ids, it has 22 characters."""
+    """Return the id of the message that the form creates. It is computed from the form, so it is the same if the form is sent
+    again. Like random message ids, it has 22 characters. Return None if the form has no `form_id`."""
     key = form_hash(visit)
     return None if key is None else key[:22]
 
 
 async def _audit(visit: Visit, message_id: str) -> None:
-    """Add the audit row of a created message. Do nothing if the form was handled before."""
+    """Add the audit row about a created message. Do nothing if the same form was already handled."""
     after = {"campaign": CAMPAIGN}
     try:
         await visit.service.database.write(perform_once, visit, visit.audit, "message_created", message_id, after=after)
@@ -111,8 +111,8 @@ def _is_loopback(host: str) -> bool:
 
 @record
 class _CreatedLink:
-    """A short link of the message. `is_local`: the host is the name of this machine only. `has_address`: the DNS has an address for
-    the host."""
+    """A short link of the message. `is_local`: only this machine can open the host, for example localhost. `has_address`: the DNS
+    has an address for the host."""
 
     address: str
     code: Any
@@ -133,7 +133,7 @@ def _item(fields: Mapping[str, str], *, gateway: str | None, message_id: str | N
 
 
 async def _preview(visit: Visit, fields: Mapping[str, str], gateway: str | None = None) -> Mapping[str, Any]:
-    """Return the rewritten message of the form. Raise ApiError if a field is rejected."""
+    """Return the message in the form as a rewrite would return it. Raise ApiError if a field is rejected."""
     application = visit.one_application
     (shown,) = await visit.service.rewriter.preview(application, [_item(fields, gateway=gateway)])
     return shown
@@ -162,7 +162,7 @@ def _page(
 
 
 def _left(body: str) -> int:
-    """Return how many more characters a text may have without another SMS segment."""
+    """Return how many characters can be added to a text before it needs another SMS segment."""
     segments = count_segments(body).segments
     added = 0
     while count_segments(body + "x" * (added + 1)).segments == segments:

@@ -1,21 +1,21 @@
-"""This module explains the verdict of a hit in a sentence, for readers who do not know the click rules."""
+"""This module contains sentences that explain the verdict of a hit to readers who do not know the click rules."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 
-#: The explanation of each click rule. Each text ends a sentence that begins with "Not counted as a click:" or "Counted as a
+#: The explanation of each click rule. It is the end of a sentence that begins with "Not counted as a click:" or "Counted as a
 #: click:".
 REASONS = {
-    "browser": "a browser opened the link as people do",
+    "browser": "the request looks like that of a browser that a person uses",
     "confirmed": "the visitor pressed the button of the confirmation page",
     "awaiting_confirmation": "the visitor saw the confirmation page and did not press its button",
     "method": "the request only asked whether the link exists (not a GET request)",
-    "prefetch": "a browser or an app loaded the link in advance; nobody had opened it",
-    "empty_agent": "the client did not say which program it is",
+    "prefetch": "a browser or an app loaded the link in advance, before anybody opened it",
+    "empty_agent": "the request has no User-Agent header, which names the program",
     "link_preview": "a messaging app fetched a preview of the link",
-    "crawler": "the client is a known crawler or a program that fetches pages",
-    "program": "the client calls itself a program, such as a monitor or a test tool",
-    "no_browser": "the client does not name a browser",
+    "crawler": "the request came from a known crawler or another program that fetches pages",
+    "program": "by its name, the client is a program such as a monitor or a test tool",
+    "no_browser": "the User-Agent header does not name a browser",
     "old_desktop": "the client uses the name of a desktop browser that is so old that only preview services still use it",
     "soon_after_sent": "the request came sooner after sending than a person can react",
     "soon_after_delivered": "the request came sooner after the delivery of the message than a person can react",
@@ -24,7 +24,7 @@ REASONS = {
     "all_links_at_once": "one address opened every link of the message within a second",
     "hosting_network": "the address belongs to a data centre",
 }
-#: A short name of each click rule, for a filter and for a table.
+#: A short name of each click rule, for the filter field and for tables.
 RULE_NAMES = {
     "browser": "Opened in a browser",
     "confirmed": "Confirmed with the button",
@@ -54,8 +54,8 @@ RESULTS = {
 
 
 def explain(rule: str, metric: str | None) -> str:
-    """Return one sentence that explains the verdict of a hit. `metric` is the figure that counts the hit; None if its link was
-    disabled."""
+    """Return one sentence that explains the verdict of a hit. `metric` is the figure that counts the hit; None if the link was
+    disabled at the time of the hit."""
     reason = REASONS.get(rule, f"the rule {rule} matched")
     if metric == "clicks":
         return f"Counted as a click: {reason}."

@@ -1,6 +1,6 @@
 """This module describes why a delivery waits: its next attempt is later, its tracker fails, or its tracker or application is
-disabled. The time `next_at` of a delivery is the earliest time of the next attempt. If the tracker fails, its circuit breaker
-delays the attempt further, and `next_at` can be in the past. Therefore pages show the time and the text of this module.
+disabled. Pages show the text and the time from this module instead of the delivery's `next_at`. `next_at` is only the earliest
+time of the next attempt: while the circuit breaker of a failing tracker delays the attempt, `next_at` can be in the past.
 """
 # Tested by tests/portal/test_waiting.py
 
@@ -16,16 +16,16 @@ from shortener.storage.types import from_ms, to_ms
 
 
 class Wait(NamedTuple):
-    """The reason why a delivery waits, as a part of a sentence. `at` is the time of the next try; None if it is not known or has
-    passed."""
+    """Why a delivery waits. `text` is a part of a sentence. `at` is the time of the next attempt; None if this time is unknown or
+    has passed."""
 
     text: str
     at: datetime | None = None
 
 
 def wait_of(delivery: Delivery, tracker: Tracker | None, now: datetime, *, application_disabled: bool = False) -> Wait | None:
-    """Return why a delivery waits. Return None if it does not wait. `tracker` is None if the delivery is a callback of a message or
-    its tracker is deleted."""
+    """Return why a delivery waits. Return None if it does not wait. `tracker` is None if the delivery is for the callback URL of
+    a message, or if its tracker was deleted."""
     if delivery.status is DeliveryStatus.PARKED:
         return Wait("waits: the application is disabled" if application_disabled else "waits: the tracker is disabled")
     if delivery.status is not DeliveryStatus.PENDING:
@@ -35,9 +35,13 @@ def wait_of(delivery: Delivery, tracker: Tracker | None, now: datetime, *, appli
     if tracker is not None and breaker == "open":
         assert tracker.health.open_until is not None
         opens = from_ms(tracker.health.open_until)
-        return Wait("waits: the endpoint fails, next try", opens if later is None else max(later, opens))
+        return Wait("waits: the endpoint fails, next attempt", opens if later is None else max(later, opens))
     if breaker == "half_open":
-        return Wait("waits: the endpoint fails, next try", later) if later else Wait("waits: the endpoint fails, next try soon")
+        return (
+            Wait("waits: the endpoint fails, next attempt", later)
+            if later
+            else Wait("waits: the endpoint fails, next attempt soon")
+        )
     if later:
         return Wait("next", later)
     return Wait("waits: the tracker catches up" if breaker == "recovering" else "next soon")

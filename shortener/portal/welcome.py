@@ -1,7 +1,7 @@
-"""The welcome page, on which an invited operator chooses a password. The token is in the fragment of the invitation URL, which
-browsers do not send. A script puts the token into the form and removes it from the address bar; without a script, the operator
-pastes the link into a field. The invitation is accepted only when the form is sent. A mere request for the page, such as the link
-preview of a messenger, changes nothing.
+"""The welcome page, on which an invited operator chooses a password. The fragment of the invitation URL contains the token, and
+browsers do not send fragments to servers. A script puts the token into the form and removes it from the address bar. In a browser
+without scripts, the operator pastes the link into a field. The invitation is accepted only when the form is sent. A request for
+the page alone, such as the link preview of a messenger, changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def welcome(visit: Visit) -> Response:
 
 
 def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, found: OpenInvitation | None = None) -> Response:
-    """Return the form for the password if `found` is an open invitation, otherwise the form for the token."""
+    """Return the page with the form for the password if `found` is an open invitation, otherwise with the form for the token."""
     return visit.render(
         "welcome.html",
         status,
@@ -48,7 +48,7 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, fou
 
 
 def _token(visit: Visit) -> str:
-    """Return the token in the form field, which may contain the token alone or the complete invitation URL."""
+    """Return the token from the form field, into which the operator may also have pasted the complete invitation URL."""
     return visit.form.get("token", "").strip().rpartition("#")[2][:200]
 
 
@@ -104,7 +104,7 @@ def _accept(connection: Connection, visit: Visit, name: str, hashed: str) -> tup
 
 
 def _time_zone(visit: Visit) -> str | None:
-    """Return the time zone of the browser if the form contains a valid one, otherwise None."""
+    """Return the time zone that the browser reported in the form. Return None if it is missing or not valid."""
     name = visit.form.get("time_zone", "")[:64]
     try:
         time_zone(name)

@@ -69,15 +69,15 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     for browser, recipient in ((support, f'<a href="/portal/1/trackers/{number}">shop</a>'), (viewer, "shop")):
         live = (await browser.get("/portal/1/live")).text
         assert f"<h3>Delivery to {recipient}</h3>" in live
-        assert "the endpoint answered 400" in live
+        assert "the endpoint responded with 400" in live
         assert "other_status" not in live
     listed = await support.get(f"/portal/1/deliveries?status=dead&{EVER}")
-    assert "the endpoint answered 400" in listed.text
+    assert "the endpoint responded with 400" in listed.text
     timeline = (await support.get(f"/portal/1/messages/{message['message_id']}")).text
-    assert "To shop, 1 attempt: the endpoint answered 400." in timeline
+    assert "To shop, 1 attempt: the endpoint responded with 400." in timeline
     (path,) = set(re.findall(r"/portal/1/deliveries/\w+", listed.text))
     page = await support.get(path)
-    assert "the endpoint answered 400" in page.text
+    assert "the endpoint responded with 400" in page.text
     assert f'<dt>To</dt><dd><a href="/portal/1/trackers/{number}">shop</a>' in page.text
     assert "&lt;b&gt;no such order&lt;/b&gt;" in page.text
     rows = (await support.get(f"/portal/1/deliveries.csv?status=dead&{EVER}")).text.splitlines()
@@ -160,7 +160,7 @@ async def test_a_pending_delivery_shows_what_holds_it_and_no_time_in_the_past(
     past = f"{clock() - timedelta(minutes=45):%-d %b, %H:%M}"
     for page in pages:
         text = (await browser.get(page)).text
-        assert "waits: the endpoint fails, next try" in text
+        assert "waits: the endpoint fails, next attempt" in text
         assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text
         assert past not in text
     await service.trackers.update(AUDIT, tracker, TrackerChanges(enabled=False))

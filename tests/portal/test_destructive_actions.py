@@ -36,7 +36,7 @@ def test_every_danger_button_whose_page_asks_first_contains_an_ellipsis() -> Non
     [
         ("/portal/1/keys", {"action": "revoke", "key": "1"}, "only valid API key"),
         ("/portal/1/keys", {"action": "revoke_postback_key", "key": "1"}, "Revoke the key Net <b>?"),
-        ("/portal/1/keys", {"action": "rotate", "overlap": "0"}, "Reports of conversions with the current token get 401"),
+        ("/portal/1/keys", {"action": "rotate", "overlap": "0"}, "Conversion reports with the current token get 401"),
         ("/portal/admin/operators/2", {"action": "remove_role", "application": "1"}, "Remove the role viewer in"),
         ("/portal/admin/operators/2", {"action": "end_sessions"}, "End all sessions of Bo <b>?"),
         ("/portal/1/domains/go.brand.example", {"action": "disable"}, "Disable the domain go.brand.example?"),

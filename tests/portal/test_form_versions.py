@@ -83,7 +83,9 @@ async def make_tracker(service: Service, browser: httpx.AsyncClient, receiver: R
     return tracker.id, f"/portal/1/trackers/{tracker.id}/edit"
 
 
-async def changed_meanwhile(service: Service, sign_in: SignIn, receiver: Receiver) -> tuple[httpx.AsyncClient, str, Form]:
+async def change_tracker_after_opening(
+    service: Service, sign_in: SignIn, receiver: Receiver
+) -> tuple[httpx.AsyncClient, str, Form]:
     """Open the form of a tracker, enter another timeout, and change the name of the tracker by the API. Return the browser, the
     path of the form, and its fields, which have the old name."""
     browser = await sign_in("Mia", Role.MANAGER, 1)
@@ -107,8 +109,10 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
     assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
-    assert "was changed meanwhile to: shop of Mia. If you save again, your entry replaces this value" in stated(refused)
-    assert stated(refused).count("was changed meanwhile; this is the new value") == 5
+    assert "was changed after you opened this form, to: shop of Mia. If you save again, your entry replaces this value" in stated(
+        refused
+    )
+    assert stated(refused).count("was changed after you opened this form. The field now shows the new value") == 5
     assert (await service.trackers.get(tracker)).max_attempts == 3
     merged = fields_of(refused)
     assert (merged["name"], merged["max_attempts"], merged["timeout"]) == (["shop of Tom"], ["7"], ["2"])
@@ -140,7 +144,7 @@ async def test_a_change_by_the_api_to_the_values_of_the_form_or_of_values_outsid
 async def test_a_tracker_form_that_is_shown_again_with_its_entries_keeps_the_version_of_the_first_page(
     service: Service, sign_in: SignIn, receiver: Receiver, action: str
 ) -> None:
-    browser, path, form = await changed_meanwhile(service, sign_in, receiver)
+    browser, path, form = await change_tracker_after_opening(service, sign_in, receiver)
     if action == "invalid":
         again = await browser.post(path, data=form | {"url": ["ftp://x.example"]})
     else:
@@ -155,7 +159,7 @@ async def test_a_tracker_form_that_is_shown_again_with_its_entries_keeps_the_ver
 async def test_entries_that_are_kept_during_a_new_sign_in_keep_the_version_of_their_form(
     service: Service, sign_in: SignIn, receiver: Receiver, clock: Clock
 ) -> None:
-    browser, path, form = await changed_meanwhile(service, sign_in, receiver)
+    browser, path, form = await change_tracker_after_opening(service, sign_in, receiver)
     clock.now += timedelta(hours=8, seconds=1)
     expired = stated(await browser.post(path, data=form))
     (kept,) = re.findall(r'<input type="hidden" name="kept" value="([^"]+)">', expired)
@@ -188,7 +192,7 @@ async def test_two_operators_who_change_the_settings_of_an_application_do_not_ov
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
     assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
-    assert "was changed meanwhile to: 1.5. If you save again, your entry replaces this value" in stated(refused)
+    assert "was changed after you opened this form, to: 1.5. If you save again, your entry replaces this value" in stated(refused)
     merged = fields_of(refused)
     assert (merged["link_ttl_days"], merged["min_seconds_after_sent"]) == (["30"], ["2"])
     assert (merged["extra_schemes"], merged["retract_clicks"], merged["gateway"]) == (["myapp other"], ["on"], ["simulator"])
@@ -216,7 +220,7 @@ async def test_two_operators_who_change_one_domain_do_not_overwrite_each_other(s
     of_tom |= {"home_url": ["https://brand.example/tom"], "fallback_url": ["https://brand.example/late"]}
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
-    assert "was changed meanwhile to: https://brand.example/mia. If you save again" in stated(refused)
+    assert "was changed after you opened this form, to: https://brand.example/mia. If you save again" in stated(refused)
     merged = fields_of(refused)
     assert (merged["path"], merged["home_url"]) == (["/ACME"], ["https://brand.example/tom"])
     assert (await tom.post(path, data=merged)).status_code == 303
@@ -238,8 +242,8 @@ async def test_a_form_that_was_changed_meanwhile_shows_an_empty_value_as_a_word_
     assert (await browser.post(path, data=form | {"home_url": [""], "fallback_url": [long]})).status_code == 303
     entered = {"home_url": ["https://brand.example/second"], "fallback_url": ["https://brand.example/late"]}
     shown = stated(await browser.post(path, data=form | entered))
-    assert "was changed meanwhile to: empty. If you save again" in shown
-    assert f"was changed meanwhile to: {long[:MAX_SHOWN_CHARACTERS]}…. If you save again" in shown
+    assert "was changed after you opened this form, to: empty. If you save again" in shown
+    assert f"was changed after you opened this form, to: {long[:MAX_SHOWN_CHARACTERS]}…. If you save again" in shown
 
 
 async def test_two_admins_who_rename_one_application_do_not_overwrite_each_other(service: Service, sign_in: SignIn) -> None:
@@ -250,7 +254,7 @@ async def test_two_admins_who_rename_one_application_do_not_overwrite_each_other
     assert (await browser.post(path, data=first)).status_code == 303
     refused = await browser.post(path, data=second)
     assert refused.status_code == 422
-    assert "The application was renamed to One meanwhile, so nothing was saved." in stated(refused)
+    assert "The application was renamed to One after you opened this page, so nothing was saved." in stated(refused)
     shown = fields_of(refused, "rename")
     assert shown["name"] == ["One"]
     assert (await browser.post(path, data=shown | {"name": ["Two"]})).status_code == 303

@@ -159,7 +159,7 @@ async def test_the_list_of_the_messages_of_gateways_shows_masked_numbers_states_
     for message_id in messages.values():
         assert f'<a href="/portal/1/messages/{message_id}">{message_id}</a>' in text
     assert "4085550000" not in text
-    for words in ("the gateway did not answer in time", "the gateway rejected the message", "doubtful: the gateway may have it"):
+    for words in ("the gateway did not respond in time", "the gateway rejected the message", "doubtful: the gateway may have it"):
         assert words in text
     assert "Send again" not in text, "a viewer cannot decide"
     for state, message_id in messages.items():
@@ -374,4 +374,6 @@ async def test_the_page_of_the_gateways_says_how_many_delivery_reports_were_not_
     found = re.findall(r"delivery reports not recorded: ([^<]+)<", text)
     assert found == ["1,234 (no status)", "1 (unknown message)"]
     service.gateway_reports.count_unreadable(other.id)
-    assert "delivery reports not recorded: 1 (no id or no state in the receipt)" in (await viewer.get("/portal/1/gateways")).text
+    assert (
+        "delivery reports not recorded: 1 (no id or no state in the SMPP receipt)" in (await viewer.get("/portal/1/gateways")).text
+    )

@@ -47,11 +47,11 @@ def test_the_portal_has_words_for_every_outcome_of_a_message_that_a_gateway_send
 @pytest.mark.parametrize(
     ("status", "error", "text"),
     [
-        (500, "other_status", "the endpoint answered 500"),
+        (500, "other_status", "the endpoint responded with 500"),
         (200, None, "accepted with 200"),
-        (None, "timeout", "the endpoint did not answer in time"),
-        (200, "timeout", "the endpoint answered 200, but the rest of the answer did not arrive in time"),
-        (500, "breaker_open", "the endpoint failed for too long (last answer: 500)"),
+        (None, "timeout", "the endpoint did not respond in time"),
+        (200, "timeout", "the endpoint responded with 200, but the rest of the response did not arrive in time"),
+        (500, "breaker_open", "the endpoint failed for too long (last response: 500)"),
         (None, "a_code_of_a_later_version", "a code of a later version"),
         (None, None, ""),
     ],
@@ -61,5 +61,5 @@ def test_the_outcome_of_a_delivery_is_described_in_words(status: int | None, err
 
 
 def test_the_outcome_of_a_gateway_names_the_gateway() -> None:
-    assert send_outcome("timeout") == "the gateway did not answer in time"
+    assert send_outcome("timeout") == "the gateway did not respond in time"
     assert send_outcome("resolver_down") == DELIVERY_OUTCOMES["resolver_down"]

@@ -337,7 +337,7 @@ async def test_a_viewer_cannot_use_the_search_or_a_filter_to_confirm_a_guessed_p
 def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
     assert {name for _, name in RULES} <= set(REASONS)
     assert list(RULE_NAMES) == list(REASONS)
-    assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."
+    assert explain("browser", "clicks") == "Counted as a click: the request looks like that of a browser that a person uses."
     assert explain("method", "ignored_hits").startswith("Not counted as a click: ")
 
 

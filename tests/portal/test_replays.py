@@ -75,7 +75,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     assert "Replay 3 now" in confirmation.text
     assert figures(confirmation) == {"dead": 3}
     assert "At most 100 a second" in confirmation.text
-    assert "<dt>Last outcome</dt><dd>the endpoint answered 400</dd>" in confirmation.text
+    assert "<dt>Last outcome</dt><dd>the endpoint responded with 400</dd>" in confirmation.text
     before = await log(service)
     assert (await service.deliveries.backlog(tracker, service.clock())).dead == 3
 

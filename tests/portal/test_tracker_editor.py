@@ -148,7 +148,7 @@ async def test_the_tracker_preview_shows_requests_of_real_events_and_sends_nothi
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     page = await browser.post(NEW, data=form(receiver, action="preview"))
-    assert "Invented event" in page.text
+    assert "Example event" in page.text
     message = await send(service, browser, message_id="order-7")
     await click(service, await new_browser(), message["links"][0]["code"])
     for format in ("json", "scg"):
@@ -175,7 +175,7 @@ async def test_the_filter_for_conversions_is_set_previewed_changed_and_removed_i
         conversion_dispositions=["none", "positive"],
     )
     page = await browser.post(NEW, data=chosen | {"action": "preview"})
-    assert "Invented event" in page.text
+    assert "Example event" in page.text
     assert "GET /?" not in page.text
     assert "POST /?sale=positive HTTP/1.1" in page.text
     assert 'value="none" checked' in page.text

@@ -22,10 +22,10 @@ RECOVERING = EndpointHealth(recovering_at=to_ms(PAST))
 @pytest.mark.parametrize(
     ("health", "next_at", "text", "at"),
     [
-        (OPEN, PAST, "waits: the endpoint fails, next try", SOON),
-        (OPEN, LATER, "waits: the endpoint fails, next try", LATER),
-        (PROBE, PAST, "waits: the endpoint fails, next try soon", None),
-        (PROBE, LATER, "waits: the endpoint fails, next try", LATER),
+        (OPEN, PAST, "waits: the endpoint fails, next attempt", SOON),
+        (OPEN, LATER, "waits: the endpoint fails, next attempt", LATER),
+        (PROBE, PAST, "waits: the endpoint fails, next attempt soon", None),
+        (PROBE, LATER, "waits: the endpoint fails, next attempt", LATER),
         (RECOVERING, PAST, "waits: the tracker catches up", None),
         (EndpointHealth(), PAST, "next soon", None),
         (EndpointHealth(), LATER, "next", LATER),

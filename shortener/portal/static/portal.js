@@ -1,4 +1,4 @@
-// The script of the portal. Every page works without it: it saves clicks, and it never fetches or counts anything.
+// The script of the portal. Every page works without it. It only makes pages easier to use, and never fetches or counts anything.
 const root = document.documentElement;
 root.classList.add("js");
 
@@ -10,7 +10,7 @@ if (token && location.hash.length > 1) {
   token.form.requestSubmit();
 }
 
-// The time zone of the browser, for the first sign-in.
+// Send the time zone of the browser with the form of the welcome page.
 for (const field of document.querySelectorAll("[data-time-zone]")) {
   field.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "";
 }
@@ -20,7 +20,7 @@ document.addEventListener("change", (event) => {
   if (form && !event.target.hasAttribute("data-wait")) form.requestSubmit();
 });
 
-// A form in the query of the page: leave out empty fields, so that addresses stay short.
+// The fields of a form with the method GET become the query of a URL. Leave out empty fields, so that the URL stays short.
 document.addEventListener("formdata", (event) => {
   if (event.target.method !== "get") return;
   for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
@@ -45,7 +45,7 @@ document.addEventListener("input", ({ target }) => {
   if (reason) reason.hidden = true;
 });
 
-// Browsers have no clipboard on plain http, except on this machine.
+// On plain http, browsers have no `navigator.clipboard`, except for localhost.
 async function copy(text) {
   if (navigator.clipboard) { await navigator.clipboard.writeText(text); return; }
   const area = document.createElement("textarea");
@@ -86,7 +86,7 @@ document.addEventListener("keydown", (event) => {
   if (found.matches("input")) found.focus(); else found.click();
 });
 
-// The badge of the live page says whether new rows arrive. The events are those of the SSE extension of htmx.
+// The badge of the live page says whether the stream of new rows is open. The SSE extension of htmx sends these events.
 const state = document.querySelector("[data-stream-state]");
 if (state) {
   const show = (text, kind) => {
@@ -105,7 +105,7 @@ if (state) {
   });
 }
 
-// A list that grows by itself keeps its newest rows, and says once in ten seconds how many are new.
+// A list to which the stream adds rows keeps only its newest rows. Every ten seconds, screen readers get the number of new rows.
 for (const list of document.querySelectorAll("[data-limit]")) {
   let added = 0;
   new MutationObserver((changes) => {
@@ -132,7 +132,7 @@ function showTip(text, box, top = box.top) {
   tip.style.top = `${Math.max(8, top - tip.offsetHeight - 8)}px`;
 }
 
-// The description of a bar appears at once, and not after the delay of the browser's own tooltip, which it replaces.
+// The description of a bar replaces the browser's own tooltip, which would appear only after a delay.
 document.addEventListener("pointerover", (event) => {
   const bar = event.target.closest(".plot .slot, .plot .gap");
   if (!bar) { if (tip.dataset.bar) tip.hidden = true; delete tip.dataset.bar; return; }
