@@ -24,7 +24,7 @@ MAX_SUBJECT_CHARACTERS = 255
 #: The settings of the installation that determine how long data is kept, each with a description of this data.
 KEPT = {
     "hit_retention_days": "Hits: the time, the address and the browser of each request for a link",
-    "message_retention_days": "Messages with their numbers, links and conversions",
+    "message_retention_days": "Messages with their phone numbers, links and conversions",
     "event_retention_days": "Events with their finished deliveries and the responses of trackers",
 }
 

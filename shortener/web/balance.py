@@ -60,10 +60,11 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def prices(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return the prices by prefix: the prices of the application, and for other prefixes the prices for all applications."""
+    """Return one price for each prefix: the price of the application if there is one, otherwise the price for all
+    applications."""
     rows = await call.service.database.read(list_prices, call.application_id)
     balance = await call.service.database.read(read_balance, call.application_id)
-    # In `rows`, the prices of the application come after the prices for all applications, so they replace them here.
+    # `rows` has the prices for all applications first. The prices of the application come later and replace them.
     by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}
     return {
         "status": True,
@@ -81,7 +82,8 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         response=BalanceResponse,
-        description="A send call that costs more than the balance gets `INSUFFICIENT_BALANCE`.",
+        description="If a call that sends messages would cost more than the balance, it gets `INSUFFICIENT_BALANCE` and "
+        "sends nothing.",
     ),
     Endpoint("GET", "/api/v1/prices", prices, "List prices", _TAG, permission="sms.read", response=PricesResponse),
 ]

@@ -1,5 +1,5 @@
-"""The endpoints for blocked destination hosts. Links of the application to these hosts respond with 410, and new links to
-these hosts are rejected."""
+"""The endpoints for blocked destination hosts. Links of the application whose destination has a blocked host respond with 410,
+and new links to blocked hosts are rejected."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """This module checks the credential of a request to the API: an API key, a tracker token or a postback key. It finds the owner of
-the credential, and checks its permission and its rate limit. If the credential is missing or wrong, the error text states which
-credential the call requires, and whether the request has another kind of credential or has it in another header.
+the credential, and checks the permission and the rate limit. If the credential is missing or wrong, the error text says which
+credential the call requires. It also says if the request contains a credential of another kind or in another header.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ class Caller(enum.Enum):
 
 
 async def authenticate(caller: Caller, permission: Permission | None, service: Service, request: Request) -> Principal | None:
-    """Return the owner of the credential of a request. Return None if `caller` is ANYONE, so no credential is required. Raise
+    """Return the owner of the credential of a request. Return None if `caller` is ANYONE: no credential is required then. Raise
     ApiError UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
     if caller is Caller.ANYONE:
         return None
     principal = _find_principal(caller, service, request)
     if principal is None:
-        if _has_credential(caller, request):  # Only a wrong credential is counted, not a missing one.
+        # The limit of wrong credentials (new_credentials.py) does not count requests without a credential.
+        if _has_credential(caller, request):
             find = partial(_find_principal, caller, service, request)
             principal = await find_new_credential(service, request, find)
         if principal is None:
@@ -77,7 +78,7 @@ def _tracker_token(request: Request) -> str:
     return (find_header(request, b"x-api-token") or "").strip()
 
 
-#: The kind of a credential, by the beginning of its text.
+#: The kind of a credential, by the first three characters of its text.
 _KINDS = {"sk_": "an API key", "tt_": "a tracker token", "pk_": "a postback key"}
 
 
@@ -102,16 +103,18 @@ def _reason_of_rejection(caller: Caller, request: Request) -> str:
 
 
 def _credentials_by_place(request: Request) -> dict[str, str]:
-    """Return the credentials of a request by the header that contains each."""
+    """Return the credentials of a request by the name of the header that contains them."""
     found = {name: (find_header(request, name.lower().encode()) or "").strip() for name in ("X-API-Key", "X-Api-Token")}
     found["Authorization"] = _split_authorization(request)[1]
     return {name: credential for name, credential in found.items() if credential}
 
 
 def _misplaced(sent: Mapping[str, str], required: str, accepted: Sequence[str]) -> str | None:
-    """Return which credential of another kind a request has, or in which wrong header it has one of the kind `required`, for an
-    error text. Return None if a header of `accepted` may have the required credential, or if there is no known credential."""
-    # The key of the setting INITIAL_API_KEY may begin with any characters.
+    """Return which wrong credential a request contains, for an error text, such as "a tracker token in the X-API-Key header". The
+    credential is wrong if it is not of the kind `required`, or is in a header that is not in `accepted`. Return None if an
+    accepted header may contain the required credential, or if no header contains a known credential."""
+    # A credential in X-API-Key counts as an API key whatever its first characters are: INITIAL_API_KEY may begin with any
+    # characters.
     kinds = {name: _KINDS.get(credential[:3], "an API key" if name == "X-API-Key" else "") for name, credential in sent.items()}
     if any(kinds.get(name) in (required, "") for name in accepted):
         return None

@@ -33,7 +33,7 @@ _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page
 
 
 class ConversionsCsvQuery(Period):
-    """Filters of conversions. The period refers to the time of a conversion, which is the time in its first report."""
+    """Filters of conversions. The period refers to the time of a conversion: the time that its first report states."""
 
     campaign: Text | None = Field(
         None, max_length=200, description="Only conversions of messages of this campaign. Empty: only messages without a campaign."
@@ -49,8 +49,8 @@ class ConversionsCsvQuery(Period):
     disposition: Literal["positive", "negative", "pending", "none"] | None = Field(
         None,
         description=(
-            "Only conversions with this disposition: positive, negative, pending (the status word means pending), or none (no "
-            "disposition, and not pending)."
+            "Only conversions with this disposition: positive, negative, pending (the status word means pending), or none "
+            "(neither a disposition nor a status word that means pending)."
         ),
     )
     message_id: Text | None = Field(None, max_length=255, description="Only conversions of the message with this id.")
@@ -61,8 +61,8 @@ class ConversionsCsvQuery(Period):
     metric: Literal["conversions"] | None = Field(
         None,
         description=(
-            "Only the conversions that this figure of the statistics counts. As in the statistics, the period is extended to "
-            "complete time slots of 15 minutes, and `basis` selects which time must be in the period."
+            "Name of a figure of the statistics: only the conversions that this figure counts. As in the statistics, the period is "
+            "extended to complete time slots of 15 minutes, and `basis` selects which time must be in the period."
         ),
     )
     basis: Literal["event", "sent"] = Field(

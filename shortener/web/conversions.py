@@ -58,8 +58,8 @@ def _response(result: ConversionResult) -> dict[str, Any]:
 
 
 async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = None) -> dict[str, Any]:
-    """Record the conversion of a request. If `refusal` is not None, reject the request with this error. `path` is the path of the
-    request, with the name of the parameter in place of a postback key."""
+    """Record the conversion that a request reports. If `refusal` is not None, reject the report with this error. `path` is the
+    path of the request, without the postback key: the name of the path parameter replaces the key."""
     service, request = call.service, call.request
     received = await read_report(request, service.settings.body_limit)
     try:
@@ -81,7 +81,7 @@ async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = Non
 
 
 async def track(call: Call[Any, Any]) -> dict[str, Any]:
-    """Record the conversion in the request of a tracker."""
+    """Record the conversion that a tracker reports to the main endpoint."""
     return await report(call, "/api/v1/track")
 
 
@@ -117,13 +117,13 @@ async def postback(call: Call[Any, Any]) -> dict[str, Any]:
 _TAG = "Trackers"
 _ERRORS = (ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT, ErrorCode.UNEXPANDED_PLACEHOLDER)
 _DESCRIPTION = (
-    "Accepts GET and POST. The parameters may be in the query, in a form, in multipart or in JSON. "
-    "There is one conversion for each combination of message, `action` and `transaction_id`. Upper and lower case make no "
-    "difference. A repeat returns the first "
-    "response and triggers no event. A report with another status, disposition, value or currency is an update: it stores a new "
-    "revision and sends a `conversion` event. Without a `transaction_id`, a second value is rejected. A value, a currency or a "
-    "time that cannot be parsed is stored as text, with a warning. A conversion counts without a click, before a click and after "
-    "the link expired. Any other parameter is stored as metadata, at most 4 KiB of JSON."
+    "Accepts GET and POST. The parameters may be in the query, in a form, in multipart or in JSON. There is one conversion "
+    "for each combination of message, `action` and `transaction_id`. Upper and lower case make no difference. A repeat "
+    "returns the first response and triggers no event. A later report with another status, disposition, value or "
+    "currency is an update: it stores a new revision and sends a `conversion` event. Without a `transaction_id`, a "
+    "second value is rejected. A value, a currency or a time that cannot be parsed is stored as text, with a warning. A "
+    "conversion also counts if there was no click, if it was reported before the click, or if the link has expired. Any "
+    "other parameter is stored as metadata, at most 4 KiB of JSON."
 )
 
 

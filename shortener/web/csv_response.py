@@ -1,4 +1,4 @@
-"""Responses that stream a CSV file page by page, so that the memory does not grow with the length of the file."""
+"""Responses that stream a CSV file page by page, so that a long file needs no more memory than a short one."""
 
 # Tested by tests/web/test_lists.py
 
@@ -14,8 +14,8 @@ from shortener.web.streams import ClosingResponse
 
 
 async def read_first_page(pages: AsyncIterator[bytes]) -> list[bytes]:
-    """Read the CSV header and the first page of rows, if there are rows. Call this before the response starts, because afterwards
-    the client cannot get an error. Raise StoreUnavailable if the database is unavailable."""
+    """Read the CSV header, and the first page of rows if there are rows. Call this before the response starts, because the client
+    cannot get an error status later. Raise StoreUnavailable if the database is unavailable."""
     first = [await anext(pages)]
     async for page in pages:
         first.append(page)

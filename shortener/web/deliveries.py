@@ -40,7 +40,10 @@ class DeliveryFields(ResponseModel):
         )
     )
     attempt: int = Field(description="Number of attempts of the delivery that were started.")
-    next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of the lease of the delivery.")
+    next_at: str | None = Field(
+        description="Time of the next attempt. While an attempt is in flight: the time from which "
+        "the delivery may be attempted again if the process of this attempt stops."
+    )
     created_at: str
     finished_at: str | None
     last_status: int | None = Field(description="HTTP status of the tracker's last response. null: there was no response.")
@@ -54,7 +57,7 @@ class AttemptFields(ResponseModel):
     status: int | None = Field(description="HTTP status of the response to the attempt. null: there was no response.")
     error: str | None
     detail: str | None
-    answer: str | None = Field(description="The first 1,024 bytes of the response body.")
+    answer: str | None = Field(description="The first 1,024 bytes of the response body, as text.")
 
 
 class DeliveryWithAttempts(DeliveryFields):
@@ -69,7 +72,7 @@ class DeliveryResponse(ResponseModel):
 
 
 class ReplayResponse(ResponseModel):
-    """A delivery whose replay was requested. It gets all its attempts again."""
+    """A delivery whose replay was requested. It is sent again, with the full number of attempts."""
 
     status: Literal[True] = True
     delivery: DeliveryFields
@@ -111,7 +114,7 @@ class ReplayedDelivery(ResponseModel):
     """The result for one delivery of the list."""
 
     delivery_id: str
-    replayed: bool = Field(description="true: the delivery gets all its attempts again.")
+    replayed: bool = Field(description="true: the delivery is sent again, with the full number of attempts.")
     error_code: str | None = Field(
         description="NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: it is replayed."
     )
@@ -157,7 +160,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay(call: Call[None, None]) -> dict[str, Any]:
-    """Make a dead or delivered delivery pending again, with all its attempts."""
+    """Make a dead or delivered delivery pending again, with the full number of attempts."""
     service = call.service
     delivery = await service.deliveries.replay(call.audit, _delivery_id(call), service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
@@ -165,7 +168,7 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
-    """Make the deliveries in the list of the request pending again, with all their attempts."""
+    """Make the deliveries in the list of the request pending again, with the full number of attempts."""
     service, names = call.service, list(dict.fromkeys(call.body.delivery_ids))
     decoded = {name: DELIVERY_IDS.decode(name) for name in names}
     ids = list({delivery_id for delivery_id in decoded.values() if delivery_id is not None})
@@ -182,7 +185,7 @@ async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
 
 
 async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
-    """Make the dead deliveries of a tracker pending again, with all their attempts."""
+    """Make the dead deliveries of a tracker pending again, with the full number of attempts."""
     service = call.service
     tracker = await service.trackers.get(call.path["tracker_id"], call.application_id)
     filters = _filter(call.application_id, tracker.id, call.body, None)
@@ -231,8 +234,8 @@ ENDPOINTS = [
         body=ReplayRequest,
         body_optional=True,
         response=ReplayDeadResponse,
-        description="Sends dead deliveries again, oldest first and at a limited rate. Each delivery gets all its attempts again "
-        "and keeps its event id.",
+        description="Sends dead deliveries again, oldest first and at a limited rate. Each delivery gets the full number of "
+        "attempts again and keeps its event id.",
     ),
     Endpoint(
         "GET",
@@ -264,8 +267,8 @@ ENDPOINTS = [
         permission="trackers.write",
         body=ReplayListRequest,
         response=ReplayListResponse,
-        description="Each dead or delivered delivery of the list gets all its attempts again and keeps its event id. Each is "
-        "replayed or refused separately. An id that occurs twice is replayed once.",
+        description="Each dead or delivered delivery of the list is sent again, with the full number of attempts and the "
+        "same event id. Each is replayed or refused separately. An id that occurs twice is replayed once.",
     ),
     Endpoint(
         "POST",
@@ -277,8 +280,8 @@ ENDPOINTS = [
         response=ReplayResponse,
         errors=(ErrorCode.CONFLICT,),
         description=(
-            "A dead or delivered delivery gets all its attempts again and keeps its event id. For a pending delivery, the call "
-            "returns 409."
+            "A dead or delivered delivery is sent again, with the full number of attempts and the same event id. For a "
+            "pending delivery, the call returns 409."
         ),
     ),
 ]

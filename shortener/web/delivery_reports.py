@@ -1,4 +1,4 @@
-"""POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier.
+"""POST /api/v1/sms/status: the endpoint to which the send pipeline forwards the delivery reports of the carrier.
 
 Each report of a list is accepted or refused separately. A report is refused only if the application has no message with its
 message_id, or if its state is unknown. Any other invalid value, such as a text that is too long or an unknown date format, is cut
@@ -60,8 +60,8 @@ class DeliveryReportItem(RequestModel):
     )
 
 
-#: The type of the body in the OpenAPI document. The service does not validate the body with this type, so that one invalid report
-#: in a list does not cause the rejection of the whole list.
+#: The type of the body in the OpenAPI document only. The service does not validate the body as a whole with it, because one
+#: invalid report would then reject the complete list.
 _DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
 
 
@@ -97,8 +97,8 @@ class DeliveryReportsResponse(ResponseModel):
 
 @mutable_record
 class ReadReport:
-    """The result of `read_report`. If the report is refused, `report` is None, `invalid_field` is the name of the invalid field,
-    and `reason` explains what is wrong."""
+    """The result of `read_report`. If the report is refused, `report` is None. Then `invalid_field` is the name of the invalid
+    field, and `reason` says what is wrong."""
 
     message_id: str | None
     report: DeliveryReport | None = None
@@ -252,9 +252,10 @@ async def report(call: Call[None, DeliveryReportRequest]) -> dict[str, Any]:
 
 
 async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: int) -> None:
-    """Raise ApiError RATE_LIMITED if the reports would create more deliveries than the application may create in a minute.
+    """Raise ApiError RATE_LIMITED if the reports would create more deliveries to trackers than REPORT_DELIVERY_LIMIT permits in a
+    minute.
 
-    Each report counts once for each subscribed tracker."""
+    Each report counts once for each tracker that subscribes to its event."""
     service = call.service
     trackers = await service.trackers.count_subscribers(call.application_id, Topic.DELIVERY)
     wait = service.rate_limits.reported_deliveries.take(call.application_id, cost=max(reports * trackers, 1))
@@ -292,11 +293,11 @@ ENDPOINTS = [
         is_report=True,
         response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE, ErrorCode.RATE_LIMITED),
-        description="The body is one report or a list. Each report is accepted or refused separately: `results` has one entry for "
-        "each. The call returns an error only if no report was accepted. Texts that are too long are cut, text that is not UTF-8 "
-        "is read as Windows-1252, and values that cannot be read are left out, with a warning. A state only moves forward: "
-        "CREATED < SENT < FAILED, EXPIRED < DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the "
-        "state back. The words of SMPP, Kannel, Jasmin, playSMS, Twilio, Infobip and Vonage are accepted too; ACCEPTD, ENROUTE "
-        "and UNKNOWN are stored and do not change the state.",
+        description="The body is one report or a list. Each report is accepted or refused separately, and `results` has one "
+        "entry for each report. The call returns an error only if no report was accepted. Texts that are too long are cut, "
+        "text that is not UTF-8 is read as Windows-1252, and values that cannot be read are left out, with a warning. A "
+        "state only moves forward: CREATED < SENT < FAILED, EXPIRED < DELIVERED < READ < CLICKTHRU. A late report stores its "
+        "time and never moves the state back. The words of SMPP, Kannel, Jasmin, playSMS, Twilio, Infobip and Vonage are "
+        "accepted too; ACCEPTD, ENROUTE and UNKNOWN are stored and do not change the state.",
     )
 ]

@@ -27,7 +27,7 @@ _TAG = "Operation"
 
 @lru_cache(maxsize=1)
 def _described(server: str) -> Document:
-    # These modules import the models of all endpoints, so they are imported only when the document is requested.
+    # These modules import the models of all endpoints. Import them only when the document is requested.
     from shortener.web.endpoints import ENDPOINTS as ALL
     from shortener.web.openapi import document
 
@@ -41,13 +41,13 @@ def _as_json(server: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _as_page(server: str) -> bytes:
-    from shortener.web.docs_page import page  # jinja2 is imported here, because it takes 2 MB of memory
+    from shortener.web.docs_page import page  # imported here, because jinja2 takes 2 MB of memory and only this page needs it
 
     return page(_described(server))
 
 
 async def _openapi(call: Call[None, None]) -> Response:
-    # The first call takes a third of a second, so it runs in a thread and clicks do not wait for it.
+    # The first call takes a third of a second. It runs in a thread, so that clicks do not wait for it.
     return Response(await asyncio.to_thread(_as_json, _server(call)), media_type="application/json")
 
 

@@ -86,8 +86,8 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**located, "curl": _curl(located), "search": " ".join(words), "credential": credential}
 
 
-#: Path parameters that the service generates. The examples contain them as shell variables, because their values are different in
-#: each installation.
+#: The path parameters whose values the service generates. In examples, a shell variable replaces each of them, because the values
+#: are different in each installation.
 GENERATED_PARAMETERS = frozenset(
     {
         "tracker_id",
@@ -110,8 +110,8 @@ def variable_of(parameter: str) -> str:
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return an example call of an endpoint as a curl command. Return "" for an endpoint that only gateways call: each gateway has
-    its own format.
+    """Return an example call of an endpoint as a curl command. Return "" for an endpoint that only gateways call, because each
+    gateway sends its own format.
 
     The command uses the shell variables BASE, KEY and TOKEN, and one variable for each generated id in the path."""
     path = operation["path"]
@@ -159,7 +159,7 @@ def _prose(text: str) -> Markup:
 
 
 def _list_items(lines: Sequence[Markup]) -> list[Markup]:
-    """Return the items of a list. A line that does not begin with "- " continues the item before it."""
+    """Return the items of a list. A line without "- " at its beginning continues the previous item."""
     items: list[Markup] = []
     for line in lines:
         if line.startswith("- "):

@@ -43,8 +43,9 @@ class DomainFields(ResponseModel):
     default: bool
     new_links: bool = Field(description="true: new links begin with this domain, unless a rewrite names another domain.")
     warnings: list[str] = Field(
-        description="Warnings: phones cannot open links on the domain, or a placeholder in fallback_url will not be filled in. The "
-        "response that adds a domain also warns if this server finds no DNS address for its host."
+        description="Warnings, for example that phones cannot open links on the domain, or that a placeholder in "
+        "fallback_url is not filled in. When a domain is added, the response also warns if the DNS has no address for its "
+        "host."
     )
 
 
@@ -194,7 +195,7 @@ async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:
 
 
 def _fields(application: Application | None, host: str) -> dict[str, Any]:
-    """Return the fields of the response that describes one domain. Raise ApiError NOT_FOUND if the application does not have this
+    """Return the fields of the response about one domain. Raise ApiError NOT_FOUND if the application does not have this
     domain."""
     domains, wanted = application.domains if application else (), canonical_host(host)
     found = next((domain for domain in domains if canonical_host(domain.host) == wanted), None)

@@ -1,10 +1,12 @@
-"""This module defines the class `Endpoint`, and runs every endpoint in the same way. An endpoint declares its path, its caller and
-its models for query, body and response once. The same declaration authenticates the caller, validates the request, serializes the
-response and produces the OpenAPI document, so that the document cannot differ from the behavior.
+"""This module defines the class `Endpoint`, and runs every endpoint in the same way. An endpoint declares its path, its kind of
+caller, and its models for the query, the body and the response. The service uses this declaration to authenticate the caller, to
+validate the request and to serialize the response. The OpenAPI document is generated from the same declaration, so it cannot
+differ from the behavior.
 
-The order is fixed: first the credential (401, 403) and the rate limit of its key (429), then query and body (400, 413, 415), then
-the handler. An `ApiError` from the handler becomes the error body. If the database is unavailable, the response is 503 with
-`Retry-After`. For any other exception, the response is 500 without details, and the exception is logged.
+The order of the checks is fixed: first the credential (401, 403), then the rate limit of the API key (429), then the query and
+the body (400, 413, 415). Then the handler runs. An `ApiError` from the handler becomes the error body. If the database is
+unavailable, the response is 503 with `Retry-After`. For any other exception, the response is 500 without details, and the
+exception is logged.
 """
 # Tested by tests/web/test_callers.py and tests/web/test_permissions.py
 
@@ -50,7 +52,8 @@ class RequestModel(BaseModel):
 
 
 class ResponseModel(BaseModel):
-    """Base class of response models. Fields with a default are always sent, so the OpenAPI document marks them as required."""
+    """Base class of response models. Every field is sent, also a field with its default, so the OpenAPI document marks all fields
+    as required."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True, json_schema_serialization_defaults_required=True)
 
@@ -65,7 +68,8 @@ Query = TypeVar("Query", bound=BaseModel | None)
 Body = TypeVar("Body")
 
 
-#: A function that returns the body of an error response with additional fields. Its arguments are the error code and the body.
+#: A function that adds fields to the body of an error response. Its arguments are the error code and the body; it returns the new
+#: body.
 ErrorShape = Callable[[ErrorCode, dict[str, Any]], dict[str, Any]]
 
 
@@ -99,26 +103,25 @@ class Call(Generic[Query, Body]):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One method of one path, with everything that validation and the OpenAPI document need.
+    """One HTTP method of one path. Its fields contain everything that the validation and the OpenAPI document need.
 
     `path` has Starlette's syntax, for example `/messages/{id:int}`. `response` is the model of the body; None means that the
     handler returns a `Response`. `other_responses` maps further successful statuses to their models. `headers` maps each header
-    that the handler reads to its description. `response_headers` are sent with every response, also with errors.
+    that the handler reads to its description. `response_headers` are sent with every response, including errors.
 
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text in a JSON
     body is replaced. With `reads_request`, the handler itself reads the query and the body, and the models only describe them in
     the OpenAPI document. A GET endpoint also handles HEAD requests, unless `has_head` is false.
 
-    `errors` lists the codes that the handler raises, in addition to those that every endpoint may raise. If the body is invalid,
-    `keep_valid` is called first. It may return the valid part of the request, which the handler then gets in place of the body. If
-    it returns None, the request is rejected, and `complete_error` adds the errors that the handler would have found, so that one
-    error does not hide another.
-    `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a vendor to the body
-    of an error.
+    `errors` lists the error codes that the handler raises. Codes that every endpoint may raise are not in this list. If the body
+    is invalid, `keep_valid` is called first. It may return the valid part of the request, which the handler then gets in place of
+    the body. If it returns None, the request is rejected. `complete_error` then adds the errors that the handler would have
+    found, so that one error does not hide another. `translate_error` replaces the code of an error by the code of a vendor.
+    `error_shape` adds the fields of a vendor to the body of an error.
 
-    `is_report` is true if the body contains reports; their repetition changes nothing, because the service recognises it.
-    `can_rotate` is true if the request can create a new secret or key; its repetition then creates another one. `stores_nothing` is
-    true for a POST that changes nothing: its response is not stored, and an Idempotency-Key has no effect.
+    `is_report`: the body contains reports. The service recognises a repeated report, and the repeat changes nothing.
+    `can_rotate`: the request can create a new secret or key, and a repeat would create another one. `stores_nothing`: the POST
+    request changes nothing, so its response is not stored and an Idempotency-Key has no effect.
     """
 
     method: str
@@ -159,17 +162,16 @@ class Endpoint:
 
     @cached_property
     def stores_response(self) -> bool:
-        """Whether `_run` stores the response to a request with an Idempotency-Key, and returns it to repeats with the same API key.
-        It does not if the handler stores the responses itself. Such an endpoint has Idempotency-Key in `headers`."""
+        """Whether `_run` stores the response to a request with an Idempotency-Key, and returns it to repeats with the same API
+        key. This is false if the handler itself stores the responses; `headers` of such an endpoint contains Idempotency-Key."""
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.stores_nothing:
             return False
         return not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
-        """Return whether the caller may repeat a request whose outcome is unknown, because the repeat changes nothing if the first
-        request was stored. This is false if the request can create a secret or a key. Otherwise it is true for reports, for all
-        methods except POST, and for rewrites with an Idempotency-Key, because their key is stored in the same transaction as the
-        messages."""
+        """Return whether the caller may repeat a request whose outcome is unknown. This is true if a repeat would change nothing
+        after the first request was stored: for reports, for all methods except POST, and for rewrites with an Idempotency-Key,
+        which is stored in the same transaction as the messages. It is false if the request can create a secret or a key."""
         if self.can_rotate:
             return False
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report or self.stores_nothing:
@@ -177,7 +179,7 @@ class Endpoint:
         return HEADER in self.headers and HEADER in request.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
-        """Run the endpoint and count its response. Every failure becomes an error response; this method never raises an error."""
+        """Run the endpoint and count its response. This method raises no error: every failure becomes an error response."""
         began = time.perf_counter()
         response, error_code = await _run(self, service, request)
         if self.response_headers:
@@ -189,7 +191,7 @@ class Endpoint:
 
 
 def log_request(service: Service, method: str, path: str, status: int, error_code: str, seconds: float) -> None:
-    """Write the line of the access log for a request of the API. `path` must not contain the values of parameters, because they may
+    """Write the access log line of a request to the API. `path` must not contain the values of path parameters, because they may
     be credentials."""
     if service.settings.logs_access:
         error = {"error_code": error_code} if error_code else {}
@@ -217,7 +219,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return JsonResponse(body, status) if headers is None else Response(body, status, headers, "application/json")
 
 
-#: The value of the header `Link` of each error response. It refers to the list of error codes on the documentation page.
+#: The header `Link` of error responses. It leads to the list of error codes on the documentation page.
 HELP_LINK = '</docs#error-codes>; rel="help"'
 
 
@@ -239,10 +241,10 @@ def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response
 
 
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[Response, str]:
-    """Run an endpoint. Return its response, and the code of the error or ""."""
+    """Run an endpoint. Return the response and the error code ("" without an error)."""
     try:
         principal = await authenticate(endpoint.caller, endpoint.permission, service, request)
-        # PostgreSQL would reject the character NUL with an error. No id contains it, so the path does not exist.
+        # PostgreSQL would reject the character NUL with an error. No id contains this character, so nothing exists at this path.
         if "\0" in request.scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
         if any(isinstance(value, int) and value > MAX_COUNTED_ID for value in request.path_params.values()):
@@ -290,8 +292,9 @@ def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Res
 
 
 def _forget_origin(error: ApiError) -> None:
-    """Remove the traceback of an error. The error and the frames of its traceback refer to each other. Because of this reference
-    cycle, the body of each rejected request would stay in memory until a full garbage collection, which is rare."""
+    """Remove the traceback of an error. The error refers to its traceback, and the frames of the traceback refer to the error.
+    Because of this reference cycle, the body of each rejected request would stay in memory until a full garbage collection, which
+    is rare."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 

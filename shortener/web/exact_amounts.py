@@ -1,8 +1,8 @@
-"""This module reads amounts in JSON with all their digits. A JSON parser returns a number as a float, which loses digits after the
+"""This module reads amounts in JSON exactly. A usual JSON parser returns a number as a float, which loses the digits after the
 17th.
 
-`parse_number` is for a JSON decoder that reads all numbers exactly. Such a decoder is slow, so the bodies of messages are parsed
-with floats. `restore_amounts` then replaces the amounts that have more digits than a float can represent.
+A decoder with `parse_number` reads all numbers exactly, but it is slow. Therefore the bodies of messages are parsed with floats,
+and `restore_amounts` then replaces the amounts that have more digits than a float can represent.
 """
 # Tested by tests/web/test_request_body.py and tests/web/test_report_input.py
 
@@ -15,12 +15,12 @@ from typing import Any
 
 #: The names of the fields that contain amounts.
 _AMOUNTS = frozenset({"mt_price"})
-#: A number with more characters than a float can always represent, in a field that contains an amount.
+#: A field that contains an amount, with a number that has more characters than a float can always represent.
 _LONG_AMOUNT = re.compile(rb'"(?:%s)"\s*:\s*-?[0-9][0-9.eE+-]{15,}' % "|".join(_AMOUNTS).encode())
 
 
 def parse_number(text: str) -> Decimal | str:
-    """Return a JSON number as a decimal. Return the text if its exponent is too large for a decimal."""
+    """Return a JSON number as a decimal. If its exponent is too large for a decimal, return the text of the number."""
     try:
         return Decimal(text)
     except ArithmeticError:
@@ -31,7 +31,7 @@ _DECODER = json.JSONDecoder(parse_float=parse_number, parse_constant=str, strict
 
 
 def restore_amounts(content: bytes, data: Any) -> None:
-    """Replace the amounts with many digits in `data`, which is the parsed JSON of `content`, by exact decimals."""
+    """In `data`, the parsed JSON of `content`, replace amounts with many digits by exact decimals."""
     if _LONG_AMOUNT.search(content) is None:
         return
     try:

@@ -63,7 +63,7 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: Example values for the fields of responses, if they differ from the values in `_VALUES`.
+#: Example values for fields of responses whose values differ from those in `_VALUES`.
 _RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",
@@ -137,7 +137,8 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """Return the example value of a field if `value` is a text that begins with "test". Return any other value unchanged."""
+    """Return the example value of a field if `value` is only a text of the sample events, which begins with "test". Return any
+    other value unchanged."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value
@@ -148,7 +149,8 @@ def _known(name: str, response: bool) -> Any:
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # the items are objects, but the example is a list of texts
+    # the schema has a list of objects, but the example is a list of texts
+    if isinstance(value, list) and "$ref" in schema.get("items", {}):
         return False
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds

@@ -1,7 +1,7 @@
-"""This module contains the descriptions of the fields in the OpenAPI document that have the same meaning in all schemas, so that
-one name has one meaning in the whole API. If a field has a special meaning in a model, the model itself describes the field.
-`complete` adds the texts to the schemas, and adds the format `date-time` to every time of a response. A test fails if a field has
-no description.
+"""This module contains descriptions of fields for the OpenAPI document. A field with the same name has the same description in
+all schemas, so that one name has one meaning in the whole API. If a field has a special meaning in one model, this model
+describes the field itself. `complete` adds the texts to the schemas, and adds the format `date-time` to every time of a response.
+A test fails if a field has no description.
 """
 # Tested by tests/web/test_openapi.py
 
@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: Descriptions of fields. The key is the name of the field, or `Schema.field` if the field of this schema needs another text.
+#: Descriptions of fields. The key is the name of the field. If the field needs another text in one schema, the key is
+#: `Schema.field`.
 _TEXTS: Mapping[str, str] = {
     "accepted": "true: the report was accepted.",
     "accessed": "true: a person opened the link at least once.",
@@ -24,10 +25,10 @@ _TEXTS: Mapping[str, str] = {
     "attempt": "Number of the delivery attempt, from 1.",
     "attempts": "Delivery attempts.",
     "blocked_hosts": "Blocked hosts of the application.",
-    "browser": "Browser, or app with a built-in browser. null: not known yet.",
-    "bulkId": "Id of the request, as in Infobip's response.",
+    "browser": "Browser of the client, or app with a built-in browser. null: not known yet.",
+    "bulkId": "Id of the request, which Infobip's responses contain.",
     "by": "Who made the change: an API key, or the command line.",
-    "callbackData": "Data of the caller, from the request.",
+    "callbackData": "Data that the caller has sent in `callbackData` of the request.",
     "callback_secret": "The new signing secret. It is shown only once.",
     "campaign": "Name of the campaign. Empty: the message has no campaign.",
     "campaignReferenceId": "Name of the campaign. Absent: the message has no campaign.",
@@ -37,10 +38,11 @@ _TEXTS: Mapping[str, str] = {
     "click_id": "Id of the click.",
     "clicks": "Number of clicks by people.",
     "ClicksResponse.clicks": "Hits of this page, newest first.",
-    "client_certificate": "Client certificate with its private key in PEM, for receivers that require one. It is stored encrypted.",
+    "client_certificate": "Client certificate with its private key in PEM format, for receivers that require a client "
+    "certificate. It is stored encrypted.",
     "code": "Code of the short link, the last part of its URL.",
-    "company_id": "Number of the company, which Syniverse's events contain as `company-id`.",
-    "concurrency": "Number of requests that are sent to the tracker at the same time.",
+    "company_id": "Number of the company. Events in Syniverse's format contain it as `company-id`.",
+    "concurrency": "Maximum number of requests that are sent to the tracker at the same time.",
     "conversion_actions": (
         "Actions of the conversions that the tracker receives. Upper and lower case make no difference. null: all actions."
     ),
@@ -62,7 +64,7 @@ _TEXTS: Mapping[str, str] = {
     "day": "The day, as YYYY-MM-DD in `tz`.",
     "days": "Counts by day.",
     "default": "true: new links begin with this domain if the message names no other domain.",
-    "delivered": "Number of messages that the carrier reported as delivered.",
+    "delivered": "Number of messages that were reported as delivered.",
     "delivered_at": "Time of delivery to the phone. null: not reported.",
     "deliveries": "Deliveries, newest first.",
     "delivery": "The delivery.",
@@ -73,12 +75,13 @@ _TEXTS: Mapping[str, str] = {
     "detail": "Text that explains why the attempt failed.",
     "details": "The invalid fields.",
     "device": "Kind of device: phone, tablet, desktop, bot or other. null: not known yet.",
-    "disabled_at": "Time when the link was disabled. null: it is enabled.",
-    "disposition": "Disposition of the conversion: `positive` or `negative`. null: it has no disposition.",
+    "disabled_at": "Time when the link was disabled. null: the link is enabled.",
+    "disposition": "Disposition of the conversion: `positive` or `negative`. null: the conversion has no disposition.",
     "domain": "The domain.",
     "DomainCheckResponse.domain": "The host that was checked.",
     "domains": "Own domains of the application.",
-    "ApplicationResponse.domains": "Prefixes of the short links on the enabled own domains.",
+    "ApplicationResponse.domains": "The application's own domains that are enabled, each as the beginning of its short links "
+    "(`https://HOST/PATH`).",
     "enabled": "false: switched off.",
     "encoding": "Encoding of the text as an SMS: `GSM-7` or `UCS-2`.",
     "erased": "Number of erased rows by kind.",
@@ -86,23 +89,24 @@ _TEXTS: Mapping[str, str] = {
     "error_code": "Error code. It is stable, so that programs can test it.",
     "event": "Name of the event.",
     "EventResponse.event": "The event with its deliveries.",
-    "event_id": "Id of the event, the same in all attempts.",
+    "event_id": "Id of the event. It is the same in all attempts to deliver the event.",
     "events": "Names of the events to which the tracker subscribes.",
     "ErasedRows.events": "Events.",
     "EventsResponse.events": "Events of this page, newest first.",
     "expires_at": "Time of expiry.",
     "external_message_request_id": "Id of the request in the caller's system. Empty: the request had no such id.",
-    "fallback_url": "URL to which an expired link redirects. null: this link, domain or application has no fallback URL.",
+    "fallback_url": "URL to which an expired link redirects. null: there is no fallback URL at this level (link, domain or "
+    "application).",
     "fields": "Names of the fields in bodies of the format `json`. null: the default fields.",
     "filter": "The filters that select the links.",
-    "finished_at": "Time when the delivery or the update ended. null: not ended yet.",
+    "finished_at": "Time when the delivery or the update of links ended. null: it has not ended yet.",
     "first_rule": "Rule that classified the hit when it was recorded. null: the rule has not changed since.",
     "format": "Format of the body: `scg` (Syniverse), `json` (23 Telecom), `xoxzo` or `infobip`.",
     "from": "Sender of the message. Empty: the message has no sender.",
     "groupId": "Number of the status group of Infobip.",
     "groupName": "Name of the status group of Infobip.",
-    "headers": "Headers that each request to the tracker has, by name.",
-    "health": "State of the deliveries to the tracker.",
+    "headers": "Static headers of each request to the tracker: names and values.",
+    "health": "Health of the tracker: whether its deliveries succeed, and how many wait.",
     "hits": "Hits on links.",
     "home_url": "URL to which the root path / of the domain redirects. null: the root path returns 404.",
     "host": "Host, without scheme and path.",
@@ -121,7 +125,7 @@ _TEXTS: Mapping[str, str] = {
     "idempotency_key": "Idempotency-Key of the request.",
     "intervalStart": "Start of the interval.",
     "key_id": "Id of the key.",
-    "key": "The API key without its plain text.",
+    "key": "The API key, without the key itself.",
     "keys": "API keys of the application, oldest first.",
     "label": "Label of the `#trackurl` directive. null: the link has none.",
     "labels": "Counts by label.",
@@ -130,12 +134,12 @@ _TEXTS: Mapping[str, str] = {
     "last_used_at": "Time of the latest use, accurate to some minutes. null: not used.",
     "link": "The link.",
     "LinkTracking.link": "Destination of the link.",
-    "link_tracking": "Tracking of the message's first link. null: the message has no link.",
+    "link_tracking": "The message's first link, and whether it was clicked. null: the message has no link.",
     "links": "Links of the message, in the order of the text.",
     "ErasedRows.links": "Links.",
-    "LinksResponse.links": "Links of this page, newest message first.",
+    "LinksResponse.links": "Links of this page. The links of the newest message come first.",
     "max_attempts": "Maximum number of attempts, including the first.",
-    "max_per_second": "Maximum number of requests per second, of all processes together. null: no limit.",
+    "max_per_second": "Maximum number of requests per second, for all processes together. null: no limit.",
     "message": "The message.",
     "message_id": "Id of the message, unique in the application.",
     "message_request_id": "Id of the request that the message belongs to.",
@@ -148,7 +152,7 @@ _TEXTS: Mapping[str, str] = {
     "name": "Name, for people.",
     "new_state": "State of the message after the event. null: the event changes no state.",
     "permissions": "What the key permits.",
-    "position": "Position in the text, counted in characters from 0. null: the error has none.",
+    "position": "Position of the error in the text, counted in characters from 0. null: the error concerns no position.",
     "postback_key": "The postback key. It is shown only once.",
     "postback_keys": "Postback keys of the application.",
     "previous_state": "State of the message before the event. null: the event changes no state.",
@@ -165,19 +169,19 @@ _TEXTS: Mapping[str, str] = {
     "refused": "Refused reports of this page, newest first.",
     "refused_id": "Id of the refused report.",
     "replayed": "Number of deliveries that will be sent again.",
-    "permanent": "true: the error is permanent, so another attempt would fail, too.",
-    "price": "Price of the message. Absent: there is no price.",
+    "permanent": "true: the error is permanent, so another attempt would also fail.",
+    "price": "Price of the message. Absent: the message has no price.",
     "pricePerMessage": "Price of the message as a number.",
     "results": "One entry for each item of the request, in order.",
     "revision": "Number of the revision, from 1.",
-    "revoked_at": "Time when the key was revoked. null: the key is valid.",
-    "rule": "Rule that classified the hit. null: the event has no hit.",
+    "revoked_at": "Time when the key was revoked. null: the key is not revoked.",
+    "rule": "Rule that classified the hit. null: the event is not about a hit.",
     "schedule": "Seconds between the attempts.",
     "seconds_since_delivered": "Seconds from the delivery of the message to the hit. null: no delivery was reported.",
     "segments": "Number of SMS segments of the text.",
     "sender": "Sender of the message.",
-    "sender_id_alias": "Name of the sender for people, which events contain.",
-    "sender_id_id": "Id of the sender, which events contain.",
+    "sender_id_alias": "Readable name of the sender. Events contain it.",
+    "sender_id_id": "Id of the sender. Events contain it.",
     "sent": "Number of messages that were reported as sent.",
     "sent_at": "Time when the message was sent. null: not reported.",
     "short_url": "The short link.",
@@ -194,7 +198,7 @@ _TEXTS: Mapping[str, str] = {
     "track": "What is tracked: `SMS` (the message) or `URL` (its links).",
     "tracker_id": "Id of the tracker (the endpoint that receives events).",
     "trackers": "Trackers of the application.",
-    "tracking": "Conversion tracking of Infobip. It assigns the message to a conversion process.",
+    "tracking": "Conversion tracking of Infobip. It assigns the message to one of the conversion processes.",
     "transaction_id": "Id of the transaction in the reporting system. null: not reported.",
     "tz": "Time zone of the figures.",
     "update": "The update with its progress.",
@@ -211,7 +215,7 @@ _TEXTS: Mapping[str, str] = {
     "verdict": "Verdict of the hit: human, suspected or ignored.",
     "warnings": "Warnings about possible problems, as texts for people.",
 }
-#: Fields of the events that trackers receive. The format of Infobip uses the same names in camel case.
+#: Descriptions of the fields of events that trackers receive. The format of Infobip writes the same names in camel case.
 _EVENT_TEXTS: Mapping[str, str] = {
     "accessed_on": "Time of the first click: YYYY-MM-DD HH:MM:SS in UTC. null: there was no click yet.",
     "application_id": "Id of the application.",
@@ -221,38 +225,38 @@ _EVENT_TEXTS: Mapping[str, str] = {
     ),
     "city": "Always null.",
     "click": "The click.",
-    "click_country": "Country of the network from which the click came, as ISO 3166 code. null: not known.",
-    "click_number": "Number of the click on its link, from 1.",
+    "click_country": "Country of the IP address from which the click came, as ISO 3166 code. null: not known.",
+    "click_number": "Which click on the link this is: 1 for the first click.",
     "clicked_at": "Time of the click.",
     "company-id": "Number of the company. null: the application has no such number.",
     "conversion": "The conversion.",
-    "conversion_metadata": "Other parameters of the conversion. null: there were no other parameters.",
+    "conversion_metadata": "Further parameters of the conversion report. null: there were none.",
     "conversion_status": "Status word of the conversion. null: not reported.",
-    "count": "Number of dead deliveries. null: the event has none.",
+    "count": "Number of dead deliveries. null: the event is not about dead deliveries.",
     "country_name": "Always null.",
-    "delivery_event": "Name of the event of the dead delivery. null: the event has none.",
+    "delivery_event": "Name of the event whose delivery is dead. null: this event is not about a dead delivery.",
     "device_name": "Always null.",
     "device_type": "Always null.",
     "done_at": "Time of delivery to the phone. null: not reported.",
     "entity_id": "Number of the company. null: the application has no such number.",
     "event": "Name of the event. In the format `scg`: the event with its fields.",
     "evt-tp": "Type of the event, for example message_state_change.",
-    "first_for_link": "true: the first click of the link.",
-    "first_for_message": "true: the first click of the message.",
+    "first_for_link": "true: this is the first click on the link.",
+    "first_for_message": "true: this is the first click on the message.",
     "fld-val-list": "The fields of the event.",
     "fragments_count": "Number of SMS segments that the carrier billed. null: not reported.",
     "from_address": "Sender of the message. Empty: the message has no sender.",
     "geo_location_info": "Always without content.",
     "has_attachment": "Always false.",
-    "key_kind": "Kind of the key that expires. null: the event has none.",
+    "key_kind": "Kind of the key that expires. null: the event is not about a key.",
     "mt_price": "Price of the message. null: not reported.",
     "notification_type": "Kind of the event, for example CLICKED.",
     "num_parts": "Number of SMS segments. null: not reported.",
     "operation": "Details of an operations event, which is about a tracker, dead deliveries or a key.",
     "os": "Always null.",
     "phone": "Phone number of the recipient in E.164.",
-    "previous_status": "Status word before this revision. null: there was none, or this is the first revision.",
-    "previous_value": "Value before this revision. null: there was none, or this is the first revision.",
+    "previous_status": "Status word of the previous revision. null: it had none, or this is the first revision.",
+    "previous_value": "Value of the previous revision. null: it had none, or this is the first revision.",
     "price": "Price of the message.",
     "price_per_message": "Price of the message. null: not reported.",
     "recipient_info": "Always without content.",
@@ -263,7 +267,8 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "sent_at": "Time when the message was sent. null: not reported.",
     "sent_time": "Time when the message was sent: YYYY-MM-DD HH:MM:SS in UTC. null: not reported.",
     "sms_count": "Number of SMS segments that the carrier billed. null: not reported.",
-    "status": "New state of the message, status word of the conversion, or status word of the delivery report.",
+    "status": "Depending on the event: the new state of the message, the status word of the conversion, or the status word "
+    "of the delivery report.",
     "status_code": "Reason code of the carrier. null: not reported.",
     "timestamp": "Time of the event.",
     "to_address": "Phone number of the recipient in E.164.",
@@ -288,9 +293,9 @@ _TIME_NAMES = frozenset({"at", "since", "until", "timestamp"})
 
 
 def complete(schemas: Mapping[str, Any], *, of_events: bool = False) -> None:
-    """Add the missing descriptions of the fields of all schemas, and the format of times.
+    """Add the missing descriptions of fields to all schemas, and add the format `date-time` to times.
 
-    `of_events` is true if the schemas are bodies that trackers receive."""
+    `of_events` is true for the schemas of the bodies that trackers receive."""
     for name, schema in schemas.items():
         for field, definition in schema.get("properties", {}).items():
             if of_events:

@@ -59,7 +59,7 @@ CampaignName = Annotated[
 ]
 
 
-MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
+MAX_PRICE_DECIMALS = 20  # the maximum number of decimal places of a price
 _MAX_DECIMAL_LENGTH = 64  # the maximum number of characters of a decimal number
 _PRICE_SIZE = f"must have at most 12 digits before the decimal point and {MAX_PRICE_DECIMALS} after it"
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
@@ -90,7 +90,7 @@ def parse_price(value: Any) -> Decimal:
     return amount
 
 
-#: A price with exact decimals. Callers send a decimal string or a JSON number.
+#: A price, with its exact decimal places. Callers send a decimal string or a JSON number.
 Price = Annotated[
     Decimal,
     BeforeValidator(parse_price),
@@ -103,7 +103,8 @@ MAX_METADATA_BYTES = 4096  # maximum size of the metadata as JSON
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value`. Raise ValueError if the value is nested, or if its JSON has more than MAX_METADATA_BYTES bytes."""
+    """Return `value`. Raise ValueError if it contains a list or an object, or if its JSON has more than MAX_METADATA_BYTES
+    bytes."""
     for name, member in value.items():
         if isinstance(member, dict | list):
             raise ValueError(f"{name!r} must be a string, a number, a boolean or null")
@@ -148,7 +149,7 @@ def _end_of_day(value: Any) -> Any:
 #: A time in ISO 8601, converted to UTC. A time without a zone is taken as UTC.
 Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc), AfterValidator(_to_utc)]
 
-#: The end of a period: a time in ISO 8601 (UTC without a zone), or a date, which includes that whole day in UTC.
+#: The end of a period: a time in ISO 8601 (UTC without a zone), or a date. The period then includes that whole day in UTC.
 EndTime = Annotated[AwareDatetime, BeforeValidator(_end_of_day), AfterValidator(_to_utc)]
 
 
@@ -157,5 +158,6 @@ def _drop_default(field: dict[str, Any]) -> None:
 
 
 def optional_not_null(**options: Any) -> Any:
-    """Return the default of a request field that may be absent but must not be null. `options` are arguments of `Field`."""
+    """Return the `Field` of a request field that may be absent but must not be null. `options` are further arguments of
+    `Field`."""
     return Field(None, json_schema_extra=_drop_default, **options)

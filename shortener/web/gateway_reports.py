@@ -1,12 +1,15 @@
-"""The endpoint that receives delivery reports from gateways. Its path contains the report key of the gateway, and the reference of
-the message.
+"""The endpoint that receives delivery reports from gateways. Its path contains the report key of the gateway, and the reference
+of the message.
 
-Gateways send a GET or POST request, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
-meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. For other calls, the service stores
-the reports that it can read and then responds with 200, because many gateways repeat a call until they get 200. Reports without a
-status or an id, about an unknown message or with an unknown status word are not stored, but counted and logged
-(gateways/unrecorded_reports.py). There is one exception: while attempts to hand messages on are in flight, an unknown message may
-become known. The call then gets 503 UNAVAILABLE, so that the gateway repeats it (gateways/early_reports.py).
+Gateways send a GET or POST request, with the parameters in the query, in a form or in JSON. The settings of the gateway define
+the meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. For other calls, the service
+stores the reports that it can read and then responds with 200, because many gateways repeat a call until they get 200. Reports
+without a status or an id, about an unknown message or with an unknown status word are not stored, but counted and logged
+(gateways/unrecorded_reports.py).
+
+There is one exception: a gateway can report a message before the service has recorded the id that the gateway assigned to it.
+While attempts are in flight, a call about an unknown message therefore gets 503 UNAVAILABLE, so that the gateway repeats it
+(gateways/early_reports.py).
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 _NOT_KNOWN_YET = (
-    "The service does not know the message id of a report yet: it may not have recorded your response that assigned the id. Repeat "
-    "the call later (see Retry-After)."
+    "The service does not know the message id of a report. It may not have recorded your response that assigned this id yet. "
+    "Repeat the call later (see Retry-After)."
 )
 
 
@@ -101,9 +104,9 @@ _ENDPOINT = Endpoint(
         ErrorCode.OUTCOME_UNKNOWN,
         ErrorCode.BODY_TOO_LARGE,
     ),
-    description="Gateways call this URL, which the service passes to them with each message. The path contains the report key of "
-    "the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON. `UNAVAILABLE` also "
-    "means that the id in a report is not known yet. Repeat the call.",
+    description="Gateways call this URL. The service passes it to them with each message. The path contains the report key "
+    "of the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON. "
+    "`UNAVAILABLE` can also mean that the service does not know the id in a report yet. In both cases, repeat the call.",
 )
 
 ENDPOINTS = [

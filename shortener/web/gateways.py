@@ -26,7 +26,7 @@ _Schedule = Annotated[list[Annotated[float, Field(ge=0, le=86_400, allow_inf_nan
 
 
 class GatewayLimits(RequestModel):
-    """Limits for messages that are handed on to a gateway. If a value is absent or null, the installation's setting applies."""
+    """How messages are handed on to a gateway. If a field is absent or null, the setting of the installation applies."""
 
     enabled: bool | None = Field(None, description="false: messages wait until the gateway is enabled again. Default: true.")
     on_doubt: Literal["resend", "hold"] | None = Field(
@@ -63,13 +63,17 @@ class GatewayCreateRequest(GatewayLimits):
         }
     )
 
-    name: Text = Field(max_length=64, description="Name of the gateway, by which applications and requests select it.")
+    name: Text = Field(max_length=64, description="Name of the gateway. Applications and requests select the gateway by this name.")
     kind: Literal["http", "smpp", "simulator"] = Field("http", description="Kind of the gateway. simulator: sends nothing.")
-    preset: PresetName | None = Field(None, description="Preset of a product for the kind http. plain: a simple JSON call.")
+    preset: PresetName | None = Field(
+        None, description="For the kind http: the preset for a product. The preset plain is a simple JSON call."
+    )
     options: dict[str, str] = Field(
         {}, description="Options of the preset, such as url, username and password. The error of an unknown option lists them."
     )
-    settings: dict[str, Any] = Field({}, description="Settings for this kind of gateway. They replace single values of the preset.")
+    settings: dict[str, Any] = Field(
+        {}, description="Settings for this kind of gateway. They replace the values of the preset with the same names."
+    )
 
 
 class GatewayUpdateRequest(GatewayLimits):
@@ -82,7 +86,9 @@ class GatewayUpdateRequest(GatewayLimits):
         "object, such as variables.password; null removes the member. A value that is only ***, the mask of a hidden value, is "
         "rejected.",
     )
-    rotate_report_key: bool = Field(False, description="true: create another key for the report URL. The old URL stops working.")
+    rotate_report_key: bool = Field(
+        False, description="true: create a new key for the URL of delivery reports. The old URL stops working."
+    )
 
 
 class GatewayHealthFields(ResponseModel):
@@ -102,7 +108,7 @@ class GatewayFields(ResponseModel):
     application_id: int | None = Field(description="Id of the application that owns the gateway. null: owned by the installation.")
     enabled: bool
     allow_private: bool = Field(
-        description=("Whether the gateway may have a private IP address. Only the command line can permit it.")
+        description=("Whether the host of the gateway may have a private IP address. Only the command line can permit this.")
     )
     on_doubt: Literal["resend", "hold"] = Field(
         description="What happens to a message if the response of the gateway is missing: resend or hold."
@@ -118,7 +124,9 @@ class GatewayFields(ResponseModel):
             " a credential."
         )
     )
-    report_url: str = Field(description="URL for delivery reports of the gateway. The service adds the reference of each message.")
+    report_url: str = Field(
+        description="URL to which the gateway sends delivery reports. The service adds the reference of each message to it."
+    )
     health: GatewayHealthFields
     created_at: str
     updated_at: str
@@ -150,8 +158,8 @@ class GatewayTestResponse(ResponseModel):
 
     status: Literal[True] = True
     outcome: Literal["accepted", "rejected", "retry", "doubt", "unreadable"] = Field(
-        description="What the response means. retry: a temporary failure. doubt: the response is missing. unreadable: the response "
-        "does not say whether the message was accepted."
+        description="Outcome of the attempt. retry: a temporary failure. doubt: the response is missing. unreadable: the "
+        "response does not say whether the gateway accepted the message."
     )
     reason: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
     detail: str = Field(description="Error text of the gateway, or text that explains the failure.")
@@ -255,8 +263,9 @@ ENDPOINTS = [
         response=GatewayResponse,
         status=201,
         errors=_ERRORS,
-        description="The application uses the gateway for requests that name it. To make it the default gateway, set `gateway` of "
-        "`PATCH /api/v1/application` to its name. Credentials are stored encrypted and never returned.",
+        description="The gateway sends the messages of requests that name it. To make it the default gateway of the "
+        "application, set `gateway` to its name with `PATCH /api/v1/application`. Credentials are stored encrypted and never "
+        "returned.",
     ),
     Endpoint("GET", f"{_PATH}/{{gateway_id:int}}", show, "Show a gateway", _TAG, permission="admin", response=GatewayResponse),
     Endpoint(
@@ -270,7 +279,8 @@ ENDPOINTS = [
         can_rotate=True,
         response=GatewayResponse,
         errors=_ERRORS,
-        description="New `settings` also close an open circuit breaker. `enabled: true` for a disabled gateway does the same.",
+        description="If the circuit breaker of the gateway is open, a change of `settings` closes it. So does `enabled: "
+        "true` for a disabled gateway.",
     ),
     Endpoint(
         "DELETE",
@@ -280,8 +290,9 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         response=DeletedResponse,
-        description="Messages that wait for the gateway become FAILED. If the application had selected this "
-        "gateway, it has no gateway afterwards: its messages are rewritten but not sent, with a warning that begins with NOT_SENT.",
+        description="Messages that wait for the gateway become FAILED. If this was the default gateway of the application, "
+        "the application has no gateway afterwards. Its messages are then rewritten but not sent, and each response has a "
+        "warning that begins with NOT_SENT.",
     ),
     Endpoint(
         "POST",
@@ -293,7 +304,7 @@ ENDPOINTS = [
         body=GatewayTestRequest,
         response=GatewayTestResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.OPTED_OUT),
-        description="Hands one message on in one attempt of at most 15 seconds, and returns what the gateway responded. The "
+        description="Hands one message on to the gateway in a single attempt of at most 15 seconds, and returns the result. The "
         "gateway really sends the message to the number. The message is not stored, and its cost is not deducted from"
         " the balance. A number on the opt-out list of the application "
         "gets `OPTED_OUT`.",

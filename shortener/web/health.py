@@ -1,11 +1,11 @@
-"""Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
+"""The endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
 dependency with a time limit. It responds with 503 if a required dependency is unavailable, and after a shutdown has begun. A load
-balancer then uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds, because
-it can redirect links from the cache. `/metrics` returns numbers that the process has in memory. A reverse proxy that requests
-certificates on demand calls `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a
-stranger could make the proxy request certificates for any name.
+balancer then uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds,
+because it can redirect links from the cache. `/metrics` returns numbers that the process has in memory. `/internal/domain-check`
+says whether a domain belongs to this installation. A reverse proxy that requests certificates on demand calls it first. Without
+this check, a stranger could make the proxy request certificates for any name.
 
 None of these endpoints requires a credential. Their responses contain only names, states and numbers. They respond on the host of
 BASE_URL, on localhost and on IP addresses. The domain check responds to every Host header except an application's own domain,
@@ -48,8 +48,8 @@ class ReadinessChecks(ResponseModel):
     process: CheckState = Field(description="ok: the process has started and is not shutting down.")
     database: CheckState = Field(description=f"ok: the database responded within {CHECK_TIMEOUT_SECONDS:g} s.")
     writes: CheckState = Field(
-        description="ok: the database accepts writes. failed: hits are not stored, or a write and a test write failed, for "
-        "example because the disk is full, or because the file of the database was deleted or replaced."
+        description="ok: the database accepts writes. failed: hits cannot be stored, or a write failed and a test write "
+        "after it failed too. Possible causes: the disk is full, or the file of the database was deleted or replaced."
     )
     schema_: CheckState = Field(alias="schema", description="ok: the database schema is as new as this version requires, or newer.")
     redis: Literal["ok", "failed", "none"] = Field(
@@ -57,9 +57,9 @@ class ReadinessChecks(ResponseModel):
         "database responds."
     )
     jobs: CheckState = Field(
-        description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was restarted, "
-        "or the last run of a job failed. The log and `shortener_task_restarts` contain its name. The node stays ready while all "
-        "tasks run."
+        description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was "
+        "restarted, or the last run of a job failed. The log and the metric `shortener_task_restarts` contain its name. The "
+        "node stays ready while all tasks run."
     )
 
 
@@ -94,7 +94,7 @@ async def readyz(call: Call[None, None]) -> Response:
 
 
 async def domain_check(call: Call[DomainQuery, None]) -> DomainCheckResponse:
-    """Respond with 404 if this installation serves no links on the domain."""
+    """Respond with 200 if this installation serves links on the domain, otherwise with 404."""
     host = call.query.domain.lower().rstrip(".")
     directory = call.service.directory
     domain, own = directory.domain(host), urlsplit(call.service.settings.base_url).hostname
@@ -119,7 +119,7 @@ async def readiness(service: Service) -> ReadinessResponse:
         database_ok = False
     writes_ok = database_ok and await _takes_writes(service)
     redis_ok = service.redis is not None and await service.redis.accepts_writes()
-    # The schema is newer during an upgrade. This version also works with a newer schema.
+    # During an upgrade, the schema can be newer than this version. This version also works with it.
     schema_ok = version is not None and version >= HEAD
     jobs_run = service.jobs.running
     jobs_ok = jobs_run and service.supervisor.is_healthy and not service.jobs.failing
@@ -139,7 +139,7 @@ async def readiness(service: Service) -> ReadinessResponse:
 
 
 async def _takes_writes(service: Service) -> bool:
-    """Return whether the database accepts writes. If a write has failed, write a test row to find out whether writes succeed
+    """Return whether the database accepts writes. After a failed write, write a test row to find out whether writes succeed
     again."""
     if service.recorder.is_failing:
         return False
@@ -188,7 +188,8 @@ ENDPOINTS = [
         _TAG,
         Caller.ANYONE,
         media_type="text/plain",
-        description="Returns the metrics of the process in the text format of Prometheus. Counters are 0 when the process starts.",
+        description="Returns the metrics of the process in the text format of Prometheus. All counters begin at 0 when the "
+        "process starts.",
     ),
     Endpoint(
         "GET",

@@ -1,14 +1,15 @@
 """This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response and
 creates nothing a second time.
 
-Every POST with an API key accepts the header. It has no effect on requests that store nothing, such as previews. The stored
-response is returned only to the API key that sent the first request. If another API key sends the same Idempotency-Key, the service
-performs the request. The permission for the endpoint is checked before this module runs.
+Every POST with an API key accepts the header. It has no effect on requests that store nothing, such as previews. A stored
+response belongs to the API key that sent the first request. A request with the same Idempotency-Key but another API key is not a
+repeat, and is performed. The permission for the endpoint is checked before this module runs.
 
 Only successful responses are stored. A rejected request has created nothing, so its repeat is checked again. If the database
-becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If the connection
-to the database ends during the commit of the request (CommitUncertain), the request may be stored. Its repeats are then not
-performed and get OUTCOME_UNKNOWN: the process stores this error as the response when the database is available again.
+becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If the
+connection to the database ends during the commit (CommitUncertain), it is unknown whether the request was stored. Its repeats are
+then not performed: as soon as the database is available again, the process stores the error OUTCOME_UNKNOWN as the response to
+them.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
 def describe_header(caller: str) -> dict[str, str]:
-    """Return the description of the header, by its name. `caller` is the scope in which a key must be unique: "API key" or
-    "application"."""
+    """Return the header's name and its description, as `Endpoint.headers` contains them. `caller` says
+    whose repeats get the first response: those of the same "API key", or of the same "application"."""
     length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
     return {HEADER: f"Identifies the request, {length}. For 24 hours a repeat by the same {caller} gets the first response."}
 
@@ -57,7 +58,7 @@ _UNKNOWN = (
     "The connection to the database ended while the first request with this Idempotency-Key was being stored, so it is not known "
     "whether it was stored. Read the data first. If it is missing, send the request with a new Idempotency-Key."
 )
-# The running tasks of `_store_unknown`. Without this reference, a garbage collection could delete them before they end.
+# The running tasks of `_store_unknown`. A task that nothing refers to could be deleted by a garbage collection before it ends.
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -87,7 +88,7 @@ async def respond_once(
     claimed_at = service.clock()
     try:
         found = await service.database.write(stored_responses.claim, chosen, content, claimed_at)
-    except CommitUncertain as error:  # The claim may be stored, but the request was not performed.
+    except CommitUncertain as error:  # Only the claim may be stored. The request was not performed, so the caller may repeat it.
         raise StoreUnavailable(str(error)) from error
     if found is not None and found.status == ErrorCode.OUTCOME_UNKNOWN.http_status:
         raise ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN)
@@ -100,26 +101,27 @@ async def respond_once(
         return Response(content_of_first.encode(), found.status, {"Idempotency-Replayed": "true"}, "application/json")
     try:
         response = await perform()
-    except CommitUncertain:  # The request may be stored, so its repeats must not be performed.
+    except CommitUncertain:  # It is unknown whether the request was stored, so its repeats must not be performed.
         task = asyncio.create_task(_store_unknown(service, chosen, claimed_at))
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
         raise
     except BaseException:
-        with contextlib.suppress(StoreUnavailable):  # The caller must get the error of the request itself.
+        # If the claim cannot be released, the caller still gets the error of the request.
+        with contextlib.suppress(StoreUnavailable):
             await service.database.write(stored_responses.release, chosen, claimed_at)
         raise
     stored = FirstResponse(response.status_code, service.secret.encrypt(bytes(response.body).decode()))
     try:
         await service.database.write(stored_responses.store, chosen, stored)
-    except StoreUnavailable:  # The request is performed, so the caller must get its response, which may contain new credentials.
+    except StoreUnavailable:  # The request was performed. The caller must get its response, which may contain new credentials.
         log.warning("response_not_stored")
     return response
 
 
 async def _store_unknown(service: Service, request: RequestKey, claimed_at: datetime) -> None:
     """Store OUTCOME_UNKNOWN as the response to a request that was claimed at `claimed_at`, as soon as the database is available.
-    Stop trying after CLAIM_LEASE. Store nothing if a repeat has taken the claim over."""
+    Stop trying after CLAIM_LEASE. If a repeat has taken over the claim, store nothing."""
     body = orjson.dumps(ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN).body()).decode()
     response = FirstResponse(ErrorCode.OUTCOME_UNKNOWN.http_status, service.secret.encrypt(body))
     loop = asyncio.get_running_loop()

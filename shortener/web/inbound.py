@@ -29,7 +29,7 @@ _TAG = "Send pipeline"
 
 
 class InboundMessage(RequestModel):
-    """A reply that the carrier delivered. Unknown fields are ignored."""
+    """A reply of a recipient, as the carrier delivers it. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -69,7 +69,8 @@ class InboundResponse(ResponseModel):
     status: Literal[True] = True
     opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
     keyword: Literal["stop", "start"] | None = Field(
-        description="stop: the text is a stop word. start: the text is a word that ends an opt-out. null: the text is neither."
+        description="stop: the text is a stop word, such as STOP. start: the text is a word that ends an opt-out, such as "
+        "START. null: it is neither."
     )
     message_id: str | None = Field(
         description="Id of the latest message to the person, to which the reply belongs. null: there is no such message."
@@ -139,7 +140,7 @@ def _add(connection: Connection, audit: AuditWriter, application_id: int, phone:
 async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
     """Return a page of the opt-out list."""
     query, cursors = call.query, Cursors(call.service.secret, "opt-outs")
-    digits = cursors.decode(query.cursor)  # the cursor contains the last phone number of the page, without its plus sign
+    digits = cursors.decode(query.cursor)  # the cursor is the last phone number of the previous page, without its plus sign
     after = "" if digits is None else f"+{digits}"
     rows = await call.service.database.read(list_opt_outs, call.application_id, after, query.limit + 1)
     found = [{"phone": row["phone"], "at": to_iso(row["at"]), "source": row["source"]} for row in rows[: query.limit]]
@@ -177,10 +178,10 @@ ENDPOINTS = [
         body_forms=True,
         response=InboundResponse,
         errors=(ErrorCode.INVALID_RECIPIENT,),
-        description="A reply with a stop word such as STOP puts the number on the opt-out list of the application, and the reply "
-        "START removes the number. Later sends to a number on the list get `OPTED_OUT`. The reply also counts as a "
-        "conversion of the latest message to the "
-        "number, with the action `reply`; the disposition is negative for stop words. The text of the reply is not stored.",
+        description="A reply with a stop word such as STOP puts the number on the opt-out list of the application, and the "
+        "reply START removes the number. Later messages to a number on the list are rejected with `OPTED_OUT`. The reply "
+        "also counts as a conversion of the latest message to the number, with the action `reply`. Its disposition is "
+        "negative after a stop word and positive after START. The text of the reply is not stored.",
     ),
     Endpoint(
         "GET",
@@ -214,6 +215,6 @@ ENDPOINTS = [
         permission="admin",
         response=DeletedResponse,
         errors=(ErrorCode.INVALID_RECIPIENT,),
-        description="Removes a number from the opt-out list. Use this only after the recipient has agreed to messages again.",
+        description="Removes a number from the opt-out list. Use this only if the recipient has agreed to receive messages again.",
     ),
 ]

@@ -1,7 +1,7 @@
 """The endpoints that create, list, change and revoke API keys, and rotate tracker tokens. All require the permission `admin`.
 
-A key can grant only permissions that it has itself, and no higher rate limit than its own. It cannot revoke itself. Therefore a
-caller can neither get more permissions nor lock itself out.
+With an API key, a caller can create only keys with permissions that the caller's own key has, and with no higher rate limit. A
+key cannot revoke itself. Therefore a caller can neither get more permissions nor lock itself out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KeyCreateRequest(RequestModel):
     permissions: list[Permission] = Field(
         list(DEFAULT_PERMISSIONS),
         min_length=1,
-        description="What the key permits. A key can grant only permissions that it has itself.",
+        description="What the new key permits. It can only have permissions that the key of this request has.",
     )
     rate_limit: int | None = Field(
         None, ge=1, le=MAX_RATE_LIMIT, description="Maximum number of requests per minute. null: no limit."
@@ -74,7 +74,7 @@ class KeyFields(ResponseModel):
 
 
 class KeyResponse(ResponseModel):
-    """An API key without its plain text, which is not stored."""
+    """An API key. The response does not contain the key itself, because its plain text is not stored."""
 
     status: Literal[True] = True
     key: KeyFields
@@ -97,7 +97,7 @@ class KeysResponse(ResponseModel):
 class TokenFields(ResponseModel):
     token_id: int = Field(description="Id of the tracker token.")
     created_at: str
-    valid_until: str | None = Field(description="Time until which a replaced token is valid. null: the current token.")
+    valid_until: str | None = Field(description="Time until which a replaced token is valid. null: this is the current token.")
 
 
 class TokensResponse(ResponseModel):
@@ -212,7 +212,7 @@ async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[s
 
 
 def _check_rate_limit(call: Call[Any, Any], rate_limit: int | None) -> None:
-    """Raise ApiError FORBIDDEN if a rate limit is higher than the rate limit of the API key that sent this request."""
+    """Raise ApiError FORBIDDEN if `rate_limit` is higher than the rate limit of the API key with which this request was sent."""
     own = call.principal.rate_limit
     if own is not None and (rate_limit is None or rate_limit > own):
         reason = f"must be at most {own}, the rate limit of this API key"
@@ -251,7 +251,7 @@ ENDPOINTS = [
         body_optional=True,
         response=NewKeyResponse,
         status=201,
-        description="The key works on every node at once.",
+        description="The new key works on every node at once.",
     ),
     Endpoint("GET", f"{_KEYS}/{{api_key_id:int}}", show, "Show an API key", _TAG, permission="admin", response=KeyResponse),
     Endpoint(
@@ -274,7 +274,8 @@ ENDPOINTS = [
         permission="admin",
         response=KeyResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="The key becomes invalid on every node within a second. The key of the request itself cannot be revoked.",
+        description="The key becomes invalid on every node within a second. The key with which the request is sent cannot be "
+        "revoked.",
     ),
     Endpoint("GET", _TOKENS, list_tokens, "List tracker tokens", _TAG, permission="admin", response=TokensResponse),
     Endpoint(

@@ -1,7 +1,7 @@
-"""This module makes and sends large JSON responses in pieces, so that other requests continue between two pieces.
+"""This module serializes and sends large JSON responses in pieces. The process handles other requests between two pieces.
 
-A rewrite of a thousand texts has a response of up to 10 MB. Serializing it at once, and writing it to the socket at once, would
-stop the event loop for a tenth of a second.
+The response to a rewrite of a thousand texts has up to 10 MB. To serialize and write it in one step would block the event loop
+for a tenth of a second.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PIECE_ENTRIES = 50  # A piece is this number of list entries, converted or serialized without a pause.
-#: A response is large if it contains a list with more entries than this. Most requests of a send pipeline have at most a hundred
-#: messages, so their responses are not large.
+PIECE_ENTRIES = 50  # The number of list entries in a piece. They are converted or serialized without a pause.
+#: A response is large if it contains a list with more entries than this. A usual request of a send pipeline has at most a hundred
+#: messages, so its response is not large.
 MAX_ENTRIES_AT_ONCE = 200
 
 

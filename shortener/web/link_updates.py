@@ -1,5 +1,5 @@
-"""The endpoints for updates of many links: a background job changes all links that a campaign, a destination or a label
-selects."""
+"""The endpoints for updates of many links. A background job changes all links that the campaign, the destination or the label in
+the request selects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from shortener.web.links import LinkUpdateRequest, requested_changes
 
 _TAG = "Links"
 _UPDATES = "/api/v1/links/updates"
-COUNT_SECONDS = 1.0  # the maximum time for which a request counts the links of an update
+# the maximum time in which the request that creates an update counts its links; after that, the job counts them
+COUNT_SECONDS = 1.0
 
 
 class LinksUpdateRequest(LinkUpdateRequest):
@@ -95,7 +96,8 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
         return find_update(connection, LINK_UPDATE_IDS.encode(update_id), owner)
 
     created = await service.database.write(write)
-    with contextlib.suppress(StoreUnavailable):  # the update exists; its job counts the links when the database is available again
+    # The update exists. Its job counts the links when the database is available again.
+    with contextlib.suppress(StoreUnavailable):
         await service.link_updates.perform(created.id, seconds=COUNT_SECONDS, until_counted=True)
         created = await service.database.read(find_update, LINK_UPDATE_IDS.encode(created.id), owner)
     service.link_updates.wake_up.notify()

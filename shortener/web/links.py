@@ -56,7 +56,7 @@ class LinkFields(ResponseModel):
     off_by: DisabledBy | None = Field(
         description=(
             "The reason why the link does not redirect: the link itself, its domain or its application is disabled, or its "
-            "destination host is blocked. null: there is no such reason."
+            "destination host is blocked. null: none of these reasons applies."
         )
     )
     enabled: bool = Field(description="false if the link itself is disabled.")
@@ -64,7 +64,8 @@ class LinkFields(ResponseModel):
     expires_at: str
     fallback_url: str | None
     clicks: int = Field(
-        description="Number of clicks by people on the link. Clicks older than HIT_RETENTION_DAYS are deleted and not counted."
+        description="Number of clicks by people on the link. Clicks that are older than HIT_RETENTION_DAYS are not included, "
+        "because they are deleted."
     )
     clicked_at: str | None = Field(description="Time of the first click on the link by a person.")
 
@@ -109,14 +110,14 @@ class LinksExportQuery(Period):
     source: Source = Field("all", description="Only links of messages of this traffic source. Default: all.")
     metric: Literal["links"] | None = Field(
         None,
-        description="Only the links that this figure of the statistics counts. As in the statistics, the period is extended to "
-        "complete time slots of 15 minutes.",
+        description="Name of a figure of the statistics: only the links that this figure counts. As in the statistics, the "
+        "period is extended to complete time slots of 15 minutes.",
     )
     basis: Literal["event", "sent"] = Field(
         "event",
         description=(
-            "Has no effect, because the time of a link is always the time when its message was created. The parameter is accepted"
-            " because the statistics have it."
+            "Has no effect: the time of a link is always the time when its message was created. The parameter is accepted, "
+            "so that the filters of the statistics can be used here unchanged."
         ),
     )
 
@@ -214,14 +215,15 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.invalidate([code])  # if Redis is unavailable, `retry_invalidations` repeats this later
+    await service.cache.invalidate([code])  # If Redis is unavailable, `retry_invalidations` repeats this later.
     changed = await service.database.write(write)
     await refresh_cache_after_commit(service.database, service.cache, [code])
     return {**_link(call, changed), "warnings": change_warnings(requested)}
 
 
 def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
-    """Return the new values in a request by field name, without fields that are absent from the request."""
+    """Return the new values of the fields that the request contains, by field name. Fields that the request does not contain are
+    absent from the result."""
     return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
 
 
@@ -260,7 +262,8 @@ def _decode(call: Call[LinksQuery, None]) -> LinkPosition | None:
     return LinkPosition(decoded, int(position))
 
 
-_StoredLink = tuple[Row[Any], dict[int, LinkClicks], list[dict[str, Any]]]  # a link, its clicks by row id, and its history
+# a link, its clicks (by the row id of the link), and the history of its changes
+_StoredLink = tuple[Row[Any], dict[int, LinkClicks], list[dict[str, Any]]]
 
 
 def _read_link(connection: Connection, code: str, application_id: int) -> _StoredLink:
@@ -327,7 +330,7 @@ ENDPOINTS = [
         response=LinkResponse,
         description=(
             "Returns the destination and the state of a short link. If the link does not redirect, the response contains the "
-            "reason. It also contains the changes of the link since its message was rewritten."
+            "reason. It also contains the newest changes of the link, at most 100."
         ),
     ),
     Endpoint(

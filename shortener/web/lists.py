@@ -1,4 +1,4 @@
-"""The endpoints that list hits and events, in pages and as CSV. The lists contain the rows that the statistics count."""
+"""The endpoints that list hits and events, in pages and as CSV. They are the rows that the statistics count."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ClicksCsvQuery(StatisticsQuery):
     """Filters of hits, which include all filters of the statistics. The default period is the last 30 days."""
 
     metric: HitMetric | None = Field(
-        None, description="Only the hits that this figure of the statistics counts. Default: all hits."
+        None, description="Name of a figure of the statistics: only the hits that this figure counts. Default: all hits."
     )
     verdict: Literal["human", "suspected", "ignored"] | None = Field(None, description="Only hits with this verdict.")
     rule: Text | None = Field(None, max_length=100, description="Only hits that this rule classified.")
@@ -75,7 +75,8 @@ class ClickFields(ResponseModel):
     first_verdict: str | None = Field(description="The verdict when the hit was recorded. null: the verdict has not changed since.")
     first_rule: str | None
     counts_as: str | None = Field(
-        description="The figure of the statistics that counts the hit. null for a hit on a disabled link."
+        description="Name of the figure of the statistics that counts the hit. null: the link was disabled, so no figure "
+        "counts the hit."
     )
     first_of_message: bool = Field(description="true: the hit is the first click of its message.")
     first_of_link: bool = Field(description="true: the hit is the first click of its link.")
@@ -136,8 +137,8 @@ class EventFields(ResponseModel):
     source: str | None
     country: str | None
     previous_state: str | None = Field(
-        description="State of the message before a delivery report. null: no state is stored with this event, for example with a "
-        "first click, whose deliveries contain the state at their time."
+        description="For delivery reports: the state of the message before the report. null for all other events. "
+        "The deliveries of a first click contain the previous state, but the event itself does not."
     )
     new_state: str | None = Field(description="New state of the message. null: the event changes no state.")
     click_id: str | None
@@ -151,7 +152,7 @@ class EventFields(ResponseModel):
     action: str | None
     transaction_id: str | None
     status: str | None = Field(description="Status word of the conversion or of the delivery report.")
-    fanned_out: bool = Field(description="true: the deliveries for the trackers that subscribe to the event were created.")
+    fanned_out: bool = Field(description="true: the deliveries to the trackers that subscribe to the event have been created.")
 
 
 class EventsResponse(ResponseModel):
@@ -242,7 +243,8 @@ async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
 
 
 def _encode_position(cursors: Cursors, position: EventPosition | None) -> str | None:
-    """Return a position as a cursor: the id of its row, and `-N` if the page ends between the events of one row."""
+    """Return the cursor of a position in the list of events. It encodes the id of the row. If the page ends between two events of
+    this row, `-N` follows, where N is the number of the row's events before the position."""
     if position is None or position.topics == ALL_TOPICS:
         return cursors.encode(position and position.row_id)
     return f"{cursors.encode(position.row_id)}-{position.topics}"
@@ -335,10 +337,10 @@ _ADDS_UP = (
     "stored (HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
 )
 _EVENTS = (
-    f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply to "
-    "the time of the event. Some events are reported long after their time, such as a conversion with an old `timestamp`. An "
-    "event that was reported more than two days after its time is missing in the list if `until` is more than two days before the"
-    " report. `/api/v1/conversions` has no such limit."
+    f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply "
+    "to the time of the event. Some events are reported long after their time, such as a conversion with an old "
+    "`timestamp`. Events that were reported more than two days after `until` are missing in the list. "
+    "`/api/v1/conversions` has no such limit."
 )
 
 

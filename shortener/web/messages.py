@@ -57,8 +57,8 @@ class ExportQuery(Period):
     metric: MessageMetric | None = Field(
         None,
         description=(
-            "Only the messages that this figure of /api/v1/sms/stats counts. As in the statistics, the period is extended to "
-            "complete time slots of 15 minutes, and `basis` selects which time must be in the period."
+            "Name of a figure of /api/v1/sms/stats: only the messages that this figure counts. As in the statistics, the period is "
+            "extended to complete time slots of 15 minutes, and `basis` selects which time must be in the period."
         ),
     )
     basis: Literal["event", "sent"] = Field(
@@ -110,8 +110,9 @@ class MessageFields(ResponseModel):
     segments: int
     fragments_count: int | None = Field(description="Number of SMS segments that the carrier billed.")
     mt_price: str | None = Field(
-        description="Price of the message as a decimal string, for example 0.0095: the price in the request or in a delivery "
-        "report, else the cost of the send. A refund does not change it; the `cost` of the statistics does not contain refunds."
+        description="Price of the message as a decimal string, for example 0.0095: the price from the request or from a "
+        "delivery report, otherwise the cost of sending the message. A refund does not change this price, but the `cost` of the "
+        "statistics does not include refunded messages."
     )
 
 
@@ -133,7 +134,8 @@ class LinkStatus(ResponseModel):
     accessed: bool = Field(description="true: a person clicked the link at least once.")
     accessed_on: str | None = Field(description="Time of the first click by a person.")
     clicks: int = Field(
-        description="Number of clicks by people on the link. Clicks older than HIT_RETENTION_DAYS are deleted and not counted."
+        description="Number of clicks by people on the link. Clicks that are older than HIT_RETENTION_DAYS are not included, "
+        "because they are deleted."
     )
 
 
@@ -149,14 +151,14 @@ class ConversionRevision(ResponseModel):
 
 class ConversionStatus(ResponseModel):
     conversion_id: str
-    click_id: str | None = Field(description="Id of the click before the conversion, if the tracker reported it.")
+    click_id: str | None = Field(description="Id of the click that led to the conversion, if the tracker reported it.")
     action: str
     transaction_id: str | None
     status: str | None
     disposition: str | None = Field(
         description=(
-            "Disposition of the conversion: positive, negative, or null. It was reported, or the service derived it from the "
-            "status word."
+            "Disposition of the conversion: positive, negative, or null. The disposition was reported, or the service "
+            "derived it from the status word."
         )
     )
     pending: bool = Field(description="true: the status word means a pending conversion, and no disposition was reported.")
@@ -301,7 +303,7 @@ ENDPOINTS = [
         "GET",
         "/api/v1/sms/messages/unified",
         index,
-        "List messages of the API and of campaigns together",
+        "List the messages of the sources `api` and `campaign` together",
         _TAG,
         permission="sms.read",
         query=MessagesQuery,

@@ -2,8 +2,8 @@
 
 The models of an endpoint describe its parameters, its request body and its response. The field `errors` of an endpoint lists the
 errors that its handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, for example for a
-missing credential or an invalid body. Only the redirect has a hand-written description (openapi_texts.py), because it is not an
-`Endpoint`.
+missing credential or an invalid body. Only the redirect of short links has a hand-written description (openapi_texts.py), because
+it is not an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ Document = dict[str, Any]
 
 
 def document(endpoints: Sequence[Endpoint], server: str = "/") -> Document:
-    """Return the OpenAPI document of `endpoints`, the redirect and the webhooks. `server` is the URL that serves the API."""
+    """Return the OpenAPI document, which describes `endpoints`, the redirect of short links, and the webhooks. `server` is the
+    URL that serves the API."""
     schemas = _Schemas(endpoints)
     paths: dict[str, Document] = {}
     for endpoint in endpoints:
@@ -128,7 +129,7 @@ def _error_schemas() -> Document:
                 "details": {"type": "array", "maxItems": MAX_DETAILS, "items": {"$ref": REF + "ErrorDetail"}},
                 "details_total": {
                     "type": "integer",
-                    "description": "Number of invalid fields, if `details` does not contain all of them.",
+                    "description": "Total number of invalid fields. Present only if `details` does not contain all of them.",
                 },
             },
             "required": ["status", "error_code", "description", "details"],
@@ -201,8 +202,8 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
 
 
 def _query_parameters(schema: Mapping[str, Any]) -> list[Document]:
-    """Return one parameter for each field of a query model. If the model accepts unknown parameters, add the parameter `metadata`,
-    which stands for all of them."""
+    """Return one parameter for each field of a query model. If the model accepts unknown parameters, add one parameter
+    `metadata`, which describes all of them."""
     required = schema.get("required", ())
     parameters = []
     for name, field in schema.get("properties", {}).items():
@@ -258,8 +259,8 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _translated(endpoint: Endpoint, codes: Iterable[ErrorCode]) -> Collection[ErrorCode]:
-    """Return the error codes that callers of an endpoint receive if the endpoint raises `codes`: the results of
-    `translate_error`."""
+    """Return the error codes that callers of an endpoint receive if the endpoint raises `codes`. They differ if the endpoint has
+    a `translate_error`."""
     translate = endpoint.translate_error
     if translate is None:
         return set(codes)
@@ -298,8 +299,8 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
     response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
         "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
-        # All errors have the same schema, because generators of clients need this. The codes of a response are therefore not in its
-        # schema, but in `x-error-codes`.
+        # All errors have the same schema, because generators of clients need this. Therefore the codes that a response can have
+        # are not in its schema, but in `x-error-codes`.
         "x-error-codes": [code.name for code in codes],
     }
     if status in ERROR_HEADERS:

@@ -65,13 +65,13 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "tracker_id": "Id of the tracker (the endpoint that receives events).",
     "delivery_id": "Id of the delivery.",
     "event_id": "Public id of the event, as in the header `webhook-id` of its deliveries.",
-    "processKey": "Key of the conversion process. The report of the end of a process returns it.",
+    "processKey": "Key of the conversion process. POST /ct/1/log/end/{messageId} returns it.",
     "code": "Code of the short link.",
     "gateway_id": "Id of the gateway.",
     "number": "Phone number in E.164, with the plus sign as %2B.",
-    "report_key": "Report key of the gateway, which is the credential.",
-    "reference": "Reference of the message, which the service passed to the gateway.",
-    "postback_key": "Postback key of the application, which is the credential.",
+    "report_key": "Report key of the gateway. It is the credential of the call.",
+    "reference": "Reference of the message, as the service passed it to the gateway.",
+    "postback_key": "Postback key of the application. It is the credential of the call.",
     "key_id": "Id of the postback key.",
     "api_key_id": "Id of the API key.",
     "update_id": "Id of the update of links.",
@@ -79,7 +79,9 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "domain": "Host of the domain, for example go.brand.example.",
 }
 
-RETRY_AFTER_HEADER = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
+RETRY_AFTER_HEADER = {
+    "Retry-After": {"description": "Number of seconds to wait before the request is repeated.", "schema": {"type": "integer"}}
+}
 #: Response headers by HTTP status.
 ERROR_HEADERS: Mapping[int, Any] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
@@ -94,17 +96,17 @@ HANDSET = "Handset"
 EVENTS = "Events"
 #: Descriptions of the tags, which group the operations.
 TAGS: Mapping[str, str] = {
-    "Send pipeline": "The send pipeline rewrites texts, sends them and reports their delivery.",
-    HANDSET: "The phone of a recipient follows a short link.",
+    "Send pipeline": "Calls of a send pipeline: rewrite texts, send them, and report their delivery.",
+    HANDSET: "The request that a phone sends when its user taps a short link.",
     "Messages": "Messages in the format of a vendor.",
     "Gateways": "Gateways send the messages of the service to phones, and report their delivery to the service.",
     "Trackers": "Trackers are your endpoints that receive events from the service. They report conversions back to the service.",
     "Deliveries": "Deliveries of events to trackers, with their attempts. Dead deliveries can be replayed.",
-    "Application": "Settings, keys and secrets of the application of the API key.",
+    "Application": "Settings, keys and secrets of the application that owns the API key.",
     "Conversions": "Recorded conversions, and reports that were refused.",
     "Conversion processes": "Conversion rates in the format of Infobip.",
     "Reading": "Messages, hits and events.",
-    "Links": "Short links and their changes after sending; blocked destination hosts.",
+    "Links": "Short links and their changes after sending, and blocked destination hosts.",
     "Domains": "Own domains for short links.",
     "Erasure": "Erasure of personal data.",
     "Statistics": "Figures of messages, clicks and conversions.",
@@ -133,8 +135,8 @@ REDIRECT: Mapping[str, Any] = {
     ],
     "responses": {
         "302": {
-            "description": "Redirects to the destination, to the fallback URL of an expired link, or to the fallback URL of the "
-            "domain if no link has the code.",
+            "description": "Redirects to the destination. An expired link redirects to its fallback URL, and a code that "
+            "does not exist to the fallback URL of the domain.",
             "headers": {
                 "Location": {"required": True, "schema": {"type": "string", "format": "uri"}},
                 "Cache-Control": {"schema": {"const": "private, no-store"}},
@@ -147,7 +149,7 @@ REDIRECT: Mapping[str, Any] = {
             "content": {**_HTML, "application/json": {"schema": {"$ref": REF + "Error"}}},
         },
         "429": {
-            "description": "The client requested too many codes that do not exist. Codes of links always redirect.",
+            "description": "The client requested too many codes that do not exist. Requests for existing links are not limited.",
             "headers": RETRY_AFTER_HEADER,
             "content": _HTML,
         },

@@ -1,8 +1,8 @@
 """The `webhooks` of the OpenAPI document: the requests that the service sends to trackers, one for each event.
 
-`delivery/formats.py` renders sample events in the same way as real deliveries, and this module derives schemas and examples from
-them. Therefore they contain exactly the fields that trackers receive. If a field is absent or null in one of the sample events, the
-schema permits null.
+`delivery/formats.py` renders sample events in the same way as real events, and this module derives the schemas and the examples
+from the results. Therefore the schemas contain exactly the fields that trackers receive. If a field is absent or null in one of
+the sample events, the schema permits null.
 """
 # Tested by tests/web/test_openapi_webhooks.py
 
@@ -27,12 +27,12 @@ _AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _NAMES = {"scg": "Syniverse", "json": "23 Telecom", "xoxzo": "Xoxzo", "infobip": "Infobip"}
 _EVENTS: Mapping[str, str] = {
     "state": "The state of a message changed. The first click changes it to CLICKTHRU, exactly once.",
-    "click": "A person followed a link: the first click of each link, and every click on a `#trackurl` link. If the setting "
-    "`click_events` is `every`: every click.",
+    "click": "A person followed a link: the first click of each link, and every click on a `#trackurl` link. With the "
+    "setting `click_events: every`, every click on any link.",
     "late_click": "Somebody followed an expired link.",
     "conversion": "A conversion was reported, or changed by a later report (`revision`).",
     "delivery": "A delivery report was received.",
-    "click_retracted": "A click was later classified as a hit by a program, so it does not count any more.",
+    "click_retracted": "The service has found out later that a click was a hit by a program. The click does not count any more.",
     operations.TRACKER_DISABLED: "A tracker was disabled, because it responded with 410.",
     operations.DELIVERY_DEAD: "Deliveries to a tracker are dead: their last attempt failed. They can be replayed.",
     operations.KEY_EXPIRING: "A key or token expires soon.",
@@ -49,10 +49,12 @@ _HEADERS: Mapping[str, str] = {
     ),
 }
 _RESPONSES: Mapping[str, str] = {
-    "200": "The tracker has received the event. An option of the tracker determines which statuses mean success; default: 2xx.",
+    "200": "The tracker has received the event. The field `success` of the tracker defines which statuses mean success "
+    "(default: 2xx).",
     "410": "The tracker is disabled, and receives no further events.",
-    "429": "The event is sent again later, not before the time in `Retry-After`, and the rate of the tracker is lowered.",
-    "503": "The event is sent again later, not before the time in `Retry-After`.",
+    "429": "The event is sent again, but not before the time in `Retry-After`. The service also sends fewer requests per "
+    "second to this tracker.",
+    "503": "The event is sent again, but not before the time in `Retry-After`.",
 }
 
 
@@ -97,7 +99,7 @@ def _body(format: str, event: str) -> Json:
 
 
 def _add_schema(name: str, examples: list[Json], schemas: Json) -> Json:
-    """Derive the schema of an object from examples of the object. Add it to `schemas`, and return a reference to it."""
+    """Derive the schema of an object from examples of this object. Add the schema to `schemas`, and return a reference to it."""
     properties: Json = {}
     for field in dict.fromkeys(field for example in examples for field in example):
         values = [example.get(field) for example in examples]

@@ -1,7 +1,7 @@
 """The operation ids of the OpenAPI document. Generators of clients use them as names of methods: `list_trackers`, `update_link`.
 
-An id is a verb and a noun, made from the method and the path. Paths of vendors, and paths that do not follow the rule, have a fixed
-name in `_NAMES`.
+An id consists of a verb and a noun, which are derived from the HTTP method and the path. For vendors' paths, and for paths that
+do not follow this rule, `_NAMES` contains the ids.
 """
 # Tested by tests/web/test_openapi.py
 
@@ -104,7 +104,7 @@ def operation_id(method: str, path: str) -> str:
 
 
 def _singular(noun: str) -> str:
-    """Return the singular of a plural noun: deliveries, erasures, links."""
+    """Return the singular of a plural noun: "delivery" for "deliveries", "link" for "links"."""
     if noun.endswith("ies"):
         return noun[:-3] + "y"
     return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun

@@ -1,7 +1,7 @@
 """This module encodes the cursors of paged lists, and contains the fields that the queries and responses of lists share.
 
-A cursor contains the id of the last row of a page, and a checksum. Because of the checksum, an invented cursor or a cursor of
-another installation is rejected. A cursor still works if its row was deleted.
+A cursor contains the id of the last row of a page, and a checksum. Because of the checksum, the service rejects a cursor that it
+did not create, for example a cursor of another installation. A cursor still works if its row is deleted.
 """
 # Tested by tests/web/test_messages.py
 
@@ -28,14 +28,14 @@ ByteOrderMark = Annotated[
 
 
 class SingleRowCsvQuery(RequestModel):
-    """The options of a CSV."""
+    """The query parameters of a CSV that contains a single row."""
 
     bom: ByteOrderMark = False
 
 
 class Cursors:
-    """Encodes and decodes the cursors of one kind of list, such as "hits". `name` is the kind. The cursor of another kind of list
-    is rejected."""
+    """Encodes and decodes the cursors of one kind of list, such as "hits". `name` is the kind of list. A cursor of another kind
+    of list is rejected."""
 
     def __init__(self, secret: Secret, name: str) -> None:
         self._ids = ClickIds(secret.key(name))
@@ -45,7 +45,8 @@ class Cursors:
         return None if last_id is None else self._ids.encode(last_id)
 
     def decode(self, cursor: str | None) -> int | None:
-        """Return the id in the cursor, or None if the cursor is None. Raise ApiError INVALID_CURSOR."""
+        """Return the id in the cursor, or None if the cursor is None. Raise ApiError INVALID_CURSOR if the cursor is not
+        valid."""
         if cursor is None:
             return None
         last_id = self._ids.decode(cursor)

@@ -1,5 +1,5 @@
-"""This module reads the period of a list or statistic: `since` is inclusive, `until` is exclusive. A date as `until` includes that
-whole day."""
+"""This module reads the period of a list or statistic: the period includes `since` and excludes `until`. If `until` is a date,
+the period includes that whole day."""
 # Tested by tests/web/test_messages.py
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _parse(value: Any) -> date:
 
 #: A date, or a time in ISO 8601. A value without a zone is in the time zone of the parameter `tz`, by default UTC.
 DateOrTime = Annotated[
-    date,  # `_parse` returns a date or a datetime, which is a subclass of date
+    date,  # `_parse` returns a date or a datetime. A datetime is also a date, because its class is a subclass of date.
     PlainValidator(_parse),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}),
 ]
@@ -49,7 +49,7 @@ TimeZoneName = Annotated[
 class Period(RequestModel):
     """Base class of queries with a period."""
 
-    tz: TimeZoneName = "UTC"  # the first field, because the check of `until` needs it
+    tz: TimeZoneName = "UTC"  # `zone` must be the first field, because the validation of `until` needs its value
 
     since: DateOrTime | None = Field(
         None,
@@ -64,7 +64,7 @@ class Period(RequestModel):
 
     @property
     def zone(self) -> tzinfo:
-        """The time zone of values without a zone."""
+        """The time zone that applies to dates and times without a zone."""
         return time_zone(self.tz)
 
     def limits(self) -> tuple[datetime | None, datetime | None]:

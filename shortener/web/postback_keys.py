@@ -48,7 +48,7 @@ class PostbackKeyFields(ResponseModel):
     hint: str = Field(description="The first characters of the postback key, which identify it.")
     created_at: str
     valid_until: str | None = Field(
-        description="Time when the postback key expires after a rotation (UTC). null: it does not expire."
+        description="Time when the postback key expires, because it was replaced (UTC). null: it does not expire."
     )
     revoked_at: str | None
 

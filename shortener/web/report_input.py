@@ -1,10 +1,10 @@
 """This module reads the parameters of a conversion report from a query and a body in any of several formats.
 
-Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
-Content-Type that does not match. Therefore the content decides, and not the Content-Type: a body that is a JSON object is read as
-JSON, and any other body as a form. A JSON body may have a byte order mark, and a body may be compressed. A URL that was copied from
-HTML may contain entities: `&amp;` separates parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8
-is read as Windows-1252, with a warning, so that no report is lost.
+Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON. The
+Content-Type often does not match the body. Therefore this module ignores it: a body that is a JSON object is read as JSON, and
+any other body as a form. A JSON body may have a byte order mark, and a body may be compressed. A URL that was copied from HTML
+may contain entities: `&amp;` separates parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8 is
+read as Windows-1252, with a warning, so that no report is lost.
 """
 # Tested by tests/web/test_report_input.py
 
@@ -30,7 +30,7 @@ from shortener.web.exact_amounts import parse_number
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_INTEGER_DIGITS = 40
-MAX_BODY_EXCERPT = 1000  # an unparsable body has at most this number of bytes in the list of refused reports
+MAX_BODY_EXCERPT = 1000  # the maximum number of bytes of an unparsable body in the list of refused reports
 
 
 @mutable_record
@@ -68,8 +68,8 @@ class ReportInput:
 
 
 async def read_report(request: Request, body_limit: int) -> ReportInput:
-    """Return all parameters of a request. If the body is longer than `BodyLimits.of_report` permits or cannot be read, the
-    result has the reason in `problem`. `body_limit` is BODY_LIMIT."""
+    """Return all parameters of a request. If the body cannot be read, or is longer than `BodyLimits.of_report` permits, `problem`
+    of the result contains the reason. `body_limit` is the setting BODY_LIMIT."""
     limits = BodyLimits.of_report(body_limit)
     found = ReportInput()
     query = request.scope["query_string"]
@@ -154,14 +154,14 @@ def _parse_integer(text: str) -> int | str:
     return int(text) if len(text) <= MAX_INTEGER_DIGITS else text
 
 
-#: Decodes JSON with exact decimals. It accepts control characters in texts.
+#: A JSON decoder that returns numbers as exact decimals and accepts control characters in texts.
 _JSON = json.JSONDecoder(
     object_pairs_hook=_parse_object, parse_float=parse_number, parse_int=_parse_integer, parse_constant=str, strict=False
 )
 
 
 def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str, str]]:
-    """Return the parameters of a query or of a form in the order of their occurrence."""
+    """Return the parameters of a query or a form, in their order."""
     pieces = content.replace(b"&lt;", b"%3C").replace(b"&gt;", b"%3E").split(b"&", MAX_FORM_FIELDS + 1)
     if len(pieces) > MAX_FORM_FIELDS:
         found.warnings.append(f"{what}: has more than {MAX_FORM_FIELDS} parameters; the rest was not read")
@@ -191,15 +191,16 @@ def _field_name(part: Message, found: ReportInput) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return the first 60 characters of a parameter's name for a warning. Unpaired surrogates are escaped."""
+    """Return the first 60 characters of a parameter's name, as a warning shows them. Unpaired surrogates are escaped."""
     return name[:60].encode("utf-8", "backslashreplace").decode()
 
 
 def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list[tuple[str, str]]:
-    """Return the fields of a multipart form. Uploaded files are not fields."""
+    """Return the fields of a multipart form, without uploaded files."""
     try:
         return _read_parts(body, content_type, found)
-    except ValueError:  # A header has a parameter such as name*=idna''x, whose encoding Python cannot decode.
+    # The error is raised for a header with a parameter such as name*=idna''x, whose encoding Python cannot decode.
+    except ValueError:
         reason = "The body is a multipart form with a header that cannot be decoded."
         raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
 

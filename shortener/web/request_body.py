@@ -1,6 +1,6 @@
 """This module reads and parses the body of a request without blocking other requests.
 
-The service counts the values of a JSON body while the body arrives, and stops reading at the limit, because parsing millions of
+The service counts the values of a JSON body while the body arrives, and stops reading at the limit. Otherwise parsing millions of
 values would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large
 body is parsed and validated in a separate thread, so that the event loop can handle other requests at the same time.
 
@@ -27,35 +27,35 @@ from shortener.web.damaged_json import load_damaged_json, repair
 from shortener.web.exact_amounts import restore_amounts
 from shortener.web.validation import validate
 
-#: Larger JSON bodies are parsed in a separate thread. A body of this size can have so many errors that it takes 20 ms.
+#: A larger JSON body is parsed in a separate thread. Validating a body of this size can take 20 ms if it has many errors.
 LARGE_BODY_BYTES = 16 * 1024
 MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because they are slower to decode than JSON
 MAX_FORM_FIELDS = 1000
 MAX_REPORT_BYTES = 256 * 1024  # maximum size of the report of a tracker or a gateway; the service stores only a few KiB of it
 MAX_OBJECT_FIELDS = 1000
-MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
+MIN_LIST_ITEMS = 1000  # the limit for the number of items in a list is at least this number, even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
-#: The paths of fields with one item for each recipient: `to` and `message_id` of a message. A batch of messages is a list as body,
-#: or the field `messages` of the body.
+#: Matches the paths of fields that can have one item for each recipient: `to` and `message_id` of a message. A batch of messages
+#: is a list, which is the whole body or its field `messages`.
 _RECIPIENT_LIST = re.compile(r"((messages\.)?[0-9]+\.)?(to|message_id)")
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: Only one thread parses large bodies, because several threads would compete with the event loop for the interpreter lock.
+#: A single thread parses large bodies. Several threads would compete with the event loop for the interpreter lock.
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 
 @record
 class BodyLimits:
-    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a batch, which is a list as body or
-    the field `messages` of a body.
+    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a batch. A batch is a list, which
+    is the whole body or its field `messages`.
 
-    `largest_batch` is the largest BATCH_LIMIT that the installation has had. A body may have so many items, because it may repeat
-    an earlier request. The endpoint rejects a new request with more than `max_batch` items.
+    `largest_batch` is the largest BATCH_LIMIT that the installation has ever had. A body with this number of items is read,
+    because it can be a repeat of an earlier request. The endpoint rejects a new request with more than `max_batch` items.
 
-    `is_setting` is false if `max_bytes` is lower than BODY_LIMIT, so that a higher BODY_LIMIT would not help the caller."""
+    `is_setting` is true if `max_bytes` comes from the setting BODY_LIMIT. Only then, error texts name this setting."""
 
     max_bytes: int
     max_batch: int
@@ -71,12 +71,13 @@ class BodyLimits:
 
     @property
     def accepted_batch(self) -> int:
-        """The maximum number of items in a body that may be a repeat."""
+        """The maximum number of items in a body that is read. It is higher than `max_batch` if a repeat may have more items."""
         return max(self.max_batch, self.largest_batch)
 
     @classmethod
     def of_report(cls, body_limit: int) -> BodyLimits:
-        """Return the limits for a body that contains one report: at most BODY_LIMIT (`body_limit`) and MAX_REPORT_BYTES bytes."""
+        """Return the limits for a body with one report. It may have at most MAX_REPORT_BYTES bytes, and at most BODY_LIMIT
+        (`body_limit`)."""
         return cls(min(body_limit, MAX_REPORT_BYTES), max_batch=1, has_batch=False, is_setting=body_limit <= MAX_REPORT_BYTES)
 
     def too_many(self, description: str) -> ApiError:
@@ -119,7 +120,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     length = find_header(request, b"content-length") or ""
     size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    received = values = counted = 0  # `counted` is the number of chunks that `values` includes
+    received = values = counted = 0  # `values` is the count for the first `counted` chunks
     has_more = True
     while has_more and size <= max_bytes:
         message = await request.receive()
@@ -132,7 +133,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
         if size > max_bytes:
             break
         chunks.append(chunk)
-        if not is_form and received > limits.max_values:  # a body with fewer bytes cannot have too many values
+        if not is_form and received > limits.max_values:  # a body without so many bytes cannot have too many values
             values += sum(one.count(b",") + one.count(b"{") + one.count(b"[") for one in chunks[counted:])
             counted = len(chunks)
             if values > limits.max_values:
@@ -174,19 +175,20 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
 
 
 def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
-    """Return whether a JSON text may exceed a limit of `check_sizes`. This is an estimate from the numbers of its bytes,
-    commas and brackets."""
+    """Return whether a JSON text may exceed a limit of `check_sizes`. This is an estimate: it counts only bytes, commas and
+    brackets."""
     commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
     return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.accepted_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 
 
 def check_sizes(data: Any, limits: BodyLimits) -> None:
-    """Raise ApiError if a part of a parsed JSON document has too many items, too many characters, or is nested too deeply."""
+    """Raise ApiError if a list or an object in parsed JSON has too many items, if a text has too many characters, or if the
+    nesting is too deep."""
     batch = data.get("messages") if isinstance(data, dict) else data
     if isinstance(batch, list) and len(batch) > limits.accepted_batch:
         raise limits.too_many(f"One request must have at most {limits.max_batch} items (BATCH_LIMIT), not {len(batch)}.")
     max_items = max(limits.accepted_batch, MIN_LIST_ITEMS)
-    level: list[tuple[str, Any]] = []  # the lists, objects and long texts at the current depth, with their paths
+    level: list[tuple[str, Any]] = []  # the lists, objects and long texts at the current depth, each with its path
     if isinstance(data, dict | list) or (isinstance(data, str) and len(data) > MAX_TEXT_LENGTH):
         level.append(("", data))
     for _ in range(MAX_DEPTH):

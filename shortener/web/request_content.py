@@ -1,11 +1,12 @@
-"""This module returns the content of a request. The content is stored with the Idempotency-Key, because a repeat must have the same
-content as the first request.
+"""This module returns the content by which a repeat of a request is recognized. It is stored with the Idempotency-Key, because a
+repeat must have the same content as the first request.
 
-The content has only the fields that the caller sent, in a fixed order. Therefore a new release with new fields, or with another
-default, still recognizes a request that an earlier release stored.
+The content has only the fields that the caller sent, in a fixed order. It does not depend on fields that a new release adds, or
+on its defaults. Therefore a new release still recognizes repeats of requests that an earlier release stored.
 
-Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns that form, so that a repeat is recognized after an
-upgrade from 0.2. It is needed for 24 hours after such an upgrade, because stored contents are then deleted.
+Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns the content in this older form, so that repeats are
+recognized after an upgrade from 0.2. It is needed only for 24 hours after the upgrade, because stored contents are deleted after
+this time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def content_of_0_2(body: BaseModel) -> bytes:
 
 
 def _reduce(complete: Any, sent: Any) -> Any:
-    """Remove the fields that release 0.2 did not have. Keep such a field if the caller sent it."""
+    """Remove the fields that release 0.2 did not have, unless the caller sent them."""
     if isinstance(complete, dict) and isinstance(sent, dict):
         fields = {
             name: _reduce(value, sent.get(name)) for name, value in complete.items() if name in _FIELDS_OF_0_2 or name in sent

@@ -1,7 +1,7 @@
 """POST /api/v1/rewrite: the endpoint that replaces the links in texts with short links.
 
 The endpoint accepts four forms of request: one message, a batch, Xoxzo's send call and Infobip's send call. The response contains
-the rewritten text, which the caller must send. With the field `gateway` the service sends the message itself.
+the rewritten texts, which the caller must send. If a request contains the field `gateway`, the service itself sends the messages.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from shortener.web.vendors.xoxzo import XoxzoRequest
 if TYPE_CHECKING:
     from shortener.container import Service
 
-#: The maximum number of characters of all texts of a preview. It is small, because a preview is computed in the event loop, which
-#: must not block for long.
+#: The maximum number of characters of all texts of a preview together. The limit is small, because the event loop computes a
+#: preview and must not be blocked for long.
 MAX_PREVIEWED = 20_000
 _INFOBIP_FIELDS = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
 
 
 def _form_of(value: Any) -> str:
-    """Return the form of a request: single, batch, xoxzo or infobip. The names of its fields determine the form."""
+    """Return the form of a request: single, batch, xoxzo or infobip. The names of the fields in the request determine its
+    form."""
     if not isinstance(value, dict):
-        # pydantic also calls this function when it serializes a request. The value is then a model.
+        # When pydantic serializes a request, it calls this function with the model instead of the input.
         return _FORMS.get(type(value), "single")
     if "messages" in value:
         messages = value["messages"]
@@ -90,7 +91,7 @@ async def rewrite(call: Call[None, RewriteRequest | PartlyValidRequest]) -> Mapp
 
 
 async def preview(call: Call[None, PreviewRequest | PartlyValidRequest]) -> Mapping[str, Any]:
-    """Return what a rewrite would return, with sample codes, and store nothing."""
+    """Return the response that a rewrite would have, with sample codes. Store nothing."""
     items = call.body.items if isinstance(call.body, PartlyValidRequest) else _items(call.body.root)
     planned = sum(len(item.body) * len(item.to) for item in items)
     if planned > MAX_PREVIEWED:
@@ -106,7 +107,8 @@ def _items(body: RewriteMessage | RewriteBatch) -> list[RewriteItem]:
 
 
 async def keep_valid(error: InvalidInput) -> PartlyValidRequest | None:
-    """Return a request without its invalid messages if `on_invalid` permits to leave them out; None if it must be rejected."""
+    """If `on_invalid` permits it, return a request without its invalid messages. Return None if the whole request must be
+    rejected."""
     form = _form_of(error.data)
     if form not in ("single", "batch") or not isinstance(error.data, dict):
         return None
@@ -114,12 +116,13 @@ async def keep_valid(error: InvalidInput) -> PartlyValidRequest | None:
 
 
 async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Return an error with the details of `error`, and with the problems of all texts, URLs and recipients in the same body."""
+    """Return an error that contains the details of `error` and also the problems of all texts, URLs and recipients in the same
+    body."""
     return await _complete_error(service, principal, error)
 
 
 async def complete_preview_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Do the same as `complete_error` for a preview. A preview stores nothing, so problems with stored messages are not
+    """Do the same as `complete_error` for a preview. A preview stores nothing, so conflicts with stored messages are not
     reported."""
     return await _complete_error(service, principal, error, is_stored=False)
 
@@ -147,8 +150,9 @@ ENDPOINTS = [
         response=AnyRewriteResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="The request is stored completely or not at all. The response is sent after the links are stored durably. A "
-        "repeat with the same `message_id` and the same content, or with the same `Idempotency-Key`, gets the first response.",
+        description="The request is stored completely or not at all. The response is sent only after the links are stored "
+        "durably. A repeat with the same `message_id` and the same content, or with the same `Idempotency-Key`, gets the "
+        "first response.",
     ),
     Endpoint(
         "POST",

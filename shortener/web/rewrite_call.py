@@ -1,5 +1,5 @@
-"""This module contains the code that all rewrite endpoints share. It reads the Idempotency-Key, calls the rewriter, and lists the
-errors of the rewriter for the documentation."""
+"""This module contains the code that all rewrite endpoints share. It reads the Idempotency-Key and calls the rewriter. It also
+lists the error codes of the rewriter for the OpenAPI document."""
 # Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from shortener.web.endpoint import Call
 from shortener.web.idempotency import describe_header, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content
 
-#: The description of the header Idempotency-Key of a rewrite. A repeat gets the first response with any API key of the application,
-#: because the response contains no credentials.
+#: The description of the header Idempotency-Key of a rewrite. A repeat may come from any API key of the application, because the
+#: response to a rewrite contains no credentials.
 REWRITE_HEADERS = describe_header("application")
 REWRITE_ERRORS = (
     ErrorCode.INVALID_TRACK_DIRECTIVE,
@@ -39,7 +39,7 @@ async def rewrite_items(
     """Rewrite the messages in `items` for the caller's application. Return one entry per recipient, in order: the fields of the
     rewritten message, or the error of a recipient that was left out.
 
-    A repeat of an Idempotency-Key must have the same `content`. The default is the content of `call.body`."""
+    `content` is what a repeat with the same Idempotency-Key must contain, too. By default, it is the content of `call.body`."""
     key = idempotency_key(call.request)
     earlier_content = content or b""
     if key is not None and content is None:

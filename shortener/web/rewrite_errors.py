@@ -1,7 +1,7 @@
-"""This module collects all errors of a rewrite in one response, even if some fields do not match the model.
+"""This module collects all errors of a rewrite request in one error response, even if some fields do not match the model.
 
-The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients that are not valid. Without this
-module, a response would contain only the errors of the models, and a caller would have to correct a large batch twice.
+The models find fields of a wrong type, and the rewriter finds invalid texts, URLs and recipients. Without this module, the
+response would contain only the errors that the models found, and a caller would have to correct a large batch twice.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ async def complete_error(
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
     The details are in the order of the messages. The error code is the code of the first detail. `is_stored` is false for a
-    preview; then problems that depend on stored messages are missing."""
+    preview: conflicts with stored messages are then left out."""
     messages = error.data["messages"] if is_batch else [error.data]
     if not isinstance(messages, list) or len(messages) > service.settings.batch_limit:
         return error
-    # A batch may have very many errors and recipients. They are processed in threads, because clicks would wait for the event loop.
+    # A batch may have very many errors and recipients. Process them in threads, so that the event loop is free for clicks.
     details, invalid, (items, places, incomplete) = await asyncio.to_thread(_split, error, messages, is_batch=is_batch)
     problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
     return await asyncio.to_thread(_with_problems, error, details, problems, invalid, places, is_batch=is_batch)
@@ -46,8 +46,8 @@ async def complete_error(
 def _split(
     error: InvalidInput, messages: Sequence[Any], *, is_batch: bool
 ) -> tuple[list[Detail], dict[int, set[str]], tuple[list[RewriteItem], list[int], set[int]]]:
-    """Return the details of an error, the paths of the invalid fields by the index of their message, and the valid parts of the
-    messages (see `_valid_parts`)."""
+    """Split an error and its input into three results: the details of the error, the paths of the invalid fields (by the index of
+    their message), and the valid parts of the messages (see `_valid_parts`)."""
     details = [_with_place(detail, is_batch, error) for detail in error.details]
     invalid: dict[int, set[str]] = {}
     for detail in details:
@@ -66,12 +66,13 @@ def _with_problems(
     *,
     is_batch: bool,
 ) -> ApiError:
-    """Return an error with the details and with the problems of the fields that are not in `invalid`."""
+    """Return an error with the details, and with those problems whose fields are not in `invalid`."""
     for problem in problems:
         detail = replace(problem.full_detail, index=places[problem.item])
         unchecked = invalid.get(places[problem.item], set())
         if "to" in unchecked:
-            unchecked = unchecked | {"message_id"}  # without recipients, the number of ids is not known to be wrong
+            # if `to` is invalid, the number of recipients is unknown, so a problem with the number of ids may be wrong
+            unchecked = unchecked | {"message_id"}
         if not is_inside(_path_in_message(detail.field, is_batch), unchecked):
             details.append(detail)
     details.sort(key=lambda detail: -1 if detail.index is None else detail.index)
@@ -82,17 +83,17 @@ def _with_problems(
 def _valid_parts(
     messages: Sequence[Any], invalid: dict[int, set[str]], *, is_batch: bool, has_hidden: bool
 ) -> tuple[list[RewriteItem], list[int], set[int]]:
-    """Return the valid parts of messages, the index of the message of each, and the indexes of the parts that lack some content.
+    """Return three results: the valid parts of messages, for each part the index of its message, and the indexes of the parts
+    that are incomplete because a field of the message is invalid.
 
-    `invalid` contains the paths of the invalid fields by the index of their message. If `has_hidden` is true, some paths are
-    missing, because an error has a limited number of details. This function then adds the missing paths, except those of unknown
-    fields."""
+    `invalid` contains the paths of the invalid fields, by the index of their message. An error has a limited number of details,
+    so some paths can be missing (`has_hidden`). This function then adds the missing paths, except those of unknown fields."""
     items: list[RewriteItem] = []
     places: list[int] = []
     incomplete: set[int] = set()
     for index, message in enumerate(messages):
         if has_hidden and index not in invalid and isinstance(message, Mapping):
-            # A message may have very many unknown fields. To validate them would take long.
+            # A message may have very many unknown fields, and validating them would take long.
             message = {name: value for name, value in message.items() if name in _KNOWN_NAMES}
             invalid[index] = _invalid_fields(message)
         found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
@@ -106,11 +107,14 @@ def _valid_parts(
 
 
 def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dict[str, Any], bool]:
-    """Return the valid fields of a message, and whether all of its content is valid. `invalid` contains the paths of errors.
+    """Return the valid fields of a message, and whether no field had to be left out. `invalid` contains the paths of the invalid
+    fields and list entries.
 
-    In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries keep their places
-    and can be checked. A placeholder may be invalid, too, so the caller must ignore problems of the paths in `invalid`."""
-    entries: dict[str, set[str]] = {}  # by field: the rest of each path, such as an index in a list
+    In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries keep their
+    positions and can be checked. The check can also find problems with a placeholder, so the caller must ignore problems at the
+    paths in `invalid`."""
+    # the key is a field; the values are the rests of its paths, such as an index in a list, or ""
+    entries: dict[str, set[str]] = {}
     for path in invalid:
         name, _, entry = path.partition(".")
         entries.setdefault(name, set()).add(entry)
@@ -126,17 +130,18 @@ def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dic
 
 
 def _names(name: str, alias: str | AliasPath | AliasChoices | None) -> Iterable[str]:
-    """Return the names that a field may have in a request."""
+    """Return all names that a request may use for a field."""
     if isinstance(alias, AliasChoices):
         return map(str, alias.choices)
     return [str(alias or name)]
 
 
-#: The names of all fields of a message.
+#: The names of all fields of a message, including their aliases.
 _KNOWN_NAMES = frozenset(
     chain.from_iterable(_names(name, field.validation_alias) for name, field in RewriteMessage.model_fields.items())
 )
-#: The fields with a list of one entry per recipient, each with the function that returns a placeholder.
+#: The fields that can be a list with one entry per recipient. The function of each field returns a placeholder for an invalid
+#: entry.
 _LISTS: Mapping[str, Callable[[], str]] = {"to": str, "message_id": new_message_id}
 
 
@@ -146,7 +151,8 @@ def is_inside(path: str, invalid: Collection[str]) -> bool:
 
 
 def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
-    """Return a detail with the indexes of its message and recipient, which are read from its path (`messages.3.to.2`)."""
+    """Return a detail to which the indexes of its message and its recipient are added. They are read from its path, such as
+    `messages.3.to.2`."""
     parts = detail.field.split(".")
     index: int | None = 0
     if is_batch:
@@ -161,7 +167,7 @@ def recipient_of(path: str) -> int | None:
 
 
 def _path_in_message(path: str, is_batch: bool) -> str:
-    """Return the path of a field inside its SMS message: `to.2` for `messages.3.to.2`. Return "" if the path is that of the whole
+    """Return the path of a field relative to its SMS message: `to.2` for `messages.3.to.2`. Return "" for the path of a whole
     message."""
     return ".".join(path.split(".")[2 if is_batch else 0 :])
 
@@ -176,8 +182,8 @@ def _invalid_fields(message: Any) -> set[str]:
 
 
 def _valid_part(message: Any, invalid: set[str], path: str) -> tuple[RewriteItem, bool] | None:
-    """Return a message without its invalid fields, and whether all of its content is valid. Return None if the rewriter cannot
-    check any part of the message."""
+    """Return a message without its invalid fields as input of the rewriter, and whether no field had to be left out. Return None
+    if the rewriter cannot check any part of the message."""
     if not isinstance(message, Mapping) or "" in invalid:
         return None
     fields, is_complete = valid_part({name: value for name, value in message.items() if name != "on_invalid"}, invalid)

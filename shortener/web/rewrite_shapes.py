@@ -1,5 +1,5 @@
 """The request and response models of a rewrite in the native format, and the options that all formats share. Most fields have the
-names of Syniverse's fields.
+same names as in Syniverse's API.
 """
 # Tested by tests/web/test_rewrite.py
 
@@ -48,8 +48,8 @@ def _without_null(value: Any) -> Any:
     return ["" if entry is None else entry for entry in value] if isinstance(value, list) and None in value else value
 
 
-#: One or several phone numbers. A null in a list, such as an empty cell of a table, becomes a recipient that is not valid, so that
-#: `on_invalid` applies to it.
+#: One or several phone numbers. A null in a list, for example from an empty table cell, becomes a recipient that is not valid, so
+#: that `on_invalid` applies to it.
 Recipients = Annotated[str | list[str], BeforeValidator(_without_null)]
 
 #: Fields that several formats contain.
@@ -68,8 +68,9 @@ IsSent = Annotated[
 #: What happens to a message or a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
-    "fail: the whole request is rejected. skip: the valid messages to valid recipients are stored, and the response contains an "
-    "error in place of each other recipient. This includes messages with a missing field, an unknown field or a wrong type."
+    "fail: the whole request is rejected. skip: the valid messages to valid recipients are stored. For each other recipient, "
+    "the response contains an error in its place, also if the message has a missing field, an unknown field or a wrong "
+    "type."
 )
 
 
@@ -102,12 +103,12 @@ GatewayName = Annotated[
 
 def _as_seconds(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("must be an integer")  # pydantic would read true as one second
+        raise ValueError("must be an integer")  # without this check, pydantic would read true as one second
     return value
 
 
 class OptionalFields(RequestModel):
-    """Base class of models in which a field that is null counts as absent. Many clients send null for a field that is not set."""
+    """Base class of models that treat null like an absent field, because many clients send null for a field that is not set."""
 
     @model_validator(mode="before")
     @classmethod
@@ -131,8 +132,8 @@ class MessageOptions(OptionalFields):
     sender_id_alias: RequestId = ""
     message_request_id: RequestId = Field(
         "",
-        description="Id of the request, contained in events. Default: the service generates an id. It is not compared if a message "
-        "is repeated: the response and the events of a repeat have the id of the first request.",
+        description="Id of the request. Events contain it. Default: the service generates an id. A repeated message may have "
+        "another id here: its response and its events still have the id of the first request.",
     )
     external_message_request_id: RequestId = Field("", description="Id of the request in the caller's system. Events contain it.")
     track: TrackMode | None = Field(
@@ -149,9 +150,10 @@ class MessageOptions(OptionalFields):
     )
     gateway: GatewayName = Field(
         None,
-        description="Also send the message: true for the gateway of the application, or the name of a gateway that the application "
-        "may use: the selected gateway, its own gateways, or simulator, which sends nothing. Without a gateway the message is not "
-        "sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, do not send.",
+        description="Also send the message. true: through the gateway of the application. A name: through this gateway, "
+        "which must be the selected gateway, one of the application's own gateways, or simulator (sends nothing). If the "
+        "application has no gateway, the message is not sent, `sent` is false, and a warning begins with NOT_SENT. Default: "
+        "null, do not send.",
     )
     tracking: Tracking | None = None
     campaign: MessageCampaign = ""
@@ -175,10 +177,10 @@ class MessageOptions(OptionalFields):
     )
     fallback_url: UrlText | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
-        default_factory=list,  # pydantic would copy a list that is the default with copy.deepcopy, for every message
+        default_factory=list,  # Without this, pydantic would copy the default list with copy.deepcopy for every message.
         json_schema_extra={"default": []},
-        description="URLs or labels of opt-out links. A hit on an opt-out link creates a click event even if the verdict of "
-        "the hit is suspected. Links with the label optout are always opt-out links.",
+        description="URLs or labels of opt-out links. A hit on an opt-out link creates a click event even if its verdict is "
+        "suspected. Links with the label optout are always opt-out links.",
     )
     metadata: Metadata | None = Field(
         None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
@@ -199,13 +201,14 @@ class RewriteMessage(MessageOptions):
     from_: MessageSender = Field("", alias="from")
     message_id: MessageId | list[MessageId] | None = Field(
         None,
-        description="Id of the message, unique in the application; a list if `to` is a list. Default: the service generates an id.",
+        description="Id of the message, unique in the application. If `to` is a list, a list with one id for each recipient. "
+        "Default: the service generates an id.",
     )
     on_invalid: OnInvalid | None = Field(None, description=f"{_ON_INVALID} Default: fail, or the value of the batch.")
 
 
 class RewriteBatch(OptionalFields):
-    """A batch of messages. All messages are stored, or none. If `on_invalid` is skip, all valid messages to valid recipients are
+    """A batch of messages. All messages are stored, or none. With `on_invalid: skip`, all valid messages to valid recipients are
     stored."""
 
     on_invalid: OnInvalid = Field("fail", description=_ON_INVALID)
@@ -242,11 +245,12 @@ class SentMessageFields(RewrittenMessageFields):
 
 
 class RefusedRecipientFields(ResponseModel):
-    """A recipient that was left out, because its data is not valid or messages to it are not permitted. Nothing was stored."""
+    """A recipient that was left out, because its data is not valid or messages to it are not permitted. Nothing was stored for
+    this recipient."""
 
     to: str = Field(
-        description="Phone number of the skipped recipient, as written in the request; empty if it is not a text. A message whose "
-        "`to` is missing, is empty or has a wrong type has one entry."
+        description="Phone number of the skipped recipient, as written in the request; empty if it is not a text. If `to` of "
+        "a message is missing, is empty or has a wrong type, the message has one such entry."
     )
     message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")
     error_code: str
@@ -294,8 +298,8 @@ def with_options(
     field_path: Callable[[str, int | None], str],
     skip_invalid: bool = False,
 ) -> RewriteItem:
-    """Return a message with its options as input of the rewriter. `field_path` returns the path of a field in the request, for
-    errors. Its arguments are the name of the field and the index of the recipient."""
+    """Return a message with its options as input of the rewriter. `field_path` is a function that returns the path of a field in
+    the request, which errors contain. Its arguments are the name of the field and the index of the recipient."""
     track = options.track
     if options.track_link and track in (None, "directives"):
         track = "first_url"

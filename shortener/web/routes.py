@@ -1,12 +1,12 @@
 """The router of the HTTP API, which finds the endpoint of a request, and the table of the modules that define endpoints.
 
-The import of all modules with their models takes a fifth of a second and 10 MB of memory, and most installations use only a few of
-them. Therefore the router imports a module in a thread when the first request for one of its paths arrives. `endpoints.py` imports
-all of them.
+To import all modules with their models takes a fifth of a second and 10 MB of memory, but most installations use only a few
+modules. Therefore the router imports a module, in a thread, when the first request for one of its paths arrives. `endpoints.py`
+imports all modules.
 
-The router finds a path without parameters in a dictionary. Starlette's router is slower: it compares a request with one path after
-another, and passes it through three layers that handle errors. Endpoints need no such layers, because they handle their errors
-themselves.
+The router finds a path without parameters in a dictionary. Starlette's router is slower: it compares the path of a request with
+one pattern after another, and passes the request through three layers that handle errors. The endpoints of this service need no
+such layers, because they handle their errors themselves.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from shortener.web.endpoint import Endpoint, error_response, log_request
 if TYPE_CHECKING:
     from shortener.container import Service
 
-#: The modules of `shortener.web` with endpoints, in the order of a message's life, each with the beginnings of its paths. The
-#: router imports a module when the first request for one of these paths arrives. If several endpoints match a path, the first one
-#: responds.
+#: The modules of `shortener.web` that define endpoints, in the order of a message's life, each with the beginnings of its paths.
+#: The router imports a module when the first request for one of these paths arrives. If several endpoints match a path, the first
+#: one in this order responds.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "rewrite": ("/api/v1/rewrite",),
     "send": ("/api/v1/sms/send",),
@@ -57,7 +57,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "conversion_lists": ("/api/v1/conversions",),
     "vendors.infobip_conversions": ("/ct/1/",),
     "messages": ("/api/v1/sms/status/", "/api/v1/sms/messages"),
-    # `link_updates` is before `links`, because the router would otherwise read `updates` as the code of a link.
+    # `link_updates` must be before `links`. Otherwise the router would read `updates` in its paths as the code of a link.
     "link_updates": ("/api/v1/links/update",),
     "links": ("/api/v1/links",),
     "domains": ("/api/v1/domains",),
@@ -77,7 +77,7 @@ def import_endpoints(module: str) -> Sequence[Endpoint]:
 
 
 def _prepare(modules: Sequence[str]) -> dict[str, Sequence[Endpoint]]:
-    """Import modules and build the models of their endpoints. Return the endpoints by module."""
+    """Import modules and build the models of their endpoints. Return the endpoints of each module."""
     found = {module: import_endpoints(module) for module in modules}
     for endpoint in itertools.chain.from_iterable(found.values()):
         for model in (endpoint.query, endpoint.body, endpoint.response, *endpoint.other_responses.values()):
@@ -90,13 +90,14 @@ Methods = dict[str, Endpoint]  # The endpoints of one path by HTTP method.
 Patterns = list[tuple[re.Pattern[str], Mapping[str, Convertor[Any]], Methods]]  # The paths with parameters.
 
 _NEVER = re.compile(r"(?!)")
-#: What the access log shows for a path that does not exist, because such a path may contain a credential or a phone number.
+#: The path that the access log shows in place of a path that does not exist, because such a path may contain a credential or a
+#: phone number.
 UNKNOWN_PATH = "(unknown)"
 
 
 def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
-    """Return the endpoints of paths without parameters, by path, and the endpoints of paths with parameters, with the pattern of
-    each path."""
+    """Return two tables of endpoints: those of paths without parameters, by path, and those of paths with parameters, each with
+    the pattern of its path."""
     by_path: dict[str, Methods] = {}
     by_pattern: dict[str, Methods] = {}
     patterns: Patterns = []
@@ -116,14 +117,14 @@ def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns
 
 
 class ApiRouter:
-    """A router that finds the endpoint of a request and runs it. A HEAD request is passed to the GET endpoint if the path has no
-    endpoint for HEAD, unless the GET endpoint has `has_head=False`."""
+    """A router that finds the endpoint of a request and runs it. The GET endpoint of a path also handles HEAD requests, unless it
+    has `has_head=False` or the path has its own endpoint for HEAD."""
 
     def __init__(self, service: Service, endpoints: Sequence[Endpoint] | None = None) -> None:
         """Create a router for `endpoints`. By default, it serves the endpoints of all MODULES and imports them on demand."""
         self._service = service
         self._loaded: dict[str, Sequence[Endpoint]] = {}  # the endpoints of imported modules
-        # Only one thread at a time imports modules, because pydantic must not build a model in two threads at once.
+        # only one thread at a time imports modules, because pydantic must not build a model in two threads at once
         self._loading = asyncio.Lock()
         if endpoints is None:
             self._update()
@@ -162,7 +163,7 @@ class ApiRouter:
                 continue
             try:
                 parameters = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
-            except ValueError:  # for example, the path contains a number with more digits than Python converts
+            except ValueError:  # raised for example if the path contains a number with more digits than Python converts
                 continue
             if method in methods:
                 request.scope["path_params"] = parameters

@@ -1,9 +1,9 @@
 """POST /api/v1/sms/send: rewrite a message for up to 100 recipients and send it through a gateway (23 Telecom).
 
 The names of the fields, the statuses and the error codes are those of 23 Telecom. A call is atomic: all recipients are queued or
-none. Recipients that the service must not send to (opted out, no price for the country) are left out, with their status in
-`results`. If all recipients are left out, the response is the error of the first recipient. The body may also contain the options
-of a rewrite, such as `campaign` and `metadata`.
+none. Recipients to whom the service must not send (opted out, no price for the country) are left out; `results` contains their
+status. If all recipients are left out, the response is the error of the first recipient. The body may also contain the options of
+a rewrite, such as `campaign` and `metadata`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class SendRequest(MessageOptions):
     )
     message_id: MessageId | list[MessageId] | None = Field(
         None,
-        description="Id of the message, unique in the application; a list if `to` is a list. Default: the service generates an id.",
+        description="Id of the message, unique in the application. If `to` has several numbers, a list with one id for each "
+        "recipient. Default: the service generates an id.",
         examples=[None],
     )
 
@@ -157,8 +158,8 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
 async def _find_problems(
     service: Service, application: Application, request: SendRequest, to: Sequence[str], *, is_complete: bool
 ) -> list[Detail]:
-    """Return all problems because of which a call is rejected. A problem of the sender is the first. `is_complete` is false if
-    invalid fields of the call are missing from `request`. The message is then not compared with stored messages."""
+    """Return all problems that cause the rejection of a call. A problem with the sender comes first. `is_complete` is false if
+    invalid fields of the call were left out of `request`; the message is then not compared with stored messages."""
     item = _item(request, to)
     problems = await service.rewriter.find_problems(application, [item], incomplete=() if is_complete else (0,))
     details = [problem.full_detail for problem in problems if not item.skips(problem.code)]
@@ -236,7 +237,7 @@ def _response(entries: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> M
 
 
 def _not_sent(accepted: Sequence[Mapping[str, Any]]) -> str:
-    """Return the warning that says why messages are not sent."""
+    """Return the warning that explains why the messages are not sent."""
     warnings = (warning for entry in accepted for warning in entry.get("warnings", ()) if warning.startswith("NOT_SENT"))
     return next(warnings, NOT_SENT)
 
@@ -271,8 +272,7 @@ def translate_error(error: ApiError) -> ApiError:
 
 
 def _translate(code: ErrorCode, field: str) -> ErrorCode:
-    """Return the code of 23 Telecom that corresponds to an error code of this service. `field` is the path of the field that is not
-    valid."""
+    """Return the code of 23 Telecom for an error code of this service. `field` is the path of the invalid field."""
     if code is ErrorCode.INVALID_REQUEST:
         name = field.partition(".")[0]
         return _FIELD_CODES.get(name, code if name else ErrorCode.INVALID_BODY)
@@ -301,10 +301,10 @@ ENDPOINTS = [
             ErrorCode.DB_ERROR,
             *REWRITE_ERRORS,
         ),
-        description="The service rewrites the message, stores it and queues it for the gateway of the application in one "
-        "transaction, so a call is queued completely or not at all. `DB_ERROR` means that nothing was stored; the call can be "
-        "repeated. Recipients who opted out, or whose country has no price, are left out; if all are left out, the response is the "
-        "error of the first recipient. Without a gateway nothing is sent: `sent` is false, and the caller sends the rewritten "
-        "texts of `results`.",
+        description="In one transaction, the service rewrites the message, stores it and queues it for the gateway of the "
+        "application. Therefore a call is queued completely or not at all. `DB_ERROR` means that nothing was stored; the "
+        "call can be repeated. Recipients who opted out, or whose country has no price, are left out; if all are left out, "
+        "the response is the error of the first recipient. Without a gateway nothing is sent: `sent` is false, and the "
+        "caller sends the rewritten texts of `results`.",
     ),
 ]

@@ -40,7 +40,7 @@ class SendFields(ResponseModel):
     doubtful: bool = Field(description="true: the response to an attempt is missing, so the gateway may have accepted the message.")
     attempts: int = Field(description="Number of attempts that were started.")
     next_attempt_at: str | None = Field(description="Time of the next attempt. null: no attempt is planned.")
-    last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: nothing has failed.")
+    last_error: str | None = Field(description="Reason of the last failed attempt, such as timeout. null: no attempt has failed.")
     last_status: int | None = Field(description="HTTP status of the last response. null: there was no HTTP response.")
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: the gateway has not assigned an id.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
@@ -57,7 +57,7 @@ class SendsResponse(ResponseModel):
 
 
 class SendDecisionResponse(ResponseModel):
-    """The message after the caller decided whether it is sent again."""
+    """The message after the caller has decided to send it again or to give it up."""
 
     status: Literal[True] = True
     send: SendFields = Field(description="The message with its new state in the queue of the gateway.")
@@ -101,8 +101,8 @@ async def discard(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 def _decided(connection: Connection, row_id: int) -> Mapping[str, Any]:
-    """Return the response to a decision: the message with its new state. This runs in the transaction of the decision, because a
-    read after the commit could fail."""
+    """Return the response to a decision: the message with its new state. The message is read in the transaction of the decision,
+    because a read after the commit could fail."""
     found = find_send(connection, row_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
@@ -147,7 +147,7 @@ ENDPOINTS = [
         permission="sms.send",
         response=SendDecisionResponse,
         errors=_ERRORS,
-        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted the message. A message "
-        "whose delivery report has arrived keeps the reported state.",
+        description="The message is given up and becomes FAILED. If its delivery report has already arrived, it keeps the "
+        "reported state. Its cost is refunded, unless the gateway may have accepted the message.",
     ),
 ]

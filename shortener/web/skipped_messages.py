@@ -1,8 +1,7 @@
-"""This module handles requests with `on_invalid: skip` in which messages do not match the model.
+"""This module handles requests with `on_invalid: skip` that contain messages which do not match the model.
 
-These messages are left out, in the same way as messages with an invalid text or recipient: the response contains an error in the
-place of each of their recipients. If the invalid parts of a message are entries in its list of recipients or message ids, only
-these recipients are left out.
+Like a message with an invalid text, such a message is left out: the response contains an error in the place of each of its
+recipients. If only entries in the lists of recipients or message ids are invalid, only these recipients are left out.
 """
 # Tested by tests/web/test_skipped_messages.py
 
@@ -26,19 +25,20 @@ from shortener.web.validation import InvalidInput, validate
 
 @record
 class PartlyValidRequest:
-    """A request in which some messages do not match the model and are left out. `items` has one item for each message; the item of
-    a message that matches the model is complete. `content` is the whole request. A repeat of its Idempotency-Key is compared with
-    it."""
+    """A request in which some messages do not match the model and are left out. `items` has one item for each message. An item is
+    complete if its message matches the model. `content` is the whole request, with which repeats of its Idempotency-Key are
+    compared."""
 
     items: Sequence[RewriteItem]
     content: bytes
 
 
 async def keep_valid(data: Mapping[str, Any], *, is_batch: bool) -> PartlyValidRequest | None:
-    """Return a request that does not match the model without its invalid messages. Return None if the request must be rejected:
-    `on_invalid` of an invalid message is not skip, or a field of the batch itself is not valid.
+    """Return a request that does not match the model, without its invalid messages. Return None if the request must be rejected,
+    because `on_invalid` of an invalid message is not skip, or because a field of the batch itself is not valid.
 
-    The messages are validated in a thread, because they may have very many errors, and clicks would wait for the event loop."""
+    The messages are validated in a thread, because they may have very many errors. In the event loop, the validation would delay
+    clicks."""
     messages = data.get("messages") if is_batch else [data]
     if not isinstance(messages, list) or not messages or not any(_on_invalid(one) == "skip" for one in (data, *messages)):
         return None
@@ -66,8 +66,8 @@ def _on_invalid(message: Any) -> Any:
 
 
 def _item(message: Any, path: str, default: Any) -> RewriteItem | None:
-    """Return a message as input of the rewriter, with its errors if it does not match the model. Return None if its errors reject
-    the request. `default` is the `on_invalid` of the batch."""
+    """Return a message as input of the rewriter. If the message does not match the model, the input contains its errors. Return
+    None if these errors require that the whole request is rejected. `default` is the `on_invalid` of the batch."""
     try:
         return rewrite_item(validate(RewriteMessage, message), path, default)
     except InvalidInput as error:
@@ -89,7 +89,8 @@ def _item(message: Any, path: str, default: Any) -> RewriteItem | None:
 
 
 def _with_valid_recipients(message: Mapping[str, Any], path: str, invalid: set[str]) -> RewriteItem | None:
-    """Return a message in which only entries of `to` and `message_id` are invalid, with "" and None in place of these entries."""
+    """Return a message of which only entries of `to` and `message_id` are invalid. In the result, "" replaces an invalid
+    recipient, and None replaces an invalid message id."""
     fields, _ = valid_part(message, invalid)
     try:
         item = rewrite_item(RewriteMessage.model_validate(fields), path)
@@ -102,8 +103,9 @@ def _with_valid_recipients(message: Mapping[str, Any], path: str, invalid: set[s
 
 
 def _recipients(message: Any) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
-    """Return the recipients and the message ids of a message that is left out, for the response. An entry that cannot be read is ""
-    or None. If no recipient can be read, the message counts as a message for one recipient."""
+    """Return the recipients and the message ids that the response shows for a message that is left out. "" replaces a recipient
+    that cannot be read, and None replaces such an id. If no recipient can be read, the message counts as a message for one
+    recipient."""
     to, ids = (message.get("to"), message.get("message_id")) if isinstance(message, Mapping) else (None, None)
     recipients = tuple(one if isinstance(one, str) else "" for one in (to if isinstance(to, list) and to else [to]))
     listed = ids if isinstance(ids, list) else [ids]

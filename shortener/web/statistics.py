@@ -137,7 +137,7 @@ def _scope(call: Call[Any, None]) -> StatisticsFilter:
 
 
 def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
-    """Convert a query to a filter."""
+    """Return the filter for the reports of `shortener.reporting` that corresponds to the query of a request."""
     since, until = statistics_period(query.since, query.until, query.zone, now)
     source = None if query.source == "all" else query.source
     return StatisticsFilter(application_id, since, until, query.campaign, source, Basis[query.basis.upper()])
@@ -145,10 +145,11 @@ def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime
 
 def statistics_period(since: date | None, until: date | None, zone: tzinfo, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and the end of a period in UTC. A value without a zone is in the time zone `zone`, and a date as `until`
-    includes the whole day. Without `until`, the period ends now, or is empty if `since` is in the future. Without `since`, the
-    period has DEFAULT_DAYS days. The last of these days is the day of the end, and may be incomplete.
+    includes the whole day. Without `until`, the period ends now; it is empty if `since` is in the future. Without `since`, the
+    period has DEFAULT_DAYS days, and its last day is the day of its end, which may be incomplete.
     """
-    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
+    # A period does not include its end. Therefore the end is one millisecond after now, so that events of the current millisecond
+    # are included.
     end = end_of(until, zone) if until is not None else now + timedelta(milliseconds=1)
     if since is not None:
         start = start_of(since, zone)
@@ -163,14 +164,14 @@ def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:
 
 _TAG = "Statistics"
 _DESCRIPTION = (
-    "Counts are updated as events occur and include events of the last second. With `basis=event`, each event counts at its own "
-    "time. The clicks of a day may belong to messages of the day before, so a rate of a short period may exceed 1. With "
-    "`basis=sent`, each event counts at the time when its message was created."
+    "Counts are updated as events occur and include events of the last second. With `basis=event`, each event counts at its "
+    "own time. The clicks of a day can belong to messages of the day before, so a rate for a short period can exceed 1. "
+    "With `basis=sent`, each event counts at the time when its message was created."
 )
 _LIMITED = (
-    f"In one campaign, the first {MAX_NAMES} destinations or labels have their own entry. All others are in the entry `other`. A "
-    "message with several links counts in the entry of each link, and its first click counts in the entry of the clicked link. "
-    "Messages from before version 0.3 are included only after `shortener verify --repair`."
+    f"In one campaign, the first {MAX_NAMES}  destinations or labels have their own entry. All others are in the entry "
+    "`other`. A message with several links counts in the entries of all its links, but its first click counts only in "
+    "the entry of the clicked link. Messages from before version 0.3 are included only after `shortener verify --repair`."
 )
 
 ENDPOINTS = [
@@ -228,7 +229,7 @@ ENDPOINTS = [
         query=CampaignsQuery,
         response=CampaignsResponse,
         errors=(ErrorCode.INVALID_CURSOR,),
-        description=f"{_DESCRIPTION} Campaigns without counts in the period are left out.",
+        description=f"{_DESCRIPTION}  Campaigns without messages and events in the period are left out.",
     ),
     Endpoint(
         "GET",

@@ -1,4 +1,4 @@
-"""This module contains the response fields of statistics, and converts figures to them."""
+"""This module contains the response fields of statistics, and converts the figures of reports to these fields."""
 # Tested by tests/web/test_statistics.py
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from shortener.reporting.figures import ConversionFigures, Figures
 from shortener.web.endpoint import ResponseModel
 from shortener.web.paging import NextCursor
 
-_LATER = "A click is counted here two minutes after it arrived, even if `complete` is true."
+_LATER = "Clicks of the last two minutes are not included, even if `complete` is true."
 
 #: Messages are grouped by the time from sending to the first click. These are the upper bounds of the groups in seconds.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
 class TimeToClick(ResponseModel):
-    """Number of messages whose time from sending to the first click is in this group."""
+    """One group of messages, by the time from sending to the first click, and the number of messages in this group."""
 
     within_seconds: int | None = Field(
         description="Upper bound of the time from sending to the first click, in seconds; null: longer than the largest bound."
@@ -40,8 +40,8 @@ class FigureFields(ResponseModel):
     delivered: int
     read: int
     failed: int = Field(description="Number of messages that failed or expired.")
-    clicked_messages: int = Field(description="Number of messages that got their first click.")
-    clicked_links: int = Field(description="Number of links that got their first click.")
+    clicked_messages: int = Field(description="Number of messages that were clicked for the first time.")
+    clicked_links: int = Field(description="Number of links that were clicked for the first time.")
     clicks: int = Field(description="Number of hits by people on links that had not expired.")
     suspected_hits: int = Field(
         description="Number of hits by scanners, link previews and other programs. They do not count as clicks."
@@ -54,9 +54,10 @@ class FigureFields(ResponseModel):
     )
     conversions: int = Field(description="Number of conversions. A message can have several.")
     cost: str = Field(
-        description="Cost of the messages that were sent through gateways, without refunds of messages that certainly were not "
-        "sent. It is not the sum of `mt_price`, which a refund does not change. A decimal string in the currency of the balance "
-        "(`GET /api/v1/balance`), or of the operator's prices if the application has no balance."
+        description="Cost of the messages that were sent through gateways. The cost of a message that certainly was not sent "
+        "is refunded and not included. `mt_price` does not change after a refund, so the cost can differ from the sum of "
+        "`mt_price`. A decimal string in the currency of the balance (`GET /api/v1/balance`), or in the currency of the "
+        "operator's prices if the application has no balance."
     )
     value: dict[str, str] = Field(
         description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "
@@ -97,9 +98,9 @@ class StatisticsResponse(ResponseModel):
     complete: bool = Field(
         description=(
             "false if the figures do not contain all events. Under high load, the newest events are counted later. After an "
-            "upgrade, older events are missing until a job has counted them. Events in a damaged row of the database are missing "
-            "until an operator has repaired the row. `complete` says nothing about `devices`, `browsers` and `click_countries`: "
-            "these count a click two minutes after it arrived."
+            "upgrade, older events are missing until a job has counted them. Events in a damaged row of the database are "
+            "missing until an operator has repaired the row. `complete` does not apply to `devices`, `browsers` and "
+            "`click_countries`, which count each click about two minutes later."
         )
     )
 
@@ -128,7 +129,7 @@ class CampaignFigures(FigureFields):
 
 
 class CampaignsResponse(StatisticsResponse):
-    """Campaigns with counts in the period, newest campaign first."""
+    """Campaigns with messages or events in the period, newest campaign first."""
 
     campaigns: list[CampaignFigures]
     next_cursor: NextCursor
@@ -141,7 +142,7 @@ class DestinationFigures(FigureFields):
 
 
 class DestinationsResponse(StatisticsResponse):
-    """One entry for each destination, most messages first."""
+    """One entry for each destination. The destination with the most messages comes first."""
 
     destinations: list[DestinationFigures]
 
@@ -153,7 +154,7 @@ class LabelFigures(FigureFields):
 
 
 class LabelsResponse(StatisticsResponse):
-    """One entry for each label, most messages first."""
+    """One entry for each label. The label with the most messages comes first."""
 
     labels: list[LabelFigures]
 
@@ -184,7 +185,7 @@ class ActionFigures(ResponseModel):
 
 
 class ActionsResponse(StatisticsResponse):
-    """One entry for each action of a conversion, most conversions first."""
+    """One entry for each action. The action with the most conversions comes first."""
 
     actions: list[ActionFigures]
 
@@ -196,13 +197,14 @@ class CountryFigures(FigureFields):
 
 
 class CountriesResponse(StatisticsResponse):
-    """One entry for each country of a recipient's number, most messages first."""
+    """One entry for each country of recipients' numbers. The country with the most messages comes first."""
 
     countries: list[CountryFigures]
 
 
 def action_figures(counted: Figures) -> list[dict[str, Any]]:
-    """Convert the conversions of a report to the fields of `ActionFigures`, one entry for each action, most conversions first."""
+    """Convert the conversions of a report to `ActionFigures`: one entry for each action, the action with the most conversions
+    first."""
     actions: dict[str, dict[str, ConversionFigures]] = {}
     for (category, action), amounts in counted.by_action.items():
         actions.setdefault(action, {}).setdefault(category, ConversionFigures()).add(amounts)

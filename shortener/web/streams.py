@@ -1,4 +1,4 @@
-"""Responses whose body is an async generator."""
+"""This module contains the class of responses whose body is an async generator."""
 
 # Tested by tests/web/test_streams.py
 
@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 class ClosingResponse(StreamingResponse):
     """A streaming response that closes the generator of its body when the response ends, even if the client disconnects.
 
-    If an exception ends the response, the exception and the generator refer to each other. Without this class, the `finally` block
-    of the generator would run only when a garbage collection finds this reference cycle, which can take hours
+    If an exception ends the response, the exception and the generator refer to each other. Without this class, the `finally`
+    block of the generator would run only when a garbage collection finds this reference cycle. This can take hours
     (container/full_collections.py)."""
 
     def __init__(self, content: AsyncGenerator[Any, None], *, headers: dict[str, str], media_type: str) -> None:

@@ -1,7 +1,7 @@
-"""Request bodies that create or change a tracker, used by the HTTP API and the command line.
+"""The request bodies that create or change a tracker. The HTTP API and the command line use them.
 
-The models check everything that needs no network: names, headers, secrets, success criteria and limits. delivery/trackers.py
-checks the URL.
+The models check everything except the URL: names, headers, secrets, success rules and limits. delivery/trackers.py checks the
+URL, because that needs the network.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
-#: Static headers must not have these names, because the service itself sets these headers for the connection, the body or the
-#: signature.
+#: Static headers must not have these names. The service itself sets these headers, for the connection, the body or the signature.
 _RESERVED_HEADERS = frozenset(
     {
         *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "accept-encoding", "expect"),
@@ -97,8 +96,8 @@ def _remove_duplicates(value: list[EventName]) -> list[EventName]:
 
 
 def _check_actions(value: list[str]) -> list[str] | None:
-    """Return the actions without spaces around them, and None if there is no action. Of several actions that differ only in upper
-    and lower case, return only the first."""
+    """Return the actions without surrounding spaces; None if there are none. If actions differ only in upper and lower case,
+    return only the first of them."""
     distinct: dict[str, str] = {}
     for action in map(str.strip, value):
         if not action:
@@ -147,18 +146,19 @@ ClientCertificate = Annotated[
     str,
     Field(
         max_length=MAX_CERTIFICATE_LENGTH,
-        description="PEM of a client certificate, its chain and its private key, for receivers that require one. It is stored "
-        "encrypted, never shown again, and removed if the URL changes to another scheme, host or port.",
+        description="Client certificate with its chain and its private key in PEM format, for receivers that require a "
+        "client certificate. It is stored encrypted and never shown again. It is removed if the URL changes to another "
+        "scheme, host or port.",
     ),
     AfterValidator(check_certificate),
 ]
-# This Field declares no limits of length, because _check_secret checks them: its error text contains the complete rule.
+# This Field declares no limits of length. `_check_secret` checks them, because its error text contains the complete rule.
 SecretText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_SECRET_LENGTH}), AfterValidator(_check_secret)]
 Success = Annotated[
     dict[str, Any],
     Field(
-        description="Which responses count as success: `statuses` (default 2xx) and optionally `body_contains`, a text that the "
-        'response body must contain. Example: {"statuses": "200,202-204", "body_contains": "ok"}.'
+        description="Which responses count as success: `statuses` (default 2xx), and optionally `body_contains`, a text that "
+        'the response body must contain, too. Example: {"statuses": "200,202-204", "body_contains": "ok"}.'
     ),
     AfterValidator(_check_success),
 ]
@@ -176,7 +176,7 @@ MaxPerSecond = Annotated[
         allow_inf_nan=False,
         description=(
             "Maximum number of attempts per second, for all processes together. Default: no limit. After responses with the "
-            "status 429, the service sends fewer requests."
+            "status 429, the service sends fewer requests per second."
         ),
     ),
 ]
@@ -213,7 +213,12 @@ ConversionDispositions = Annotated[
 ]
 Schedule = Annotated[
     list[Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]],
-    Field(min_length=1, max_length=49, description="Seconds between attempts. The last value repeats."),
+    Field(
+        min_length=1,
+        max_length=49,
+        description="Pauses between the attempts of a delivery, in seconds. If there are more "
+        "attempts than pauses, the last pause is repeated.",
+    ),
 ]
 
 
@@ -252,9 +257,10 @@ class TrackerCreateRequest(BaseModel):
 
 
 class TrackerUpdateRequest(BaseModel):
-    """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
-    `timeout`, `concurrency`, `max_per_second`, `schedule`, `conversion_actions` or `conversion_dispositions` removes the value. If
-    `url` changes to another scheme, host or port, `headers` are removed unless the request sets them."""
+    """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`,
+    `max_attempts`, `timeout`, `concurrency`, `max_per_second`, `schedule`, `conversion_actions` or `conversion_dispositions`
+    removes the stored value. If `url` changes to another scheme, host or port, `headers` are removed unless the request sets
+    them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -290,7 +296,8 @@ class TrackerUpdateRequest(BaseModel):
     conversion_dispositions: ConversionDispositions | None = None
 
     def to_changes(self) -> TrackerChanges:
-        """Return the fields of the request as changes of a tracker. Absent fields of the request are absent from the result."""
+        """Return the changes of a tracker that the request contains. A field that is absent from the request is absent from the
+        result."""
         values: Any = {name.rstrip("_"): getattr(self, name) for name in self.model_fields_set}
         changes: TrackerChanges = values
         return changes

@@ -44,7 +44,7 @@ class TrackerHealthFields(ResponseModel):
             "Retry-After. half_open: one delivery is sent as a probe. recovering: waiting deliveries are sent at a limited rate."
         )
     )
-    open_until: str | None = Field(description="Time of the next probe while the circuit breaker is open.")
+    open_until: str | None = Field(description="Time of the next attempt, a probe, while the circuit breaker is open.")
     failures_in_row: int = Field(description="Number of failed attempts since the last successful attempt.")
     rate: float | None = Field(
         description="Current maximum number of deliveries per second: `max_per_second`, or less after responses with 429. "
@@ -53,14 +53,15 @@ class TrackerHealthFields(ResponseModel):
     last_success_at: str | None
     last_failure_at: str | None
     pending: int = Field(description="Number of deliveries that wait for an attempt, including parked deliveries.")
-    dead: int = Field(description="Number of dead deliveries that were not replayed.")
-    waiting_since: str | None = Field(description="Time when the oldest waiting delivery became due. null: no delivery is waiting.")
+    dead: int = Field(description="Number of dead deliveries. A replayed delivery is not dead any more.")
+    waiting_since: str | None = Field(description="Time when the oldest waiting delivery became due. null: no delivery is due.")
 
 
 class TrackerFields(ResponseModel):
     tracker_id: int
     role: Literal["tracker", "conversion_url"] = Field(
-        description="conversion_url: created from the settings conversion_url and conversion_fields. tracker: any other tracker."
+        description="Origin of the tracker. conversion_url: it was created from the settings conversion_url and "
+        "conversion_fields. tracker: it was created in any other way."
     )
     name: str
     enabled: bool
@@ -90,7 +91,10 @@ class TrackerFields(ResponseModel):
     timeout: float = Field(description="Total time limit of one attempt, in seconds.")
     concurrency: int = Field(description="Maximum number of simultaneous attempts to the tracker.")
     max_per_second: float | None = Field(description="Maximum number of attempts per second. null: no limit.")
-    schedule: list[float] = Field(description="Seconds between the attempts of a delivery. The last value repeats.")
+    schedule: list[float] = Field(
+        description="Pauses between the attempts of a delivery, in seconds. If there are more "
+        "attempts than pauses, the last pause is repeated."
+    )
     with_suspected: bool = Field(description="Whether click events are also sent for hits that probably come from a program.")
     created_at: str
     updated_at: str
@@ -174,7 +178,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
     """Change a tracker of the application."""
     saved = await call.service.trackers.update(call.audit, call.path["tracker_id"], call.body.to_changes(), call.application_id)
-    call.service.dispatcher.wake_up.notify()  # if the tracker was enabled, its parked deliveries may be due now
+    call.service.dispatcher.wake_up.notify()  # If the update has enabled the tracker, its parked deliveries may be due now.
     return _saved(call, saved)
 
 
@@ -279,9 +283,9 @@ ENDPOINTS = [
         body=TrackerTestRequest,
         body_optional=True,
         response=SampleDeliveryResponse,
-        description="Sends one event with invented values in one attempt, even if the tracker is disabled. The response contains "
-        "the result. Without `event` the event is named `test` and has the values of the first event to which the tracker "
-        "subscribes. An application can run eight tests at a time, each of at most 15 seconds. The test ends if the caller "
-        "disconnects.",
+        description="Sends one event with example values in a single attempt, even if the tracker is disabled. The response "
+        "contains the result. Without `event` the event is named `test` and has the values of the first event to which the "
+        "tracker subscribes. An application can run eight tests at a time, each of at most 15 seconds. The test ends if the "
+        "caller disconnects.",
     ),
 ]

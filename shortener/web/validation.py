@@ -1,9 +1,9 @@
-"""This module validates input against pydantic models. `validate` converts every pydantic error to a `Detail`: a path of the names
-in the request, such as `messages.3.to`, and a reason of `validation_texts`, such as "must be at least 1". They do not contain names
-of classes, validators or union members.
+"""This module validates input with pydantic models. `validate` converts every pydantic error to a `Detail`. A detail has a path
+of names in the request, such as `messages.3.to`, and a reason from `validation_texts`, such as "must be at least 1". Paths and
+reasons contain no names of classes, validators or union members.
 
-A batch may have millions of errors. In the model of a batch, `limit_errors` validates the items, so that pydantic creates the
-errors of one item at a time. The first MAX_DETAILS errors have details; further errors are only counted.
+A batch may have millions of errors. Therefore the model of a batch validates its items with `limit_errors`, so that pydantic
+creates the errors of only one item at a time. The first MAX_DETAILS errors get details; further errors are only counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
 from shortener.validation_texts import MAX_SUGGESTED_LENGTH, UNKNOWN_FIELD, are_wrong_types, error_reasons, unknown_field
 
-_MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; larger values are upper bounds
+_MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; a higher `details_total` is an upper bound
 
-MAX_SUGGESTIONS = 10  # unknown names of one request for which the nearest name is searched
+MAX_SUGGESTIONS = 10  # the maximum number of unknown field names of a request for which a similar known name is suggested
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,11 +46,11 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # the error includes those of a batch in this item
+            count.reported = before + _count_details(error, value)  # this count includes the errors of a batch inside the item
             raise
-        # An exact count would be as slow as the details themselves, so further errors are estimated.
+        # An exact count is as slow as creating the details. After _MAX_EXACT_DETAILS errors, only estimate the number.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()
-        return None  # the whole validation fails, so this invalid item is never used
+        return None  # The validation of the whole input fails, so nothing uses this None.
 
 
 class InvalidInput(ApiError):
@@ -65,7 +65,7 @@ def validate(model: type[M], data: Any) -> M:
     """Return `data` as the model. Raise InvalidInput with a detail for each invalid field."""
     count = _ErrorCount()
     try:
-        # The core validator is called directly, because the checks of model_validate are not needed.
+        # The core validator is faster than model_validate, whose additional checks are not needed here.
         validated: M = model.__pydantic_validator__.validate_python(data, context=count)
         return validated
     except ValidationError as error:
@@ -74,8 +74,8 @@ def validate(model: type[M], data: Any) -> M:
 
 
 def _suggest_names(model: type[BaseModel], details: list[Detail]) -> list[Detail]:
-    """Return the details, with the nearest name in the reason of each unknown field. Only the first MAX_SUGGESTIONS unknown names
-    get one, because a comparison takes longer than the validation."""
+    """Return the details. For an unknown field, the reason then suggests the known name that is most similar. Only the first
+    MAX_SUGGESTIONS unknown fields get a suggestion, because the comparison of names takes longer than the validation."""
     unknown = [detail for detail in details if detail.reason == UNKNOWN_FIELD]
     if not unknown:
         return details
@@ -91,7 +91,7 @@ def _suggest_names(model: type[BaseModel], details: list[Detail]) -> list[Detail
 
 
 def _field_names(annotation: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the names of the fields of a model, and of the models in its fields. `seen` are the models that were read already."""
+    """Yield the names of all fields of a model and of its nested models. `seen` contains the models that were already read."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if annotation not in seen:
             seen.add(annotation)
@@ -109,7 +109,8 @@ def _count_details(error: ValidationError, data: Any) -> int:
 
 
 def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
-    """Return one detail for each reason. Report a wrong type only if no member of a union accepts the type of the value."""
+    """Return one detail for each reason of a pydantic error. For a union, report a wrong type only if no member of the union
+    accepts the type of the value."""
     by_field: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         by_field.setdefault(_path(error, data), []).append(error)
@@ -122,7 +123,7 @@ def _details(errors: Sequence[ErrorDetails], data: Any) -> list[Detail]:
 
 
 def _ends_of_parts(field: str) -> Iterator[int]:
-    """Yield the index of each dot in the path of a field, so that `field[:index]` is the path of a parent."""
+    """Yield the index of each dot in the path of a field. The text before a dot is the path of a parent of the field."""
     end = field.find(".")
     while end >= 0:
         yield end
@@ -130,7 +131,7 @@ def _ends_of_parts(field: str) -> Iterator[int]:
 
 
 def _path(error: ErrorDetails, data: Any) -> str:
-    """Return the path of a field in `data`, without the names of union members and validators that pydantic adds."""
+    """Return the path of a field in `data`. Leave out the names of union members and validators, which pydantic adds."""
     parts: list[str] = []
     for position, part in enumerate(error["loc"]):
         if isinstance(data, list) and isinstance(part, int):

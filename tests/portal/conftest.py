@@ -1,4 +1,4 @@
-"""Fixtures of the portal: a client that behaves like a browser, and operators who are signed in."""
+"""Fixtures of the portal tests: clients that behave like browsers, and operators who are signed in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gateways.conftest import make_gateway, send_messages  # noqa: F401 - 
 
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"
-#: The header that browsers send with a form if its page is on the same host.
+#: Browsers send this header with a form if the page of the form is on the same host.
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 
 NewBrowser = Callable[..., Awaitable[httpx.AsyncClient]]
@@ -34,14 +34,15 @@ SignIn = Callable[..., Awaitable[httpx.AsyncClient]]
 
 @pytest.fixture
 def fast_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hash passwords with the lowest cost. tests/portal/test_me.py examines the parameters of the service."""
+    """Hash passwords with the lowest cost, so that the tests are fast. tests/portal/test_me.py checks the real parameters."""
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr("shortener.portal.passwords._hasher", lambda: hasher)
 
 
 @pytest.fixture
 async def new_browser(service: Service, fast_passwords: None) -> AsyncIterator[NewBrowser]:
-    """Return a function that returns a client with its own cookies. It sends the headers of a browser and follows no redirects."""
+    """Return a function that creates a browser: a client with its own cookies, which sends the headers of a browser and follows
+    no redirects."""
     async with AsyncExitStack() as stack:
 
         async def open_browser(**headers: str) -> httpx.AsyncClient:
@@ -59,9 +60,11 @@ async def invite(service: Service, name: str, role: Role = Role.ADMIN, applicati
 
 @pytest.fixture
 def sign_in(service: Service, new_browser: NewBrowser) -> SignIn:
-    """Return a function that invites an operator, accepts the invitation, and returns the browser with the session.
+    """Return a function that invites an operator, accepts the invitation, and returns the browser of the operator, who is signed
+    in.
 
-    If it was called with the same arguments before, it returns the same browser, so that cases on one service can share it."""
+    If the function was called with the same arguments before, it returns the same browser, so that cases on one service can share
+    it."""
     browsers: dict[tuple[object, ...], httpx.AsyncClient] = {}
 
     async def enter(name: str = "Ada", role: Role = Role.ADMIN, application_id: int = 0, **headers: str) -> httpx.AsyncClient:
@@ -84,7 +87,7 @@ async def accept(browser: httpx.AsyncClient, token: str, **fields: str) -> httpx
 
 
 def session_cookie(browser: httpx.AsyncClient) -> str:
-    """Return the token of the session that a browser has."""
+    """Return the session token from the cookies of a browser."""
     (token,) = (value for name, value in browser.cookies.items() if "session" in name)
     return token
 
@@ -97,7 +100,7 @@ class DemoInstallation:
     credentials: Credentials
 
     async def open_copy(self, folder: Path) -> Service:
-        """Copy the installation into a folder and open it at NOON, with its recorder started."""
+        """Copy the installation into a folder, and open the copy with the clock at NOON and a running recorder."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         service = await open_service(Settings(data_dir=folder), clock=DemoClock(NOON))
         service.recorder.start()
@@ -124,7 +127,7 @@ def demo_installation(tmp_path_factory: pytest.TempPathFactory) -> DemoInstallat
 
 
 async def log(service: Service) -> list[Any]:
-    """Return the rows of the audit log, oldest first, without the row of the first start."""
+    """Return the rows of the audit log, oldest first, without the row that the first start of the installation adds."""
     return await audited_rows(service.database)
 
 

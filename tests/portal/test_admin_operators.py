@@ -1,4 +1,4 @@
-"""Tests of the pages on which admins manage operators."""
+"""Tests of the pages on which admins manage operators. Numbers of requirements of ASVS 5.0 are in the comments."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
 
 PATH = "/portal/1/settings"
-#: The values that a browser sends for the default settings in the form.
+#: The form fields that a browser sends if all settings have their defaults.
 DEFAULTS = {
     "track": "directives",
     "confirm_clicks": "off",

@@ -28,7 +28,7 @@ Fields = dict[str, str | list[str]]
 
 
 def kept_fields(page: httpx.Response) -> Fields:
-    """Return the hidden fields of a page as a browser sends them."""
+    """Return the hidden fields of a page in the form in which a browser sends them."""
     found: Fields = {}
     for name, value in re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)">', page.text):
         values = found.setdefault(html.unescape(name), [])
@@ -49,7 +49,7 @@ async def test_a_form_is_saved_with_its_new_values_after_the_password_was_confir
     page = await browser.post(path, data=FORM | {"password": "a password of the form"}, headers=headers)
     assert page.status_code == 403
     assert page.headers["cache-control"] == "no-store"
-    assert "content-encoding" not in page.headers  # the fields can contain secrets
+    assert "content-encoding" not in page.headers  # the page must not be compressed, because the fields can contain secrets
     assert f'action="{path}"' in page.text
     assert f'<a href="{path}?a=1">Back without saving' in page.text
     assert "<script>x" not in page.text

@@ -19,7 +19,8 @@ from tests.factory import AUDIT
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
-# A period that contains all rows. Their ids contain the time of the machine, and not the time of the test clock.
+# A period that contains all rows. Row ids contain the time of the machine instead of the time of the test clock, so a shorter
+# period could miss rows.
 EVER = "period=custom&since=2026-01-01&until=2035-01-01"
 
 
@@ -89,7 +90,8 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', page.text)
     requests = len(receiver.requests)
     for _ in range(2):
-        # The second time, the delivery has ended again: without the form_id, the receiver would get the event once more.
+        # When the form is sent the second time, the delivery has ended again. Without the form_id, it would be replayed again,
+        # and the receiver would get the event once more.
         assert (await support.post(path, data={"form_id": form_id})).status_code == 303
         await service.dispatcher.flush()
     assert len(receiver.requests) == requests + 1

@@ -1,4 +1,4 @@
-"""Tests of the page that asks before an action that removes, revokes or disables something."""
+"""Tests of the page that asks for a confirmation before an action removes, revokes or disables something."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
 
 TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
-#: The templates whose danger buttons act at once. Two of them ask for a confirmation themselves. The third one stops a replay,
-#: which must stop at once and can be started again.
+#: The templates with danger buttons that act at once. Two of these pages are confirmations themselves. The third button stops a
+#: replay, which must stop at once and can be started again.
 ACT_AT_ONCE = {"destructive_action.html", "privacy.html", "replay.html"}
 
 

@@ -171,7 +171,8 @@ async def test_the_form_of_a_domain_that_is_sent_twice_performs_its_action_once_
     disable = {"action": "disable", "confirmed": "yes", "form_id": form_id}
     assert (await browser.post(page, data=disable)).status_code == 303
     await send_twice(page, await text(page), action="enable")
-    # The back button leads to the page with the question. Its form was sent already, so the domain stays enabled.
+    # With the back button, the operator sends the form of the confirmation page again. It was already handled, so the domain
+    # stays enabled.
     assert (await browser.post(page, data=disable)).headers["location"] == page, "without the note that the change is saved"
     domain = service.directory.domain(HOST)
     assert domain is not None

@@ -22,7 +22,7 @@ PATH = "/portal/1/deliveries.csv"
 class SlowExport:
     """A replacement for the CSV export of deliveries: it sends a header and a first page, and waits until `finish` is set.
 
-    If `error` is set, the export then raises this exception."""
+    If `error` is set, the export raises this exception after `finish`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started = asyncio.Event()
@@ -101,7 +101,8 @@ async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_e
 
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},  # The version that the server of this service states.
+        # the version of ASGI's HTTP specification that the server of this service states
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",

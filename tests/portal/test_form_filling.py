@@ -1,4 +1,4 @@
-"""Tests of the module that puts entries into a form of a rendered page."""
+"""Tests of the module that fills entries into a form of a rendered page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ more</textarea>
 <input type="radio" name="kind" value="2">
 <button name="action" value="save">Save</button></form>
 </body>"""
-#: The entries as a browser would send the form of PAGE unchanged.
+#: The entries that a browser sends if the operator changes nothing in the form of PAGE.
 UNCHANGED = {
     "text": ['old & "x"', "second"],
     "area": ["old <text>\r\nmore"],

@@ -1,4 +1,4 @@
-"""Tests of forms of the portal whose values were changed by somebody else after they were shown."""
+"""Tests of portal forms that show stored values which somebody else changes before the form is sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Form = dict[str, list[str]]
 
 
 class _Fields(HTMLParser):
-    """Collects the fields of the form with the button `action`=`save`, or with another button, as a browser would send them."""
+    """A parser that finds the form with the button `action`=`save` (or with another button), and collects its fields as a browser
+    would send them."""
 
     def __init__(self, action: str) -> None:
         super().__init__()
@@ -86,8 +87,8 @@ async def make_tracker(service: Service, browser: httpx.AsyncClient, receiver: R
 async def change_tracker_after_opening(
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> tuple[httpx.AsyncClient, str, Form]:
-    """Open the form of a tracker, enter another timeout, and change the name of the tracker by the API. Return the browser, the
-    path of the form, and its fields, which have the old name."""
+    """Open the form of a tracker and enter another timeout. Then change the name of the tracker without this form. Return the
+    browser, the path of the form, and the fields of the form, which have the old name."""
     browser = await sign_in("Mia", Role.MANAGER, 1)
     tracker, path = await make_tracker(service, browser, receiver)
     form = await opened(browser, path) | {"timeout": ["3"]}

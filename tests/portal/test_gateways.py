@@ -1,4 +1,5 @@
-"""Tests of the page of the gateways, of the list of their messages, and of the decisions about held messages."""
+"""Tests of three parts of the portal: the page of the gateways, the list of the messages that gateways send, and the decisions
+about held messages."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ async def rows(browser: httpx.AsyncClient, href: str) -> list[dict[str, str]]:
 
 
 async def figures(browser: httpx.AsyncClient, page: str) -> dict[str, int]:
-    """Return the sum of the figures of a page by name. Check that each figure equals the number of rows in its list."""
+    """Return the sum of the figures of each name on a page. Check that each figure equals the number of rows in its list."""
     found: dict[str, int] = {}
     for name, value, href in FIGURE.findall((await browser.get(page)).text):
         assert len(await rows(browser, html.unescape(href))) == int(value), (page, name, href)
@@ -61,7 +62,7 @@ async def figures(browser: httpx.AsyncClient, page: str) -> dict[str, int]:
 async def messages(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> dict[str, str]:
-    """The ids of a held, a sent, a failed and a waiting message of the selected gateway `test`, by state."""
+    """The ids of four messages of the selected gateway `test`, by their state: held, sent, failed and waiting."""
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("12.5"), currency="EUR")
     await service.database.write(set_price, 0, "1", Decimal("0.25"))
     gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
@@ -71,7 +72,8 @@ async def messages(
         [message] = await send_messages()
         await service.gateway_dispatcher.flush()
         found[state] = message["message_id"]
-        await service.gateways.update(AUDIT, gateway.id, {"timeout": 30})  # only the first attempt must end without a response
+        # only the first attempt must run into the short timeout
+        await service.gateways.update(AUDIT, gateway.id, {"timeout": 30})
     [message] = await send_messages()
     found["pending"] = message["message_id"]
     assert [SendStatus(row.status).api_name for row in await stored_sends(service)] == list(found)

@@ -12,7 +12,7 @@ from tests.portal.conftest import NewBrowser, SignIn, click, send
 
 
 async def done(browser: httpx.AsyncClient) -> str:
-    """Return the number of getting-started steps that the overview shows as done."""
+    """Return the number of getting-started steps that are done according to the overview."""
     page = await browser.get("/portal/1/")
     assert page.status_code == 200
     (number,) = re.findall(r"(\d) of 5 done", page.text)

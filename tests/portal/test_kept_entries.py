@@ -1,4 +1,5 @@
-"""Tests of the entries of a form that the portal keeps if the session has expired, until the same operator signs in again."""
+"""Tests of forms that are sent after the session has expired: the portal keeps the entries until the same operator signs in
+again."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
 
 
 def kept_field(page: httpx.Response) -> str:
-    """Return the hidden field of the sign-in page with the encrypted entries."""
+    """Return the hidden field of the sign-in page that contains the encrypted entries."""
     assert page.status_code in (403, 422), page.text
     (kept,) = re.findall(r'<input type="hidden" name="kept" value="([^"]+)">', page.text)
     return html.unescape(kept)
@@ -50,7 +51,7 @@ def sign_in_path(page: httpx.Response) -> str:
 
 
 async def sign_in_again(browser: httpx.AsyncClient, page: httpx.Response, name: str = "Mia") -> httpx.Response:
-    """Send the sign-in page, and return the redirect."""
+    """Sign in with the form of the sign-in page, and return the response, a redirect."""
     form = {"name": name, "password": PASSWORD, "kept": kept_field(page)}
     response = await browser.post(sign_in_path(page), data=form)
     assert response.status_code == 303, response.text
@@ -58,7 +59,7 @@ async def sign_in_again(browser: httpx.AsyncClient, page: httpx.Response, name: 
 
 
 async def text_of(browser: httpx.AsyncClient, path: str) -> str:
-    """Return the text of a page that the operator may see."""
+    """Request a page that the operator may open, and return its text."""
     page = await browser.get(path)
     assert page.status_code == 200
     return page.text
@@ -196,8 +197,8 @@ async def test_no_entries_are_kept_without_an_expired_session(
 async def test_a_session_that_was_ended_by_signing_out_or_by_an_admin_keeps_no_entries(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
-    """The response to a form that htmx sends says that the entries are lost, because the operator can still copy them from the
-    page."""
+    """If htmx sends the form, the operator still sees the page with the entries. The response asks the operator to copy them,
+    because they are not kept."""
     admin = await sign_in("Ada")
     for name in ("Mia", "Bo"):
         browser = await sign_in(name, Role.MANAGER, 1)
@@ -261,7 +262,7 @@ async def test_a_part_of_a_page_that_is_requested_after_the_session_has_expired_
 
 
 def test_each_url_to_which_a_form_is_sent_also_shows_a_page() -> None:
-    """After a new sign-in, the browser requests the URL of the form with GET."""
+    """After a new sign-in, the browser requests the URL of the form with GET, so a page must exist there."""
     assert {page.path for page in all_pages() if page.post is not None and page.get is None} == {"/portal/signout"}
 
 

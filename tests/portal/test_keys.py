@@ -55,7 +55,7 @@ async def test_the_portal_shows_a_rotated_token_once_and_the_remaining_time_of_t
     listed = (await browser.get("/portal/1/keys")).text
     assert "ends in 1" in listed
     assert (await log(service))[-1].action == "tracker_token_rotated"
-    headers = {"X-Api-Token": credentials.tracker_token}  # the previous token is still valid
+    headers = {"X-Api-Token": credentials.tracker_token}  # the previous token stays valid after the rotation
     response = await browser.post("/api/v1/track", json={"click_id": "x", "action": "sale"}, headers=headers)
     assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
 

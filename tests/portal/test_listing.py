@@ -1,4 +1,4 @@
-"""Tests that every figure of the portal equals the number of rows of the list that it links to."""
+"""Tests that every figure of the portal equals the number of rows in the list to which the figure links."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class DemoPortal:
         return [(name, int(value), html.unescape(href)) for name, value, href in FIGURE.findall(response.text)]
 
     async def check(self, *pages: str) -> int:
-        """Check that each figure of the pages equals the number of rows in its list. Return the number of different lists."""
+        """Check that each figure of these pages equals the number of rows in its list. Return how many different lists there
+        are."""
         seen: dict[str, int] = {}
         for page in pages:
             for name, value, href in await self.figures(page):
@@ -288,7 +289,8 @@ class _Page:
 
 
 def _source(ids: dict[int, list[int]], scanned: int) -> ListSource:
-    """Return the source of a list. Each page examines `scanned` rows of an application and contains those with an even id."""
+    """Return the source of a list. To create a page, it examines `scanned` rows of an application, and puts the rows with even
+    ids into the page."""
 
     def read(connection: object, application: int, limit: int, below: int | None) -> _Page:
         candidates = [number for number in sorted(ids[application], reverse=True) if below is None or number < below]
@@ -346,7 +348,7 @@ async def test_figures_of_campaigns_whose_names_differ_only_in_spaces_lead_to_th
             message = await send(empty.service, empty.browser, campaign=name)
         await click(empty.service, phone, message["links"][0]["code"])
     await empty.service.recorder.flush()
-    await empty.service.fanout.flush()  # The fan-out counts the times from sending to click.
+    await empty.service.fanout.flush()  # the fan-out adds the times from sending to click to the statistics
     clock.forward(minutes=20)
     names = [quote(name) for name in SPACED]
     pages = ["", "campaigns", *(f"campaigns/{name}" for name in names), *(f"?campaign={name}" for name in names)]

@@ -67,7 +67,7 @@ async def test_the_live_feed_sends_each_row_once_and_only_to_operators_of_its_ap
         await click(service, phone, message["links"][0]["code"])
         batch = await asyncio.wait_for(own.get(), PATIENCE)
         assert [row.message_id for row in batch.rows] == [message["message_id"]], "the click before the subscription is not new"
-        await asyncio.sleep(0.2)  # in this time, the live feed reads the same rows ten more times
+        await asyncio.sleep(0.2)  # during this time, the live feed reads the same rows ten more times
         assert own.empty()
         assert foreign.empty()
 
@@ -113,14 +113,14 @@ async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_ses
 ) -> None:
     accept = {"Accept": "text/html, text/event-stream", "HX-Request": "true"}
     stranger = await (await new_browser()).get("/portal/1/live/stream", headers=accept)
-    assert stranger.status_code == 401  # a redirect would make the script of the page repeat the request endlessly
+    assert stranger.status_code == 401  # After a redirect, the script of the page would repeat the request endlessly.
     browser = await sign_in()
     visit, portal = _visit_of(service, browser, LiveFeed(service.database, service.clock, interval=0.02))
     async with contextlib.AsyncExitStack() as streams:
         for _ in range(live.MAX_STREAMS):
             stream = await streams.enter_async_context(contextlib.aclosing(live.event_stream(visit, portal, 1)))
             await anext(stream)
-        async with asyncio.timeout(PATIENCE):  # if the stream is not rejected, its response has no end
+        async with asyncio.timeout(PATIENCE):  # a stream that is not rejected never ends
             rejected = await browser.get("/portal/1/live/stream", headers=accept)
         assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
     assert not live._streams, "a stream that has ended does not count"

@@ -1,4 +1,5 @@
-"""Tests of the account page: password, second factor, recovery codes and preferences. Numbers of ASVS 5.0 are in the comments."""
+"""Tests of the account page: password, second factor, recovery codes and preferences. Numbers of requirements of ASVS 5.0 are in
+the comments."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ async def test_a_form_that_shows_recovery_codes_and_is_sent_again_keeps_the_code
         if shown is None:
             shown = CODE.findall((await browser.post(f"/portal/me/second-factor{path}", data=form)).text)
         rows = len(await log(service))
-        clock.forward(minutes=5)  # the code of the app is not valid any more
+        clock.forward(minutes=5)  # after this time, the code in the form is not valid any more
         repeated = await browser.post(f"/portal/me/second-factor{path}", data=form)
         assert repeated.status_code == 422
         assert "This form was sent before" in repeated.text

@@ -1,4 +1,4 @@
-"""Tests of the words for the outcomes of attempts."""
+"""Tests of the texts that describe the outcomes of attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(shortener.__file__).parent
 
 
 def _codes(folder: str, *patterns: str) -> set[str]:
-    """Return the codes that the source files of a package contain at the places that the patterns describe."""
+    """Return the codes in the source files of a package that match one of the patterns."""
     source = "\n".join(file.read_text() for file in (ROOT / folder).rglob("*.py"))
     return {code for pattern in patterns for code in re.findall(pattern, source)}
 

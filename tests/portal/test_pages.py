@@ -126,7 +126,7 @@ async def test_hostile_text_from_senders_visitors_and_trackers_is_escaped_on_por
         page = await browser.get(path, follow_redirects=True)
         assert "<script>alert" not in page.text, path
     for path in (f"messages/{message_id}", delivery.removeprefix("/portal/1/"), "conversions", "trackers"):
-        # the hostile text was stored and is on the page
+        # the hostile text was stored, and the page shows it
         assert "&lt;script&gt;alert" in (await browser.get(f"/portal/1/{path}")).text, path
 
 
@@ -370,7 +370,8 @@ async def test_a_form_with_a_choice_that_does_not_exist_shows_the_reason(
     response = await browser.post(f"/portal/{path}", data=form)
     assert response.status_code == 422
     assert re.search(f'<p class="wrong" id="w-{field}">(<svg.*?</svg>)?<span[^>]*>{re.escape(reason)}', response.text)
-    # Screen readers read the reason when the field gets the focus. A group of boxes has no state `invalid`.
+    # Screen readers read the reason when the field gets the focus. A group of checkboxes cannot be marked as invalid, so only its
+    # description contains the reason.
     described = re.findall(f'<(select|fieldset)[^>]* aria-describedby="w-{field}"', response.text)
     assert len(described) == 1
     if described == ["select"]:

@@ -1,7 +1,7 @@
 """The query plans of all statements that the pages of the portal execute.
 
-Each page is visited with the traffic of a demo installation. Every statement that the visit executes is then explained. No plan
-may read a complete table, or a complete index, that grows with the messages of an installation.
+Each page is visited with the traffic of a demo installation. The database then explains every statement that the visit executed.
+No plan may read a complete table, or a complete index, if the table grows with the messages of an installation.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ SMALL_TABLES = {
 }
 GROWING_TABLES = set(schema.messages.metadata.tables) - SMALL_TABLES
 
-#: Every page, with each filter that causes other statements. {message} and {code} stand for a message that was clicked.
+#: Every page, with each filter that leads to other statements. {message} and {code} are replaced by those of a message that was
+#: clicked.
 PATHS = (
     "/portal/",
     "/portal/{app}/",
@@ -138,7 +139,7 @@ PATHS = (
     "/portal/admin/operators/1",
     "/portal/admin/audit",
 )
-#: Pages that PATHS does not contain, because they need no session, return a stream or execute no statement.
+#: The pages that PATHS leaves out, because they need no session, return a stream or execute no statement.
 NOT_VISITED = {
     "/portal",
     "/portal/signin",
@@ -174,7 +175,7 @@ def recorded() -> Iterator[Recorded]:
         record(connection, None, statement, parameters, None, False)
         return execute(connection, statement, *parameters)
 
-    execute = raw_sql.execute  # executes the statements that bypass SQLAlchemy
+    execute = raw_sql.execute  # this function executes the statements that bypass SQLAlchemy
     event.listen(Engine, "before_cursor_execute", record)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +252,7 @@ def growing_tables_of_sqlite(plan: list[str], statement: str) -> list[str]:
 
 
 def _aliases(statement: str) -> set[str]:
-    """Return the aliases of growing tables in a statement."""
+    """Return the aliases that a statement uses for growing tables."""
     words = statement.replace(",", " , ").replace("(", " ( ").replace(")", " ) ").split()
     return {
         after
@@ -261,7 +262,8 @@ def _aliases(statement: str) -> set[str]:
 
 
 def scans_of_postgresql(node: dict[str, Any], outer_table: str = "", *, is_limited: bool = False) -> Iterator[str]:
-    """Yield the nodes of a PostgreSQL plan that read a complete table or index, as planned with the settings in `explain`.
+    """Yield the nodes of a PostgreSQL plan that read a complete table or index. The plan was created with the settings in
+    `explain`.
 
     `is_limited` is true if the node ends after one row, such as the scan of an index for `max(id)`."""
     kind = node["Node Type"]
@@ -282,7 +284,7 @@ def explain(connection: Connection, found: Recorded) -> list[str]:
     problems = []
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
-        # PostgreSQL reads small tables completely. With these settings, it uses an index if the statement permits this.
+        # PostgreSQL reads small tables completely. With these settings, it uses an index if the statement allows it.
         for method in ("seqscan", "hashjoin", "mergejoin"):
             connection.exec_driver_sql(f"SET LOCAL enable_{method} = off")
     for statement, (parameters, page) in found.statements.items():

@@ -50,8 +50,8 @@ async def test_the_portal_receiver_requires_the_role_support_or_a_higher_role(si
 
 
 def _requests(page: str) -> list[tuple[dict[str, str], bytes]]:
-    """Return the headers and the body of each request on the page, and check that the text, the buttons and the links of a request
-    agree."""
+    """Return the headers and the body of each request on the page. Check that its text, its copy buttons and its download links
+    contain the same."""
     found = []
     for card in page.split('<pre class="request"><code><strong>')[1:]:
         shown = html.unescape(re.findall(r"<span data-body>(.*?)</span></code></pre>", card, re.DOTALL)[0])
@@ -77,7 +77,7 @@ async def test_the_requests_of_the_portal_receiver_pass_the_code_of_the_signatur
     browser = await sign_in()
     message = await send(service, browser, campaign='Grüße <"&\u2028>', metadata={"note": "a\r\nb  c%2F"})
     await click(service, await new_browser(), message["links"][0]["code"])
-    clock.now = datetime.now(UTC)  # the guide and the library compare the timestamp with the system clock
+    clock.now = datetime.now(UTC)  # the code of the guide and the library compare the timestamp with the system clock
     page = (await browser.get(f"/portal/1/receiver?format={format}")).text
     secret = re.findall(r"whsec_[A-Za-z0-9+/=]+", html.unescape(page))[0]
     requests = _requests(page)

@@ -22,7 +22,8 @@ from tests.factory import AUDIT
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
 
-# A period that contains all rows. Their ids contain the time of the machine, and not the time of the test clock.
+# A period that contains all rows. Row ids contain the time of the machine instead of the time of the test clock, so a shorter
+# period could miss rows.
 EVER = "period=custom&since=2026-01-01&until=2035-01-01"
 NEW = "/portal/1/deliveries/replays/new"
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
@@ -37,7 +38,7 @@ async def tracker_with_dead(service: Service, number: int, name: str = "mine") -
 
 
 async def start(browser: httpx.AsyncClient, tracker: int) -> str:
-    """Start a replay by the form of the confirmation page, and return the URL of its progress page."""
+    """Start a replay with the form of the confirmation page, and return the URL of its progress page."""
     started = await browser.post(f"{NEW}?tracker={tracker}&{EVER}")
     assert started.status_code == 303, started.text
     return started.headers["location"]

@@ -1,4 +1,5 @@
-"""Tests of the rules that hold for every page: hosts, headers, origin of forms, roles, and templates without scripts."""
+"""Tests of the rules for every page: its host, its headers, the origin of its forms, the required role, and a template without
+scripts."""
 
 from __future__ import annotations
 

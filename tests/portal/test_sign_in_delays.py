@@ -1,5 +1,5 @@
-"""Tests of the delays after failed sign-ins. Failures are counted for a name in one network, for a network, and for a name in all
-networks together."""
+"""Tests of the delays after failed sign-ins. Failures are counted in three ways: for a name in one network, for a network, and
+for a name in all networks together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def delays() -> SignInDelays:
 
 
 async def _fail(database: Database, delays: SignInDelays, times: int, network: str = STRANGER, name: str = "Ada") -> int:
-    """Fail to sign in several times, wait after each rejection, and return the seconds that the next attempt must wait."""
+    """Fail to sign in several times. Wait as long as each rejection requires. Return the seconds that the next attempt must
+    wait."""
     at, done = NOON, 0
     while done < times:
         wait = await database.write(delays.begin_attempt, name, network, at)

@@ -1,4 +1,5 @@
-"""Tests of signing in and out, sessions, delays after failures, and passwords. Numbers of ASVS 5.0 are in the comments."""
+"""Tests of signing in and out, sessions, delays after failures, and passwords. Numbers of requirements of ASVS 5.0 are in the
+comments."""
 
 from __future__ import annotations
 
@@ -190,7 +191,7 @@ async def test_sign_ins_with_a_second_factor_do_not_delay_later_sign_ins_from_th
         secrets[name] = second_factor.new_totp_secret()
         await service.database.write(second_factor.enable, operator.id, secrets[name], 0, service.secret)
     for _ in range(NETWORK_FAILURES // len(secrets) + 1):
-        clock.forward(seconds=30)  # each code works once, so each sign-in needs the code of the next 30 seconds
+        clock.forward(seconds=30)  # A code can be used once, so each sign-in needs the code of the next 30 seconds.
         for name, secret in secrets.items():
             browser = await new_browser()
             assert (await browser.post("/portal/signin", data={"name": name, "password": PASSWORD})).status_code == 303
@@ -211,7 +212,7 @@ def test_long_passwords_of_any_characters_are_accepted(password: str) -> None:
 
 async def test_a_redirect_after_signing_in_leads_only_to_the_portal(sign_in: SignIn, new_browser: NewBrowser) -> None:
     await sign_in("Ada")
-    # Browsers resolve dot segments, so /portal/../CODE would be a short link, which leads to any site.
+    # Browsers open /portal/../CODE as /CODE, which is a short link and can lead to any site.
     of_code = ["/portal/../CODE", "/portal/%2e%2E/CODE", "/portal/1/.%2e/../CODE?a=b", "/portal/..", "/portal/.//evil.example"]
     for target in ("https://evil.example/", "//evil.example/", "/portal\\evil", "/other", "/portal/\r\nx: y", *of_code):
         browser = await new_browser()

@@ -1,4 +1,4 @@
-"""Tests of the static files and of the files of other projects."""
+"""Tests of the portal's static files, including the files that come from other projects."""
 
 from __future__ import annotations
 

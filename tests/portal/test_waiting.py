@@ -1,4 +1,4 @@
-"""Tests of the texts that say what a delivery waits for."""
+"""Tests of the texts that say why a delivery waits."""
 
 from __future__ import annotations
 

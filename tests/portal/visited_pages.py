@@ -1,4 +1,5 @@
-"""Finds the portal pages that a list of visited paths does not contain, so that a test of every page includes a new page."""
+"""This module finds the portal pages that a list of paths does not visit. A test that must visit every page uses it, and fails
+for a new page."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from shortener.portal.pages import all_pages
 
 
 def unvisited_pages(paths: Iterable[str], left_out: Collection[str]) -> list[str]:
-    """Return the patterns of the pages that none of `paths` opens, without those in `left_out`."""
+    """Return the path patterns of the pages that none of `paths` opens, except the patterns in `left_out`."""
     pages = [page for page in all_pages() if page.get is not None]
     opened = {found.get for path in paths if (found := _page_of(path, pages)) is not None}
     opened |= {page.get for page in pages if page.path in left_out}
@@ -17,7 +18,7 @@ def unvisited_pages(paths: Iterable[str], left_out: Collection[str]) -> list[str
 
 
 def _page_of(path: str, pages: Iterable[PortalPage]) -> PortalPage | None:
-    """Return the page at a path. If several patterns match, it is the page with the most parts that are no placeholders."""
+    """Return the page at a path. If several patterns match, choose the one with the most fixed segments."""
     parts = path.partition("?")[0].removesuffix(".csv").split("/")
     found, fixed_parts = None, -1
     for page in pages:

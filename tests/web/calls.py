@@ -1,4 +1,4 @@
-"""Functions that call the HTTP API in tests. Except for `request_rewrite`, they fail the test if the response is an error."""
+"""Functions that call the HTTP API in tests. Except for `request_rewrite`, they fail if the response is an error."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ def _registry() -> jsonschema_rs.Registry:
 
 
 def validator_of(schema: Mapping[str, Any], *, validate_formats: bool = False) -> jsonschema_rs.Draft202012Validator:
-    """Return the validator of a schema of the document. Its references lead to the document, which is prepared only once."""
+    """Return the validator of a schema of the document. References in the schema lead to the document, which is prepared only
+    once."""
     with_names = json.loads(json.dumps(schema).replace('"$ref": "#/', f'"$ref": "{_NAME}#/'))
     return jsonschema_rs.Draft202012Validator(with_names, validate_formats=validate_formats, registry=_registry())

@@ -1,4 +1,5 @@
-"""What callers of the API get if the database fails after, or during, the commit of their change, on both databases."""
+"""Tests of what callers of the API get if the database fails during the commit of their change, or directly after it, on both
+databases."""
 
 from __future__ import annotations
 
@@ -119,7 +120,7 @@ async def test_a_decision_about_a_message_is_shown_if_the_database_fails_after_t
 async def test_a_request_with_an_idempotency_key_gets_its_response_if_this_response_cannot_be_stored(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The database stores the claim of the key and the new API key. It is unavailable when the response would be stored.
+    # The database stores the claim of the key and the new API key, but is unavailable when the response should be stored.
     database = take_down_after(service, monkeypatch, commits=2)
     first = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
     assert first.status_code == 201, first.text
@@ -170,7 +171,7 @@ async def test_the_repeat_of_a_request_whose_commit_was_interrupted_is_not_perfo
     monkeypatch.setattr("shortener.web.idempotency.REPEAT_SECONDS", 0.0)
     first = await create()
     assert (first.status_code, first.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
-    clock.forward(seconds=1)  # the outcome is stored later than the claim
+    clock.forward(seconds=1)  # the outcome must be stored later than the claim
     await asyncio.gather(*idempotency._tasks)
     clock.forward(seconds=60)
     repeat = await create()

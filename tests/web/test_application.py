@@ -17,7 +17,7 @@ async def patch(client: httpx.AsyncClient, **changes: Any) -> None:
 
 
 async def test_concurrent_updates_of_different_application_fields_are_all_stored(client: httpx.AsyncClient) -> None:
-    """In every round, concurrent requests change all fields, one field per request."""
+    """In every round, there is one request for each field, and all requests are sent at the same time."""
     await patch(client, conversion_url="http://127.0.0.1:9/0", conversion_fields=["phone"])
     fields = [["phone"], ["value"], ["phone", "value"]]
     for number in range(1, ROUNDS + 1):

@@ -245,8 +245,8 @@ async def test_a_conversion_report_whose_json_body_is_not_an_object_is_rejected(
 async def test_a_missing_or_wrong_tracker_token_returns_401_without_any_side_effect(
     service: Service, credentials: Credentials, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A valid token outside of its header is rejected too. A rejected request adds no row, no delivery and no log line. The same
-    request with a valid token in the header adds rows and a delivery."""
+    """A valid token in another place than its header is rejected too. A rejected request adds no row, no delivery and no log
+    line. The same request with a valid token in the header adds rows and a delivery."""
     tracker = NewTracker(url=receiver.url(), events=["conversion"])
     await service.trackers.create(AUDIT, credentials.application_id, tracker)
     before = await service.database.read(row_counts)

@@ -1,4 +1,5 @@
-"""These tests send floods of delivery reports and count the deliveries that they create, on both databases."""
+"""Tests of the limit on deliveries: they send floods of delivery reports, and count the deliveries that the reports create, on
+both databases."""
 # Part of the tests of shortener/web/delivery_reports.py.
 
 from __future__ import annotations

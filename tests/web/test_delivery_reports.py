@@ -177,7 +177,7 @@ async def test_a_text_that_is_not_utf_8_changes_no_other_delivery_report_of_the_
         b'{"message_id": "m-2", "state": "DELIVERED", "reason_description": "zugestellt \xc3\xbc"}]' % sent
     ) + b" " * padding
     headers = {"Content-Type": content_type, "Idempotency-Key": "k-1"}
-    for _ in range(2):  # the second response is the stored response to the first request
+    for _ in range(2):  # the repeat gets the stored response to the first request
         response = await client.post(PATH, content=content, headers=headers)
         assert response.status_code == 200, response.text
         assert [(one["state"], one["warnings"]) for one in response.json()["results"]] == [("FAILED", warnings), ("DELIVERED", [])]

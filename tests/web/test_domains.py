@@ -39,7 +39,7 @@ async def visit(client: httpx.AsyncClient, url: str) -> int:
 
 @pytest.fixture(autouse=True)
 def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names for which the DNS has no address. Every other name has an address."""
+    """The set of names for which the DNS has no address. Every other name has an address."""
     missing: list[str] = []
 
     async def has_address(host: str) -> bool:

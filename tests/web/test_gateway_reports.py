@@ -117,14 +117,15 @@ async def test_a_head_request_to_the_report_url_of_a_gateway_records_nothing(
 
 
 def losses(service: Service) -> dict[str, float]:
-    """Return the number of delivery reports that were not recorded by reason, as the metric reports it."""
+    """Return how many delivery reports were not recorded, by reason, from the metric."""
     text = service.metrics.text("")[0].decode()
     found = re.findall(r'shortener_gateway_reports_unknown_total\{gateway="2",reason="(\w+)"\} (\S+)', text)
     return {reason: float(number) for reason, number in found}
 
 
 async def unrecorded_events(client: httpx.AsyncClient, path: str, **request: Any) -> list[tuple[str, int]]:
-    """Send a call to the report URL. Return the reason and the number of reports of each log line about reports that were lost."""
+    """Send a call to the report URL. For each log line about reports that were not recorded, return the reason and the number of
+    reports."""
     with capture_logs() as lines:
         response = await client.post(path, **request)
     assert (response.status_code, response.text) == (200, "ACK")

@@ -66,7 +66,7 @@ async def test_a_response_that_is_stored_late_does_not_end_the_claim_of_a_repeat
 
 @pytest.fixture
 async def taken_over(service: Service, clock: Clock) -> tuple[RequestKey, datetime]:
-    """A request whose claim a repeat has taken over, and the time of its own claim."""
+    """A request whose claim was taken over by a repeat, and the time at which the request itself had claimed the key."""
     request, first_claim = RequestKey(1, 1, "POST /api/v1/keys", "job-7"), clock()
     assert await service.database.write(claim, request, "content", first_claim) is None
     clock.forward(seconds=CLAIM_LEASE.total_seconds())
@@ -113,7 +113,7 @@ async def test_a_request_with_an_idempotency_key_that_fails_late_leaves_the_clai
 
 
 def raise_after(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Return a function that calls `function` and fails with CONFLICT."""
+    """Return a function that calls `function` and then raises ApiError CONFLICT."""
 
     async def fail(*args: Any, **_: Any) -> None:
         await function(*args)

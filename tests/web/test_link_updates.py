@@ -186,7 +186,7 @@ async def test_two_processes_share_the_work_of_one_update_of_links(
     update_id = LINK_UPDATE_IDS.decode(created["update_id"]) or 0
     processes = service.link_updates, LinkUpdates(service.database, service.cache, service.ids, clock)
     batches = [0, 0]
-    for _ in range(8):  # in turn, each process performs one batch and then releases its lease
+    for _ in range(8):  # the processes take turns: each performs one batch and then releases its lease
         for number, process in enumerate(processes):
             batches[number] += await process.perform(update_id, seconds=0.0001)
     assert min(batches) >= 5, batches
@@ -285,7 +285,8 @@ async def test_link_updates_of_another_application_return_404(client: httpx.Asyn
 async def test_an_update_of_links_that_fails_is_stopped_and_the_later_updates_are_performed(
     client: httpx.AsyncClient, service: Service
 ) -> None:
-    """An earlier version accepted times before the year 1000, and stored them in a form that cannot be read."""
+    """An earlier version accepted times before the year 1000, and stored them in a format that the current version cannot
+    read."""
     await send(client, 1, campaign="one")
     await send(client, 1, campaign="two")
     failing = await create(client, campaign="one", expires_at="2026-12-24T00:00:00Z")

@@ -1,4 +1,4 @@
-"""Lists of hits, events and messages: pages, CSV, and totals that agree with the statistics."""
+"""Tests of the lists of hits, events and messages: their pages, their CSV, and whether their rows add up to the statistics."""
 
 from __future__ import annotations
 

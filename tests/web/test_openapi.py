@@ -156,7 +156,8 @@ def test_every_example_of_the_openapi_document_is_valid_for_its_schema() -> None
                 assert [error.message for error in errors] == [], path
 
 
-#: Operations whose examples refer to objects that do not exist in the test database, or would send a request to a tracker.
+#: Operations that the test of all examples leaves out, because their examples refer to objects that do not exist in the test
+#: database, or would send a request to a tracker.
 SKIPPED = {
     "/ct/1/processes/{processKey}/conversionrate",
     "/{code}",
@@ -185,7 +186,8 @@ async def test_the_example_requests_of_the_openapi_document_work_unchanged(
     service: Service, client: httpx.AsyncClient, credentials: Credentials
 ) -> None:
     service.start(web=False, deliver=False)
-    # This stable sort moves deletions and the rotation of the token to the end.
+    # The sort is stable. It only moves deletions and the rotation of the token to the end, because other operations would fail
+    # after them.
     in_order = sorted(operations(), key=lambda one: one[1] == "delete" or one[0] == "/api/v1/tokens")
     for path, method, operation in in_order:
         if path in SKIPPED:

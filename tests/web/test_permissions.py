@@ -1,4 +1,4 @@
-"""Tests of all endpoints: the required credential and permission, and that no endpoint shows objects of other applications."""
+"""Tests of all endpoints: which credential and permission each requires, and that none shows objects of other applications."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Postback keys: created, used, rotated and revoked; limited to reports of conversions."""
+"""Tests of postback keys: they can be created, used, rotated and revoked, and they allow only reports of conversions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of the limits of request bodies: they are checked before the validation, so that no body blocks other requests."""
+"""Tests of the limits of request bodies. The service checks the limits before the validation, so that no body blocks other
+requests."""
 
 from __future__ import annotations
 
@@ -70,14 +71,14 @@ async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_
     def errors() -> int:
         return sum(isinstance(one, ApiError) for one in gc.get_objects(generation=0))
 
-    gc.collect(1)  # so that the youngest generation is empty
-    gc.disable()  # Without the garbage collector, memory is freed only by reference counting.
+    gc.collect(1)  # empty the youngest generation of the garbage collector, which `errors` counts
+    gc.disable()  # Without the garbage collector, only reference counting frees memory.
     try:
         before = errors()
         for _ in range(3):
             response = await client.post(path, content=content, headers={"Content-Type": kind})
             assert response.status_code == status, response.text
-        for _ in range(6000):  # The thread for large bodies drops its last result a moment later.
+        for _ in range(6000):  # The thread that parses large bodies keeps its last result for a moment.
             if errors() <= before + 1:
                 break
             await asyncio.sleep(0.01)

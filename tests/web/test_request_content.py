@@ -1,4 +1,4 @@
-"""Tests of the content by which a repeated Idempotency-Key is compared with its first request."""
+"""Tests of the content with which the service compares a repeated Idempotency-Key with the first request."""
 
 from __future__ import annotations
 

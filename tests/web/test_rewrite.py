@@ -242,7 +242,8 @@ async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sende
 @on_one_service
 @pytest.mark.parametrize("sender", ["2Fast", "My", "A very long name", "1877555XXXX", "Shöp"])
 async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(client: httpx.AsyncClient, sender: str) -> None:
-    """23 Telecom allows senders of 3 to 11 alphanumeric characters without a digit at the start. Others get only a warning."""
+    """23 Telecom allows senders of 3 to 11 alphanumeric characters without a digit at the start. Any other sender gets only a
+    warning."""
     answer = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == [
         f"from {sender!r} is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter; "
@@ -313,8 +314,9 @@ async def test_a_link_gets_another_code_if_a_link_has_or_had_the_generated_code(
 async def test_a_link_gets_another_code_if_a_purge_commits_while_the_unique_index_is_checked(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The insert waits for the transaction of the purge. Then the unique index permits the code, and the snapshot of the insert
-    does not contain the row that the purge has added to `purged_codes`."""
+    """The insert of a link waits until the purge, which deletes the link with the same code, commits. After that, the unique
+    index allows the code. But the snapshot of the insert is older than the row of the code in `purged_codes`, so the insert must
+    notice in another way that the code was used."""
     if service.database.dialect == "sqlite":
         pytest.skip("SQLite runs one transaction after the other")
     message = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]

@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {"to": TO, "body": 'see #track("https://x.example/")'}
 
 
 def _entries(answer: httpx.Response) -> list[tuple[Any, ...]]:
-    """Return `to`, `message_id`, `error_code` and `field` of each entry of a response; None in place of a generated id."""
+    """Return `to`, `message_id`, `error_code` and `field` of each entry of a response. None replaces a generated id."""
     assert answer.status_code == 200, answer.text
     return [
         (entry["to"], entry["message_id"], entry["error_code"], entry["field"]) if "error_code" in entry else (entry["to"],)
@@ -136,7 +136,7 @@ async def test_a_repeat_of_a_request_in_which_messages_were_left_out_gets_the_fi
             assert (answer.status_code, answer.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
         assert await stored(first_service) == (2, 1)
     await first_service.close()
-    service = await make_service(batch_limit=2)  # a lower limit does not reject a repeat
+    service = await make_service(batch_limit=2)  # with a lower limit, a repeat of the larger batch is still accepted
     async with client_of(service, headers) as client:
         repeat = await client.post("/api/v1/rewrite", json=body)
         assert (repeat.status_code, repeat.json()) == (200, first.json())

@@ -74,7 +74,7 @@ async def test_the_total_statistics_contain_counts_rates_and_the_times_to_click(
         assert {name: told[name] for name in expected} == expected
         assert told["median_seconds_to_click"] == pytest.approx(10, rel=0.026)
         assert told["p90_seconds_to_click"] == pytest.approx(100, rel=0.026)
-        # The default period is the last 30 days until now.
+        # without `since`, the period is the last 30 days until now
         assert (told["since"], told["until"]) == ("2026-10-23T00:00:00Z", "2026-11-21T00:01:40.001Z")
         assert await service.jobs.table["counts"].step() == 0
 

@@ -425,7 +425,7 @@ async def test_the_concurrent_test_events_of_an_application_are_limited_and_use_
     refused = await client.post(path)
     assert (refused.status_code, refused.json()["error_code"], refused.headers["retry-after"]) == (429, "RATE_LIMITED", "15")
     with service.test_slots.take(2):
-        pass  # another application can still send test events
+        pass  # the limit of test events applies to each application separately
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()

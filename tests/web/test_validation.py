@@ -104,7 +104,7 @@ def test_the_error_of_an_unknown_field_names_the_nearest_field_of_the_request() 
         "messages.1.color": unknown,
         "messages.1.To": f"{unknown}; did you mean to?",
     }
-    # `messages` is a field of the batch, and not of a message: there is no other name to suggest.
+    # `messages` is a field of the batch and not of a message. The only similar name is the same name, so none is suggested.
     assert details(RewriteRequest, {"messages": [message | {"messages": []}]}) == {"messages.0.messages": unknown}
     assert details(RewriteMessage, message | {"trackk": "first_url"}) == {"trackk": f"{unknown}; did you mean track?"}
     assert details(RewriteMessage, message | {"campaign" * 10: "a"}) == {"campaign" * 10: unknown}

@@ -1,4 +1,4 @@
-"""Helpers for tests of work that is done in pieces or in a thread, so that other tasks run in between."""
+"""Helpers for tests of long work that is done in pieces or in a thread, so that other tasks can run between the pieces."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import pytest
 WRONG_TYPES: dict[str, Any] = {"to": [1] * 50, "message_id": [None] * 5, "opt_out": [1] * 10, "metadata": {"a": []}}
 WRONG_TYPES |= {name: [] for name in ("from", "message_request_id", "campaign", "domain", "mt_price")}
 WRONG_TYPES |= {"body": 5} | dict.fromkeys(("on_invalid", "track", "source", "expires_in"), "x")
-#: The longest processor time of one step of the event loop, in seconds. Clicks wait for the end of a step. If all of the work were
-#: done in the event loop, the slowest of these requests would need more than a second.
+#: The longest processor time of one step of the event loop, in seconds. Clicks wait for the end of a step. If the event loop did
+#: all of the work in one step, the slowest of these requests would need more than a second.
 MAX_STEP_SECONDS = 0.1
 
 
 @contextlib.asynccontextmanager
 async def calls_per_turn(monkeypatch: pytest.MonkeyPatch, function: str) -> AsyncIterator[Counter[int]]:
-    """Count the calls of a function, which is given by its dotted name, in each turn of the event loop until the block ends."""
+    """Until the block ends, count how often a function is called in each turn of the event loop. `function` is the dotted name of
+    the function."""
     turn = 0
     calls: Counter[int] = Counter()
 

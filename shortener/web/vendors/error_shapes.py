@@ -1,7 +1,7 @@
-"""This module builds the error bodies of vendors' calls. They contain the fields of the vendor, and also the fields of every error
-of this service.
+"""This module creates the bodies of errors in vendors' formats. They contain the vendor's fields, and also the fields that every
+error of this service has.
 
-Clients of a vendor read the vendor's fields. Other callers can read the same field `error_code` in the errors of all calls.
+Clients of a vendor read the vendor's fields. Other callers can read `error_code`, as in all errors of this service.
 """
 # Tested by tests/web/vendors/test_infobip.py and tests/web/vendors/test_xoxzo.py
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from shortener.errors import ErrorCode
 
-#: Infobip's `messageId` of an error, by HTTP status.
+#: The `messageId` of errors in Infobip's format, by HTTP status.
 _INFOBIP_IDS: Mapping[int, str] = {
     400: "BAD_REQUEST",
     401: "UNAUTHORIZED",
@@ -28,9 +28,9 @@ _INFOBIP_IDS: Mapping[int, str] = {
 
 
 def infobip_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of an error with both forms of Infobip: `requestError`, and `errorCode` with `violations`.
+    """Return the body of an error in both of Infobip's forms: `requestError` (older), and `errorCode` with `violations` (newer).
 
-    Current clients of Infobip read the second form from the send call of version 3."""
+    Infobip's current clients, which use version 3 of the send call, read the newer form."""
     exception: dict[str, Any] = {
         "messageId": _INFOBIP_IDS.get(code.http_status, "GENERAL_ERROR"),
         "text": body["description"],
@@ -51,7 +51,7 @@ def infobip_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of an error with Xoxzo's fields: a list of reasons for each invalid field, or `detail`."""
+    """Return the body of an error in Xoxzo's form: a list of reasons for each invalid field, or a text in `detail`."""
     if details := _invalid_fields(code, body):
         return {**_by_field(details), **body}
     if code.http_status in (400, 402, 409):
@@ -60,8 +60,8 @@ def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _invalid_fields(code: ErrorCode, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details of an error that name fields of the request. The details of INSUFFICIENT_BALANCE are amounts, so none are
-    returned for this code."""
+    """Return the details of an error that refer to fields of the request. For INSUFFICIENT_BALANCE, return none, because its
+    details are amounts."""
     details: list[dict[str, Any]] = body["details"]
     return [] if code is ErrorCode.INSUFFICIENT_BALANCE else details
 

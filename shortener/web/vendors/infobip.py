@@ -1,6 +1,6 @@
-"""Infobip's send calls for text messages, versions 1 and 2. The calls send through the gateway of the application. Without a
-gateway they only rewrite, and the response contains a warning. POST /api/v1/rewrite accepts the same format, but never sends.
-Infobip writes phone numbers without a plus.
+"""Infobip's send calls for text messages, versions 1 and 2. The calls send messages through the gateway of the application. If it
+has no gateway, they only rewrite the texts, and the response contains a warning. POST /api/v1/rewrite accepts the same format,
+but never sends. Infobip writes phone numbers without a plus.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class InfobipResponse(ResponseModel):
 def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
     """Convert a request in Infobip's format to the input of the rewriter.
 
-    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If it is None, the
-    messages are only rewritten."""
+    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If `gateway` is None,
+    the messages are only rewritten."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
@@ -175,8 +175,8 @@ def _track_mode(request: InfobipRequest) -> TrackMode | None:
 async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
     """Rewrite the texts of `request`, and return the response in Infobip's format.
 
-    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If it is None, the
-    messages are only rewritten."""
+    `gateway` is the name of the gateway that sends the messages; "" means the gateway of the application. If `gateway` is None,
+    the messages are only rewritten."""
     items = rewrite_request_items(request, gateway)
     rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")
@@ -195,8 +195,8 @@ def response_fields(
     about_text: Sequence[Sequence[str]],
     about_request: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the fields of a response in Infobip's format. `about_text` has the warnings about the fields of the request for each
-    recipient, and `about_request` those about the fields of the whole request."""
+    """Return the fields of a response in Infobip's format. `about_text` contains, for each recipient, the warnings about the
+    fields of the recipient's message. `about_request` contains the warnings about fields that apply to the whole request."""
     return {
         "bulkId": bulk_id_of(rewritten, items),
         "messages": [

@@ -45,8 +45,8 @@ async def log_end(call: Call[None, None]) -> ConversionEndResponse:
 
 
 class ConversionRateQuery(Period):
-    """The query of a conversion rate. If `since` is absent, the period begins 24 hours before its end. If `intervalGranulation` is
-    absent, the whole period is one interval."""
+    """The query of the call that returns conversion rates. If `since` is absent, the period begins 24 hours before its end. If
+    `intervalGranulation` is absent, the whole period is one interval."""
 
     aggrType: Literal["byCountry"] | None = Field(
         None,
@@ -64,8 +64,12 @@ class ConversionRateQuery(Period):
 class CumulativeRate(ResponseModel):
     """The conversion rate of the whole period."""
 
-    startCount: int = Field(description="Number of messages of the conversion process that were rewritten in this period.")
-    endCount: int = Field(description="Number of messages whose conversion process was reported as ended in this period.")
+    startCount: int = Field(
+        description="Number of messages of the conversion process that were rewritten in the period or interval."
+    )
+    endCount: int = Field(
+        description="Number of messages whose conversion process was reported as ended in the period or interval."
+    )
     conversionRate: float = Field(description="Conversion rate: endCount divided by startCount. 0 if startCount is 0.")
 
 
@@ -84,7 +88,8 @@ class CountryRate(IntervalRate):
 
 
 class ConversionRateResponse(ResponseModel):
-    """Conversion rates of a process by interval, oldest first. Rates by country are sorted by messages, most first."""
+    """Conversion rates of a process by interval, oldest first. If there are rates by country, the country with the most messages
+    comes first in each interval."""
 
     statistics: list[IntervalRate | CountryRate]
     cumulativeStatistics: CumulativeRate
@@ -96,7 +101,8 @@ async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, An
     process_id = await service.database.read(conversion_processes.find_process, call.application_id, call.path["processKey"])
     if process_id is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no conversion process with this key in the application.")
-    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
+    # A period does not include its end. Therefore the end is one millisecond after now, so that events of the current millisecond
+    # are included.
     until = service.clock() + timedelta(milliseconds=1) if query.until is None else end_of(query.until)
     since = until - timedelta(hours=24) if query.since is None else start_of(query.since)
     try:
@@ -134,8 +140,9 @@ ENDPOINTS = [
         is_report=True,
         response=ConversionEndResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
-        description=f"Records one conversion with the action `{END_ACTION}`; a repeat gets the same response. Messages with the "
-        "same `tracking` share a conversion process. All messages without `tracking` share one, too.",
+        description=f"Records one conversion with the action `{END_ACTION}`. A repeat gets the same response. Messages with "
+        "the same `tracking` belong to the same conversion process. All messages without `tracking` belong to one further "
+        "process.",
     ),
     Endpoint(
         "GET",
@@ -147,7 +154,8 @@ ENDPOINTS = [
         error_shape=infobip_error,
         query=ConversionRateQuery,
         response=ConversionRateResponse,
-        description="The start of a process counts at the time when the message is rewritten, and its end at the time when the "
-        "end is reported. The time slots of 15 minutes that contain `since` and `until` are included completely.",
+        description="A message counts in `startCount` at the time when it is rewritten, and in `endCount` at the time when "
+        "the end of its process is reported. The time slots of 15 minutes that contain `since` and `until` are included "
+        "completely.",
     ),
 ]

@@ -1,4 +1,5 @@
-"""What all versions of Infobip's send call share: the fields of requests and responses, and the paths of fields in errors."""
+"""This module contains what all versions of Infobip's send call share: the fields of requests and responses, and the functions
+that return the paths of fields for errors."""
 # Tested by tests/web/vendors/test_infobip_fields.py
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _PLAIN_NUMBER = re.compile(r"[1-9][0-9]{6,14}")
 
 #: The description of each send call of Infobip.
 SENDS = (
-    "Rewrites the messages and sends them through the gateway of the application. Without a gateway nothing is sent: `sent` is "
-    "false, and a warning begins with NOT_SENT. A recipient to whom the service must not send (opted out, no price) gets the "
-    "status group REJECTED; the other recipients get the message. Errors also contain Infobip's `requestError`."
+    "Rewrites the messages and sends them through the gateway of the application. If the application has no gateway, nothing "
+    "is sent: `sent` is false, and a warning begins with NOT_SENT. A recipient to whom the service must not send (opted "
+    "out, no price) gets the status group REJECTED; the other recipients get the message. Errors also contain Infobip's "
+    "`requestError`."
 )
 
 
@@ -64,16 +66,17 @@ BulkId = Annotated[
 RewrittenText = Annotated[
     str | None,
     Field(
-        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: recipient rejected."
+        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: the "
+        "recipient was rejected."
     ),
 ]
 TextEncoding = Annotated[
-    Literal["GSM-7", "UCS-2"] | None, Field(description="Encoding of the rewritten text. null: recipient rejected.")
+    Literal["GSM-7", "UCS-2"] | None, Field(description="Encoding of the rewritten text. null: the recipient was rejected.")
 ]
 
 #: Fields that have no meaning in this service. They are accepted for compatibility.
 IgnoredField = Annotated[Any, Field(description="Field of Infobip that is accepted and ignored.")]
-WARNED = Field(description="Not supported. A value other than false causes a warning and has no other effect.")
+WARNED = Field(description="Not supported. Any value except false causes a warning and has no other effect.")
 AT_ONCE = Annotated[Any, WARNED, Unsupported("is not supported; the message is sent at once")]
 WITHOUT_FLASH = Annotated[Any, WARNED, Unsupported("is not supported; the message is sent as a normal SMS")]
 UNCHANGED_TEXT = Annotated[Any, WARNED, Unsupported("is not supported; the characters of the text stay as they are")]
@@ -86,7 +89,7 @@ NO_REGIONAL = Annotated[Any, WARNED, Unsupported("is not supported; the settings
 
 
 class InfobipUrlOptions(VendorModel):
-    """Options for the URLs in all texts. A short link is always tracked and always begins with its protocol."""
+    """Options for the URLs in all texts. Short links are always tracked, and always begin with https:// or http://."""
 
     shorten_url: bool = Field(True, alias="shortenUrl", description="true: every URL in the texts becomes a short link.")
     track_clicks: bool = Field(
@@ -98,8 +101,12 @@ class InfobipUrlOptions(VendorModel):
         Any, WARNED, Unsupported("is not supported; create a tracker of the format infobip with the event click")
     ] = Field(None, alias="trackingUrl")
     remove_protocol: Annotated[
-        bool, Unsupported("is not supported, because some phones do not recognize a link without its protocol")
-    ] = Field(False, alias="removeProtocol", description="true causes a warning: short links always begin with their protocol.")
+        bool, Unsupported("is not supported, because some phones do not recognize a link without https://")
+    ] = Field(
+        False,
+        alias="removeProtocol",
+        description="true causes a warning, because short links always begin with https:// or http://.",
+    )
     custom_domain: Text | None = Field(
         None,
         alias="customDomain",
@@ -109,7 +116,8 @@ class InfobipUrlOptions(VendorModel):
 
 
 class InfobipStatus(ResponseModel):
-    """Infobip's status object. The response to a send call contains PENDING_ENROUTE, or the reason of a rejected recipient."""
+    """Infobip's status object. The response to a send call contains PENDING_ENROUTE, or the reason why the recipient was
+    rejected."""
 
     groupId: int
     groupName: str
@@ -118,7 +126,7 @@ class InfobipStatus(ResponseModel):
     description: str
 
 
-#: The status object of a message that was just accepted, as Infobip returns it.
+#: The status object that Infobip returns for a message that was just accepted.
 PENDING = {
     "groupId": 1,
     "groupName": "PENDING",
@@ -128,7 +136,7 @@ PENDING = {
 }
 
 
-#: The status of a recipient to whom the service must not send. The other recipients get their messages, as in the API of Infobip.
+#: The status of a recipient to whom the service must not send. As in the API of Infobip, the other recipients get their messages.
 _REJECTED: Mapping[ErrorCode, tuple[int, str, str]] = {
     ErrorCode.NO_PRICE: (6, "REJECTED_NETWORK", "Network is forbidden"),
     ErrorCode.OPTED_OUT: (14, "REJECTED_DESTINATION", "The destination number is blacklisted"),
@@ -137,8 +145,8 @@ REJECTED_CODES = frozenset(_REJECTED)
 
 
 def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the response fields of a rejected recipient, which all versions of the send call share. Return None if the entry is a
-    rewritten message."""
+    """Return the response fields of a rejected recipient; they are the same in all versions of the send call. Return None if the
+    entry is a rewritten message."""
     if "error_code" not in entry:
         return None
     number, name, description = _REJECTED[ErrorCode[entry["error_code"]]]
@@ -154,8 +162,9 @@ def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 class FieldPath:
-    """A function that returns the path of a field in a request in Infobip's format, for errors. `path` is the path of the message,
-    and `domain` is the path of the field with the domain. `names` maps names of the service to names in a message."""
+    """A function for error texts: it returns the path of a field in a request in Infobip's format. `path` is the path of the
+    message, and `domain` is the path of the field with the domain. `names` maps field names of the service to field names in
+    Infobip's message."""
 
     def __init__(self, path: str, domain: str, names: Mapping[str, str]) -> None:
         self._path = path
@@ -173,7 +182,7 @@ def with_plus(number: str) -> str:
 
 
 def bulk_id_of(rewritten: Sequence[Mapping[str, Any]], items: Sequence[RewriteItem]) -> str:
-    """Return the id of a request. If the request is a repeat, this is the id in its first response."""
+    """Return the bulkId of a request. For a repeat, this is the id in the first response."""
     found: str = next((message["message_request_id"] for message in rewritten if "error_code" not in message), items[0].request_id)
     return found
 

@@ -1,9 +1,9 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
 As in the API of Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty.
-The three versions of the call are independent: each of them returns each report once. A call with `bulkId` or `messageId` returns
-the current reports of these messages every time. Fields without a value are left out, because the typed clients of Infobip reject
-null.
+The three versions of the call do not affect each other: each version returns each report once. A call with `bulkId` or
+`messageId` is an exception: it returns the current reports of these messages every time. Fields without a value are left out,
+because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
@@ -32,10 +32,10 @@ from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.infobip_fields import PENDING, InfobipStatus
 from shortener.web.vendors.infobip_times import serialize_infobip_time
 
-PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. They are the same as in the API of Infobip.
+PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. Both are the same as in the API of Infobip.
 MAX_IDS = 1000
-# The maximum number of times that one call reads the next reports. It reads again if a concurrent call of the same application has
-# already returned these reports.
+# The maximum number of times that one call reads the next reports. It reads again if a concurrent call of the same application
+# has just returned the reports that it read.
 MAX_CONCURRENT_POLLS = 10
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
@@ -49,7 +49,7 @@ _FINAL = _STATES["UNDELIVERABLE"] | _STATES["DELIVERED"] | _STATES["EXPIRED"]
 
 
 def _as_ids(value: Any) -> Any:
-    """Return the ids in a parameter that is repeated or contains several ids with commas between them."""
+    """Return the ids in a query parameter. It may be repeated, and each value may contain several ids, separated by commas."""
     parts = value if isinstance(value, list) else [value]
     return tuple(one.strip() for part in parts for one in str(part).split(",") if one.strip())
 
@@ -62,8 +62,8 @@ class InfobipReportsQuery(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    bulk_id: Ids = Field(None, alias="bulkId", description="Only messages of these requests: ids separated by commas.")
-    message_id: Ids = Field(None, alias="messageId", description="Only these messages: ids separated by commas.")
+    bulk_id: Ids = Field(None, alias="bulkId", description="Only messages of the requests with these ids, separated by commas.")
+    message_id: Ids = Field(None, alias="messageId", description="Only the messages with these ids, separated by commas.")
     limit: int = Field(50, ge=1, le=1000, description="Maximum number of reports.")
 
 
@@ -118,7 +118,7 @@ class InfobipPrice(ResponseModel):
 
 
 class InfobipReport(SparseModel):
-    """A message of a delivery report or log, versions 1 and 2. Fields without a value are left out."""
+    """One message in a delivery report or in a log, versions 1 and 2. Fields without a value are left out."""
 
     bulkId: str
     messageId: str
@@ -147,7 +147,7 @@ class InfobipSmsContent(ResponseModel):
 
 
 class InfobipV3Report(SparseModel):
-    """A message of a delivery report or log, version 3. Fields without a value are left out.
+    """One message in a delivery report or in a log, version 3. Fields without a value are left out.
 
     The number of the recipient is `to` in a report and `destination` in a log."""
 
@@ -221,15 +221,14 @@ async def _read_reports(call: Call[InfobipReportsQuery, None], reader: str) -> S
     for _ in range(MAX_CONCURRENT_POLLS):
         poll = await database.read(read_next, call.application_id, reader, now, query.limit)
         entries = await database.read(log_entries, poll.messages)
-        # A HEAD request gets no body, so the reports must not be marked as returned.
+        # A HEAD request gets no body, so it must not mark reports as returned.
         if call.request.method == "HEAD" or await database.write(accept, poll):
             return entries
-    raise StoreUnavailable("too many requests read the delivery reports at the same time")
+    raise StoreUnavailable("too many requests read delivery reports at the same time")
 
 
 def _searched(number: str) -> str:
-    """Return a phone number in the form in which it is stored. Return a text that is not a phone number unchanged; it matches no
-    message."""
+    """Return a phone number in the form in which messages store it. Return any other text unchanged; it matches no message."""
     try:
         return parse_searched_number(number)
     except PhoneNumberError:
@@ -290,7 +289,8 @@ def _common_fields(entry: LogEntry, reveal: bool) -> dict[str, Any]:
         "sentAt": serialize_infobip_time(message.sent_at or message.created_at),
         "doneAt": serialize_infobip_time(done) if done is not None and state in _FINAL else None,
         "callbackData": str(data["callbackData"]) if "callbackData" in data else None,
-        "price": None if price is None else {"pricePerMessage": exact_number(price)},  # In Infobip's format a JSON number.
+        # in Infobip's format, this is a JSON number
+        "price": None if price is None else {"pricePerMessage": exact_number(price)},
         "status": _status(state),
         "error": _error(entry, state, reveal),
     }
@@ -355,10 +355,11 @@ def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], resp
 
 
 _REPORTS = (
-    "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first. Each report is returned once. A "
-    "click does not count as a report. A call with `bulkId` or `messageId` is different: every time, it returns the messages that "
-    "have a final status, newest first. A clicked message has the final status DELIVERED. One call without ids reads at most "
-    "200,000 entries of the event log, so the first calls can return an empty list in a large installation."
+    "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first. Each report is returned once. "
+    "A click is not a report. A call with `bulkId` or `messageId` is different: every time, it returns all these "
+    "messages that have a final status, newest first. A clicked message has the final status DELIVERED. A call without "
+    "ids reads at most 200,000 entries of the event log. In a large installation, the first calls can therefore return "
+    "an empty list."
 )
 _LOGS = "Messages of a period, by default the last 48 hours. Without ids, one call examines at most 100,000 messages."
 

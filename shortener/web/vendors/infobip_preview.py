@@ -17,7 +17,8 @@ from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.infobip_fields import UNCHANGED_TEXT
 from shortener.web.vendors.vendor_model import VendorModel, field_warnings
 
-#: A preview needs a recipient only because some rules depend on the country. No message to this number is stored.
+#: The recipient of every preview. It is needed because some rules depend on the recipient's country. No message to this number is
+#: stored.
 _SAMPLE_NUMBER = "+14085550100"
 
 

@@ -1,5 +1,5 @@
 """Infobip's older send calls, which its first clients use: one text to one or more numbers (`single`), and several such texts
-(`multi`). Apart from the form of the request, they work like the call `advanced` (infobip.py).
+(`multi`). Only their request has another format; otherwise, they work like the call `advanced` (infobip.py).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class InfobipMultiRequest(VendorModel):
 
 
 class _ShortFieldPath:
-    """A function that returns the path of a field in a request in the short format, for errors. `prefix` is the path of the
-    message, with a dot at its end."""
+    """A function for error texts: it returns the path of a field in a request in the short format. `prefix` is the path of the
+    message with a dot at its end."""
 
     def __init__(self, prefix: str, has_list: bool) -> None:
         self._prefix = prefix

@@ -1,6 +1,6 @@
 """Infobip's send call for messages, version 3, which its current clients use.
 
-It sends like versions 1 and 2 (infobip.py). The response contains the fields of Infobip, and in addition the rewritten text.
+The call sends messages like versions 1 and 2 (infobip.py). Its response contains Infobip's fields and also the rewritten texts.
 """
 # Tested by tests/web/vendors/test_infobip.py
 

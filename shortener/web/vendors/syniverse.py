@@ -1,8 +1,8 @@
 """Syniverse's call that creates a message request: one text for one or more recipients.
 
-The call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-Syniverse's clients read the field `id`. The response also contains the rewritten messages. Errors have the form of this service,
-because Syniverse's clients read only the HTTP status.
+The call sends messages through the gateway of the application. If it has no gateway, the call only rewrites the text, and the
+response contains a warning. Syniverse's clients read the field `id`. The response also contains the rewritten messages. Errors
+have the form of this service, because Syniverse's clients read only the HTTP status.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SyniverseMessageRequest(VendorModel):
         Text, AfterValidator(_check_consent), Unsupported("is not supported; only the opt-out list of the application is checked")
     ] = Field(
         "",
-        description="A value other than NONE causes a warning: only the opt-out list of the application is checked.",
+        description="Any value except NONE causes a warning, because only the opt-out list of the application is checked.",
     )
     scheduled_delivery_time: _AtOnce = None
     scheduled_delivery_time_zone: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
@@ -150,8 +150,9 @@ ENDPOINTS = [
         response=SyniverseResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="Rewrites the text for each recipient and sends it through the gateway of the application. Without a gateway "
-        "nothing is sent: `sent` is false, and a warning begins with NOT_SENT. A recipient to whom the service must not send "
-        "(opted out, no price) has an `error_code` in `messages`, and the other recipients get the message.",
+        description="Rewrites the text for each recipient and sends it through the gateway of the application. If the "
+        "application has no gateway, nothing is sent: `sent` is false, and a warning begins with NOT_SENT. A recipient to "
+        "whom the service must not send (opted out, no price) has an `error_code` in `messages`, and the other recipients "
+        "get the message.",
     ),
 ]

@@ -1,8 +1,8 @@
-"""This module contains the base class of the request models for vendors' calls: unknown fields and null are accepted, and fields
-without an effect cause warnings.
+"""This module contains the base class of the request models of vendors' calls. It accepts unknown fields and null, and fields
+that have no effect cause warnings.
 
-Clients of vendors send fields that this service does not know, and null for fields that were not set. Both are accepted. A field
-that changes what a vendor does, and that this service does not support, is marked with `Unsupported`.
+Clients of vendors send fields that this service does not know, and null for fields that are not set, so both are accepted. A
+field that this service knows but does not support is marked with `Unsupported`.
 """
 # Tested by tests/web/vendors/test_vendor_model.py
 
@@ -18,7 +18,7 @@ from shortener.model import record
 MAX_WARNINGS = 20  # The maximum number of warnings about the fields of one model.
 _MAX_NAME_LENGTH = 64
 
-#: The field of a response with the warnings of `field_warnings` about the whole request.
+#: The response field that contains the warnings of `field_warnings` about the whole request.
 RequestWarnings = Annotated[list[str], Field(description="Warnings about fields of the request that have no effect.")]
 
 
@@ -42,7 +42,8 @@ class VendorModel(BaseModel):
 
 
 def field_warnings(model: BaseModel, path: str = "", *, without: str = "") -> list[str]:
-    """Return warnings about the fields of a request that have no effect here. `path` is the path of the model in the request.
+    """Return warnings about the fields of a request that have no effect in this service. `path` is the path of the model in the
+    request.
 
     `without` names a field whose warnings are not included."""
     found: list[str] = []

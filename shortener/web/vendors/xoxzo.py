@@ -1,8 +1,8 @@
 """Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
 
-The send call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-The response to a form is a list, because Xoxzo's clients read a list. The response to JSON is an object, as in Xoxzo's guide for
-link tracking.
+The send call sends a message through the gateway of the application. If it has no gateway, the call only rewrites the text, and
+the response contains a warning. The response to a form is a list, because Xoxzo's clients read a list. The response to JSON is an
+object, as in Xoxzo's guide for link tracking.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _EXAMPLE: JsonDict = {
     "recipient": "+818012345678",
     "track_link": "true",
 }
-#: Field names of the service, mapped to the field names of Xoxzo.
+#: The field names of the service, with the names of the same fields in Xoxzo's format.
 _NAMES = {"to": "recipient", "body": "message", "from": "sender"}
 
 
@@ -77,8 +77,8 @@ class XoxzoSendRequest(VendorModel, XoxzoRequest):
             "",
             alias="callbackurl",
             validation_alias=AliasChoices("callbackurl"),
-            description="URL that receives delivery reports at Xoxzo. Here it only causes a warning; a tracker of the format "
-            "`xoxzo` receives the reports.",
+            description="The URL to which Xoxzo sends delivery reports. This service does not send reports to it: the field "
+            "only causes a warning. To get reports, create a tracker of the format `xoxzo`.",
         )
     )
 
@@ -125,8 +125,8 @@ class XoxzoListQuery(RequestModel):
     sent_date: str | None = Field(
         None,
         description=(
-            "Only messages of this day (YYYY-MM-DD, UTC). The operators `<`, `<=`, `>` and `>=` in place of `=` select the days "
-            "before or after this day, as in `sent_date>=2026-11-20`."
+            "Only messages of this day (YYYY-MM-DD, UTC). With `<`, `<=`, `>` or `>=` in place of `=`, only messages before "
+            "or after this day, for example `sent_date>=2026-11-20`."
         ),
         examples=["2026-11-20"],
     )
@@ -175,7 +175,7 @@ _SENT_DATE = re.compile(r"sent_date(<=|>=|=|<|>)(.*)", re.DOTALL)
 
 
 def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, datetime | None]:
-    """Return the period that the conditions on `sent_date` select. Raise ApiError INVALID_REQUEST.
+    """Return the period that the conditions on `sent_date` select. Raise ApiError INVALID_REQUEST if a condition is not valid.
 
     `parameters` are the names and values from the parser of queries, which splits them at "=": `sent_date>=2026-11-20` is the
     parameter `sent_date>` with a value, and `sent_date>2026-11-20` is a name without a value."""
@@ -239,9 +239,9 @@ ENDPOINTS = [
         status=201,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="Rewrites a message and sends it through the gateway of the application. Without a gateway nothing is sent: "
-        "`sent` is false, and a warning begins with NOT_SENT. Errors also contain Xoxzo's fields: a list of reasons for each "
-        "invalid field, `non_field_errors` or `detail`.",
+        description="Rewrites a message and sends it through the gateway of the application. If the application has no "
+        "gateway, nothing is sent: `sent` is false, and a warning begins with NOT_SENT. Errors also contain Xoxzo's fields: "
+        "a list of reasons for each invalid field, `non_field_errors` or `detail`.",
     ),
     Endpoint(
         "GET",

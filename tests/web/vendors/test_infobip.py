@@ -38,7 +38,8 @@ async def send(client: httpx.AsyncClient, *messages: dict[str, Any], path: str =
 
 
 async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[str, list[str]]:
-    """Send an invalid request to every send path. Return the error code and the invalid fields, which must be the same for all."""
+    """Send an invalid request to every path of the send call. Return the error code and the invalid fields, which must be the
+    same for all paths."""
     answers = [await client.post(path, json=request) for path in SENDS]
     assert {answer.status_code for answer in answers} == {400}
     native, *vendor = [answer.json() for answer in answers]

@@ -1,4 +1,4 @@
-"""Tests of what all versions of Infobip's send call share."""
+"""Tests of the parts that all versions of Infobip's send call share."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ V2_MESSAGE = {"from": "A", "destinations": [{"to": "41793026731"}], "text": "see
             [
                 "tracking.processKey is not supported; `type` selects the conversion process",
                 "urlOptions.trackingUrl is not supported; create a tracker of the format infobip with the event click",
-                "urlOptions.removeProtocol is not supported, because some phones do not recognize a link without its protocol",
+                "urlOptions.removeProtocol is not supported, because some phones do not recognize a link without https://",
                 "sendingSpeedLimit is not supported; the rate of the gateway applies",
                 "unheard is not a known field; it was ignored",
                 "urlOptions.trackClicks: a short link is always tracked",
@@ -84,7 +84,7 @@ async def test_a_request_with_very_many_unknown_fields_gets_at_most_20_warnings(
     assert len(response.json()["warnings"]) == 20
 
 
-#: A send request of each vendor, whose message costs money if a price is set.
+#: A send request of each vendor. Each contains a message that costs money if a price is set.
 SENDS: dict[str, dict[str, Any]] = {
     "/sms/1/text/advanced": {"messages": [V2_MESSAGE]},
     "/sms/2/text/advanced": {"messages": [V2_MESSAGE]},
