@@ -83,7 +83,7 @@ class TaskSupervisor:
             except asyncio.CancelledError as cancelled:
                 if own.cancelling():
                     raise
-                error = cancelled  # The task itself was not cancelled, but a call that it awaited was cancelled.
+                error = cancelled  # Only a call that the task awaited was cancelled, and not the task itself.
             except Exception as raised:
                 error = raised
             self.restarts[name] += 1

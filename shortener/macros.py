@@ -97,8 +97,11 @@ _NAMED_ENTITIES = {"amp": "&", "quot": '"', "apos": "'"}
 
 
 def entity_problems(url: str) -> list[str]:
-    """Return a text about the first HTML entity, such as `&amp;` or `&#038;`, in a URL that was copied from an HTML page, or
-    nothing. The server gets the parameter `amp;NAME` in the place of `NAME`, and nothing after the `#` of a numeric entity."""
+    """Return one text about the first HTML entity in a URL, such as `&amp;` or `&#038;`. Return an empty list if there is none.
+    Such a URL was copied from an HTML page.
+
+    If the entity stays in the URL, the server receives the parameter `amp;NAME` instead of `NAME`, or nothing after the `#` of a
+    numeric entity."""
     found = _ENTITY.search(url)
     if found is None:
         return []
@@ -126,7 +129,7 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
         if name is None and (macro.is_braced or len(word) > len("number")):
             name = _SYNONYMS.get(word)
         if name is None and macro.is_braced:
-            import difflib  # imported here, because only errors need it
+            import difflib  # difflib is imported here, because only errors need it
 
             near = difflib.get_close_matches(word, by_word, n=1, cutoff=0.75)
             name = by_word[near[0]] if near else None

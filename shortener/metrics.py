@@ -169,7 +169,7 @@ class Metrics(Collector):
 
 
 def as_markdown(descriptions: Sequence[MetricDescription]) -> str:
-    """Return the table of docs/reference/metrics.md."""
+    """Return the table of all metrics in docs/reference/metrics.md."""
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for one in descriptions:
         labels = ", ".join(f"`{label}`" for label in one.labels)

@@ -36,7 +36,7 @@ class SecretError(Exception):
     """Raised if the secret is not valid, or cannot be read or stored. The text of the error contains the reason."""
 
 
-#: The text of the SecretError that is raised if a database exists but its secret file does not.
+#: The text of the error that is raised if a database exists but no secret file.
 _MISSING = (
     "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
     "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links continue to work"

@@ -28,7 +28,7 @@ from shortener.validation_texts import named_reasons
 _SERVICE_LINK = re.compile(
     r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: The value of a variable SHORTENER_..._PORT that Kubernetes sets for a service, for example tcp://10.3.0.1:80.
+#: The form of the value in a variable SHORTENER_..._PORT that Kubernetes sets, for example tcp://10.3.0.1:80.
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -43,9 +43,10 @@ def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]
 
 
 def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """Return the settings of this process. Each source overrides the one before: defaults, TOML, environment, `overrides`.
+    """Return the settings of this process. They come from four sources: defaults, TOML, environment, `overrides`. Each source
+    overrides the sources before it.
 
-    `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
+    `overrides` are options of the command line. None means that the option was not used. Raise SettingsError."""
     sources: dict[str, str] = {}
     values = _read_toml(environ, sources)
     options = {name: value for name, value in overrides.items() if value is not None}
@@ -81,7 +82,7 @@ def _describe(name: str, reason: str, sources: Mapping[str, str]) -> str:
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    import difflib  # imported here, because only errors need it
+    import difflib  # difflib is imported here, because only errors need it
 
     # Compare the names without the prefix SHORTENER_. With the prefix, every two names are similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)

@@ -114,7 +114,8 @@ class Tracer:
         span.end(end_ns)
 
     def header(self, application_id: int, message_id: str) -> str | None:
-        """Return the value of the header `traceparent` (W3C) for requests about a message; None if the message is not traced."""
+        """Return the value of the W3C header `traceparent` for a request about a message. Return None if the message is not
+        traced."""
         trace_id, span_id = trace_ids(application_id, message_id)
         return f"00-{trace_id:032x}-{span_id:016x}-01" if self._is_sampled(trace_id) else None
 
@@ -142,7 +143,8 @@ def _named(message_id: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_tracer(settings: Settings) -> Tracer | None:
-    """Return the tracer, or None if OTLP_ENDPOINT is not set. Raise TracingUnavailable if packages are missing."""
+    """Return the tracer, or None if OTLP_ENDPOINT is not set. Raise TracingUnavailable if the packages for traces are not
+    installed."""
     if not settings.otlp_endpoint:
         return None
     try:

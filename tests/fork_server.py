@@ -147,7 +147,8 @@ class ForkedProcess:
         self.wait()
 
     def poll(self) -> int | None:
-        """Return the exit code, the negative number of the signal that ended the process, or None while it runs."""
+        """Return the exit code of the process. If a signal ended it, this is the negative number of the signal. Return None while
+        it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
@@ -368,7 +369,8 @@ def _serve(listener: socket.socket) -> list[str]:
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
-    """Give this process the streams, the environment and the folder of a command. Return the words of the command."""
+    """Replace the streams, the environment and the folder of this process by those of a command. Return the words of the
+    command."""
     for number, descriptor in enumerate(descriptors[:STREAMS]):
         os.dup2(descriptor, number)
     os.closerange(STREAMS, 1 << 16)
@@ -398,7 +400,7 @@ def main() -> None:
 
     words = _serve(listener)
     sys.argv = [str(command.__file__), *words]
-    sys.modules["__main__"].__package__ = "shortener"  # click finds the name of the program here
+    sys.modules["__main__"].__package__ = "shortener"  # click uses this to find the name of the program
     if file := os.environ.get(_EXECUTED_FIRST):
         exec(compile(Path(file).read_text(), file, "exec"), {"__name__": "sitecustomize"})
     try:
@@ -415,7 +417,7 @@ def _end_process(code: int) -> None:
     If an output cannot be written, return, so that Python reports the error."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
-    gc.collect()  # reports objects that were not closed
+    gc.collect()  # this collection reports objects that were not closed
     with contextlib.suppress(OSError, ValueError):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

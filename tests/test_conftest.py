@@ -1,4 +1,4 @@
-"""Tests for tests/conftest.py."""
+"""Tests of the fixtures and hooks in tests/conftest.py."""
 
 from __future__ import annotations
 

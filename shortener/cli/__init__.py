@@ -17,7 +17,7 @@ import click
 
 from shortener.lean_imports import import_pydantic_without_plugins
 
-#: The module and the one-line help of each command, by name of the command.
+#: The commands. The key is the name of the command. The value is its module and its help text of one line.
 COMMANDS = {
     "serve": ("serve", "Run the web server and the delivery workers in one process."),
     "deliver": ("serve", "Run delivery workers only, in addition to servers on PostgreSQL."),
@@ -72,7 +72,7 @@ class _LazyGroup(click.Group):
         try:
             return super().resolve_command(context, args)
         except click.UsageError as error:
-            import difflib  # imported here, because only errors need it
+            import difflib  # difflib is imported here, because only this error needs it
 
             nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if args[0] in COMMANDS or not nearest or error.message.endswith("?"):

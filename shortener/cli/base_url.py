@@ -1,4 +1,4 @@
-"""The check whether recipients' phones can open short links that begin with the default of BASE_URL."""
+"""This module checks whether phones can open short links if BASE_URL is not set."""
 
 from __future__ import annotations
 

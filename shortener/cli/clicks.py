@@ -126,7 +126,8 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         await directory.refresh()
         clock = await open_clock(database)
         ids = IdGenerator(database.node, ms_clock(clock))
-        # `on_events` does nothing: a running server finds new events by polling the database, so this command does not notify it.
+        # `on_events` does nothing, because this command does not notify a running server. The server polls the database and finds
+        # new events itself.
         devices, days = DeviceCounter(database, ids, clock), load_settings().event_retention_days
         part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
         now = clock()
@@ -157,7 +158,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     print_result(data, as_json, print_text)
 
 
-#: `clicks rejudge` is the former name of `clicks reclassify`. It is hidden and still works.
+#: `clicks rejudge` is the former name of `clicks reclassify`. It still works, but `--help` does not show it.
 clicks.add_command(
     click.Command("rejudge", callback=reclassify.callback, params=reclassify.params, help=reclassify.help, hidden=True)
 )

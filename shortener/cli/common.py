@@ -305,7 +305,7 @@ async def _wait_for_refresh(database: Any) -> None:
 
 @asynccontextmanager
 async def open_cache() -> AsyncIterator[LinkCache]:
-    """Open the configured link cache, for commands that change links."""
+    """Open the link cache that the settings name. Commands that change links use it."""
     from shortener.container.connections import open_link_cache
     from shortener.redis.link_cache import NoLinkCache
     from shortener.secret import open_secret
@@ -331,7 +331,7 @@ def command_line_actor() -> Actor:
 
 
 def command_line_audit(database: Any) -> AuditWriter:
-    """Return the audit writer with the command line as actor."""
+    """Return the writer of audit rows. The actor of its rows is the command line."""
     from shortener.accounts.audit import AuditWriter
     from shortener.ids import IdGenerator
 

@@ -161,7 +161,7 @@ async def requeue_events(as_json: bool) -> None:
     print_result({"requeued": count}, as_json, lambda: click.echo(f"{counted(count, 'event')} requeued"))
 
 
-#: `deliveries retell` is the former name of `deliveries requeue`. It is hidden and still works.
+#: `deliveries retell` is the former name of `deliveries requeue`. It still works, but `--help` does not show it.
 deliveries.add_command(
     click.Command("retell", params=requeue_events.params, callback=requeue_events.callback, hidden=True, help=requeue_events.help)
 )

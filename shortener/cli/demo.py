@@ -267,7 +267,7 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     server = uvicorn.Server(config)
     task = asyncio.create_task(
         server._serve([listener])
-    )  # uvicorn's `_serve`, unlike `serve`, installs no signal handlers: Ctrl-C ends the demo
+    )  # Call `_serve`, because uvicorn's `serve` would install signal handlers. Without them, Ctrl-C ends the demo.
     try:
         yield receiver, port_of(listener)
     finally:

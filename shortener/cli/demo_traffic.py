@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 DAYS = 21
-GATEWAY_SHARE = 25  # One of this number of messages is sent through the gateway of the demo.
+GATEWAY_SHARE = 25  # The gateway of the demo sends every message whose number is a multiple of this number.
 
 
 class DemoClock:

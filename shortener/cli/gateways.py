@@ -42,7 +42,7 @@ _PRESETS = ("kannel", "jasmin", "playsms", "twilio", "infobip", "vonage", "plain
 
 @asynccontextmanager
 async def open_gateways() -> AsyncIterator[tuple[Any, GatewayStore, Settings]]:
-    """Yield the database, the gateways in it, and the settings."""
+    """Yield the database, the store of its gateways, and the settings."""
     async with open_store() as database:
         yield database, *_store(database)
 

@@ -131,7 +131,8 @@ async def update_links(
         raise click.UsageError("nothing to change: use --url, --expires-at, --fallback-url, --disable or --enable")
     is_selection = not (campaign is None and destination is None and label is None)
     if code is not None and code.isdigit() and is_selection and application is None:
-        code, application = None, ID.convert(code, None, None)  # Without CODE, the argument is the id of the application.
+        # If CODE is missing, the only argument is the id of the application.
+        code, application = None, ID.convert(code, None, None)
     if (code is None) is not is_selection:
         raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")
     if code is not None:
@@ -371,7 +372,7 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 @click.option(
     "--application",
     type=ID,
-    help="Remove the block of only this application. Default: the block that applies to ALL applications.",
+    help="Remove the block that applies only to this application. Default: the block that applies to ALL applications.",
 )
 @json_option
 @async_command

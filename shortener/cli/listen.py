@@ -26,7 +26,9 @@ from shortener.cli.sockets import bind, port_of
 @click.option(
     "--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds to wait before each response."
 )
-@secret_options("secret", "secret", "Signing secret of the tracker; two for the secrets of a rotation", multiple=True)
+@secret_options(
+    "secret", "secret", "Signing secret of the tracker. Can be repeated, for the two secrets of a rotation", multiple=True
+)
 @json_option
 @async_command
 async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[str, ...], as_json: bool) -> None:

@@ -232,8 +232,8 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
 
 
 def _serve_many(settings: Settings, listener: socket.socket) -> None:
-    """Serve from several processes on one socket until SIGTERM or SIGINT. A worker that dies is replaced. SIGHUP replaces all
-    workers, one after the other."""
+    """Serve from several worker processes on the same socket until SIGTERM or SIGINT. A worker that ends is replaced. SIGHUP
+    replaces all workers, one after the other."""
     from shortener import logs
     from shortener.cli.workers import Supervisor, UvicornWorker, run
 

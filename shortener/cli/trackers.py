@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_trackers(application: int | None = None) -> AsyncIterator[tuple[Any, Trackers, Settings]]:
-    """Yield the database, the trackers in it, and the settings. Raise ApiError NOT_FOUND if no application has the id
-    `application`."""
+    """Yield the database, the object that manages its trackers, and the settings. Raise ApiError NOT_FOUND if no application has
+    the id `application`."""
     from shortener.delivery.guard import Guard
     from shortener.delivery.trackers import Trackers
     from shortener.secret import open_secret

@@ -334,7 +334,7 @@ def refused_csv(
 
 
 def csv_cells(fields: Mapping[str, Any]) -> dict[str, object]:
-    """Return the fields of a conversion or of a refused report as cells of a CSV. Lists and objects become JSON."""
+    """Return the fields of a conversion or of a refused report as CSV cells. A list or an object becomes JSON text."""
     return {name: _csv_cell(value) for name, value in fields.items()}
 
 

@@ -52,7 +52,7 @@ from shortener.storage.schema import (
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
-MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one statement reads.
+MAX_RECOUNT_COHORTS = 100  # One statement reads the counts of at most this number of cohorts.
 
 
 @record

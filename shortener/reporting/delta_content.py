@@ -57,7 +57,8 @@ NEVER_NEGATIVE = frozenset(
     }
 )
 
-#: An entry of a row: (cohort, time slot, metric, amount) and the origin, which is (time slot of the message, link set).
+#: An entry of a row has two parts: (cohort, time slot, metric, amount), and the origin, which is (time slot of the message, link
+#: set).
 Entry = tuple[tuple[int, int, str, str], tuple[int | None, int]]
 
 _INTEGER = re.compile(r"-?[0-9]+")

@@ -121,7 +121,7 @@ class DeltaBatch(NamedTuple):
 
 
 def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBatch:
-    """Return the oldest count deltas, from at most `limit` rows, with at most `max_origins` origins."""
+    """Return a batch of the oldest count deltas. It comes from at most `limit` rows and has at most `max_origins` origins."""
     sums, ids, seen = _EventSums(), list[int](), set[tuple[int, int, int | None, int]]()
     unreadable: list[UnreadableRow] = []
     for row in _oldest_rows(connection, limit):

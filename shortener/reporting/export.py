@@ -142,7 +142,7 @@ class _MessageDetails:
 
 
 _NOTHING = _MessageDetails()
-#: The values of the columns in _LINK_COLUMNS.
+#: The values of the columns in _LINK_COLUMNS for one link.
 _LinkRow = Sequence[Any]
 _LINK_COLUMNS = (
     links.c.message_id,

@@ -45,7 +45,7 @@ from shortener.storage.schema import cohorts, current_state, first_clicks, first
 from shortener.storage.types import AnyRow, Instant, Money, to_iso
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page if a condition has no index.
-MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
+MAX_COHORTS_PER_PAGE = 200  # One statement reads at most this number of index ranges. SQLite would permit 500.
 
 
 #: The figures of the statistics whose messages can be listed.
@@ -152,7 +152,7 @@ def list_messages(
 
 
 def find_messages(connection: Connection, application_id: int, message_ids: Sequence[str]) -> Sequence[AnyRow]:
-    """Return the messages with these ids, newest first. Ids that the application does not have are left out."""
+    """Return the messages of the application with these ids, newest first. Ids without a message are left out."""
     shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
     shown = shown.where(messages.c.application_id == application_id, messages.c.message_id.in_(message_ids))

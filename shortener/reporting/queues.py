@@ -152,7 +152,7 @@ class QueueMonitor:
                 "Rows of count deltas that could not be added to the counts. Statistics do not include them.",
             ),
             ("trackers_off", "trackers_disabled", "Trackers that the service has disabled, for example after a 410."),
-            ("purge_lag_seconds", "purge_lag_seconds", "How long the oldest row is stored beyond its retention."),
+            ("purge_lag_seconds", "purge_lag_seconds", "Time since the oldest stored row should have been deleted."),
             ("database_bytes", "database_bytes", "Size of the database, on SQLite without the WAL."),
         ):
             metrics.gauge(f"shortener_{name}", help, partial(self._read, field))

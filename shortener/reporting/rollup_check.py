@@ -83,7 +83,7 @@ from shortener.storage.types import from_ms
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
 _COLUMNS = ("cohort", "quarter", "metric", "sent", "link_set")
-_MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one statement reads.
+_MAX_GROUPS = 50  # One statement reads the rolled-up counts of at most this number of groups.
 _SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
 
 
@@ -132,7 +132,7 @@ def verify_rollups(
 
 
 def counted_since(connection: Connection) -> int:
-    """Return the first time slot whose messages have counts by the time of sending."""
+    """Return the first time slot whose messages have counts by the time of sending, or 0 if all messages have them."""
     return int(get(connection, COUNTED_SINCE) or 0)
 
 
@@ -266,7 +266,7 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
             if table is not hits:
                 continue
             if is_merged:
-                of_country = literal("click_country:") + hits.c.country  # The result is NULL if the country is unknown.
+                of_country = literal("click_country:") + hits.c.country  # If the country is unknown, the result is NULL.
                 clicks = CountRule(hits, HITS_AND_LINKS, LinkColumns, hits.c.at, of_country, func.count(), (IS_CLICK,))
                 each = _grouped(clicks, within).where(id_range, hits.c.id <= last)
                 yield _with_metrics(connection, each, None, "device", "browser")

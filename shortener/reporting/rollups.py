@@ -115,7 +115,7 @@ class GroupName(NamedTuple):
         return int.from_bytes(hashlib.blake2b(orjson.dumps(tuple(self)), digest_size=8).digest()) >> 1
 
 
-#: The key of a rolled-up period: group id, series and period.
+#: The key of a rolled-up count: the group id, the number of the series, and the number of the period.
 PeriodKey = tuple[int, int, int]
 #: Amounts by period and metric. Amounts of money are decimals, and all others are integers.
 PeriodAmounts = dict[PeriodKey, dict[str, int | Decimal]]

@@ -223,7 +223,7 @@ def uses_gateways(connection: Connection, application_id: int) -> bool:
 
 
 def _count_waiting(connection: Connection, application_id: int, since: datetime, counts: dict[int, SendCounts]) -> bool:
-    """Add the numbers of held and pending messages to `counts`. Return whether all of them were counted."""
+    """Add the numbers of held and pending messages to `counts`. Return False if the limit has ended a count."""
     s = sends.c
     is_recent = s.id >= id_range(since, None)[0]
     held = select(s.gateway_id).where(s.application_id == application_id, IS_HELD, is_recent, s.created_at >= since)
@@ -284,5 +284,5 @@ def _exact_conditions(filters: SendFilter) -> list[ColumnElement[bool]]:
 
 
 def serialize_gateway_send(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
-    """Return a row of `list_gateway_sends` as text fields. The phone number is masked unless `reveal` is true."""
+    """Return a row of `list_gateway_sends` in the format of the API. The phone number is masked unless `reveal` is true."""
     return {**send_fields(row), "to": shown_number(row.to_address, reveal=reveal)}

@@ -66,7 +66,7 @@ MAX_PENDING_CLICKS = 1000  # The maximum number of times to click that one repor
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
 #: The maximum number of counts that one report adds itself, because an older release has not rolled them up.
 MAX_MISSING_ROWS = 20_000
-_NEWEST_COHORTS = 10_000  # The suggestions of campaigns come from this number of the newest cohorts.
+_NEWEST_COHORTS = 10_000  # To suggest campaigns, only this number of the newest cohorts is examined.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 
@@ -192,7 +192,8 @@ def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind, *, mer
 
 
 def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[date]:
-    """Return one group of figures for each day in the time zone `zone`, in order. The first and the last day may be incomplete."""
+    """Return one group of figures for each day of the period in the time zone `zone`, in order. The first and the last day may be
+    incomplete."""
     groups: dict[date, Figures] = {day: Figures() for day, _ in days(scope.since, scope.within, zone)}
     for number, sums in _sum_local_time(connection, scope, zone, 86400, None).items():
         groups[FIRST_DAY + timedelta(days=number)].add_sums(sums)

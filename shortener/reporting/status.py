@@ -177,7 +177,8 @@ class MessageStatusReader:
 
 
 def serialize_send(send: StoredSend) -> dict[str, Any]:
-    """Return the API fields of a message that a gateway sends. `attempt_log` contains its newest attempts in the order of time."""
+    """Return the API fields of a message that a gateway sends. `attempt_log` contains its newest attempts. The oldest of them is
+    first."""
     return {**send_fields(send.row), "attempt_log": [send_attempt_fields(attempt) for attempt in send.attempts]}
 
 

@@ -27,7 +27,8 @@ MAX_ENTRIES = 1000  # The maximum number of hits in a timeline, and also the max
 def message_timeline(
     connection: Connection, application_id: int, status: MessageStatus, click_id: Callable[[int], str]
 ) -> list[dict[str, Any]]:
-    """Return the timeline of a message, oldest entry first. Each entry has `at`, `what` and the fields of its kind."""
+    """Return the timeline of a message, oldest entry first. Each entry has a time (`at`), its kind (`what`), and the fields of
+    this kind."""
     message = status.message
     entries: list[tuple[datetime, dict[str, Any]]] = [(message.created_at, {"what": "created"})]
     for state in ("sent", "delivered", "read", "failed"):

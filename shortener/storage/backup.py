@@ -30,7 +30,7 @@ from shortener.storage.installation import FINGERPRINT
 from shortener.storage.migrations import HEAD
 from shortener.storage.types import to_iso
 
-PAGES_PER_STEP = 4096  # The number of pages that are copied between two calls of `progress`.
+PAGES_PER_STEP = 4096  # The number of pages that are copied between two reports of the progress.
 BUSY_TIMEOUT_SECONDS = 10.0
 #: The names of the rows in the table `installation` that exist only in a backup.
 _SECRET, _CREATED_AT = "backup_secret", "backup_created_at"
@@ -50,7 +50,7 @@ class _DamagedError(BackupError):
 
 @record
 class BackupInfo:
-    """A description of the content of a backup. For a plain copy of a database, `created_at` is None and `has_secret` is false."""
+    """A description of a backup. If the file is a plain copy of a database, `created_at` is None and `has_secret` is false."""
 
     file: str
     bytes: int

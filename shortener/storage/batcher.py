@@ -135,7 +135,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: deque[Item] = deque()
         self._batches: list[Batch[Item]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: Batch[Item] | None = None  # The batch that will take the waiting items when its transaction begins.
+        self._open: Batch[Item] | None = None  # The batch that has not taken its items yet, or None.
         self._last_size = 0  # The number of items in the previous batch.
         # Each batch takes its items in the thread of its transaction, so a lock protects the queue of items.
         self._taking = threading.Lock()
@@ -242,7 +242,7 @@ class Batcher(Generic[Item, Result]):
             self._became_idle.set()
 
     async def _write_until_done(self, batch: Batch[Item]) -> None:
-        """Write a batch, and retry the items that the handler returns until none is left."""
+        """Write a batch. Repeat this with the items that the handler wants to try again, until none is left."""
         pause = FIRST_RETRY_SECONDS
         while True:
             try:
@@ -263,7 +263,7 @@ class Batcher(Generic[Item, Result]):
             pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     async def _isolate(self, batch: Batch[Item], error: Exception) -> Sequence[Item]:
-        """Write each item of a rejected batch in its own transaction. Return the items to retry."""
+        """Write each item of a rejected batch in its own transaction. Return the items that must be tried again."""
         items = batch.items
         if len(items) == 1:
             return await self._handler.rejected([(items[0], error)], 0)

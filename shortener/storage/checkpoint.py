@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 #: The target duration of a checkpoint. With longer checkpoints, less is written, because a page that several commits changed is
 #: written only once. With shorter checkpoints, the writer waits less, because the disk is busy for a shorter time.
 TARGET_SECONDS = 0.3
-# The minimum, default and maximum number of changed rows between two checkpoints.
+# The number of changed rows after which a checkpoint begins: its minimum, default and maximum.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
 MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
 # A WAL with at least this number of frames is long. The writer should copy its remaining pages, so that the WAL restarts from the
@@ -234,7 +234,7 @@ class Checkpointer:
         return self._is_running
 
     def _let_writer_finish(self, truncates: bool) -> None:
-        """Make the writer copy the remaining pages of the WAL after its next commit, and wait until it has copied them. If
+        """Ask the writer to copy the remaining pages of the WAL after its next commit, and wait until it has done this. If
         `truncates` is true, the writer also truncates the WAL."""
         self._writer_finished.clear()
         self._writer_truncates = truncates

@@ -93,7 +93,7 @@ UNKNOWN_UPTIME = Uptime("", 0)
 
 
 def unknown_uptime() -> Uptime:
-    """Return the uptime of a machine whose uptime is unknown."""
+    """Return the value that means an unknown uptime."""
     return UNKNOWN_UPTIME
 
 
@@ -167,7 +167,7 @@ class ClockGuard:
         self._latest = None if stored is None else _parse(stored)
         self._stored_step = self._latest.found_at if self._latest is not None else 0
         self._moved_at: Uptime | None = None  # the uptime at the latest step of more than MAX_LEASE_STEP
-        self._move_to_store: int | None = None  # the time of that step, if it is not stored yet
+        self._move_to_store: int | None = None  # the time of that step, until it is stored
         self._follows_database = follows_database
         self._started = uptime()
         self.knows_steps = is_command or not (follows_database and self._started.boot)
@@ -302,7 +302,7 @@ def _advance(before: ClockReading | None, at: int, uptime: Uptime) -> ClockReadi
         expected += uptime.passed_ms - before.passed_ms
     elif before.found_at and 0 <= at - before.at <= limit:
         expected += at - before.at
-    ahead = at - expected  # It is negative if the clock was set back.
+    ahead = at - expected  # `ahead` is negative if the clock was set back.
     if ahead <= (_MAX_KNOWN_MS if before.found_at and before.at - _MAX_KNOWN_MS <= at else limit):
         return trusted
     if not before.found_at or ahead - before.ahead > limit or at < before.found_at - _MAX_KNOWN_MS:

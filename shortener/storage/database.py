@@ -99,7 +99,7 @@ def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
 
 
 def is_unique_violation(error: Exception) -> bool:
-    """Return whether an IntegrityError means that another row has the same unique key."""
+    """Return whether an IntegrityError means that another row already has the same unique key."""
     if not isinstance(error, exc.IntegrityError):
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)

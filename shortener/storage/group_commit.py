@@ -137,7 +137,7 @@ class _RequestHandler(Generic[Item, Result, Value]):
         for request in items:
             if request.uncertain_until is None and isinstance(error, CommitUncertain):
                 request.uncertain_until = now + UNCERTAIN_SECONDS
-                # The caller gets this error after UNCERTAIN_SECONDS, even if an attempt still runs.
+                # After UNCERTAIN_SECONDS, the caller gets this error even if an attempt is still running.
                 loop.call_later(UNCERTAIN_SECONDS, _fail, request.future, CommitUncertain(str(error)))
             if request.uncertain_until is None:
                 _fail(request.future, StoreUnavailable(str(error)))

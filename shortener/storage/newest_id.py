@@ -31,7 +31,7 @@ _TABLES = (
 
 
 async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> None:
-    """Make `ids` generate only ids that are larger than the ids of existing rows. Raise StoreUnavailable if the database is
+    """Let `ids` generate only ids that are larger than the ids of all existing rows. Raise StoreUnavailable if the database is
     unavailable."""
     newest = await database.read(_find_newest)
     if newest and ms_of(newest) - now_ms <= MAX_AHEAD_MS:

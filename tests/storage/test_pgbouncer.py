@@ -108,7 +108,7 @@ async def _work_with(nodes: int, url: str, databases: list[Database]) -> None:
     for node in range(nodes):
         databases.append(await open_database(url, owner=True))
         writes = (databases[-1].write(work, 100 * node + number) for number in range(50))
-        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # `gather` returns when all writes have ended.
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)  # `gather` waits until all writes have ended.
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

@@ -45,9 +45,9 @@ domains = Table(
     Column("fallback_url", Text),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
-    # The path before the code in new links of the domain, such as "/ABCDEF" or "/{sender}".
+    # The path that new links of the domain have before the code, such as "/ABCDEF" or "/{sender}".
     Column("path", Text, nullable=False, server_default=""),
-    Column("previous_paths", Json),  # The paths before the codes of older links, which still work.
+    Column("previous_paths", Json),  # The paths that older links have before the code. These links still work.
     Column("home_url", Text),
     Column("assetlinks", Text),  # The content of /.well-known/assetlinks.json as JSON text.
     Column("apple_app_site_association", Text),  # The content of apple-app-site-association as JSON text.
@@ -55,7 +55,7 @@ domains = Table(
     Column("removed_at", Instant),  # A removed domain is not listed and gets no new links. Its existing links still work.
 )
 
-#: Hosts to which no short link redirects.
+#: Blocked hosts: no short link redirects to them.
 blocked_hosts = Table(
     "blocked_hosts",
     metadata,

@@ -80,7 +80,7 @@ messages = Table(
     UniqueConstraint("application_id", "message_id"),
     Index("messages_by_application", "application_id", "id"),
     Index("messages_by_recipient", "to_address", "id"),
-    Index("messages_by_cohort", "cohort_id", "id"),  # This index lists the messages of a campaign, newest first.
+    Index("messages_by_cohort", "cohort_id", "id"),  # This index is for lists of the messages of a campaign, newest first.
 )
 
 #: Messages with early hits, which are hits before the message was reported as sent (clicks/verdicts/early_hits.py).

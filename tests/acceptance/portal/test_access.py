@@ -135,7 +135,7 @@ def test_a_portal_page_on_a_phone_has_a_bar_with_the_main_pages_and_a_menu_with_
             page.wait_for_selector("h1:has-text('Conversions')")
             page.evaluate("scrollTo(0, document.body.scrollHeight)")
             bar, content = page.locator("nav.bottom").bounding_box(), page.locator("main").bounding_box()
-            assert content["y"] + content["height"] <= bar["y"] + 1  # the bar does not cover the end of the page
+            assert content["y"] + content["height"] <= bar["y"] + 1  # the bar at the bottom does not cover the end of the page
             assert visit.problems == []
 
 

@@ -1,4 +1,4 @@
-"""Remove the events of first clicks from the index of events by message"""
+"""Leave the events of first clicks out of the index of events by message"""
 
 # Tested by tests/storage/test_migrate.py
 

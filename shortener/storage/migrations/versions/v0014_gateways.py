@@ -1,4 +1,4 @@
-"""Add gateways, messages to hand on, prices, balances and opt-outs"""
+"""Add the tables of gateways, of messages that are handed on to them, of prices, balances and opt-outs"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Add the country of a hit"""
+"""Add the column for the country of a hit"""
 
 # Tested by tests/storage/test_migrate.py
 

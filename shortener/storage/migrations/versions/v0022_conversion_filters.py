@@ -1,4 +1,4 @@
-"""Add the columns for the filters of trackers for conversions"""
+"""Add the columns with which a tracker filters conversions"""
 
 # Tested by tests/storage/test_upgrades.py
 

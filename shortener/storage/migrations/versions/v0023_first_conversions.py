@@ -1,4 +1,4 @@
-"""Add the first conversions of messages"""
+"""Add the table of the first conversions of messages"""
 
 # Tested by tests/storage/test_upgrades.py
 

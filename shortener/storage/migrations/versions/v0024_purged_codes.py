@@ -1,4 +1,4 @@
-"""Add the codes of purged links"""
+"""Add the table of the codes of purged links"""
 
 # Tested by tests/storage/test_upgrades.py
 
