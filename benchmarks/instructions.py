@@ -26,7 +26,7 @@ from benchmarks import compare, rig
 from benchmarks.rig import Server
 
 SLOWDOWN = 20  # the server under valgrind takes at least this many times as long as usual
-LINKS = 10_000  # more than the first clicks of all rounds
+LINKS = 10_000  # each first click needs a new link, so this is more than the first clicks of all rounds
 WARM_UP_ROUND = compare.ROUNDS - 1  # the part of the links that the warm-up clicks
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     rig.need_wrk()
     if not shutil.which("callgrind_control"):
         sys.exit("valgrind is required: apt-get install valgrind")
-    # The same seed in each process: the order of sets and the collisions of dictionaries are the same.
+    # With the same seed, the order of sets and the collisions of dictionaries are the same in each process.
     prefix = ["env", "PYTHONHASHSEED=0", "valgrind", "--quiet", "--tool=callgrind", "--callgrind-out-file=callgrind"]
     checkouts = [rig.ROOT, *([options.compare.resolve()] if options.compare else [])]
     for checkout in checkouts:
