@@ -78,9 +78,9 @@ def _import_structlog() -> None:
 
 
 class _Package(ModuleType):
-    """A package whose own code has not run yet. A name of `_PACKAGES` is imported directly from its module. The `__init__` runs
-    when a program uses a name that is not in `_PACKAGES`, such as `AsyncSession`, or when the installed version of the library
-    defines the name in another module."""
+    """A package whose own code has not run yet. A name of `_PACKAGES` is imported directly from its module. The package's own
+    code runs when a program uses a name that is not in `_PACKAGES`, such as `AsyncSession`, or when the installed version of the
+    library defines the name in another module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":

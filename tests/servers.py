@@ -175,7 +175,7 @@ class PostgresProcess:
     def kill(self) -> None:
         """Kill each process of the PostgreSQL server with SIGKILL."""
         for process in self._processes():
-            # The other processes of the server end by themselves after its first process.
+            # When the first process of the server has ended, the other processes end by themselves.
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         for process in self._processes():

@@ -102,8 +102,8 @@ def collect_garbage_rarely() -> None:
     """Enable garbage collection, which was disabled while tests were collected. Exclude all objects that exist now, and collect
     rarely.
 
-    Most objects of a test are free before a collection could examine them. With a threshold of 10,000 objects instead of 100,000,
-    a test run needs a twentieth more processor time."""
+    Most objects of a test are freed before a collection could examine them. With a threshold of 10,000 objects instead of
+    100,000, a test run needs a twentieth more processor time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     gc.enable()

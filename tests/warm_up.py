@@ -105,7 +105,7 @@ async def run_a_service(folder: Path) -> None:
 
 
 def compile_for_postgresql() -> None:
-    """Compile the statements that the service has run on SQLite for PostgreSQL, too. This needs no server."""
+    """The service has run these statements on SQLite. Compile them for PostgreSQL, too. This needs no server."""
     from shortener.storage.postgres import async_engine
 
     compile_statements_for(async_engine("postgresql://").dialect)

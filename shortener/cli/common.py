@@ -159,7 +159,7 @@ def load_settings(**overrides: Any) -> Settings:
     raise click.ClickException(text)
 
 
-#: The commands that use uvloop. The import of uvloop takes time, which only long-running commands recover.
+#: The commands that use uvloop. The import of uvloop takes time, so only commands that run for a long time use it.
 _SERVERS = frozenset({"_serve_one", "deliver"})
 
 

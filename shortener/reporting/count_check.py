@@ -1,8 +1,8 @@
 """This module verifies the stored counts from which statistics are computed. It counts all rows again.
 
-`verify` counts messages, hits and conversions. The stored counts are compared after the count deltas that `counts.fold` has not
-added yet are included. `verify` returns each difference. The rules of counting are in recount_rules.py. rollup_check.py verifies
-the rolled-up counts in the same way.
+`verify` counts messages, hits and conversions. It adds the count deltas that `counts.fold` has not added yet to the stored
+counts, and compares the sums with the results. `verify` returns each difference. The rules of counting are in recount_rules.py.
+rollup_check.py verifies the rolled-up counts in the same way.
 """
 
 # Tested by tests/reporting/test_counts.py

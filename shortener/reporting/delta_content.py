@@ -96,13 +96,13 @@ def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
 
 
 def event_of(entry: Entry) -> tuple[CountedEvent, int | Decimal]:
-    """Return an entry that `parse` returned as a counted event and its amount."""
+    """Convert an entry that `parse` returned to a counted event and its amount."""
     (cohort, slot, metric, amount), (sent, link_set) = entry
     return CountedEvent(cohort, slot, metric, sent, link_set), int(amount) if amount.isdecimal() else Decimal(amount)
 
 
 def entry_of(key: CountedEvent, amount: Decimal) -> Entry:
-    """Return a counted event and its amount as an entry, which is the reverse of `event_of`."""
+    """Convert a counted event and its amount to an entry. This is the reverse of `event_of`."""
     return (key.cohort, key.slot, key.metric, format(amount, "f")), (key.sent, key.link_set)
 
 

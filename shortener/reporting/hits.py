@@ -132,7 +132,7 @@ def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | 
     if floor is not None or filters.device is not None or filters.browser is not None or filters.click_time is not None:
         return None
     examined = select(func.count()).select_from(candidates.limit(MAX_SCANNED_ROWS + 1).subquery())
-    # possible only for one link or one message, whose hits `_candidates` does not limit
+    # Only the hits of one link or one message can be so many, because `_candidates` limits all other hits.
     if (connection.scalar(examined) or 0) > MAX_SCANNED_ROWS:
         return None
     number = func.count()

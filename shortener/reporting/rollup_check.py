@@ -244,8 +244,8 @@ def _read_deltas(connection: Connection) -> _Amounts:
 
 
 def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:
-    """Count all rows again. Yield the amounts of which the time of the event or the time of its message lies in the time slots
-    `within`. If `is_merged` is true, metrics that can be compared only as a sum are counted as this sum."""
+    """Count all rows again. Yield each amount whose event, or whose message, has a time in the time slots `within`. If
+    `is_merged` is true, metrics that can be compared only as a sum are counted as this sum."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):

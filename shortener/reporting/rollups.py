@@ -227,7 +227,7 @@ def expand(sums: SlotSums, expansion: Expansion) -> PeriodAmounts:
 
 
 def add_amount(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> None:
-    """Add the amount of a metric to the sum of this metric. Both are integers or amounts of money."""
+    """Add the amount of a metric to the sum of this metric. Both are integers, or both are amounts of money."""
     if (stored := sums.get(metric)) is None:
         sums[metric] = amount
     elif isinstance(amount, int):

@@ -1,7 +1,7 @@
 """This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. At this level, a check before a write does not prevent that two transactions do the same. If
-something must happen only once, the code uses a conditional update or a unique index.
+Transactions run at READ COMMITTED. At this level, two transactions can do the same, even if each of them checks this before its
+write. If something must happen only once, the code uses a conditional update or a unique index.
 
 `write` repeats a transaction after a deadlock or a serialization failure. It also repeats a transaction whose connection ended
 before the commit began, for example because the server was restarted. If the connection ends during COMMIT, the transaction may

@@ -282,7 +282,7 @@ def test_a_failing_redis_does_not_delay_redirects(
     assert during < 2 * max(before, after) + NO_MORE, shown
     failures = metric(server, "shortener_redis_failures_total")
     assert failures < 20, "after the first failures, requests no longer call Redis"
-    # A hit that was not stored before its response is stored later.
+    # If a hit was not stored before its response, it is stored later.
     wait_until(lambda: metric(server, "shortener_hits_unrecorded") == 0, "hits wait")
     (told,) = asyncio.run(nodes.query("SELECT count(*) AS hits FROM hits"))
     assert told["hits"] == everything.total(), "each click is stored"

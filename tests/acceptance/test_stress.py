@@ -63,7 +63,7 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_and_deliv
             await asyncio.sleep(1.5)  # keep the lock for this time
 
     async def receiver_fails() -> None:
-        endpoint.answers += [500, 200] * 20  # the failures are never ten in a row, which would open the circuit breaker
+        endpoint.answers += [500, 200] * 20  # never ten failures in a row, because they would open the circuit breaker
 
     add_tracker(server, endpoint)
     add_old_messages(f"sqlite:///{file}")

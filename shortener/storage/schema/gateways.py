@@ -22,7 +22,7 @@ gateways = Table(
     Column("preset", Text, nullable=False, server_default=""),
     # The settings of the gateway, as JSON. They depend on its kind. The JSON is encrypted, because settings contain credentials.
     Column("settings", Text, info={"encrypted": "settings"}),
-    # The key in the path of the URL to which the gateway sends delivery reports, encrypted.
+    # The encrypted key in the path of the URL to which the gateway sends delivery reports.
     Column("report_key", Text, info={"encrypted": "report key"}),
     Column("report_key_hash", Text, nullable=False, unique=True),
     Column("enabled", Boolean, nullable=False),
