@@ -18,7 +18,7 @@ CHECKS = {
     "database": ("Database", "The database responds."),
     "writes": ("Writes", "The database accepts writes. If not, redirects still work and hits wait."),
     "schema": ("Schema", "The database schema fits this version."),
-    "redis": ("Redis", "The link cache and the spool for hits during outages."),
+    "redis": ("Redis", "Redis has the link cache, and stores hits while the database is unavailable."),
     "jobs": ("Background work", "Delivery, counting, purge and the other tasks run."),
 }
 

@@ -208,7 +208,7 @@ _STEPS = (
     ("clicked_messages", "Clicked, of the delivered messages", "delivered"),
     ("converted_messages", "Converted, of the clicked messages", "clicked_messages"),
 )
-_WEAK = 0.95  # A step of a campaign is weak if its share is less than this part of the usual share.
+_WEAK = 0.95  # A step of a campaign is weak if its share is less than the usual share multiplied by this number.
 
 
 def steps_of(figures: Figures, everything: Figures) -> list[Step]:

@@ -179,7 +179,7 @@ async def delivery(visit: Visit) -> Response:
 
 
 async def replay(visit: Visit) -> Response:
-    """Replay one delivery, so that it is sent again. If the form was sent before, it is not replayed again."""
+    """Replay one delivery: send it again. If the same form is sent again, nothing more happens."""
     delivery_id = _id(visit)
     with suppress(FormRepeated):
         await visit.service.database.write(

@@ -1,6 +1,6 @@
-"""/portal/{app}/domains: the pages for the domains of an application, which its short URLs use. Operators of every role can see
-them. Only operators with the role manager who entered the password within the last ten minutes can change them. Each change is in
-the audit log.
+"""/portal/{app}/domains: the pages for the domains with which the short URLs of an application begin. Operators of every role can
+see them. Only operators with the role manager who entered the password within the last ten minutes can change them. Each change
+is in the audit log.
 """
 # Tested by tests/portal/test_domains.py
 

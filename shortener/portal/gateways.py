@@ -87,7 +87,7 @@ class _Overview:
 
 
 async def gateways(visit: Visit) -> Response:
-    """Show the gateways of an application with their messages, or return them as CSV."""
+    """Show the gateways of an application and how many messages each has sent, or return this list as CSV."""
     application = visit.one_application
     since, until = slots_of(visit)
     usable = [one.id for one in application.gateways]

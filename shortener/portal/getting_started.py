@@ -48,7 +48,8 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
         FirstStep(
             "Receive the events",
-            "The built-in receiver shows the requests of your events. Then create a tracker with the URL of your own endpoint.",
+            "The built-in receiver shows the requests that your events cause. Then create a tracker with the URL of your own "
+            "endpoint.",
             has_tracker,
             visit.link("receiver") if visit.may(Role.SUPPORT) else None,
         ),

@@ -38,7 +38,7 @@ MAX_SEALED_CHARACTERS = 192 * 1024
 #: The hidden field of the sign-in page that contains the encrypted entries.
 FIELD = "kept"
 PASSWORD_FIELDS = frozenset({"password", "again", "current", "confirm_password"})
-#: Fields that are never kept: passwords, codes and secrets of the second factor, and tokens.
+#: Fields that are never kept. They contain passwords, tokens, and codes or secrets of the second factor.
 SECRET_FIELDS = PASSWORD_FIELDS | {"code", "setup", "token"}
 
 Entries = Mapping[str, Sequence[str]]

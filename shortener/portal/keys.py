@@ -172,7 +172,7 @@ def _describe_revocation(connection: Connection, visit: Visit) -> Question:
     row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, _key_id(visit))
     effects = [
         f"Requests with the key {row['hint']}… get 401 from now on. It has the permissions {', '.join(row['permissions'])}.",
-        "A revoked key cannot be used again. If its software still needs one, create a new key first.",
+        "A revoked key cannot be used again. If your software still uses this key, create a new one first.",
     ]
     if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
         effects.append("This is the only valid API key: without it, no software can call the API of this application.")

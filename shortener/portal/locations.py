@@ -1,4 +1,4 @@
-"""The URL paths of the sign-in pages, and the URLs with which an operator continues after them."""
+"""The URL paths of the sign-in pages, and the URLs of the pages to which an operator returns after the sign-in."""
 
 # Tested by tests/portal/test_signin.py
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PageRenderer(Protocol):
-    """The interface of the renderer (`rendering.Renderer`) that pages use."""
+    """The methods of the renderer (`rendering.Renderer`) that pages call."""
 
     def template(self, name: str) -> Template: ...
     def response(self, visit: Any, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response: ...

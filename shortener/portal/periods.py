@@ -64,7 +64,8 @@ class PeriodChoice:
 
     @property
     def dates(self) -> str:
-        """The first and the last day of the period. If it does not consist of days, its start and its end with their times."""
+        """The first and the last day of the period. If the period does not consist of complete days, its start and its end with
+        their times."""
         begin, end = self.since.astimezone(self.zone), self.until.astimezone(self.zone)
         if not (self.is_whole_days or (self.name in PERIODS and self.name != "24h")):
             return f"{begin:%-d %b %Y %H:%M} to {end:%-d %b %Y %H:%M}"

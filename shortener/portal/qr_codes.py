@@ -16,6 +16,6 @@ def qr_code(text: str, label: str, border: int = 0) -> Markup:
     svg = image.svg_inline(
         border=border, omitsize=True, svgclass="qr" if border else None, lineclass=None, dark="#000", light="#fff"
     )
-    # The library writes an element that begins with "<svg" and contains only paths.
+    # The text needs no escaping, because the library writes one <svg> element that contains only paths.
     described = Markup('<svg role="img" aria-label="{}"').format(label)
     return described + Markup(svg.removeprefix("<svg"))  # noqa: S704 - segno made it

@@ -74,7 +74,8 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
         "with the same secret, unless the tracker of conversion_url has its own secret."
     )
     warnings: list[str] = Field(
-        description="Warnings about fallback_url and conversion_url: `&amp;`, and placeholders that will not be filled in."
+        description="Warnings about fallback_url and conversion_url, if they contain `&amp;` in place of `&`, or "
+        "placeholders that are not filled in."
     )
     previous_callback_secret_until: str | None = Field(
         description=(

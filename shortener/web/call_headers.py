@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 
 def find_header(request: Request, name: bytes) -> str | None:
-    """Return the first header with this name (in lower case), or None."""
+    """Return the value of the first header with this name, or None. `name` must be in lower case."""
     for found, value in request.scope["headers"]:
         if found == name:
             text: str = value.decode("latin-1")

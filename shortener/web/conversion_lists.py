@@ -67,8 +67,8 @@ class ConversionsCsvQuery(Period):
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="Applies only with `metric`. The time that must be in the period. event (default): the time of the conversion. "
-        "sent: the time when its message was created.",
+        description="Which time must be in the period. It has no effect without `metric`. event (default): the time of the "
+        "conversion. sent: the time when its message was created.",
     )
     source: Source = Field("all", description="Only conversions of messages of this traffic source. Default: all.")
     country: Text | None = Field(

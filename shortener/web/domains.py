@@ -1,4 +1,4 @@
-"""The endpoints for the domains of the caller's application, which its short links use."""
+"""The endpoints for the domains with which the short links of the caller's application begin."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 _TEXTS: Mapping[str, str] = {
     "accepted": "true: the report was accepted.",
     "accessed": "true: a person opened the link at least once.",
-    "action": "What the person did, for example sale. Stored in lower case.",
+    "action": "Action of the person, for example sale. It is stored in lower case.",
     "actions": "Counts by action.",
     "apple_app_site_association": "Content of /.well-known/apple-app-site-association on the domain. null: there is no such file.",
     "application_id": "Id of the application.",

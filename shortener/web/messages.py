@@ -63,7 +63,7 @@ class ExportQuery(Period):
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="Applies only with `metric`. The time that must be in the period. event (default): the time of the event. "
+        description="Which time must be in the period. It has no effect without `metric`. event (default): the time of the event. "
         "sent: the time when its message was created.",
     )
 
@@ -321,13 +321,14 @@ ENDPOINTS = [
         query=CsvQuery,
         media_type="text/csv",
         description=(
-            "Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong to the "
-            "first link of the message, or with `rows=links` to the link of the line. `clicked_url` is the URL of the first "
-            "click. `conversions` is the number of all conversions of the message. `value` is the sum of the values of "
-            "conversions that are neither negative nor pending. If there are several currencies, `value` has one sum for each "
-            "currency in `currency`, separated by semicolons. Both columns count conversions like `GET /api/v1/sms/stats`. A cell"
-            " that begins like a formula gets an apostrophe in front. Numbers and phone numbers get none, even if they are "
-            "masked. If the connection ends early, the export is incomplete."
+            "Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong to "
+            "the first link of the message, or with `rows=links` to the link of the line. `clicked_url` is the URL of "
+            "the first click. `conversions` is the number of all conversions of the message. `value` is the sum of the "
+            "values of conversions that are neither negative nor pending. If there are several currencies, `value` has "
+            "one sum for each currency in `currency`, separated by semicolons. `conversions` and `value` include the "
+            "same conversions as `GET /api/v1/sms/stats`. A cell that begins like a formula gets an apostrophe in front, "
+            "but a number or a phone number (also a masked one) gets none. If the connection ends early, the export is "
+            "incomplete."
         ),
     ),
 ]

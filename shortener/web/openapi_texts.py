@@ -27,7 +27,7 @@ All errors have the same body. Its `error_code` is stable: test it, not the text
 `UNAVAILABLE`: a rewrite or a send stored nothing. Repeat the request after the number of seconds in `Retry-After`.
 `OUTCOME_UNKNOWN` (rare): the connection to the database ended during the commit, so the request may be stored. Repeat a rewrite
 or a send with the same `Idempotency-Key` or `message_id`; it is not stored or sent twice. After any other change, read the data
-first. The response has a `Retry-After` only if a repeat of the unchanged request cannot perform it a second time.
+first. The response has a `Retry-After` only if the unchanged request can be repeated without being performed twice.
 
 The examples use shell variables: BASE is the address of the service, KEY an API key and TOKEN the tracker token. Names such as
 TRACKER_ID stand for ids that earlier responses contain.

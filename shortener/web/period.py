@@ -53,13 +53,13 @@ class Period(RequestModel):
 
     since: DateOrTime | None = Field(
         None,
-        description="Start of the period, included: a time in ISO 8601, or a date, which means the start of the day. Time zone "
-        "of a value without a zone: `tz`.",
+        description="Start of the period, included: a time in ISO 8601, or a date, which means the start of the day. A value "
+        "without a zone is in the time zone `tz`.",
     )
     until: DateOrTime | None = Field(
         None,
-        description="End of the period, excluded: a time in ISO 8601, or a date, which means the end of the day. Time zone of a "
-        "value without a zone: `tz`.",
+        description="End of the period, excluded: a time in ISO 8601, or a date, which means the end of the day. A value "
+        "without a zone is in the time zone `tz`.",
     )
 
     @property

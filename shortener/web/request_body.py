@@ -29,9 +29,9 @@ from shortener.web.validation import validate
 
 #: A larger JSON body is parsed in a separate thread. Validating a body of this size can take 20 ms if it has many errors.
 LARGE_BODY_BYTES = 16 * 1024
-MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because they are slower to decode than JSON
+MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because a form is slower to decode than JSON
 MAX_FORM_FIELDS = 1000
-MAX_REPORT_BYTES = 256 * 1024  # maximum size of the report of a tracker or a gateway; the service stores only a few KiB of it
+MAX_REPORT_BYTES = 256 * 1024  # maximum size of a report of a tracker or a gateway; the service stores only a few KiB of a report
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # the limit for the number of items in a list is at least this number, even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
@@ -113,7 +113,7 @@ async def read_model(
 
 
 async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = False) -> bytes:
-    """Return the whole body. Raise ApiError, without reading the rest, if it is too long or has too many values."""
+    """Return the whole body. If it is too long or has too many values, raise ApiError without reading the rest."""
     max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)" if limits.is_setting else ""
     if is_form and max_bytes > MAX_FORM_BYTES:
         max_bytes, setting = MAX_FORM_BYTES, " as a form; send JSON instead"

@@ -87,7 +87,7 @@ TrackLink = Annotated[
 
 
 def _as_gateway(value: Any) -> Any:
-    """Return "" for true, None for false and "none", and any other value unchanged."""
+    """Return "" for true, and None for false and "none". Return any other value unchanged."""
     if isinstance(value, bool):
         return "" if value else None
     return {"": None, "none": None, "default": ""}.get(value, value) if isinstance(value, str) else value
@@ -241,7 +241,7 @@ class SentMessageFields(RewrittenMessageFields):
     """The rewritten message of one recipient in a request to send it."""
 
     sent: IsSent
-    cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
+    cost: str | None = Field(description="Price of the message as a decimal string. null: the message has no price.")
 
 
 class RefusedRecipientFields(ResponseModel):

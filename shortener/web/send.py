@@ -90,7 +90,7 @@ class SendResultFields(ResponseModel):
     status: Literal["accepted", "blocked_country", "opted_out"]
     error_code: str | None = Field(description="NO_PRICE or OPTED_OUT for a recipient that was left out. null: accepted.")
     reason: str | None = Field(description="Text that explains why the recipient was left out. null: the recipient was accepted.")
-    cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
+    cost: str | None = Field(description="Price of the message as a decimal string. null: the message has no price.")
     body: str | None = Field(description="The rewritten text.")
     links: list[RewrittenLinkFields]
     warnings: list[str]

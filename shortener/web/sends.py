@@ -45,7 +45,7 @@ class SendFields(ResponseModel):
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: the gateway has not assigned an id.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
     created_at: str
-    finished_at: str | None = Field(description="Time when the gateway accepted the message, or when it was given up.")
+    finished_at: str | None = Field(description="Time when the gateway accepted the message, or when the message was given up.")
 
 
 class SendsResponse(ResponseModel):

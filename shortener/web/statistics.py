@@ -60,7 +60,7 @@ class StatisticsQuery(Period):
 
 
 class CampaignsQuery(StatisticsQuery):
-    """Filters of the statistics by campaign, and the page."""
+    """Filters of the statistics by campaign, and the position of the page in the list."""
 
     limit: int = Field(100, ge=1, le=200, description="Maximum number of campaigns in a page.")
     cursor: Cursor = None

@@ -16,7 +16,7 @@ from shortener.web.paging import NextCursor
 
 _LATER = "Clicks of the last two minutes are not included, even if `complete` is true."
 
-#: Messages are grouped by the time from sending to the first click. These are the upper bounds of the groups in seconds.
+#: Messages are grouped by their time from sending to the first click. These are the upper bounds of the groups, in seconds.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 

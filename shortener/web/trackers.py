@@ -109,7 +109,7 @@ class SavedTracker(TrackerFields):
         description="The signing secret that the service generated. Only this response contains it. null: no secret was generated."
     )
     warnings: list[str] = Field(
-        description="Warnings about the saved tracker, for example about a signing secret that libraries cannot decode."
+        description="Warnings about the saved tracker, for example that some libraries cannot decode its signing secret."
     )
 
 
@@ -136,7 +136,9 @@ class TrackerTestRequest(RequestModel):
     """The event to send as a test."""
 
     event: EventName | None = Field(
-        None, description="Send an event of this name. Default: an event named `test` with the values of a subscribed event."
+        None,
+        description="Name of the event to send. Default: an event named `test`, with the values of an event to which "
+        "the tracker subscribes.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Tests of the charts, and of the formats of numbers and times on portal pages."""
+"""Tests of the charts on portal pages, and of the functions that format numbers and times."""
 
 from __future__ import annotations
 

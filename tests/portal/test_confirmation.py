@@ -1,4 +1,4 @@
-"""Tests of the page that asks for the password again and keeps the fields of a form."""
+"""Tests of the page that asks for the password again before a form is handled, and keeps the fields of the form."""
 
 from __future__ import annotations
 

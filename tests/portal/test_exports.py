@@ -1,4 +1,4 @@
-"""Tests of the limit of one CSV export at a time for each session."""
+"""Tests that each session can have only one CSV export at a time."""
 
 from __future__ import annotations
 

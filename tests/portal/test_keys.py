@@ -28,7 +28,7 @@ async def test_the_portal_shows_a_new_api_key_once_with_a_working_command(servic
     form = {"action": "create", "name": "Shop <b>", "permissions": ["sms.send", "sms.read"]}
     page = await browser.post("/portal/1/keys", data=form)
     assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
-    assert "content-encoding" not in page.headers  # a page with a secret must not be compressed
+    assert "content-encoding" not in page.headers  # the page must not be compressed, because it contains a secret
     assert "Shop &lt;b&gt;" in page.text
     (key,) = set(re.findall(r"X-API-Key: ([^&#]+)&#39;", page.text))
     body = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
@@ -64,7 +64,7 @@ async def test_the_portal_shows_a_new_postback_url_once_and_can_revoke_it(servic
     browser = await sign_in("Mia", Role.MANAGER, 1)
     page = await browser.post("/portal/1/keys", data={"action": "create_postback_key", "network": "Net <b>"})
     assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
-    assert "content-encoding" not in page.headers  # a page with a secret must not be compressed
+    assert "content-encoding" not in page.headers  # the page must not be compressed, because it contains a secret
     (path,) = set(re.findall(r"/api/v1/postback/pk_[\w-]+", page.text))
     report = {"message_id": "unknown", "status": "approved"}
     assert (await browser.get(path, params=report)).json()["error_code"] == "MESSAGE_NOT_FOUND"

@@ -1,4 +1,4 @@
-"""Tests of operators, roles and invitations, on both engines."""
+"""Tests of operators, roles and invitations, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

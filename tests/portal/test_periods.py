@@ -31,7 +31,7 @@ def test_a_portal_period_of_days_begins_at_midnight_of_the_time_zone_and_ends_no
 
 @pytest.mark.parametrize("name", PERIODS)
 def test_the_comparison_period_begins_and_ends_at_the_same_local_time_even_if_the_clocks_change(name: str) -> None:
-    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of summer time
+    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of daylight saving time
     chosen = choose(now, period=name)
     since, until = chosen.previous
     assert since.astimezone(chosen.zone).time() == chosen.since.astimezone(chosen.zone).time()
@@ -68,7 +68,7 @@ def test_a_part_of_a_period_keeps_the_time_slot_that_has_just_begun_in_its_query
 
 @pytest.mark.parametrize("name", PERIODS)
 def test_the_periods_before_and_after_a_portal_period_have_its_length_and_touch_it(name: str) -> None:
-    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of summer time
+    now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of daylight saving time
     chosen = choose(now, period=name)
     assert chosen.later(now) == ((chosen.until, now) if name == "yesterday" else None)
     since, until = chosen.earlier

@@ -155,7 +155,7 @@ NOT_VISITED = {
 
 @dataclass
 class Recorded:
-    """The distinct SQL statements of all pages, each with the parameters and the page of its first execution."""
+    """The SQL statements of all pages, without repetitions. Each has the parameters and the page of its first execution."""
 
     statements: dict[str, tuple[Any, str]] = field(default_factory=dict)
     page: str = ""

@@ -30,7 +30,7 @@ FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
 
 async def tracker_with_dead(service: Service, number: int, name: str = "mine") -> int:
-    """Create a tracker that has dead deliveries without events, and return its id."""
+    """Create a tracker with dead deliveries that have no events, and return its id."""
     new = NewTracker(url="https://t.example/", events=("click",), name=name, signed=False)
     tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     await fill(service, tracker, DeliveryStatus.DEAD, number)

@@ -47,7 +47,7 @@ async def test_the_sign_in_delay_doubles_up_to_a_minute_and_a_correct_password_r
     for _ in range(8):
         assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
         waits.append(await database.write(delays.begin_attempt, "Ada", HOME, at))
-        at += timedelta(minutes=11)  # the failures of the network are counted per 10 minutes
+        at += timedelta(minutes=11)  # the count of the network's failures begins again after 10 minutes
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     await database.write(delays.succeed, "Ada", HOME, at)
     assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0

@@ -65,7 +65,7 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     assert NEW in (await browser.get("/portal/1/trackers")).text
     page = await browser.post(NEW, data=form(receiver, name="shop <b>", max_attempts="3", timeout="2.5"))
     assert page.status_code == 200, page.text
-    assert "content-encoding" not in page.headers  # a page with a secret must not be compressed
+    assert "content-encoding" not in page.headers  # the page must not be compressed, because it contains a secret
     (secret,) = set(re.findall(r"whsec_[\w+/=]+", html.unescape(page.text)))
     (tracker,) = await service.trackers.all(1)
     assert (tracker.name, tracker.events, tracker.max_attempts, tracker.timeout) == ("shop <b>", ["click"], 3, 2.5)

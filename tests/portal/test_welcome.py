@@ -18,7 +18,7 @@ async def test_opening_an_invitation_link_changes_nothing_and_its_form_accepts_t
         found = await browser.post("/portal/welcome", data={"token": f"http://127.0.0.1:8000/portal/welcome#{token}"})
         assert found.status_code == 200
         assert "Ada" in found.text
-        assert "content-encoding" not in found.headers  # a page with a token must not be compressed
+        assert "content-encoding" not in found.headers  # the page must not be compressed, because it contains a token
     response = await accept(browser, token)
     assert response.headers["location"].startswith("/portal/me")
     assert (await browser.get("/portal/me")).status_code == 200

@@ -1,4 +1,4 @@
-"""The domains of an application over HTTP, and the domain of the short links of a rewrite."""
+"""Tests of the domains of an application over HTTP, and of the domain with which the short links of a rewrite begin."""
 
 from typing import Any
 

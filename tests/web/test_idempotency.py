@@ -1,4 +1,4 @@
-"""A repeat of a POST request with the same Idempotency-Key gets the first response and creates nothing, on both databases."""
+"""Tests of repeated POST requests: with the same Idempotency-Key, a repeat gets the first response and creates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of replies, of the opt-out list over HTTP, and of the balance and the prices."""
+"""Tests of four parts of the HTTP API: replies, the opt-out list, the balance, and the prices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of API keys and tracker tokens over HTTP, on both databases."""
+"""Tests of API keys and tracker tokens over HTTP, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Background updates of many links: selection, exact counts, progress, stop, and continuation after a crash."""
+"""Tests of background updates of many links: which links they select, their exact counts, their progress, how they are stopped,
+and how they continue after a crash."""
 
 import asyncio
 from datetime import timedelta
@@ -68,7 +69,7 @@ async def test_an_update_of_many_links_changes_exactly_the_selected_links(
     codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
     codes["one"] += await send(
         client, 4, campaign="one", source="campaign"
-    )  # another source, so these messages belong to another cohort
+    )  # these messages have another source, so they belong to another cohort
     expected = {code for campaign, found in codes.items() for place, code in enumerate(found) if selects(campaign, place % 2 == 0)}
     created = await create(client, **selection, url="https://new.example/{code}")
     assert (created["state"], created["total"], created["done"]) == ("running", len(expected), 0)

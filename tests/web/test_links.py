@@ -1,4 +1,5 @@
-"""Links and blocked hosts over HTTP: show, change, disable and list them, and the required permissions."""
+"""Tests of links and blocked hosts over HTTP: they can be shown, changed, disabled and listed, and each call requires a
+permission."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The periods of lists in a time zone."""
+"""Tests of the periods of lists in the time zone that a request names."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ OWN_ENDPOINTS = [one for one in ENDPOINTS if one.path.startswith("/api/") and on
 
 
 def models_of(response: Any) -> list[type[BaseModel]]:
-    """Return the models of all forms that a response can have."""
+    """Return the models of a response. A response that can have several forms has several models."""
     return list(get_args(response.model_fields["root"].annotation)) if issubclass(response, RootModel) else [response]
 
 

@@ -18,7 +18,8 @@ from tests.web.calls import PHONE, TO, click, convert, report, rewrite
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
-    """Create four messages on Friday, one of them to Germany and two delivered. On Saturday, add two clicks and two conversions."""
+    """Create four messages on Friday. One of them is to Germany, and two of them are delivered. On Saturday, add two clicks and
+    two conversions."""
     messages = [await rewrite(client, f"m{number}", campaign="spring") for number in range(3)]
     await rewrite(client, "m3", to="+491701234567", source="campaign")
     await report(client, "m0", "DELIVERED")

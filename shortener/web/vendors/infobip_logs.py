@@ -95,7 +95,7 @@ class InfobipV3LogsQuery(InfobipLogsQuery):
 
 
 class SparseModel(BaseModel):
-    """Base class of response models whose fields without a value are left out."""
+    """Base class of response models. Fields without a value are left out of the response."""
 
     model_config = ConfigDict(extra="forbid")
 

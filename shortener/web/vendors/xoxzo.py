@@ -208,7 +208,7 @@ def _parse_date(text: str) -> date:
 
 
 def _invalid_date() -> ApiError:
-    reason = "must be a date such as 2026-11-20 after one of the operators =, <, <=, > and >="
+    reason = "must be one of the operators =, <, <=, > and >=, followed by a date such as 2026-11-20"
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("sent_date", reason)])
 
 
@@ -271,7 +271,7 @@ ENDPOINTS = [
         "GET",
         "/sms/messages/{msgid:path}",
         status,
-        "Show a message in Xoxzo's format (without the final slash)",
+        "Show a message in Xoxzo's format (path without the final slash)",
         "Messages",
         permission="sms.read",
         error_shape=xoxzo_error,

@@ -1,4 +1,4 @@
-"""Infobip's calls over HTTP, on both engines: send a text message, end a conversion process, and read conversion rates."""
+"""Infobip's calls over HTTP, on SQLite and PostgreSQL: send a text message, end a conversion process, and read conversion rates."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -275,7 +275,8 @@ async def test_ending_a_conversion_process_requires_a_message_of_the_application
 
 @pytest.fixture
 async def process(client: httpx.AsyncClient, clock: Clock) -> str:
-    """Create a conversion process in which 2 of 3 Swiss and 1 of 2 US messages have converted. Return its key."""
+    """Create a conversion process with three messages to Switzerland and two to the United States. Of these, two and one have
+    converted. Return the key of the process."""
     ids = [await message_of(client, to, tracking=TRACKING) for to in ("41793026731", "41793026732", "41793026733", "14085550100")]
     await message_of(client)
     clock.forward(hours=1)

@@ -1,4 +1,4 @@
-"""Infobip's delivery reports, logs and preview over HTTP, on both engines."""
+"""Infobip's delivery reports, logs and preview over HTTP, on SQLite and PostgreSQL."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Infobip's older send calls, which take one text for one or more numbers."""
+"""Tests of Infobip's older send calls, which send one text to one or more numbers."""
 
 from typing import Any
 

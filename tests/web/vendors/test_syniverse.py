@@ -1,4 +1,4 @@
-"""Syniverse's call that creates a message request, over HTTP, on both engines."""
+"""Syniverse's call that creates a message request, over HTTP, on SQLite and PostgreSQL."""
 
 import httpx
 import pytest

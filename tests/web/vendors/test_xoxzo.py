@@ -1,4 +1,4 @@
-"""Xoxzo's format over HTTP, on both engines: its send call, and its field names in the native rewrite call."""
+"""Xoxzo's format over HTTP, on SQLite and PostgreSQL: its send call, and its field names in the native rewrite call."""
 
 from typing import Any
 
