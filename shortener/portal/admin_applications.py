@@ -118,14 +118,15 @@ async def change(visit: Visit) -> Response:
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:
-        # Somebody may have undone the change after the first request. Then the page must not say that it is saved.
+        # If this form is a repeat, somebody may have undone its change since then. In this case, the page must not say that it is
+        # saved.
         return visit.redirect(PATH if is_repeat and _is_undone(visit, action) else f"{PATH}?saved=1")
     domain = _domain(visit)
     return _page(visit, created=created, warnings=await new_domain_warnings(domain) if domain else ())
 
 
 def _is_undone(visit: Visit, action: str) -> bool:
-    """Return whether the application of the form differs from the result of the form's action."""
+    """Return whether the application in the form no longer has the state that the action of the form gave it."""
     found = visit.service.directory.application(_number(visit, "application") or 0)
     if found is None:
         return True

@@ -200,7 +200,8 @@ async def save(visit: Visit) -> Response:
         await visit.service.database.write(perform_once, visit, _write, visit, changes)
     except FormRepeated:
         await visit.service.directory.refresh_if_available()
-        # Somebody may have changed the settings after the first request. Then the page must not say that this form is saved.
+        # This form is a repeat, and somebody may have changed the settings since it was saved. In this case, the page must not
+        # say "Saved".
         return visit.redirect(visit.link("settings", keep=False, saved=1 if _is_stored(visit, changes) else None))
     except FormChanged as error:
         return _page(visit, 409, error=error)

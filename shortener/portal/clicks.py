@@ -37,7 +37,7 @@ CLICK_TIMES = (
     ("3d", 3 * 86400, "1 to 3 days"),
     ("later", None, "Later"),
 )
-# The metrics that count hits which are no clicks. The rule of such a hit is the reason.
+# The metrics that count hits which were not counted as clicks. The rule of such a hit is the reason.
 _NOT_COUNTED = ("suspected_hits", "ignored_hits")
 CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
@@ -82,8 +82,8 @@ async def clicks(visit: Visit) -> Response:
 async def _reasons(visit: Visit) -> list[tuple[str, int]]:
     """Return the reasons why hits of the list were not counted as clicks: (rule, number of hits).
 
-    The result is empty unless the page shows the hits of one application that one of the metrics in _NOT_COUNTED counts. It is
-    also empty if the page filters by a rule, on every page except the first, and if there are too many hits to examine."""
+    Reasons exist only for the metrics in _NOT_COUNTED, on the first page of the list of one application, without a filter by
+    rule. Otherwise, and if there are too many hits to examine, the result is empty."""
     metric = choice(visit, _METRIC)
     if metric not in _NOT_COUNTED or visit.application is None or visit.get("rule") or visit.get("cursor"):
         return []

@@ -75,8 +75,8 @@ def _portal_referer(request: Request) -> tuple[str, str | None]:
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:
-    """Return `target`, the URL to which the operator continues after a sign-in, if it is a page of the portal. Otherwise return
-    the URL of the first page. A manipulated sign-in URL can therefore not redirect an operator to another site.
+    """Return `location`, the URL to which the operator continues after a sign-in, if it is a page of the portal. Otherwise return
+    `default`. A manipulated sign-in URL can therefore not redirect an operator to another site.
 
     URLs with the path segments `.` and `..` (also percent-encoded) are not pages of the portal: a browser would open
     `/portal/../CODE` as `/CODE`, a short link that can lead to any site."""

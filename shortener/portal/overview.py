@@ -86,7 +86,7 @@ async def _panel(name: str, work: Awaitable[T]) -> T | None:
 
 
 async def _groups(visit: Visit, report: Any) -> list[tuple[str, Figures]]:
-    """Return the groups of a report with the most messages, at most MAX_ROWS."""
+    """Run a report, and return the groups with the most messages, at most MAX_ROWS."""
     groups = (await report_of(visit, report)).groups
     return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicks"], group[0]))[:MAX_ROWS]
 

@@ -4,8 +4,8 @@ second key, and must not replace a secret that was just shown.
 
 Forms that need this protection contain a random `form_id`. The ids of handled forms are stored for 24 hours, like
 Idempotency-Keys. If a form with the same id and the same values arrives again, nothing is done. If the first response was a
-redirect, the repeat gets the same redirect; if it was a page with a secret, the repeat gets an error page. The page *Try it* is
-an exception: it computes the id of its message from the form (`form_hash`), so a repeat shows the first message again.
+redirect, the repeat is redirected to the same page. If it was a page with a secret, the repeat gets an error page. The page *Try
+it* is an exception: it computes the id of its message from the form (`form_hash`), so a repeat shows the first message again.
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
 stored, and the form can be sent again.
@@ -36,8 +36,8 @@ FIELD = "form_id"
 
 
 class FormRepeated(ApiError):
-    """The error for a form that was already handled. Handlers whose response shows no secret catch it, and return the same
-    response as to the first form."""
+    """The error for a form that was already handled. Handlers whose response shows no secret catch it, and redirect to the same
+    page as after the first form."""
 
     def __init__(self) -> None:
         description = (

@@ -46,7 +46,7 @@ PATH = "deliveries/replays"
 #: number applies to such a replay.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
-#: The confirmation page shows the last outcome of a tracker. It searches for it only in this number of newest deliveries.
+#: The confirmation page shows the last outcome of a tracker. It searches only this number of newest deliveries for an outcome.
 RECENT = 20
 
 

@@ -11,7 +11,7 @@ REASONS = {
     "awaiting_confirmation": "the visitor saw the confirmation page and did not press its button",
     "method": "the request only asked whether the link exists (not a GET request)",
     "prefetch": "a browser or an app loaded the link in advance, before anybody opened it",
-    "empty_agent": "the request has no User-Agent header, which names the program",
+    "empty_agent": "the request has no User-Agent header, so the program is unknown",
     "link_preview": "a messaging app fetched a preview of the link",
     "crawler": "the request came from a known crawler or another program that fetches pages",
     "program": "by its name, the client is a program such as a monitor or a test tool",

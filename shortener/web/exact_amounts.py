@@ -15,7 +15,7 @@ from typing import Any
 
 #: The names of the fields that contain amounts.
 _AMOUNTS = frozenset({"mt_price"})
-#: A field that contains an amount, with a number that has more characters than a float can always represent.
+#: Matches a field that contains an amount, if its number has more characters than a float can always represent.
 _LONG_AMOUNT = re.compile(rb'"(?:%s)"\s*:\s*-?[0-9][0-9.eE+-]{15,}' % "|".join(_AMOUNTS).encode())
 
 

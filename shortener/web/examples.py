@@ -137,8 +137,8 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """Return the example value of a field if `value` is only a text of the sample events, which begins with "test". Return any
-    other value unchanged."""
+    """If `value` is a text that begins with "test", as in the sample events, return the example value of the field instead.
+    Return any other value unchanged."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value

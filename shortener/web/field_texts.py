@@ -125,7 +125,7 @@ _TEXTS: Mapping[str, str] = {
     "idempotency_key": "Idempotency-Key of the request.",
     "intervalStart": "Start of the interval.",
     "key_id": "Id of the key.",
-    "key": "The API key, without the key itself.",
+    "key": "The properties of the API key. The key itself is not included.",
     "keys": "API keys of the application, oldest first.",
     "label": "Label of the `#trackurl` directive. null: the link has none.",
     "labels": "Counts by label.",

@@ -35,7 +35,7 @@ from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 _NOT_KNOWN_YET = (
-    "The service does not know the message id of a report. It may not have recorded your response that assigned this id yet. "
+    "The service does not know the message id of a report. Perhaps your response that assigned this id is not recorded yet. "
     "Repeat the call later (see Retry-After)."
 )
 

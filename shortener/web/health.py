@@ -58,8 +58,8 @@ class ReadinessChecks(ResponseModel):
     )
     jobs: CheckState = Field(
         description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was "
-        "restarted, or the last run of a job failed. The log and the metric `shortener_task_restarts` contain its name. The "
-        "node stays ready while all tasks run."
+        "restarted, or the last run of a job failed. The log and the metric `shortener_task_restarts` contain the name of "
+        "the task. The node stays ready while all tasks run."
     )
 
 

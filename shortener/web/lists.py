@@ -1,4 +1,4 @@
-"""The endpoints that list hits and events, in pages and as CSV. They are the rows that the statistics count."""
+"""The endpoints that list hits and events, in pages and as CSV. The listed rows are those that the statistics count."""
 
 from __future__ import annotations
 

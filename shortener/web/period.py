@@ -1,5 +1,5 @@
-"""This module reads the period of a list or statistic: the period includes `since` and excludes `until`. If `until` is a date,
-the period includes that whole day."""
+"""This module reads the period of a list or of statistics from a query. The period includes `since` and excludes `until`. If
+`until` is a date, the period includes that whole day."""
 # Tested by tests/web/test_messages.py
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
         if size > max_bytes:
             break
         chunks.append(chunk)
-        if not is_form and received > limits.max_values:  # a body without so many bytes cannot have too many values
+        if not is_form and received > limits.max_values:  # a shorter body cannot have too many values
             values += sum(one.count(b",") + one.count(b"{") + one.count(b"[") for one in chunks[counted:])
             counted = len(chunks)
             if values > limits.max_values:

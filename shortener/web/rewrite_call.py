@@ -39,7 +39,7 @@ async def rewrite_items(
     """Rewrite the messages in `items` for the caller's application. Return one entry per recipient, in order: the fields of the
     rewritten message, or the error of a recipient that was left out.
 
-    `content` is what a repeat with the same Idempotency-Key must contain, too. By default, it is the content of `call.body`."""
+    A repeat with the same Idempotency-Key must have the same `content`. By default, this is the content of `call.body`."""
     key = idempotency_key(call.request)
     earlier_content = content or b""
     if key is not None and content is None:

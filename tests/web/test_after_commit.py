@@ -1,5 +1,5 @@
-"""Tests of what callers of the API get if the database fails during the commit of their change, or directly after it, on both
-databases."""
+"""Tests of what callers of the API get if the database fails during the commit of their change, or directly after it, on SQLite
+and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ async def test_statistics_show_conversions_by_disposition_and_by_action(
     await send(tracker, message_id="m-1", action="sale", transaction_id="2", status="rejected", value="5", currency="EUR")
     await send(tracker, message_id="m-1", action="sale", transaction_id="3", status="pending", value="3", currency="EUR")
     await send(tracker, message_id="m-2", action="visit", value="0.5", currency="EUR")
-    for _ in range(2):  # the statistics first read count deltas; after the fold, they read folded counts
+    for _ in range(2):  # first, the statistics read counts that are not folded yet; then they read the folded counts
         totals = (await client.get("/api/v1/sms/stats")).json()
         assert (totals["conversions"], totals["value"]) == (4, {"EUR": "10.5"})
         assert totals["conversions_by_disposition"] == {"positive": 1, "negative": 1, "pending": 1, "other": 1}

@@ -1,5 +1,5 @@
 """Tests of the limit on deliveries: they send floods of delivery reports, and count the deliveries that the reports create, on
-both databases."""
+SQLite and PostgreSQL."""
 # Part of the tests of shortener/web/delivery_reports.py.
 
 from __future__ import annotations

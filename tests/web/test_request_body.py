@@ -71,7 +71,7 @@ async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_
     def errors() -> int:
         return sum(isinstance(one, ApiError) for one in gc.get_objects(generation=0))
 
-    gc.collect(1)  # empty the youngest generation of the garbage collector, which `errors` counts
+    gc.collect(1)  # empty the youngest generation of the garbage collector: `errors` counts only the objects in it
     gc.disable()  # Without the garbage collector, only reference counting frees memory.
     try:
         before = errors()

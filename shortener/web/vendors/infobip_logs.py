@@ -34,8 +34,8 @@ from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. Both are the same as in the API of Infobip.
 MAX_IDS = 1000
-# The maximum number of times that one call reads the next reports. It reads again if a concurrent call of the same application
-# has just returned the reports that it read.
+# The maximum number of times that one call reads the next reports. It reads again if another call of the same application has
+# returned these reports in the meantime.
 MAX_CONCURRENT_POLLS = 10
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
