@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, select, type_coerce
 
 from shortener.ids import ALPHABET, CONVERSION_IDS, decode
-from shortener.model import Topic, Verdict, record
+from shortener.model import State, Topic, Verdict, record
 from shortener.outbox.events import encode_event_id
 from shortener.reporting.queries import id_range
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
@@ -77,6 +77,9 @@ _COLUMNS = (
     events.c.hit_id,
     events.c.conversion_id,
     events.c.fanned_out,
+    # The facts of a first click contain the state of its message when the deliveries were created.
+    type_coerce(case((events.c.hit_id == events.c.id, events.c.facts)), events.c.facts.type).label("click_facts"),
+    messages.c.state,
     messages.c.message_id,
     cohorts.c.campaign,
     cohorts.c.source,
@@ -172,7 +175,7 @@ def serialize_event(event: ListedEvent, click_id: Callable[[int], str]) -> dict[
         "campaign": row.campaign,
         "source": row.source,
         "country": row.country or None,
-        "previous_state": data.get("previous_state"),
+        "previous_state": data.get("previous_state") or _state_before_click(event),
         "new_state": data.get("new_state") or ("CLICKTHRU" if event.topic is Topic.STATE and row.hit_id else None),
         "click_id": None if row.hit_id is None else click_id(row.hit_id),
         "code": row.code,
@@ -187,6 +190,16 @@ def serialize_event(event: ListedEvent, click_id: Callable[[int], str]) -> dict[
         "status": row.conversion_status or data.get("status"),
         "fanned_out": row.fanned_out,
     }
+
+
+def _state_before_click(event: ListedEvent) -> str | None:
+    """Return the state of the message before a first click; None for other events. This is the state in the deliveries of the
+    event. If there are none, it is the present state of the message without clicks."""
+    row = event.row
+    if event.topic is not Topic.STATE or row.hit_id != row.id or row.state is None:
+        return None
+    stored: str | None = (row.click_facts or {}).get("previous_state")
+    return stored or State(row.state).name
 
 
 EVENT_CSV_COLUMNS = (

@@ -136,10 +136,7 @@ class EventFields(ResponseModel):
     campaign: str | None
     source: str | None
     country: str | None
-    previous_state: str | None = Field(
-        description="For delivery reports: the state of the message before the report. null for all other events. "
-        "The deliveries of a first click contain the previous state, but the event itself does not."
-    )
+    previous_state: str | None
     new_state: str | None = Field(description="New state of the message. null: the event changes no state.")
     click_id: str | None
     code: str | None

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.delivery.trackers import NewTracker
 from shortener.reporting import event_list, hits
 from shortener.reporting.count_check import verify
 from shortener.reporting.csv_lists import stream_csv
@@ -29,8 +30,9 @@ from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
 from shortener.storage.sqlite import SqliteDatabase
 from tests.conftest import NOON, Clock, MakeService, client_of
+from tests.factory import AUDIT
 from tests.reporting.plans import plans, scanned
-from tests.web.calls import PHONE, TO, convert, report, rewrite
+from tests.web.calls import PHONE, TO, click, convert, report, rewrite
 
 TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
 
@@ -218,6 +220,31 @@ async def test_events_are_listed_and_shown(history: httpx.AsyncClient) -> None:
     assert [event["action"] for event in only] == ["sale"]
     for unknown in ("evt_0000000000000", "evt_", "x", "evt_é"):
         assert (await history.get(f"/api/v1/events/{unknown}")).status_code == 404
+
+
+@pytest.mark.parametrize("has_tracker", [False, True])
+async def test_a_listed_first_click_has_the_previous_state_that_trackers_get(
+    client: httpx.AsyncClient, service: Service, has_tracker: bool
+) -> None:
+    if has_tracker:
+        await service.trackers.create(AUDIT, 1, NewTracker(url="https://t.example/", events=("state",), name="t", signed=False))
+    message = await rewrite(client, "m1")
+    await report(client, "m1", "SENT")
+    await click(client, message)
+
+    async def previous_states() -> list[str | None]:
+        events = (await get(client, "/api/v1/events", message_id="m1"))["events"]
+        (shown,) = [event for event in events if event["new_state"] == "CLICKTHRU"]
+        one = (await get(client, f"/api/v1/events/{shown['event_id']}"))["event"]
+        (csv_row,) = [row for row in await csv_rows(client, "/api/v1/events.csv") if row["new_state"] == "CLICKTHRU"]
+        return [shown["previous_state"], one["previous_state"], csv_row["previous_state"]]
+
+    assert await previous_states() == ["SENT"] * 3
+    await service.fanout.flush()
+    assert await previous_states() == ["SENT"] * 3
+    if has_tracker:
+        await report(client, "m1", "DELIVERED")
+        assert await previous_states() == ["SENT"] * 3, "the state at the time of the deliveries"
 
 
 async def test_the_csv_of_hits_and_events_begins_with_a_byte_order_mark_on_request(history: httpx.AsyncClient) -> None:
