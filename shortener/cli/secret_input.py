@@ -52,7 +52,7 @@ def has_secret(url: str) -> bool:
 
 
 def is_named_secret(name: str, text: str) -> bool:
-    """Return whether a value is a secret, according to its name, or is a URL that contains a secret."""
+    """Return whether the name of a value says that it is a secret, or whether the value is a URL that contains a secret."""
     return _is_secret(name, text) or has_secret(text)
 
 
@@ -61,8 +61,8 @@ def _is_secret(name: str, text: str) -> bool:
 
 
 def read_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    """Return the URL of an argument that is no option. Read it from the standard input if it is `-`. Warn if it contains a secret.
-    This function is the callback of the argument."""
+    """The callback of a positional argument that is a URL. Return the URL. If the argument is `-`, read the URL from the
+    standard input. If the argument contains a secret, warn about this."""
     if url == STANDARD_INPUT:
         return _read("URL", url, "URL")
     if has_secret(url):

@@ -191,7 +191,7 @@ def trackers() -> None:
 @secret_options(
     "secret",
     "secret",
-    "Signing secret of the requests, best 24 bytes or more. Default: a secret is generated and printed once",
+    "Signing secret of the requests. It should have at least 24 bytes. Default: a secret is generated and printed once",
 )
 @click.option("--unsigned", is_flag=True, help="Do not sign requests.")
 @json_option
@@ -262,7 +262,7 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
 @secret_options(
     "secret",
     "secret",
-    "New signing secret, best 24 bytes or more. During --overlap requests are also signed with the replaced secret",
+    "New signing secret. It should have at least 24 bytes. During --overlap, requests are also signed with the replaced secret",
 )
 @click.option("--rotate-secret", is_flag=True, help="Generate a new signing secret and print it once.")
 @click.option(

@@ -41,7 +41,7 @@ trackers = Table(
     Column("updated_at", Instant, nullable=False),
     # The number of changes of the tracker. If it differs from the number in a cached copy, the copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
-    # The columns from `failures_in_row` to `last_failure_at` are the health of the tracker (delivery/health.py).
+    # The columns from `failures_in_row` to `last_failure_at` describe the health of the tracker (delivery/health.py).
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),  # The circuit breaker is open until this time. Then one delivery is sent as a probe.
     Column("opened_at", Instant),  # The time when the circuit breaker opened.

@@ -39,8 +39,8 @@ gateways = Table(
     Column("removed_at", Instant),
     # The number of changes of the gateway. If it differs from the number in a cached copy, the copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
-    # The columns from `failures_in_row` to `paced_until` are the health and the rate of the gateway. They have the same meaning
-    # as in the table `trackers`.
+    # The columns from `failures_in_row` to `paced_until` describe the health and the rate of the gateway. They have the same
+    # meaning as in the table `trackers`.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),
     Column("opened_at", Instant),
