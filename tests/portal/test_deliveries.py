@@ -114,7 +114,7 @@ async def test_a_form_that_sends_a_test_event_sends_no_second_one_if_it_is_sent_
     assert "The receiver accepted the test event" in first.text
     repeated = await browser.post(path, data={"form_id": form_id})
     assert repeated.status_code == 200
-    assert "The test event of this form was sent before." in repeated.text
+    assert "This form was already sent, so no second test event was sent now." in repeated.text
     assert len(receiver.requests) == 1
     (next_id,) = re.findall(r'name="form_id" value="([^"]+)"', repeated.text)
     assert "The receiver accepted the test event" in (await browser.post(path, data={"form_id": next_id})).text
