@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy import update
 
 from shortener.container import Service
@@ -11,7 +13,7 @@ from shortener.metrics import Metrics
 from shortener.storage import schema
 from tests.factory import AUDIT
 from tests.gateways.smpp.smsc import running_smsc
-from tests.servers import free_port
+from tests.servers import PATIENCE, free_port
 
 
 async def test_a_gateway_whose_settings_are_unusable_does_not_prevent_the_connections_of_the_others(service: Service) -> None:
@@ -46,7 +48,9 @@ async def test_a_metric_says_whether_the_process_has_a_session_with_each_smpp_ga
             return f'shortener_gateway_link_up{{gateway="{made[name].id}",name="{name}"}} {value}'
 
         await keeper.step()
-        await smsc.wait_for(lambda: line("works", 1.0) in metrics.text("")[0].decode())
+        async with asyncio.timeout(PATIENCE):
+            while line("works", 1.0) not in metrics.text("")[0].decode():
+                await asyncio.sleep(0.01)  # the pause between two checks
         assert line("refused", 0.0) in metrics.text("")[0].decode()
         await service.gateways.remove(AUDIT, made["refused"].id)
         await service.directory.refresh()
