@@ -32,13 +32,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The response to one request. If `hang` is true, the receiver keeps the connection open and never responds. If `after` is an
-    event, the receiver waits for it before it responds."""
+    """The response to one request. If `hang` is true, the receiver keeps the connection open and never responds. If `close` is
+    true, it closes the connection without a response, so the client must assume that the request may have had its effect. If
+    `after` is an event, the receiver waits for it before it responds or closes the connection."""
 
     status: int = 200
     body: bytes = b"OK"
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
+    close: bool = False
     after: asyncio.Event | None = None
 
 
@@ -124,6 +126,8 @@ class Receiver(LoopbackServer):
                 await asyncio.Event().wait()
             if reply.after is not None:
                 await reply.after.wait()
+            if reply.close:
+                return
             headers = {"content-length": str(len(reply.body)), **reply.headers}
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"HTTP/1.1 {reply.status} Reply\r\n{lines}\r\n".encode() + reply.body)

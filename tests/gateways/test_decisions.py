@@ -89,17 +89,20 @@ async def test_an_erased_message_that_a_gateway_may_have_accepted_is_not_refunde
     receiver: Receiver,
     clock: Clock,
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    await make_gateway(receiver.url(), timeout=0.5, on_doubt="hold")
+    attempt_ends = asyncio.Event()
+    receiver.default_reply = Reply(close=True, after=attempt_ends)
+    await make_gateway(receiver.url(), on_doubt="hold")
     [message] = await send_messages()
     dispatcher = other_process(service)
     await start_attempts(dispatcher, receiver, 1)
     if moment == "while it is held":
+        attempt_ends.set()
         await dispatcher.flush()
         assert (await stored_send(service)).status == HELD
     elif moment == "after the process was killed":
         clock.forward(minutes=1)
     await client.post("/api/v1/erasures", json={"message_id": message["message_id"]})
+    attempt_ends.set()
     await dispatcher.flush()
     send = await stored_send(service)
     assert (send.status, send.refunded, send.doubtful, send.text) == (FAILED, False, True, None)

@@ -229,13 +229,15 @@ async def test_a_message_is_doubtful_after_its_process_was_killed_during_the_att
 async def test_a_late_outcome_of_a_process_that_lost_its_lease_is_ignored(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.replies = [Reply(hang=True), Reply(200, b'{"id":"second"}')]
+    second_has_sent = asyncio.Event()
+    receiver.replies = [Reply(close=True, after=second_has_sent), Reply(200, b'{"id":"second"}')]
     await make_gateway(receiver.url(), timeout=1)
     await send_messages()
     first, second = other_process(service), other_process(service)
     await start_attempts(first, receiver, 1)
     clock.forward(seconds=12)
     await second.flush()
+    second_has_sent.set()
     if first.attempts.tasks:  # the first attempt may have ended already
         await asyncio.wait(first.attempts.tasks)
     await first.flush()
@@ -255,8 +257,8 @@ async def test_a_doubtful_message_with_a_delivery_report_is_not_sent_again(
     receiver: Receiver,
     clock: Clock,
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, schedule=[1.0])
+    receiver.default_reply = Reply(close=True)
+    gateway = await make_gateway(receiver.url(), schedule=[1.0])
     [message] = await send_messages()
     await service.gateway_dispatcher.flush()
     reference = encode((await stored_send(service)).id)
@@ -417,8 +419,8 @@ async def test_a_held_message_becomes_failed_without_a_refund_after_its_validity
 ) -> None:
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
     await service.database.write(set_price, 0, "", Decimal("0.1"))
-    receiver.default_reply = Reply(hang=True)
-    await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    receiver.default_reply = Reply(close=True)
+    await make_gateway(receiver.url(), on_doubt="hold")
     await send_messages()
     await service.gateway_dispatcher.flush()
     clock.forward(hours=25)
@@ -493,13 +495,15 @@ async def test_after_a_change_of_the_gateway_url_messages_are_sent_to_the_new_ur
 async def test_late_failures_of_an_old_gateway_url_do_not_open_the_circuit_breaker_of_the_new_url(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url("/old"), timeout=0.5, concurrency=12)
+    url_is_new = asyncio.Event()
+    receiver.default_reply = Reply(close=True, after=url_is_new)
+    gateway = await make_gateway(receiver.url("/old"), concurrency=12)
     await send_messages(12)
     await start_attempts(service.gateway_dispatcher, receiver, 12)
     await service.gateways.update(AUDIT, gateway.id, {"settings": {"url": receiver.url("/new")}})
+    url_is_new.set()
     await service.gateway_dispatcher.flush()
-    assert {send.last_error for send in await stored_sends(service)} == {"timeout"}
+    assert {send.last_error for send in await stored_sends(service)} == {"connection_reset"}
     health = (await service.gateways.get(gateway.id)).health
     assert (health.failures_in_row, health.open_until, health.last_failure_at) == (0, None, None)
 

@@ -153,8 +153,8 @@ async def test_a_receipt_that_arrives_before_a_late_response_is_repeated(
     on_doubt: str,
 ) -> None:
     service.gateway_reports._wait.seconds = 0
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt=on_doubt, schedule=[3600])
+    receiver.default_reply = Reply(close=True)
+    gateway = await make_gateway(receiver.url(), on_doubt=on_doubt, schedule=[3600])
     await send_messages(message_ids=("m-1",))
     assert await service.gateway_dispatcher.step()
     while (await stored_send(service)).last_error is None:
@@ -173,8 +173,8 @@ async def test_a_report_is_acknowledged_when_no_late_response_can_arrive(
     service: Service, clock: Clock, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     service.gateway_reports._wait.seconds = 0
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    receiver.default_reply = Reply(close=True)
+    gateway = await make_gateway(receiver.url(), on_doubt="hold")
     await send_messages()
     await service.gateway_dispatcher.flush()
     with pytest.raises(MessageNotKnownYet):

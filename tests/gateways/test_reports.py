@@ -144,8 +144,8 @@ async def test_a_gateway_report_that_arrives_before_the_send_response_is_applied
 async def test_a_delivery_report_for_a_held_message_ends_the_hold(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    receiver.default_reply = Reply(close=True)
+    gateway = await make_gateway(receiver.url(), on_doubt="hold")
     await send_messages()
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)
@@ -167,8 +167,9 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    attempt_ends = asyncio.Event()
+    receiver.default_reply = Reply(close=True, after=attempt_ends)
+    gateway = await make_gateway(receiver.url(), on_doubt="hold")
     [message] = await send_messages()
     dispatcher = other_process(service)
     await start_attempts(dispatcher, receiver, 1)
@@ -177,6 +178,7 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
 
         async def record_after_the_attempt(*args: Any) -> Any:
             # The report has found the message. Now the attempt ends and the dispatcher holds the message.
+            attempt_ends.set()
             await dispatcher.flush()
             assert (await stored_send(service)).status == HELD
             return await record(*args)
@@ -184,6 +186,7 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
         monkeypatch.setattr(service.delivery_reports, "record", record_after_the_attempt)
     report = GatewayReport(word, reference=encode((await stored_send(service)).id))
     assert await receive(service, gateway.id, report)
+    attempt_ends.set()
     await dispatcher.flush()
     status, state = (SENT, State.DELIVERED) if word == "DELIVRD" else (FAILED, State.FAILED)
     send = await stored_send(service)
@@ -200,8 +203,8 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
 async def test_a_doubtful_message_with_a_delivery_report_does_not_become_failed_when_it_is_given_up(
     end: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
-    receiver.default_reply = Reply(hang=True)
-    gateway = await make_gateway(receiver.url(), timeout=0.3, schedule=[3600.0])
+    receiver.default_reply = Reply(close=True)
+    gateway = await make_gateway(receiver.url(), schedule=[3600.0])
     [message] = await send_messages()
     await service.gateway_dispatcher.flush()
     send = await stored_send(service)

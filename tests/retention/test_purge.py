@@ -48,6 +48,12 @@ SETTINGS = Settings(**_VALUES)
 PENDING: dict[str, Any] = {"status": DeliveryStatus.PENDING.value, "finished_at": None}
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the purge continue at once after each batch. Tests of the pauses restore PAUSE_FACTOR."""
+    monkeypatch.setattr("shortener.retention.purge.PAUSE_FACTOR", 0)
+
+
 def put(connection: Connection, build: Callable[[Rows], T]) -> T:
     return build(Rows(connection))
 
@@ -143,6 +149,7 @@ async def test_the_purge_deletes_many_messages_in_small_batches_oldest_first(dat
 
 
 async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortener.retention.purge.PAUSE_FACTOR", PAUSE_FACTOR)
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(6)])
     durations: list[float] = []
     pauses: list[float] = []
@@ -171,6 +178,7 @@ async def test_the_purge_command_pauses_and_deletes_in_small_batches_only_while_
     database: Database, monkeypatch: pytest.MonkeyPatch, is_present: bool
 ) -> None:
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(3)])
+    monkeypatch.setattr("shortener.retention.purge.PAUSE_FACTOR", PAUSE_FACTOR)
     pauses: list[float] = []
     totals = [0]
     sleep = asyncio.sleep

@@ -107,7 +107,14 @@ async def run_server(
     finally:
         for writer in running.clients:
             writer.transport.abort()
-        await asyncio.wait_for(server.shutdown(), PATIENCE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                while server.server_state.connections or server.server_state.tasks:
+                    await asyncio.sleep(0.001)  # let the server notice that its clients have gone
+        if server.server_state.connections or server.server_state.tasks:
+            await asyncio.wait_for(server.shutdown(), PATIENCE)
+        for listener in server.servers:  # `shutdown` of a server without connections would wait for 0.1 seconds
+            listener.close()
 
 
 @contextlib.asynccontextmanager

@@ -13,10 +13,10 @@ from tests.receiver import Receiver, Reply
 
 @pytest.fixture
 async def held(service: Service, client: httpx.AsyncClient, receiver: Receiver) -> str:
-    """The id of a message that is held, because its gateway did not respond."""
-    receiver.replies = [Reply(hang=True)]
+    """The id of a message that is held, because its gateway closed the connection."""
+    receiver.replies = [Reply(close=True)]
     receiver.default_reply = Reply(200, b'{"id":"x1"}')
-    body = {"name": "gw", "preset": "plain", "options": {"url": receiver.url()}, "on_doubt": "hold", "timeout": 0.3}
+    body = {"name": "gw", "preset": "plain", "options": {"url": receiver.url()}, "on_doubt": "hold"}
     assert (await client.post("/api/v1/gateways", json=body)).status_code == 201
     rewritten = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "gateway": "gw"})
     await service.gateway_dispatcher.flush()
@@ -32,7 +32,7 @@ async def test_a_held_message_is_listed_and_can_be_sent_again(
     service: Service, client: httpx.AsyncClient, receiver: Receiver, held: str
 ) -> None:
     [found] = await listed(client, send_status="held")
-    assert (found["message_id"], found["gateway"], found["doubtful"], found["last_error"]) == (held, "gw", True, "timeout")
+    assert (found["message_id"], found["gateway"], found["doubtful"], found["last_error"]) == (held, "gw", True, "connection_reset")
     assert await listed(client, send_status="pending") == []
     resent = (await client.post(f"/api/v1/sends/{held}/resend")).json()
     assert resent == {
@@ -66,7 +66,7 @@ async def test_the_status_of_a_message_shows_its_gateway_and_each_attempt(
     [attempt] = shown.pop("attempt_log")
     assert shown == (await listed(client))[0]
     assert (shown["gateway"], shown["send_status"], shown["doubtful"], shown["attempts"]) == ("gw", "held", True, 1)
-    assert (attempt["attempt"], attempt["outcome"], attempt["status"]) == (1, "timeout", None)
+    assert (attempt["attempt"], attempt["outcome"], attempt["status"]) == (1, "connection_reset", None)
     receiver.default_reply = Reply(400, b'{"error":"no route to +14085550100, that is 14085550100"}')
     await client.post(f"/api/v1/sends/{held}/resend")
     await service.gateway_dispatcher.flush()
