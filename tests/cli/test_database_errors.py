@@ -41,6 +41,7 @@ def test_a_refused_connection_names_the_postgresql_database_and_not_the_password
         assert "hunter22" not in stderr
 
 
+@pytest.mark.acceptance  # starts a process
 def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     stderr = Shell(tmp_path / "data")("serve", "--port", "0", code=1).stderr
