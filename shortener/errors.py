@@ -34,7 +34,7 @@ class ErrorCode(enum.Enum):
     INVALID_RECIPIENT = (400, "A recipient is not an E.164 number such as +14155550100.")
     SENDER_NOT_ALLOWED = (
         400,
-        "Networks do not deliver messages of this sender to the recipient's country, and the application rejects such senders "
+        "Networks do not deliver messages with this sender to the recipient's country, and the application rejects such senders "
         "(sender_rules).",
     )
     INVALID_BODY = (400, "The body of a send call is not a JSON object.")
@@ -81,8 +81,8 @@ class ErrorCode(enum.Enum):
     )
     CONVERSION_CONFLICT = (
         409,
-        "The action was already reported for the message with another value. Without a transaction_id, it is unknown whether the "
-        "value has changed.",
+        "The action was already reported for the message with another value. Without a transaction_id, the service cannot know "
+        "whether the new value is a change or a second conversion.",
     )
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
     OPTED_OUT = (409, "The recipient refused further messages of this application.")
@@ -200,8 +200,8 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. No part of the transaction is stored. The subclass CommitUncertain is an
-    exception: the transaction may be stored."""
+    """Raised if the database is down, locked or full. No part of the transaction is stored, unless the error is the subclass
+    CommitUncertain: then the transaction may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):

@@ -55,7 +55,7 @@ def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
 
 
 class State(enum.IntEnum):
-    """The state of a message, in the order in which it can change. Syniverse uses the same names.
+    """The states of a message, in the order in which a message can reach them. Syniverse uses the same names.
 
     FAILED and EXPIRED have the same rank, which is between SENT and DELIVERED. A late DELIVERED or a click therefore replaces
     FAILED and EXPIRED, but a late FAILED does not replace DELIVERED.
@@ -118,8 +118,8 @@ class LinkFlag(enum.IntFlag):
     """Options of a link, stored as the bits of one number."""
 
     NONE = 0
-    # Each click on the link creates an event. The reason is `#trackurl`, or the setting `click_events: every` of the application
-    # when the link was created. The current setting applies to all links of the application, even without this flag.
+    # Each click on the link creates an event. The flag is set when the link is created, because of `#trackurl`, an opt-out link, or
+    # the application's setting `click_events: every`. A link without this flag follows the current setting.
     EVERY_CLICK = 1
     # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
     FILL_CLICK_ID = 2

@@ -286,8 +286,8 @@ def host_of(url: str) -> str:
     """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the default port of
     the scheme.
 
-    Return "" if the scheme is neither http nor https: after another scheme, the text may be no host, as in
-    myapp://order:4711223/x."""
+    Return "" if the scheme is neither http nor https: after another scheme, the text in place of the host can be something else, as
+    in myapp://order:4711223/x."""
     if not is_web_url(url):
         return ""
     parts = urlsplit(url)

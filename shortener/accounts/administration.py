@@ -148,11 +148,11 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
         host = host_of(parsed.origin)
         if name_of(host) in own_hosts.names and not parsed.path:
             raise UrlError(
-                f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL). Links of an "
-                "application without a domain begin with BASE_URL already; choose another host, or add a path before the code"
+                f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL): choose another "
+                "host, or add a path before the code (an application without a domain uses BASE_URL)"
             )
         existing = _find_host(connection, host)
-        # A domain that is already stored is not checked again, because earlier versions accepted hosts that are rejected now.
+        # A removed domain that is added again is not checked, because earlier versions accepted hosts that are rejected now.
         if existing is None:
             parse_own_domain(base_url)
     except UrlError as error:
@@ -274,8 +274,8 @@ def _find_host(connection: Connection, host: str) -> Row[Any] | None:
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
-    """Return a domain as the API and the command line show it. `new_links` is true for the domain that new links use if their
-    request selects none."""
+    """Return a domain as the API and the command line show it. `new_links` is true if new links have this domain by default, that
+    is if a request names no domain."""
     return {
         "host": domain.host,
         "application_id": domain.application_id,
@@ -299,7 +299,8 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[Any], path: str) -> list[str] | None:
-    """Return the earlier paths of a domain, which existing links contain: the latest 20, without the new path `path`."""
+    """Return the new value of `previous_paths` when the path of a domain becomes `path`: the earlier paths, which existing links
+    contain. At most the latest 20 are returned, and never `path` itself."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 

@@ -88,9 +88,9 @@ class AuditWriter:
         """Add a row to the audit log. Call this in the transaction of the action itself. `action` is a verb in snake case, such
         as `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
 
-        If `subject` is a message id, `recipient` is the phone number of the message. The id is then masked only where it contains
-        this number or an international number, so an id that consists of digits stays readable. Without `recipient`, every number
-        in `subject` that may be a phone number is masked."""
+        If `subject` is a message id, `recipient` is the phone number of the message. Then only this number and international
+        numbers are masked in the id. Other digits stay readable, because many message ids consist of digits. Without `recipient`,
+        every number in `subject` that may be a phone number is masked."""
         masked = mask_numbers(subject) if recipient is None else mask_recipient(subject, recipient)
         connection.execute(
             insert(audit_log).values(

@@ -134,8 +134,8 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 
     Still older tokens become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
-    # This locks the row of the version, so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the
-    # second rotation would not see the new token of the first one, and both new tokens would stay valid.
+    # This call locks a row (version.py), so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the second
+    # rotation would not see the new token of the first one, and both new tokens would stay valid.
     mark_accounts_changed(connection)
     table = schema.tracker_tokens
     until = now + overlap

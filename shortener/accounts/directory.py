@@ -211,7 +211,7 @@ class Directory:
 
     @property
     def version(self) -> str:
-        """The version of the accounts in memory. Each change of an account creates another random text."""
+        """The version of the accounts in memory. It is a random text that changes with each change of an account."""
         return self._snapshot.version
 
     def application(self, application_id: int) -> Application | None:
@@ -224,7 +224,7 @@ class Directory:
 
     @property
     def hit_policies(self) -> HitPolicies:
-        """The settings that affect hits, as far as they differ from the defaults."""
+        """Those settings that affect hits and differ from the defaults."""
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
@@ -236,8 +236,9 @@ class Directory:
         return any(matches_link_path(path, prefix) for path in self._snapshot.link_paths)
 
     def is_former_base(self, name: str) -> bool:
-        """Return whether a name was formerly the host of BASE_URL. Links that were sent with this BASE_URL still work. The host
-        may now be something else, such as a shop, so new links may lead to it (`is_own`)."""
+        """Return whether a name was formerly the host of BASE_URL. Links that were sent with this BASE_URL still work. Something
+        else may run on the host now, such as a shop. Therefore this name alone does not make a host an own host (`is_own`), and new
+        links may lead to it."""
         return name in self._snapshot.former_base_paths
 
     def accepts_former_path(self, name: str, prefix: str) -> bool:
@@ -353,8 +354,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
-    # A domain is also found by the canonical form of its host, because earlier versions stored IPv6 addresses as they were
-    # entered.
+    # Earlier versions stored an IPv6 host as it was entered. The canonical form of such a host is also a key, so that both forms
+    # find the domain.
     for host in list(fresh.domains):
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     former_paths: dict[str, list[str]] = {}

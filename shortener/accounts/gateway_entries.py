@@ -54,8 +54,7 @@ def usable_gateways(
     """Return the gateways that requests of an application may name: its own gateways, the gateway that it has selected, and the
     simulator.
 
-    If a gateway of the application and a gateway of the installation have the same name, the gateway of the application comes
-    first."""
+    A request for a name gets the first gateway with this name. Therefore the application's own gateways come first."""
     own = [one for one in gateways if one.application_id == application_id]
     simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
     return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))

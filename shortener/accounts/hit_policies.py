@@ -1,4 +1,4 @@
-"""The settings that affect hits, as far as they differ from the defaults. Redirects read them from memory (`directory.py`)."""
+"""Those settings that affect hits and differ from the defaults. Redirects read them from memory (`directory.py`)."""
 
 # Tested by tests/accounts/test_administration.py and tests/clicks/test_resolver.py
 
@@ -18,7 +18,7 @@ from shortener.urls import canonical_name, embedded_ipv4
 
 @record
 class HitPolicies:
-    """The settings that affect hits, as far as they differ from the defaults. In most installations, all fields are empty.
+    """Those settings that affect hits and differ from the defaults. In most installations, all fields are empty.
 
     The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field says
     otherwise."""

@@ -51,7 +51,7 @@ def target_warnings(url: str) -> list[str]:
 
 
 def target_problems(url: str) -> list[str]:
-    """For each macro in a destination or fallback URL that the service will not replace, return the reason."""
+    """Return one text for each macro in a destination or fallback URL that the service will not replace."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS)
 
 

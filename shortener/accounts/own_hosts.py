@@ -75,8 +75,8 @@ def name_of(host: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_local(name: str) -> bool:
-    """Return whether a host is `localhost` or an IP address. Such a host needs no DNS record, so nobody can map it to this server
-    by DNS."""
+    """Return whether a host is `localhost` or an IP address, and not a DNS name. Anybody can create a DNS name that leads to this
+    server."""
     if name == "localhost":
         return True
     try:
@@ -93,7 +93,8 @@ _PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|
 
 def unreachable_host_warnings(host: str) -> list[str]:
     """Return warnings about the host of a domain (with or without a port). One warning says that the phones of recipients cannot
-    reach the host. Another says that the service responds on the host as on BASE_URL. The function makes no DNS look-up."""
+    reach the host. Another warns of an IP address or `localhost`, on which the service responds as on BASE_URL. The function makes
+    no DNS look-up."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
         text = "a name of one machine or one network only, so phones of recipients cannot open links on it"

@@ -34,7 +34,7 @@ class ApplicationSettings(BaseModel):
     click_events: Literal["first", "every"] = Field(
         "first",
         description="Which clicks create a click event: the first click on each link (first), or every click (every). Links that "
-        'were created with "every" still create an event for every click.',
+        'were created while the value was "every" create an event for every click even if the value is "first" now.',
     )
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
@@ -109,8 +109,9 @@ class ApplicationSettings(BaseModel):
     )
     sender_rules: Literal["warn", "reject"] = Field(
         "warn",
-        description="What happens if carriers reject the sender because of its form, or because of a rule of the recipient's "
-        "country. warn: the response contains a warning. reject: the request is rejected with SENDER_NOT_ALLOWED.",
+        description="What happens to a message whose sender carriers do not accept: because of the form of the sender, or because "
+        "of a rule of the recipient's country. warn: the response contains a warning. reject: the request is rejected with "
+        "SENDER_NOT_ALLOWED.",
     )
     suspect_before_sent: bool = Field(
         False,
@@ -208,5 +209,5 @@ def fallback_warnings(url: str | None) -> list[str]:
 
 
 def fallback_problems(url: str | None) -> list[str]:
-    """For each macro in the fallback URL of an application or a domain that the service will not replace, return the reason."""
+    """Return one text for each macro in the fallback URL of an application or a domain that the service will not replace."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS) if url else []

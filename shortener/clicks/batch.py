@@ -60,7 +60,7 @@ class BatchResult:
     """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0  # events that this attempt wrote; a hit that an earlier attempt stored counts as one event
+    events: int = 0  # the events that this attempt wrote, plus one for each hit that an earlier attempt stored
     recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
     inserted: int = 0  # the number of hits that this attempt stored
     first_clicks: int = 0
@@ -74,7 +74,7 @@ class ProbePassed(Exception):
     """Raised to roll back a transaction that wrote test rows. The exception shows that the database can store hits."""
 
 
-#: A hit, the link that it requested, and whether the link is switched off.
+#: A hit, the link that it requested, and whether this link is switched off (see resolver.py).
 _LinkHit = tuple[Hit, LinkRow, bool]
 
 
@@ -340,8 +340,8 @@ class _BatchRows:
                 address = shorten_address(address, privacy)
             hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent, country))
             if topics:
-                # The event of a first click has the same id as its hit. Therefore the index of schema.OTHER_EVENTS needs no entry
-                # for it.
+                # The event of a first click on a message has the same id as its hit and is found by this id. Therefore the index of
+                # schema.OTHER_EVENTS needs no entry for it.
                 event = hit.id if topics & _STATE else self._ids()
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
         for (metric, first, cohort, slot, sent, link_set), amount in counts.items():
@@ -350,7 +350,7 @@ class _BatchRows:
                 self.deltas.add_slots(cohort, slot, CLICKED_LINKS, sent, link_set, amount)
             if first & _FIRST_FOR_MESSAGE:
                 self.first_clicks += amount
-                # This delta leaves out the time from sending to the first click. The fan-out counts that time.
+                # The fan-out, and not this transaction, counts the time from sending to the first click.
                 self.deltas.add_slots(cohort, slot, CLICKED_MESSAGES, sent, link_set, amount)
 
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:

@@ -71,8 +71,8 @@ def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: Address
     values of all headers X-Forwarded-For, joined by commas; "" if the request has none.
 
     If the peer is a trusted proxy, the entries of `x_forwarded_for` are read from right to left. The first address that is not a
-    trusted proxy is the client's. If all entries are trusted proxies, the left-most entry is the client. If an entry that is not
-    an address comes before the client's entry, the peer counts as the client."""
+    trusted proxy is the client's. If all entries are trusted proxies, the left-most entry is the client. If an entry that is not an
+    address is read before the client is found, the peer counts as the client."""
     peer_address = _parse(peer) if peer else None
     client = peer_address
     if x_forwarded_for and trusted_proxies and (peer_address is None or _is_in(peer_address, trusted_proxies)):

@@ -79,7 +79,7 @@ class EarlyResolver:
                 links = await self._database.read(queries.find_links, codes)
         except (StoreUnavailable, TimeoutError):
             return
-        except Exception:  # other errors of the database, for example because this role is not permitted to connect
+        except Exception:  # other errors of the database, for example because the PostgreSQL role is not permitted to connect
             log.exception("link_read_failed")
             return
         self._resolve(unresolved, links.get)

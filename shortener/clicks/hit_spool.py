@@ -4,7 +4,7 @@ When Redis has acknowledged a hit, the hit is in the stream, and is as durable a
 (`spool_drainer`) writes the hits to the database. It deletes an entry only after the hit is committed. A second stream,
 `spool:dead`, stores dead letters until the table of dead letters accepts them (`dead_letters.py`).
 
-An entry contains all fields of `Hit` except `origin`, so the stream does not contain the hash of the full client address.
+An entry contains all fields of `Hit` except `origin`: this hash of the full client address is never stored.
 """
 
 from __future__ import annotations

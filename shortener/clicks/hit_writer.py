@@ -94,7 +94,8 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit since then.
+        # A hit with `is_suspect` was in a batch that the database rejected. If the hit is also in the spool, another process may
+        # have stored it.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
@@ -174,13 +175,14 @@ class HitWriter:
         self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0
     ) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write the hits from the spool that are not stored yet. Return the number of newly stored hits, and a list of (rejected
-        hit, error). `others_stored` is true if the database has stored other hits shortly before.
+        hit, error). `others_stored` is true if the database stored other hits just before this call.
 
         If the database rejects the batch, the hits are written one by one, beginning at the index `first_probe` (modulo the
         number of hits). If MAX_PROBES of them fail and none is stored, this method stops. The caller can then call it again with
         another `first_probe`, so that other hits are tried.
 
-        Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
+        Raise HitsRejected, a subclass of StoreUnavailable, if the database accepts test rows but not these hits. Raise
+        StoreUnavailable if the database accepts no hits at all."""
         try:
             return await self._write_missing(hits), []
         except StoreUnavailable:
@@ -204,8 +206,7 @@ class HitWriter:
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write each hit in its own transaction. `stored` is the number of hits that earlier calls have stored. Return the new
-        total, and the failed hits with their errors. Raise StoreUnavailable or HitsRejected if the database accepts no hits at
-        all."""
+        total, and the failed hits with their errors. Raise the same errors as `write_spooled`."""
         failures: list[tuple[Hit, Exception]] = []
         was_accepted = stored > 0
         for hit in hits:

@@ -75,9 +75,10 @@ class LinkSelection:
 
 @record
 class _MessageBatch:
-    """The messages of the next batch of an update. The update reads one index range after another: one range per cohort, or a
-    single one. `ids` are the row ids of the next messages in the range; an empty list means that the range is finished. `is_end`
-    is true if it was the last range."""
+    """The messages of the next batch of an update. An update of one campaign reads the messages of one cohort of the campaign after
+    another. Any other update has a single range: all messages of the application. `range_index` is the current cohort or range, and
+    `ids` are the row ids of its next messages. If `ids` is empty, the range is finished; `is_end` is then true if it was the last
+    range."""
 
     range_index: int
     ids: list[int]
@@ -255,8 +256,7 @@ class LinkUpdates:
             raise
 
     def _find_free(self, connection: Connection) -> tuple[int, int] | None:
-        """Return (id of the update, id of its application) for the update to perform next, or None. The applications take
-        turns."""
+        """Return (id, id of the application) of the update that must be performed next, or None. The applications take turns."""
         c = link_updates.c
         turn = c.application_id <= self._latest_application, c.application_id, c.id
         row = connection.execute(select(c.id, c.application_id).where(*self._is_free()).order_by(*turn).limit(1)).first()

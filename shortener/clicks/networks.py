@@ -65,7 +65,7 @@ class Networks:
         )
 
     def classify(self, address: str, verdict: Verdict, rule: str) -> tuple[Verdict, str]:
-        """Return the verdict and the rule of a hit after a look at its network: a HUMAN hit from a hosting network becomes
+        """Return the new verdict and rule of a hit from the IP address `address`. A HUMAN hit from a hosting provider becomes
         SUSPECTED. Other hits keep `verdict` and `rule`."""
         if verdict is Verdict.HUMAN and self.find(address).is_hosting:
             return Verdict.SUSPECTED, HOSTING_RULE

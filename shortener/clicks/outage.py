@@ -4,9 +4,9 @@
                         ^                             │
                         └───────begin, relapse────────┘
 
-NORMAL: the batcher receives the hits and writes them to the database. OUTAGE: the database did not store a batch in time; the
-spool receives the hits. RECOVERING: the database accepts transactions again, and the drainer writes the hits that were in the
-spool at that moment. New hits still enter the spool, so that the earliest click on a link stays the first click.
+NORMAL: the batcher receives the hits and writes them to the database. OUTAGE: the database did not store a batch in time; the spool
+receives the hits. RECOVERING: the database accepts transactions again, and the drainer writes the hits that were in the spool when
+the recovery began. New hits still enter the spool, so that the earliest click on a link stays the first click.
 """
 
 from __future__ import annotations

@@ -194,8 +194,7 @@ class Recorder:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
         number of newly stored hits, without dead letters. For `others_stored` and `first_probe`, see `HitWriter.write_spooled`.
 
-        Raise StoreUnavailable if the database accepts no hits, and its subclass HitsRejected. The hits must then stay in the
-        spool."""
+        Raise the same errors as `HitWriter.write_spooled`. The hits must then stay in the spool."""
         stored, rejected = await self._writer.write_spooled(hits, others_stored=others_stored, first_probe=first_probe)
         if rejected:
             await self.store_dead_letters([dead_letters.from_hit(hit, dead_letters.reason_of(error)) for hit, error in rejected])
@@ -255,7 +254,7 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued for the spool before stay in the batcher: the spool did not store them at that time.
+        # Each hit is queued for the spool only once. Hits that were queued before stay in the batcher.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)

@@ -8,8 +8,8 @@ a link without a domain also works on a domain whose host was formerly the host 
 fallback URL of the domain if the domain has one. A fallback URL that leads to a host of the installation is not used, because the
 redirects could loop.
 
-A link is switched off if the link itself, its domain, its application or the host of its destination is switched off. Such a link
-has no destination, even if it has a fallback URL.
+A link counts as switched off if the link, its domain or its application is disabled, or if the host of its destination is blocked.
+Such a link has no destination, even if it has a fallback URL.
 
 This module does no I/O and raises no errors. All data that a resolution needs is in memory.
 """

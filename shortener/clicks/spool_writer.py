@@ -22,7 +22,7 @@ from shortener.clicks.waiting_hit import WaitingHit
 log = structlog.get_logger(__name__)
 
 CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client usually gives up earlier
-READ_SECONDS = 5.0  # time limit in seconds for one read-only query of links; overdue hits do not wait for it
+READ_SECONDS = 5.0  # time limit in seconds for one read-only query of links; a hit that becomes overdue does not wait for it
 WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same kind
 
 
@@ -48,7 +48,7 @@ class SpoolWriter:
         self._keep = keep
         self._spawn = spawn
         self._waiting: deque[WaitingHit] = deque()
-        self._in_progress = 0  # number of hits that are being resolved or sent to Redis, without hits that are also in a batch
+        self._in_progress = 0  # number of hits that are being resolved or sent to Redis and are not in a batch too
         self._work = asyncio.Event()
         self._became_idle = asyncio.Event()
         self._next_warning_at = 0.0  # no further warning is logged before this time of the event loop

@@ -26,8 +26,8 @@ def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values:
     """Return the text with each directive replaced by its long URL. Raise BadRequestError if the server would reject a directive.
 
     `extra_schemes` contains the additional URL schemes that the application permits, in lower case. `values` replace the
-    placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link
-    can fill it."""
+    placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, such as `{click_id}`, whose
+    value exists only for a short link."""
     directives, errors = parse_directives(body)
     problems = [(error.position, _INVALID_DIRECTIVE, error.reason) for error in errors]
     parts: list[str] = []

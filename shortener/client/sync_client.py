@@ -131,7 +131,8 @@ class Client:
 
         `on_failure` decides what happens if the service does not respond in time. With "send_long", the result is a text in which
         the long URLs replace the directives. With "raise", the call raises an error. An invalid request always raises an error.
-        `send_long` with `gateway` raises ValueError, because the service may already send the message.
+        `send_long` with `gateway` raises ValueError: the service may send the message although it did not respond in time, and the
+        recipient would get it twice.
 
         If `to` has more recipients than `batch_limit`, the message is sent in chunks. Then `timeout` limits the time for each
         chunk, in seconds, including repeated attempts, and a failure raises BulkError."""

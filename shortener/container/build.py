@@ -123,7 +123,8 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         # The secret is created after the database. If the first start is killed between these two steps, it leaves a database
         # without a secret, and not a secret without a database.
         secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
-        uptime = unknown_uptime if clock else read_uptime  # The uptime of the machine says nothing about the clock of a test.
+        # A test moves its clock without waiting, so its clock and the uptime of the machine disagree.
+        uptime = unknown_uptime if clock else read_uptime
         if clock is None:
             clock = await open_clock(database)
         is_shared = isinstance(clock, SharedClock)

@@ -5,11 +5,11 @@ million live objects, a full collection takes 100 ms and more, and frees nothing
 `serve` therefore switches automatic full collections off (shortener/cli/serve.py), and a background job starts them at a time
 without large requests. Collections of young objects stay automatic.
 
-Most objects that survive a full collection live as long as the process: modules, templates, connections. In the process of
-`serve`, the job therefore excludes them from the following full collections (`gc.freeze`). With the exclusion, a full collection
-takes a few milliseconds. Without it, a collection takes 40 ms when the pages of the portal are loaded. Excluded objects can
-become garbage later. To free them, the job includes all objects in a full collection every THOROUGH_SECONDS, or later if many
-people click at that time.
+Most objects that survive a full collection live as long as the process: modules, templates, connections. In the process of `serve`,
+the job therefore excludes them from the following full collections (`gc.freeze`). With the exclusion, a full collection takes a few
+milliseconds. Without it, a collection takes 40 ms in a process that has loaded the portal. Excluded objects can become garbage
+later. To free them, the job includes all objects in a full collection every THOROUGH_SECONDS, or later if many people click at that
+time.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ LAG_MS = 120_000
 PAGE_ROWS = 500
 #: Reports count as incomplete if the job has not read conversions that arrived this long ago.
 MAX_DELAY_MS = 600_000
-#: Reports include only a limited number of waiting count deltas. Therefore the job counts no message while deltas of this age wait
-#: to be added to the counts. Usually a delta waits for less than a second.
+#: The job writes count deltas. Reports include only a limited number of deltas that wait to be added to the counts. Therefore the
+#: job writes none while a delta of this age still waits. Usually a delta waits for less than a second.
 MAX_DELTA_AGE_MS = 5000
 
 #: The row of the table `installation` with this name contains the position of the job. Migration 0023 creates it.
@@ -58,7 +58,8 @@ _CLAIM = {
     "sqlite": f"SELECT json_group_array(json_array(m.id, ({_FIRST_AT}))) FROM (SELECT value AS id FROM json_each(?)) AS m "
     "WHERE NOT EXISTS (SELECT 1 FROM first_conversions AS f WHERE f.id = m.id)",
     # LIMIT makes PostgreSQL look up each message in the index, even if it made the query plan when the table was small. OFFSET 0
-    # makes it search for conversions only of the messages that have no row.
+    # makes it first remove the messages that already have a row in `first_conversions`, and search the conversions of the others
+    # only.
     "postgresql": "INSERT INTO first_conversions (id, at) SELECT m.id, c.at FROM (SELECT i.id FROM unnest($1::bigint[]) AS i(id) "
     "LEFT JOIN LATERAL (SELECT id FROM first_conversions WHERE id = i.id LIMIT 1) AS f ON true WHERE f.id IS NULL OFFSET 0) AS m "
     f"CROSS JOIN LATERAL ({_FIRST_AT}) AS c ORDER BY m.id ON CONFLICT DO NOTHING RETURNING id, at",
@@ -216,8 +217,8 @@ class FirstConversions:
         audit: Callable[[Connection, int], None],
         counted: CountedSlots,
     ) -> tuple[int, CountedSlots]:
-        """Store the rows of the messages. Return the number of messages, and a copy of `counted` without the messages that were
-        found. `counted` itself does not change, because the transaction may run again."""
+        """Store the rows of the messages. Return their number, and a copy of `counted` in which the numbers of these messages are
+        subtracted. `counted` itself does not change, because the transaction may run again."""
         left = counted.copy()
         self._add(connection, missing, left)
         audit(connection, len(missing))
@@ -230,8 +231,8 @@ class FirstConversions:
 
 
 def _has_deltas_before(connection: Connection, row_id: int) -> bool:
-    """Return whether count deltas with lower ids than `row_id` wait to be added to the counts. Quarantined deltas do not matter;
-    their ids are negative."""
+    """Return whether count deltas with lower ids than `row_id` wait to be added to the counts. Quarantined deltas are ignored,
+    because they are not added to the counts. Their ids are negative."""
     oldest = select(func.min(schema.count_deltas.c.id)).where(schema.count_deltas.c.id > 0)
     return (connection.scalar(oldest) or row_id) < row_id
 

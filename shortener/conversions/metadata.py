@@ -95,8 +95,8 @@ def _storable(value: Any, depth: int = 0) -> Any:
 
 
 def _is_exact(number: float, value: Decimal) -> bool:
-    """Return whether `number` in JSON has exactly the decimal `value`. If not, the value must be stored as text, with all
-    digits."""
+    """Return whether `number`, written as JSON, equals the decimal `value` exactly. If not, the value must be stored as text, with
+    all its digits."""
     return math.isfinite(number) and Decimal(repr(number)) == value
 
 

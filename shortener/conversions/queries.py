@@ -140,8 +140,8 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return those of the `keys` that belong to a stored conversion. Capitals matter here, because releases before 0.3 stored
-    keys without case-folding."""
+    """Return those of the `keys` that belong to a stored conversion. The comparison is case-sensitive. A caller with capitals in
+    its keys finds the conversions of releases before 0.3, which did not case-fold keys."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))

@@ -2,9 +2,9 @@
 
 A later report of the same conversion is a repeat, an update or a conflict:
 
-- A repeat contains only values that are already stored. It may also equal an *earlier* revision, if it arrives within
-  REPEAT_WINDOW after the latest change and has no newer timestamp. Such a report may have been sent before the latest change, so
-  the result has a warning (docs/decisions/0018).
+- A repeat contains only values that are already stored. It may also equal an *earlier* revision, if it arrives within REPEAT_WINDOW
+  after the latest change and has no timestamp that is later than all revisions. Such a report may have been sent before the latest
+  change, so the result has a warning (docs/decisions/0018).
 - An update contains a status, disposition, value or currency that differs from the stored one. A field that is absent from the
   report keeps its stored value.
 - A conflict is a second, different value without a transaction_id. The two values may belong to two sales, so the report is

@@ -111,7 +111,7 @@ class RedisServer:
                 failure = error
             finally:
                 self._slots.release()
-        text = f"{type(failure).__name__}: {failure}" if failure else "Redis is down since an earlier call"
+        text = f"{type(failure).__name__}: {failure}" if failure else "Redis has been down since an earlier call"
         raise RedisUnavailable(text) from failure
 
     async def _take_slot(self, limit: float) -> None:

@@ -38,7 +38,8 @@ _KEY_MS = 2 * _WINDOW_MS  # The time in milliseconds after which Redis deletes t
 
 @mutable_record
 class _Bucket:
-    """The tokens of a client at the time `at` (in ms since 1970). The other fields are the number of its requests in Redis."""
+    """The bucket of a client: its number of tokens at the time `at` (in ms since 1970), and the requests that Redis has counted for
+    it."""
 
     tokens: float
     at: int

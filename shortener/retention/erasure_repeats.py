@@ -62,8 +62,8 @@ def _find_due(connection: Connection, now: datetime) -> list[int]:
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
-    """Return an SQL condition: the erasure of a message must be repeated now. A due time that is later than the longest wait also
-    counts, because the clock was set back after the erasure."""
+    """Return an SQL condition: the erasure of a message must be repeated now. No repeat is planned for later than the longest wait
+    from now. If the due time of a repeat is later, the clock was set back after the erasure, and the repeat is due now."""
     due_at = erasure_repeats.c.due_at
     return or_(due_at <= now, due_at > now + timedelta(seconds=REPEAT_AFTER_SECONDS[-1]))
 

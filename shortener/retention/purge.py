@@ -369,8 +369,8 @@ def _delete_events(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     page = batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since)
     deletable = [row for row, is_kept in page if not is_kept]
     if deletable and batch.connection.dialect.name == "postgresql":
-        # A replay may have committed since the page was read: the second page contains its deliveries. Later replays wait for the
-        # lock.
+        # A replay may have committed since the page was read. Therefore the deliveries are locked and the page is read again, and
+        # the events of replayed deliveries are kept. Later replays wait for the lock.
         batch.connection.execute(LOCK_DELIVERIES, {"ids": deletable})
         again = dict(batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=since))
         page = [(row, is_kept or again.get(row, True)) for row, is_kept in page]

@@ -47,8 +47,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The path of the domain check. A reverse proxy requests it with an internal host name. Therefore it responds to every Host
-#: header, except to the domain of an application.
+#: The path of the domain check. A reverse proxy requests this path with an internal host name. Therefore the path exists on every
+#: host except the domains of applications.
 DOMAIN_CHECK = "/internal/domain-check"
 PORTAL_PREFIX = "/portal"
 

@@ -67,7 +67,7 @@ class ClientTimer:
         self._handle.cancel()
         if wait is None:
             self._connection.end_slow_client()
-            # The client may read nothing, so that the connection stays open. Therefore the timer checks it again.
+            # The connection may stay open, because the client reads nothing. Therefore the timer checks it again.
             wait = self._keep_alive
         self._handle = self._loop.call_later(wait, self.check)
 

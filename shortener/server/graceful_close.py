@@ -83,7 +83,7 @@ def leave_queue(server: GracefulServer, listeners: Sequence[socket.socket]) -> N
 async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.socket]) -> None:
     """Stop listening on the sockets of `server`, and accept the connections that wait there."""
     copies = [socket.socket(fileno=os.dup(one.fileno())) for one in listeners]
-    _close(server, listeners)  # the event loop accepts no more connections; the copies of the sockets keep their queues
+    _close(server, listeners)  # the event loop stops accepting; the copies of the sockets keep the queues of connections open
     waiting: list[socket.socket] = []
     for copy in copies:
         with copy:
@@ -104,7 +104,8 @@ async def accept_waiting(server: uvicorn.Server, listeners: Sequence[socket.sock
 
 
 async def wait_for_requests(server: uvicorn.Server) -> None:
-    """Wait for requests that are on the way, for at least two steps and at most LAST_REQUEST_SECONDS."""
+    """Wait for requests that are on the way: until no connection waits for a request, for at least two pauses of _STEP_SECONDS and
+    at most LAST_REQUEST_SECONDS."""
     for step in range(round(LAST_REQUEST_SECONDS / _STEP_SECONDS)):
         await asyncio.sleep(_STEP_SECONDS)
         if step and not any(_expects_request(one) for one in server.server_state.connections):

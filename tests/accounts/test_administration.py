@@ -149,8 +149,7 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        # The tracker is disabled, but `with_suspected` still contains its application: after it is enabled again, it receives
-        # suspected hits.
+        # `with_suspected` also contains the application of a disabled tracker, which can be enabled again.
         ({"enabled": False}, {1}),
     ):
         await service.trackers.update(AUDIT, tracker.id, changes(**changed))

@@ -74,7 +74,7 @@ async def test_the_click_recorder_verdict_corrections_and_the_recount_use_the_sa
                 await service.recorder.record(make_hit(service, code, verdict))
     assert await differences() == []
 
-    # The clock moves so far that the device job counts the hits. A correction skips hits that it has not counted.
+    # The device job must count the hits first, because a correction skips hits that this job has not counted.
     clock.forward(minutes=10)
     await service.devices.catch_up()
     assert await differences() == []

@@ -133,7 +133,7 @@ def test_the_client_raises_a_deadline_error_although_the_connection_is_still_ope
 )
 def test_the_client_returns_a_text_with_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
     with scripted(failure) as server:
-        for timeout in (0.3, 3, 30):  # longer timeouts, because on a busy machine the request may not arrive in the first one
+        for timeout in (0.3, 3, 30):  # on a busy machine, the request may not arrive within 0.3 seconds, so longer timeouts follow
             text = rewrite(call, server.base, timeout=timeout, on_failure="send_long")
             if server.requests:
                 break
@@ -205,7 +205,7 @@ def test_a_bulk_rewrite_reports_its_progress_and_returns_the_texts_in_the_order_
 
 
 def test_after_the_deadline_of_a_bulk_call_the_client_returns_the_remaining_texts_with_long_urls(call: Call) -> None:
-    for deadline in (0.3, 3, 30):  # longer deadlines, because on a busy machine the request may not arrive before the first one
+    for deadline in (0.3, 3, 30):  # on a busy machine, the request may not arrive within 0.3 seconds, so longer deadlines follow
         with scripted(hang) as server:
             texts = call(
                 server.base,

@@ -51,7 +51,7 @@ class HitContext:
     # number of recipients whose links the client's address opened within a minute, including the recipient of this hit
     recipients_of_address: int = 0
     links_of_message: int = 0
-    # for each opened link of the message: the time of one hit on this link, the hit that is closest in time to this hit
+    # one time for each opened link of the message: the time of that hit on the link which is closest to the time `at`
     opened_at: Collection[datetime] = ()
 
 
@@ -169,7 +169,8 @@ class RecentAddresses:
 
 
 class RecentLinks:
-    """The links that were opened within the last second, by message. `limit` is the maximum number of messages that are stored."""
+    """The messages with a hit in the last second, and their opened links. `limit` is the maximum number of messages that are
+    stored."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
@@ -187,7 +188,8 @@ class RecentLinks:
             self._seen.popitem(last=False)
 
     def opened_at(self, message: int) -> Collection[datetime]:
-        """Return the time of the latest hit on each link of the message that was opened within the last second."""
+        """Return, for each opened link of the message, the time of its latest hit. Return nothing if the message is not stored
+        here."""
         return self._seen[message][1].values() if message in self._seen else ()
 
     def __len__(self) -> int:

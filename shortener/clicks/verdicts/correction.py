@@ -181,7 +181,7 @@ def assign_first_clicks(
         first_hits = candidates.get(message.id, {}).values()
         first_click = min(first_hits, key=lambda hit: hit.id, default=None) if message.clicked_at is None else None
         if message.clicked_at is None and first_click is None:
-            message.clicked_links = 0  # the clicks were purged, so the next click may become the first click
+            message.clicked_links = 0  # all clicks were purged; the next click can become the first click
         for hit in sorted(first_hits, key=lambda hit: hit.id):
             topics, flags, data = Topic(0), HitFlag(hit.flags), None
             if not message.clicked_links & 1 << hit.position:
@@ -244,7 +244,7 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
     """Add the first click on a message to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also
-    change the counts of first clicks by the time from sending to click."""
+    change the count of first clicks with the same time from sending to click (`time_to_click`)."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, CLICKED_MESSAGES, amount, message=message.id, link_set=link_set)
     if timed:

@@ -54,7 +54,8 @@ class LockedMessage:
         """Return the state that the message would have without its click: the state before the click, or a state that was
         reported later.
 
-        If a failure was reported after the click, this state is FAILED and not EXPIRED."""
+        If a failure was reported after the click, the result is FAILED, even if the report was EXPIRED: the row contains only the
+        time of the failure."""
         reported = (
             (State(self.state), True),
             (State.SENT, self.sent_at),

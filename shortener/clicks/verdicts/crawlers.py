@@ -5,8 +5,8 @@ separately, which takes 100 microseconds for a user agent that matches none. Her
 expression, a trie, which usually fails at the first letters. The few expressions that are not plain words are applied after it.
 Without the patterns in `NOT_CRAWLERS`, the package would return the same results.
 
-The list is read when this module is imported. If the package is damaged, the service does not start; otherwise requests would
-fail later.
+The list is read when this module is imported. A damaged package therefore prevents the start of the service. It does not cause
+errors in later requests.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 
 import orjson
 
-#: Patterns of the list that also match the user agents of people's phones. They are left out.
+#: Patterns of the list that also match the user agents of people's phones. They are left out. The request rules recognise the
+#: programs with these names in another way.
 NOT_CRAWLERS = frozenset(
     {
         r"AP3A\.240617\.008",  # a build of Android 15 that many manufacturers use
         "MetaIAB Facebook",  # the browser inside Facebook's own apps
         "Sogou",  # SogouMobileBrowser is a browser; the user agents of Sogou's crawlers contain "spider"
-        r"008\/",  # the end of some model names; the user agent of the crawler 80legs also contains its web address
+        r"008\/",  # the end of some model names; the user agent of the crawler 80legs contains a web address
         "Viber",  # the browser inside Viber; the user agent of Viber's link preview is only this word
         "WhatsApp",  # the browser inside WhatsApp; the user agent of WhatsApp's link preview begins with this word
     }

@@ -28,8 +28,8 @@ changes only if its application has the setting `retract_clicks` on. With this s
 
 A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. In this order, no
 hit becomes a first click before its new verdict is stored. A run may be interrupted at any point and repeated. On PostgreSQL, a
-click that is recorded during a correction of its message may not become the first click. The job finds such a click some minutes
-later.
+click that is recorded during a correction of its message is sometimes not recognised as the first click. The job makes it the first
+click some minutes later.
 """
 
 from __future__ import annotations

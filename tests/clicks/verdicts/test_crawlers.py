@@ -13,8 +13,8 @@ PATTERNS = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
 
 def test_the_compiled_crawler_list_matches_the_same_user_agents_as_the_package() -> None:
     crawlers = CrawlerList(PATTERNS)
-    # The example user agents of the package, and variants of them that are shortened or changed. The package may match a variant
-    # or not.
+    # The example user agents of the package, and variants of them that are shortened or changed. The package matches only some of
+    # the variants, so both results are compared.
     agents = [*EXAMPLES, *(agent[1:] for agent in EXAMPLES), *(agent[:-1] for agent in EXAMPLES), *map(str.swapcase, EXAMPLES)]
     for agent in agents[::3]:
         assert bool(crawlers.find(agent)) == is_crawler(agent), agent
