@@ -80,7 +80,6 @@ async def stats(
 ) -> None:
     """Show the numbers of messages, clicks and conversions of a period."""
     from shortener.messages.balances import read_balance
-    from shortener.portal.formats import percent
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
@@ -108,20 +107,12 @@ async def stats(
     data |= {"by": by, "groups": rows} if by else rows[0]
 
     def print_text() -> None:
-        for row in rows:
-            row["value"] = [f"{amount} {currency or '(no currency)'}" for currency, amount in row["value"].items()]
-            row |= row["conversions_by_disposition"]
-            if "cost" in row and balance is not None:
-                row["cost"] = f"{row['cost']} {balance.currency}"
-            for rate in {"delivery_rate", "click_rate", "conversion_rate"} & row.keys():
-                row[rate] = None if row[rate] is None else percent(row[rate]).replace("\N{NO-BREAK SPACE}", " ")
-            if by == "campaign":
-                row[by] = row[by] or "(no campaign)"
+        shown = [_shown_row(row, data["cost_currency"]) for row in rows]
         if by:
-            print_table(rows, by, *(_ACTION_COLUMNS if by == "action" else _COLUMNS))
+            print_table(shown, by, *(_ACTION_COLUMNS if by == "action" else _COLUMNS))
         else:
             print_fields(
-                {name: value for name, value in rows[0].items() if not isinstance(value, dict) and name != "time_to_click"}
+                {name: value for name, value in shown[0].items() if not isinstance(value, dict) and name != "time_to_click"}
             )
         if not complete:
             click.echo(
@@ -131,6 +122,21 @@ async def stats(
             )
 
     print_result(data, as_json, print_text)
+
+
+def _shown_row(row: dict[str, Any], cost_currency: str | None) -> dict[str, Any]:
+    """Return a row of figures as people read it: with currencies, percentages, and a name for messages without a campaign."""
+    from shortener.portal.formats import percent
+
+    shown: dict[str, Any] = row | row["conversions_by_disposition"]
+    shown["value"] = [f"{amount} {currency or '(no currency)'}" for currency, amount in row["value"].items()]
+    if "cost" in row and cost_currency is not None:
+        shown["cost"] = f"{row['cost']} {cost_currency}"
+    for rate in {"delivery_rate", "click_rate", "conversion_rate"} & row.keys():
+        shown[rate] = None if row[rate] is None else percent(row[rate]).replace("\N{NO-BREAK SPACE}", " ")
+    if "campaign" in row:
+        shown["campaign"] = row["campaign"] or "(no campaign)"
+    return shown
 
 
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:

@@ -132,12 +132,8 @@ def change_verdicts(
         if is_event and not change.retracts:
             result.kept += 1
             continue
-        for metric, amount in ((before, -1), (after, 1)):
-            if metric is not None:
-                delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
-            if metric == CLICKS and is_counted:
-                for by_device in device_metrics(hit.agent, hit.country):
-                    delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
+        _count(delta, message, hit, before, -1, by_device=is_counted)
+        _count(delta, message, hit, after, 1, by_device=is_counted)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
@@ -240,6 +236,16 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
         message.state = int(state)
         data |= {"first_for_message": True, "previous_state": State.CLICKTHRU.name, "new_state": state.name}
     return data
+
+
+def _count(delta: CountDelta, message: LockedMessage, hit: LockedHit, metric: str | None, amount: int, *, by_device: bool) -> None:
+    """Add a hit to the counts of `metric` (`amount` 1) or remove it from them (`amount` -1). None means that the hit has no metric.
+    If `by_device` is true, also change the counts of clicks by device and browser."""
+    metrics = [] if metric is None else [metric]
+    if metric == CLICKS and by_device:
+        metrics += device_metrics(hit.agent, hit.country)
+    for each in metrics:
+        delta.add(message.cohort_id, hit.at, each, amount, message=message.id, link_set=hit.link_set)
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
