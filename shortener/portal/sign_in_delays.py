@@ -1,11 +1,11 @@
 """After failed attempts to sign in, this module delays further attempts. No account is locked permanently. The counts of failures
 are in the database, so that all processes share them. There are three counts, and each can cause a delay:
 
-- Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
+- Failures for one name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
   attempt, from 1 second to MAX_DELAY. The failures of a stranger in another network do not delay the operator.
-- Failures of a network, for all names together. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the
+- Failures from one network, for all names together. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the
   window has passed.
-- Failures of a name from all networks together, because an attacker can use many networks. After NAME_FAILURES, each further
+- Failures for one name from all networks together, because an attacker can use many networks. After NAME_FAILURES, each further
   failure doubles the time until the next attempt, too. This delay does not apply to a network from which the operator of this
   name signed in within the last KNOWN_DAYS.
 

@@ -104,8 +104,8 @@ def _with_valid_recipients(message: Mapping[str, Any], path: str, invalid: set[s
 
 def _recipients(message: Any) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     """Return the recipients and the message ids that the response shows for a message that is left out. "" replaces a recipient
-    that cannot be read, and None replaces such an id. If no recipient can be read, the message counts as a message for one
-    recipient."""
+    that cannot be read, and None replaces an id that cannot be read. If no recipient can be read, the message counts as a message
+    for one recipient."""
     to, ids = (message.get("to"), message.get("message_id")) if isinstance(message, Mapping) else (None, None)
     recipients = tuple(one if isinstance(one, str) else "" for one in (to if isinstance(to, list) and to else [to]))
     listed = ids if isinstance(ids, list) else [ids]

@@ -248,7 +248,7 @@ async def test_the_setting_base_url_may_contain_a_path(make_service: Any) -> Non
 async def test_a_domain_that_an_earlier_version_stored_in_another_spelling_is_found(
     service: Service, client: httpx.AsyncClient
 ) -> None:
-    """Earlier versions stored IPv6 addresses as they were written."""
+    """Earlier versions stored an IPv6 address as the caller wrote it. The current version stores its shortest form."""
     stored, canonical = "[2001:db8:0::1]:8443", "[2001:db8::1]:8443"
     domain = {"application_id": 1, "host": stored, "base_url": f"https://{stored}", "created_at": service.clock()}
     await service.database.write(lambda connection: connection.execute(insert(schema.domains).values(domain)))

@@ -127,7 +127,7 @@ async def test_destination_hosts_are_blocked_listed_and_unblocked(client: httpx.
 async def test_an_address_that_an_earlier_version_stored_in_another_spelling_is_blocked_and_unblocked(
     service: Service, client: httpx.AsyncClient, clock: Clock
 ) -> None:
-    """Earlier versions stored IPv6 addresses as they were written, in links and as blocked hosts."""
+    """In links and blocked hosts, earlier versions stored an IPv6 address as the caller wrote it, and not in its shortest form."""
     old, canonical = "2001:db8:0:0::1", "2001:db8::1"
 
     async def write(statement: Any) -> None:
