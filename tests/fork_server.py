@@ -180,7 +180,8 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:
-        """Read both outputs until they end, and wait until the process ends. Raise subprocess.TimeoutExpired."""
+        """Read both outputs until they end, and wait until the process ends. Raise subprocess.TimeoutExpired if this
+        takes longer than `timeout` seconds."""
         if self.stdin is not None:
             self.stdin.close()
         contents: list[Any] = [None, None]

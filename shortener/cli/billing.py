@@ -253,7 +253,7 @@ def opt_outs() -> None:
 @json_option
 @async_command
 async def list_opt_outs(application: int | None, reveal: bool, as_json: bool) -> None:
-    """List the opt-out list of an application."""
+    """List the opt-outs of an application."""
     from shortener.cli.stats import find_application
     from shortener.messages import opt_outs as stored
     from shortener.reporting.messages import shown_number

@@ -22,9 +22,9 @@ and stored by the other processes within START_WAIT. Until the new process has r
 counts as ended for it, the purge deletes nothing, and no message or delivery expires.
 
 Each process watches its clock (`ClockGuard`). Each run of the purge stores the latest reading, so that a step is noticed even if
-the process is restarted. The processes of an installation share the stored reading. Their clocks differ a little, and their
-readings may be stored in another order than they were made. Therefore a reading that is only a little before the time of the step
-does not end the wait.
+the process is restarted. The processes of an installation share the stored reading. Their clocks differ a little, and an earlier
+reading may be stored after a later one. Therefore a reading that is only a little before the time of the step does not end the
+wait.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
         stored = await pipeline.stored_after(promoted)
         promotions.append(promoted - failed)
         pauses[fault].append(stored - promoted)
-        # Kill the old primary, as an operator who switches the machine off.
+        # Kill the old primary, as if an operator switched the machine off.
         await asyncio.to_thread(databases.standby.kill)
         before = answers.statuses.total()
         await waiting(lambda: answers.statuses.total() > before + 200)
