@@ -1,8 +1,6 @@
 """This module returns the timeline of one message: its states, the attempts to hand it on to a gateway, its hits, its conversions
 and the deliveries of its events."""
 
-# Tested by tests/cli/test_stats.py
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -34,7 +32,8 @@ def message_timeline(
     for state in ("sent", "delivered", "read", "failed"):
         if (at := getattr(message, f"{state}_at")) is not None:
             entries.append((at, {"what": state}))
-    for hit in list_hits(connection, HitFilter(application_id, message=message.message_id), MAX_ENTRIES).rows:
+    # The list has the newest hit first. Hits of the same millisecond keep the order in which they are added here.
+    for hit in reversed(list_hits(connection, HitFilter(application_id, message=message.message_id), MAX_ENTRIES).rows):
         flags = HitFlag(hit.flags)
         entry = {
             "what": "hit",
