@@ -33,7 +33,7 @@ from typing import Any
 import httpx
 import uvloop
 
-from benchmarks import delivery_rig, filling, growth, operations, rig, traffic
+from benchmarks import delivery_rig, filling, growth, operations, pauses, rig, traffic
 from benchmarks.rig import Figure
 from shortener.container import open_service
 from shortener.delivery.trackers import TrackerChanges
@@ -67,7 +67,8 @@ def measure(links: int, due: int, seconds: float, folder: Path | None) -> list[F
             rig.wrk(server.base, warm_up, seconds=WARM_UP_SECONDS)
             capacity = rig.wrk(server.base, warm_up, seconds=seconds / 2).per_second
             rate = min(int(capacity / 3), MAX_OFFERED)
-            alone, _ = _click(server.base, unused, rate, seconds)
+            with pauses.watch(place) as pauses_alone:
+                alone, _ = _click(server.base, unused, rate, seconds)
         invited = json.loads(operations.command(place, "operators", "invite", "Ada", "--role", "admin", "--json"))
         with rig.server(
             **settings, **_kept_for(filling.RETENTION_DAYS), purge_interval="1", delivery_recovery_rate="100000"
@@ -78,13 +79,14 @@ def measure(links: int, due: int, seconds: float, folder: Path | None) -> list[F
                 before = growth.purged(server)
                 with httpx.Client(base_url=server.base, headers={"X-API-Key": key}, timeout=60, trust_env=False) as client:
                     client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}).raise_for_status()
-                beside, floor, elapsed = _click_in_turns(server.base, bare, unused, rate, seconds)
+                with pauses.watch(place) as pauses_beside:
+                    beside, floor, elapsed = _click_in_turns(server.base, bare, unused, rate, seconds)
                 purged, delivered, done = growth.purged(server) - before, sink.count(), stop()
     if not (purged and delivered and all(done.values())):
         sys.exit(f"the run is void: {purged:.0f} messages purged, {delivered} delivered, {done}")
     p99, ratio = delivery_rig.quantile(beside, 0.99), seconds / elapsed
-    note = f"{rate:,} clicks/s, alone p99 {delivery_rig.quantile(alone, 0.99):.1f} ms, bare application meanwhile p99 "
-    note += f"{delivery_rig.quantile(floor, 0.99):.1f} ms; meanwhile {purged:,.0f} messages purged, "
+    note = f"{rate:,} clicks/s, alone p99 {delivery_rig.quantile(alone, 0.99):.1f} ms ({pauses_alone}), bare application meanwhile "
+    note += f"p99 {delivery_rig.quantile(floor, 0.99):.1f} ms ({pauses_beside}); meanwhile {purged:,.0f} messages purged, "
     note += f"{delivered:,} of {due:,} delivered, " + ", ".join(f"{count:,} {what}" for what, count in done.items())
     return [
         Figure("clicks during all other work, p99", p99, "ms", goal=rig.duration(MAX_P99_MS), note=note),
