@@ -278,6 +278,15 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
+        try:
+            self._run_jobs()
+            if self._checkpointer is not None:
+                self._checkpointer.stop()
+        finally:
+            with contextlib.suppress(RuntimeError):  # The event loop was closed, so nothing waits for the end of this thread.
+                self._on_end()
+
+    def _run_jobs(self) -> None:
         # How many other jobs must run before the next job of bulk work: those that were waiting when the last job of bulk work
         # ended.
         ahead = 0
@@ -291,10 +300,6 @@ class SqliteDatabase:
             except Exception:
                 log.exception("writer_job_failed")
             ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
-        if self._checkpointer is not None:
-            self._checkpointer.stop()
-        with contextlib.suppress(RuntimeError):  # The event loop was closed, so nothing waits for the end of this thread.
-            self._on_end()
 
 
 def _change_user_version(connection: Connection) -> None:

@@ -57,6 +57,18 @@ async def test_a_sqlite_database_that_is_opened_read_and_closed_starts_three_thr
     assert not any(thread.is_alive() for thread in started)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_close_ends_although_the_writer_thread_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: checkpoint.Checkpointer) -> None:
+        stop(self)
+        raise OSError("the last step of the thread failed")
+
+    stop = checkpoint.Checkpointer.stop
+    monkeypatch.setattr(checkpoint.Checkpointer, "stop", fail)
+    async with asyncio.timeout(PATIENCE), serving(tmp_path / "shortener.db") as database:
+        assert await database.read(count_rows) == 0
+
+
 async def test_a_long_database_read_of_a_command_has_no_time_limit(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db"):
         command = SqliteDatabase(tmp_path / "shortener.db", owner=False)
