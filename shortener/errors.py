@@ -94,8 +94,8 @@ class ErrorCode(enum.Enum):
     BODY_TOO_LARGE = (413, "The request body is larger than BODY_LIMIT.")
     RATE_LIMITED = (
         429,
-        "There were too many requests in a short time: with wrong credentials, for unknown codes, or of one API key, postback key "
-        "or application. Try again after `Retry-After` seconds.",
+        "There were too many requests in a short time: with wrong credentials, for unknown codes, with one API key or postback "
+        "key, or from one application. Try again after `Retry-After` seconds.",
     )
     EXPORT_IN_PROGRESS = (
         429,

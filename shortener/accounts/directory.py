@@ -1,5 +1,5 @@
 """The directory contains the applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory.
-Therefore a redirect or an API call needs no database read to identify its caller.
+Therefore redirects and API calls do not read accounts from the database.
 
 Every transaction that changes accounts also changes their version. Every process reads this version a few times per second, and
 reads the accounts again if it has changed. Therefore a revoked key, a disabled application or domain and a blocked host take

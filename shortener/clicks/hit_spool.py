@@ -137,7 +137,7 @@ class HitSpool:
 
     async def move_from(self, prefix: str) -> int:
         """Move the hits and dead letters of another spool to this spool. The keys of the other spool begin with `prefix`. Return
-        the number of moved entries. During the move, no process may use either spool.
+        the number of moved entries. Neither spool must be in use during the move.
 
         Raise RedisUnavailable if Redis does not respond. A second call then continues the move."""
 

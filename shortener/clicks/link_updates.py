@@ -209,7 +209,7 @@ class LinkUpdates:
                 await refresh_cache(self._database, self._cache, codes)
             except StoreUnavailable:
                 raise
-            except Exception:  # no second attempt, because the next redirect of each link stores its cache entry again
+            except Exception:  # if this fails, it is not repeated: the next redirect of each link stores its cache entry again
                 log.exception("links_not_cached", links=len(codes))
             self._without_entry.difference_update(codes)
         free = await self._database.read(self._find_free)

@@ -338,7 +338,8 @@ class Recorder:
         hits = [waiting for waiting, _ in failures]
         await self._resolver.resolve(hits, _CACHE_SECONDS, _READ_SECONDS)
         letters = [
-            # Without a resolution, the application of the hit is unknown. It may not permit the service to store addresses.
+            # Without a resolution, it is unknown which application the hit belongs to, and whether this application permits the
+            # service to store addresses.
             dead_letters.from_hit(waiting.hit, dead_letters.reason_of(error), has_address=waiting.resolution is not None)
             for waiting, error in failures
         ]

@@ -16,7 +16,7 @@ because a process still adds its new hits to the spool during the recovery.
 The recovery begins when the database is available again. It ends when the drainer has written all entries that were in the stream
 when the recovery began, at the latest after `MAX_CATCH_UP_SECONDS`. Then the process writes new hits to the database again. If
 entries are left in the stream, the process logs `outage_ended_before_spool` and drains them later. If Redis does not respond, the
-process uses the last known number of entries.
+process determines the end of the recovery from the last known number of entries.
 """
 
 from __future__ import annotations

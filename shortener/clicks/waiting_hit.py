@@ -21,7 +21,8 @@ class PendingResponse(Protocol):
 
 @mutable_record
 class WaitingHit:
-    """A hit in memory. Only the event loop changes it. The thread of a transaction may read its flags and sets `written`.
+    """A hit in memory. Only the event loop changes it, with one exception: the thread of a transaction sets `written`. This thread
+    also reads the flags.
 
     `overdue_at` is the time of the event loop after which the response is sent even if the hit is not stored."""
 

@@ -1,9 +1,9 @@
 """This module contains a receiver of events for Starlette (and FastAPI) and Flask. The receiver verifies each request and ignores
 repeated events.
 
-The service delivers each event at least once: if the response is lost, it sends another delivery with the same event id.
-`EventReceiver` calls the handler once for each event. If the handler raises an exception, the response is 500, and the next
-attempt calls the handler again.
+The service delivers each event at least once: if the response is lost, it makes another attempt with the same event id.
+`EventReceiver` calls the handler once for each event. If the handler raises an exception, the response is 500, and the next attempt
+calls the handler again.
 
 `RecentEvents` stores the ids of the latest events in the memory of one process. Another `EventMemory`, in the database of the
 receiver, is necessary in two cases: there are several processes, or the handler must not run twice after a restart.

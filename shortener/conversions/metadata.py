@@ -49,7 +49,7 @@ def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]
         name = _storable(name)
         try:
             value = _storable(value)
-            # How much this entry adds to the JSON of all metadata. The object here has two braces too many, and lacks a comma.
+            # The number of bytes of this entry and a comma. An object with only this entry has two braces and no comma.
             sizes[name] = len(orjson.dumps({name: value})) - 1
         except (TypeError, RecursionError):
             warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")

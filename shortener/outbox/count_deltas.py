@@ -66,8 +66,8 @@ class CountDelta:
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the amounts of another count delta. `data` is what its method `data` returns, which contains no origins. In place
-        of the origin, the time slot of each entry is used, without a link set."""
+        """Add the amounts of another count delta. `data` is the result of the other delta's method `data`, which contains no
+        origins. The origin of each entry becomes the entry's own time slot, without a link set."""
         for cohort, time_slot, metric, amount in data:
             key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)

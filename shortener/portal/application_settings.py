@@ -94,8 +94,8 @@ _HINTS: Mapping[str, str] = {
     "click_events": "Which clicks are sent to trackers. Links that were created with the value Every click still send every click.",
     "click_conversion": "The first click on a message is also sent as a conversion event (action clickthru). The trackers must "
     "subscribe to conversion events. Statistics do not count it as a conversion.",
-    "sender_rules": "What happens if carriers reject the sender because of its form, or because of a rule of the recipient's "
-    "country.",
+    "sender_rules": "What happens to a message whose sender carriers do not accept: because of the form of the sender, or because "
+    "of a rule of the recipient's country.",
     "ip_privacy": "How much of a recipient's IP address is stored. If the setting of the installation stores less, that setting "
     "applies.",
 }

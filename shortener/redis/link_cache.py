@@ -196,8 +196,8 @@ class RedisLinkCache:
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:
-            # MGET reads all keys at once. In a cluster, a command may only have keys of one hash slot, so mget_nonatomic sends
-            # one MGET for each slot.
+            # MGET reads all keys at once. In a cluster, all keys of a command must be in one hash slot, so mget_nonatomic sends one
+            # MGET for each slot.
             command = getattr(client, "mget_nonatomic", client.mget)  # only a client of a cluster has mget_nonatomic
             values: list[bytes | None] = await command(keys)
             return values

@@ -105,8 +105,8 @@ class RateLimiter:
         return self._seconds_until(bucket, 1, self._capacity)
 
     async def share(self) -> int:
-        """Exchange the counts of recent requests with the other processes through Redis. Return for how many clients this was
-        done."""
+        """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients whose counts
+        were exchanged."""
         if self._redis is None or not self._unshared:
             return 0
         counts = dict(list(self._unshared.items())[:MAX_SHARED_CLIENTS])

@@ -400,7 +400,8 @@ _KINDS: dict[str, _Kind] = {
     "events": _delete_events,
     "messages": _delete_messages,
     "first_conversions": _delete_first_conversions,
-    # "hits" is last. If the message of a hit is deleted first, the hit is deleted with it and does not have to be emptied.
+    # "hits" is last. If the message of a hit is deleted first, the hit is deleted with it, and its user agent does not have to be
+    # replaced before.
     "hits": _delete_hits,
 }
 

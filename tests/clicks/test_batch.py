@@ -192,7 +192,7 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
         connection.execute(schema.first_clicks.delete())
         return read(connection, ids)
 
-    # Third case: a correction deletes the row of first_clicks between the two statements of the claim.
+    # Third case: a correction deletes the row of first_clicks between the two statements of `claim_first_clicks`.
     read = first_clicks.read
     monkeypatch.setattr(first_clicks, "read", gone)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}

@@ -60,8 +60,8 @@ async def test_the_setting_click_events_every_also_applies_to_links_that_already
 
 
 async def test_a_link_that_was_created_with_click_events_every_still_creates_an_event_for_every_click(service: Service) -> None:
-    """The flag of the link decides, and not the current setting. Otherwise a later correction could not retract the clicks that
-    were sent as events."""
+    """The flag of the link decides whether a click creates an event, and not the current setting. Otherwise a later correction
+    could not retract the clicks that were sent as events."""
     await choose(service, click_events="every")
     (code,) = await send(service)
     await choose(service, click_events="first")

@@ -11,8 +11,8 @@ changed the state of the message to CLICKTHRU, in the same event. On links that 
 click created an event.
 
 The event log determines whether a click has an event. The setting `click_events` does not, because it may have changed since the
-click. But the event log is incomplete for hits older than `event_retention_days`, whose events may be purged. For them, the
-current settings decide whether the click counts as sent.
+click. But the event log is incomplete for hits older than `event_retention_days`, whose events may already be purged. For these
+hits, the current settings decide whether the click counts as sent.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def change_verdicts(
 ) -> CorrectionResult:
     """Change the verdicts of hits. A hit that does not have the verdict `seen` any more is skipped. A click that was sent as an
     event changes only if the field `retracts` of the change is true. `oldest_event` is the smallest id that an event within the
-    event retention can have. Events of hits with smaller ids may be purged.
+    event retention can have. Events of hits with smaller ids may already be purged.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""

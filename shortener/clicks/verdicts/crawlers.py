@@ -1,9 +1,9 @@
 """The list of crawlers and HTTP libraries in the package `crawler-user-agents`, compiled into one fast search.
 
 The list has about 1,500 regular expressions, and nearly all of them are plain words. The package searches for each expression
-separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one
-expression, a trie, which usually fails at the first letters. The few expressions that are not plain words are applied after it.
-Without the patterns in `NOT_CRAWLERS`, the package would return the same results.
+separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one expression,
+a trie, which usually fails at the first letters. The few expressions that are not plain words are applied after it. Except for the
+patterns in `NOT_CRAWLERS`, the results are the same as those of the package.
 
 The list is read when this module is imported. A damaged package therefore prevents the start of the service. It does not cause
 errors in later requests.

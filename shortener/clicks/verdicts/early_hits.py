@@ -9,8 +9,8 @@ message again and deletes the row.
 If a report is committed while an early hit is being stored, the transaction of the report may not see the new row. Therefore the
 job also examines all rows that were inserted or updated in the last minute.
 
-On PostgreSQL, the row is also a lock: without it, the job could delete the row although a new hit was stored that the job has not
-seen. To avoid deadlocks, each transaction locks rows of `messages` first, then rows of `first_clicks`, and then rows of
+On PostgreSQL, the row is also a lock. Without this lock, the job could delete the row just after a new hit was stored that the job
+has not seen. To avoid deadlocks, each transaction locks rows of `messages` first, then rows of `first_clicks`, and then rows of
 `early_hits`, each in the order of their ids.
 """
 

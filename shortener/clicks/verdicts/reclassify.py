@@ -400,8 +400,8 @@ def read_page(
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule != HOSTING_RULE, messages.c.to_address != "")
         .where(GOT_NO_PAGE)
-        # A HUMAN hit without a user agent is left out: the purge has removed its user agent. Only a confirmed click may have
-        # arrived without a user agent.
+        # A HUMAN hit without a user agent is left out, because the purge has removed its user agent. A confirmed click is the
+        # exception: it can have arrived without a user agent.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != "", hits.c.rule == CONFIRMED))
         .order_by(hits.c.id)
     )
