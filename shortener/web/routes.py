@@ -116,6 +116,10 @@ def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns
     return by_path, patterns
 
 
+#: What the error for a wrong method adds, by method and path: the call that people probably look for.
+_HINTS = {("POST", "/api/v1/links"): "POST /api/v1/rewrite creates links."}
+
+
 class ApiRouter:
     """A router that finds the endpoint of a request and runs it. The GET endpoint of a path also handles HEAD requests, unless it
     has `has_head=False` or the path has its own endpoint for HEAD."""
@@ -173,6 +177,8 @@ class ApiRouter:
         code = ErrorCode.METHOD_NOT_ALLOWED if allowed else ErrorCode.NOT_FOUND
         methods_shown = ", ".join(sorted(allowed))
         reason = f"This path accepts only {methods_shown}." if allowed else "No call has this path. /docs lists all calls."
+        if (hint := _HINTS.get((method, path))) is not None:
+            reason += f" {hint}"
         response = error_response(ApiError(code, reason))
         if allowed:
             response.headers["Allow"] = methods_shown

@@ -315,5 +315,8 @@ async def test_the_error_for_an_unknown_path_refers_to_the_documentation_and_the
 ) -> None:
     async with client_of(service, {}) as client:
         unknown, wrong = await client.post("/api/v1/rewrites", json={}), await client.get("/api/v1/rewrite")
+        create = await client.post("/api/v1/links", json={"url": "https://shop.example/"})
     assert (unknown.status_code, unknown.json()["description"]) == (404, "No call has this path. /docs lists all calls.")
     assert (wrong.status_code, wrong.json()["description"]) == (405, "This path accepts only POST.")
+    description = "This path accepts only GET, HEAD. POST /api/v1/rewrite creates links."
+    assert (create.status_code, create.json()["description"]) == (405, description)
