@@ -81,6 +81,29 @@ async def test_the_job_counts_the_excluded_objects_only_once(collections: list[f
     assert len(counted) == 1
 
 
+async def test_a_collection_includes_the_excluded_objects_each_hour_or_later_while_many_people_click(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, has_hits = 0.0, False
+    calls: list[str] = []
+    for name in ("unfreeze", "collect", "freeze"):
+        monkeypatch.setattr(gc, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 1)
+    job = FullCollections(lambda: False, lambda: has_hits, lambda: now)
+    for at, hits, is_thorough in (
+        (THOROUGH_SECONDS - 1, False, False),
+        (THOROUGH_SECONDS, True, False),
+        (THOROUGH_SECONDS + 1, False, True),
+        (2 * THOROUGH_SECONDS + 1, True, False),
+        (THOROUGH_SECONDS + 1 + MAX_THOROUGH_DELAY_SECONDS, True, True),
+    ):
+        now, has_hits = at, hits
+        await job.step()
+        assert calls == ["unfreeze"] * is_thorough + ["collect", "freeze"]
+        calls.clear()
+
+
+@pytest.mark.slow  # examines all objects of the test process several times
 async def test_objects_that_survive_a_collection_are_examined_again_each_hour_or_later_while_many_people_click() -> None:
     now, has_hits = 0.0, False
     job = FullCollections(lambda: False, lambda: has_hits, lambda: now)

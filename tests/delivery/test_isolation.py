@@ -78,6 +78,7 @@ async def click(service: Service, count: int, callback_url: Callable[[int], str]
     service.events_wake_up.notify()
 
 
+@pytest.mark.slow  # sends 60 events to a receiver that accepts 20 in a second
 @pytest.mark.parametrize("retry_after", [None, "1"])
 async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_response_counts_as_an_attempt(
     running: Service, retry_after: str | None
