@@ -6,10 +6,13 @@ memory and a tenth of the start time.
 Normally, an import of these libraries also imports these parts. A server process therefore calls `import_without_extras` before
 its other imports. The function has no effect on a library that is already imported. A program can still import every part of the
 libraries.
+
+A server process also excludes modules from full garbage collections, because modules live as long as the process.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -41,6 +44,9 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
 }
 #: pydantic looks for plugins in this module. It imports importlib.metadata, which imports email and zipfile (1 MB).
 _PLUGINS = "pydantic.plugin._loader"
+#: Whether the process has excluded the objects of its start from full garbage collections. `gc.get_freeze_count` would take
+#: milliseconds, because it counts all excluded objects.
+_excludes_objects = False
 
 
 def import_without_extras() -> None:
@@ -64,6 +70,23 @@ def import_pydantic_without_plugins() -> None:
         module = ModuleType(_PLUGINS)
         module.get_plugins = tuple  # type: ignore[attr-defined]  # the function returns an empty tuple
         sys.modules[_PLUGINS] = module
+
+
+def exclude_objects_of_start() -> None:
+    """Exclude all objects that exist now from full garbage collections. `serve` calls this function when it has started."""
+    global _excludes_objects
+    _excludes_objects = True
+    gc.freeze()
+
+
+def exclude_imported_objects() -> None:
+    """Exclude all objects that exist now from full garbage collections, if the process has excluded the objects of its start.
+
+    Call this function in the thread that has imported modules. Otherwise the next full collection would examine all new modules and
+    classes, and clicks would wait for it for 10 to 20 ms. container/full_collections.py frees excluded objects that become garbage.
+    """
+    if _excludes_objects:
+        gc.freeze()
 
 
 def _import_structlog() -> None:

@@ -33,7 +33,7 @@ from shortener.cli.stopping import (
     stop_signals,
     stop_within,
 )
-from shortener.lean_imports import import_without_extras
+from shortener.lean_imports import exclude_objects_of_start, import_without_extras
 from shortener.settings_sources import service_link_variables
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _fast_start() -> Iterator[None]:
     gc.disable()
     try:
         yield
-        gc.freeze()
+        exclude_objects_of_start()
         # Requests leave few reference cycles, so collections can be rare. With the default threshold of 700 objects, every tenth
         # redirect would start a collection. A background job starts full collections (shortener/container/full_collections.py).
         gc.set_threshold(20_000, 20, NO_FULL_COLLECTIONS)

@@ -18,6 +18,7 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from shortener.lean_imports import exclude_imported_objects
 from shortener.model import record
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def has_expressions() -> bool:
 async def load_expressions() -> None:
     """Load the expressions of ua-parser in another thread, unless this process has loaded them before."""
     if not has_expressions():
-        await asyncio.to_thread(_device_of, "")
+        await asyncio.to_thread(_load)
+
+
+def _load() -> None:
+    _device_of("")
+    exclude_imported_objects()
 
 
 def parse_device(user_agent: str) -> Device:

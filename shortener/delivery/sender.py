@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from shortener import __version__
 from shortener.delivery.guard import Guard, Lookup
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
+from shortener.lean_imports import exclude_imported_objects
 from shortener.model import Clock, utcnow
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _import_client() -> None:
 
     importlib.import_module("shortener.delivery.http_sender")
     default_tls_context()
+    exclude_imported_objects()
 
 
 def _open(guard: Guard, **options: Any) -> HttpSender:

@@ -31,6 +31,7 @@ from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
+from shortener.lean_imports import exclude_imported_objects
 from shortener.server import pages
 from shortener.server.hosts import MAX_HOST_BYTES, split_host
 from shortener.server.request_cycle import COMPLETE_RESPONSE
@@ -249,7 +250,9 @@ def _new_portal(service: Service) -> Portal:
     """Import and build the portal. This takes a second of processor time in a new process."""
     from shortener.portal.router import load_portal  # imported here, because most processes never serve the portal
 
-    return load_portal(service)
+    portal = load_portal(service)
+    exclude_imported_objects()
+    return portal
 
 
 @contextlib.asynccontextmanager

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from shortener.errors import ApiError, ErrorCode
+from shortener.lean_imports import exclude_imported_objects
 from shortener.web.endpoint import Endpoint, error_response, log_request
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _prepare(modules: Sequence[str]) -> dict[str, Sequence[Endpoint]]:
         for model in (endpoint.query, endpoint.body, endpoint.response, *endpoint.other_responses.values()):
             if model is not None:
                 model.model_rebuild()
+    exclude_imported_objects()
     return found
 
 

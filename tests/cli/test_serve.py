@@ -14,6 +14,7 @@ import httpx
 import orjson
 import pytest
 
+from shortener import lean_imports
 from shortener.cli.serve import NO_FULL_COLLECTIONS, _fast_start, _print_start
 from shortener.errors import StoreUnavailable
 from tests.cli.shell import Shell
@@ -27,7 +28,8 @@ def shell(tmp_path: Path) -> Shell:
 
 
 @pytest.fixture
-def _restore_interpreter_settings() -> Iterator[None]:
+def _restore_interpreter_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lean_imports, "_excludes_objects", False)
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.unfreeze()  # The test process has excluded its own objects from collections (tests/speed.py). Include them again.
     yield

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import pytest
 
+from shortener import lean_imports
+from shortener.clicks import user_agents
 from shortener.container import Service
 from shortener.container.full_collections import (
     MAX_DELAY_SECONDS,
@@ -13,6 +16,9 @@ from shortener.container.full_collections import (
     THOROUGH_SECONDS,
     FullCollections,
 )
+from shortener.delivery import sender
+from shortener.server import application
+from shortener.web import routes
 
 
 @pytest.fixture
@@ -146,3 +152,41 @@ async def test_a_service_starts_no_full_collection_while_a_large_rewrite_request
     service.rewrite_totals.large_requests = 0
     await job.step()
     assert len(collections) == 1
+
+
+def is_examined(value: object) -> bool:
+    """Return whether full collections examine this object."""
+    return any(one is value for one in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    "import_modules",
+    [
+        lambda _: lean_imports.exclude_imported_objects(),
+        lambda _: routes._prepare(["health"]),
+        lambda _: sender._import_client(),
+        lambda _: user_agents._load(),
+        application._new_portal,
+    ],
+    ids=["function", "api", "http_client", "user_agents", "portal"],
+)
+async def test_full_collections_do_not_examine_modules_that_a_serving_process_imports_later(
+    service: Service, import_modules: Callable[[Service], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean_imports, "_excludes_objects", False)
+    lean_imports.exclude_objects_of_start()
+    try:
+        value = [service]
+        import_modules(service)
+        assert not is_examined(value)
+    finally:
+        gc.unfreeze()
+
+
+def test_a_process_that_has_not_excluded_the_objects_of_its_start_excludes_none_after_an_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lean_imports, "_excludes_objects", False)
+    value = [1]
+    lean_imports.exclude_imported_objects()
+    assert is_examined(value)
