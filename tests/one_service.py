@@ -7,10 +7,11 @@ fails is reported with its values.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +21,34 @@ Test = Callable[..., Awaitable[None]]
 
 
 def on_one_service(test: Test) -> Test:
-    """Run all cases of the decorators `pytest.mark.parametrize` below this decorator as subtests of one test."""
+    """Let one test run all cases of the decorators `pytest.mark.parametrize` below this one, as subtests."""
+
+    async def run(subtests: pytest.Subtests, cases: Sequence[dict[str, Any]], values: dict[str, Any]) -> None:
+        for case in cases:
+            with subtests.test(_name(case)):
+                await test(**values, **case)
+
+    return _with_cases(test, run)
+
+
+def at_once_on_one_service(test: Test) -> Test:
+    """Do the same as `on_one_service`, but run all cases at the same time. Use it for cases that wait for a time limit."""
+
+    async def run(subtests: pytest.Subtests, cases: Sequence[dict[str, Any]], values: dict[str, Any]) -> None:
+        results = await asyncio.gather(*(test(**values, **case) for case in cases), return_exceptions=True)
+        for case, result in zip(cases, results, strict=True):
+            with subtests.test(_name(case)):
+                if result is not None:
+                    raise result
+
+    return _with_cases(test, run)
+
+
+Run = Callable[[pytest.Subtests, Sequence[dict[str, Any]], dict[str, Any]], Awaitable[None]]
+
+
+def _with_cases(test: Test, run: Run) -> Test:
+    """Return a test that calls `run` with all cases of `test`. It has the fixtures and the other marks of `test`."""
     marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
     cases = [
         functools.reduce(dict.__or__, combination)
@@ -29,17 +57,19 @@ def on_one_service(test: Test) -> Test:
     assert cases[0], "a test without cases does not need this decorator"
     signature = inspect.signature(test)
     fixtures = [parameter for name, parameter in signature.parameters.items() if name not in cases[0]]
-    subtests = inspect.Parameter("subtests", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameter = inspect.Parameter("subtests", inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
     @functools.wraps(test)
     async def run_cases(subtests: pytest.Subtests, **values: Any) -> None:
-        for case in cases:
-            with subtests.test(", ".join(f"{name}={value!r}" for name, value in case.items())):
-                await test(**values, **case)
+        await run(subtests, cases, values)
 
-    vars(run_cases)["__signature__"] = signature.replace(parameters=[subtests, *fixtures])
+    vars(run_cases)["__signature__"] = signature.replace(parameters=[parameter, *fixtures])
     vars(run_cases)["pytestmark"] = [mark for mark in marks if mark.name != "parametrize"]
     return run_cases
+
+
+def _name(case: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in case.items())
 
 
 def _cases(mark: pytest.Mark) -> list[dict[str, Any]]:

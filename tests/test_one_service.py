@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.one_service import on_one_service
+from tests.one_service import Test, at_once_on_one_service, on_one_service
+from tests.servers import PATIENCE
 
 
 class _Subtests:
@@ -27,8 +29,11 @@ class _Subtests:
             self.failed.append(message)
 
 
-async def test_every_combination_of_the_cases_is_a_subtest_and_those_after_a_failed_one_run_too() -> None:
-    @on_one_service
+@pytest.mark.parametrize("decorator", [on_one_service, at_once_on_one_service])
+async def test_every_combination_of_the_cases_is_a_subtest_and_those_after_a_failed_one_run_too(
+    decorator: Callable[[Test], Test],
+) -> None:
+    @decorator
     @pytest.mark.slow
     @pytest.mark.parametrize(("path", "status"), [("/a", 404), pytest.param("/b", 400, id="second")])
     @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -47,6 +52,22 @@ async def test_every_combination_of_the_cases_is_a_subtest_and_those_after_a_fai
         "method='POST', path='/b', status=400",
     ]
     assert subtests.failed == ["method='GET', path='/a', status=404"]
+
+
+async def test_cases_can_run_at_the_same_time() -> None:
+    arrived: list[int] = []
+
+    @at_once_on_one_service
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    async def test(number: int) -> None:
+        arrived.append(number)
+        async with asyncio.timeout(PATIENCE):
+            while len(arrived) < 3:
+                await asyncio.sleep(0)
+
+    subtests = _Subtests()
+    await test(subtests=subtests)
+    assert (len(subtests.run), subtests.failed) == (3, [])
 
 
 @on_one_service

@@ -12,7 +12,7 @@ from shortener.container import Service
 from shortener.server import connection_limits, http_protocol
 from shortener.server.http_protocol import MAX_HEAD_BYTES
 from tests.conftest import MakeService
-from tests.one_service import on_one_service
+from tests.one_service import at_once_on_one_service, on_one_service
 from tests.server.raw_http import (
     LAST_REQUEST,
     create_link,
@@ -195,7 +195,7 @@ HELD = {
 }
 
 
-@on_one_service
+@at_once_on_one_service
 @pytest.mark.parametrize("held", HELD)
 async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(service: Service, held: str) -> None:
     request, more = HELD[held]
