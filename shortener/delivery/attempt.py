@@ -60,7 +60,7 @@ FAULT_DETAIL = "the log of the service contains the cause (response_not_processe
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
 #: An attempt waits at most this long for the attempt of an earlier event of the same message. After that, it waits at most this
-#: long for the rate of the tracker.
+#: long until the rate of the tracker permits its start.
 MAX_WAIT_SECONDS = 2.0
 #: The limits of the wait after a 429 response without `Retry-After`. Up to 10 % of random time is added.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000

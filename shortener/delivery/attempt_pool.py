@@ -116,7 +116,7 @@ class AttemptPool(Generic[Ended]):
 class QueuePauses:
     """The queues from which a dispatcher claims nothing for `pause_ms` milliseconds after a failure of this host.
 
-    A pause that ends later than `pause_ms` from now is ignored: it was stored before the clock was set back. Times are milliseconds
+    A pause can end later than `pause_ms` from now only if the clock was set back. Such a pause is ignored. Times are milliseconds
     since 1970."""
 
     def __init__(self, pause_ms: int) -> None:

@@ -46,8 +46,8 @@ class ClaimResult:
 
     `position` is the place in the queues from which the next dispatch cycle continues. `more` is true if the next cycle must
     examine further queues. `targets` contains the targets that were read from the database, by tracker id.
-    `expired` is the number of deliveries that became dead because they waited too long. `wake_at` is the time of the next dispatch
-    cycle if the rate of a tracker or the pause of callbacks delays a delivery; otherwise None."""
+    `expired` is the number of deliveries that became dead because they waited too long or their tracker was deleted. `wake_at` is
+    the time of the next dispatch cycle if the rate of a tracker or the pause of callbacks delays a delivery; otherwise None."""
 
     position: Position
     attempts: list[AttemptInFlight] = field(default_factory=list)
@@ -99,9 +99,9 @@ class ClaimWriter:
     ) -> ClaimResult:
         """Claim up to `limit` deliveries, as a part of the caller's transaction.
 
-        `paused` contains the queues to skip, each with the time at which its pause ends. `share` is the share of this process in
-        the concurrency of trackers. `responsive` contains the callback queues whose host has responded. Times are milliseconds
-        since 1970."""
+        `paused` contains the queues to skip, each with the time at which its pause ends. `share` determines how many of the
+        attempts that a queue may have in flight belong to this process. `responsive` contains the names of the callback queues
+        whose host responded to the last attempt. Times are milliseconds since 1970."""
         result = ClaimResult(self._position)
         if limit <= 0:
             return result
@@ -115,7 +115,7 @@ class ClaimWriter:
         candidates: dict[str, Candidate] = {}
         callback_candidates = 0
         for queue in due:
-            # `limit` callback queues already use up all claims, one each. Further callback queues would get none.
+            # This transaction makes at most `limit` claims, so it needs at most `limit` callback queues as candidates.
             if is_callback(queue.name) and (callback_candidates == limit or application_of(queue.name) in blocked):
                 continue
             candidate = self._candidate(connection, result, queue, states, targets, disabled, now)
@@ -158,7 +158,7 @@ class ClaimWriter:
         wait, or if this call has made them dead."""
         settings = self._settings
         tracker = tracker_of(queue.name)
-        # If the clock was set forward, each time limit is extended by this step, so that the step makes no delivery dead.
+        # If the clock jumped ahead, each time limit is extended by the size of the jump, so that the jump makes no delivery dead.
         ahead = self._clock_ahead()
         retention = timedelta(days=settings.event_retention_days) + ahead
         if tracker is None:
@@ -170,7 +170,7 @@ class ClaimWriter:
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
-            if self._leases_wait(connection):  # leases may only seem to have ended, so attempts may be in flight
+            if self._leases_wait(connection):  # a lease can seem to have ended although its attempt is still in flight
                 return None
             result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None

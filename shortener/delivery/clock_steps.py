@@ -3,8 +3,8 @@
 Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
 for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time.
 `repair` replaces a stored time in two cases: the moment at which the time was stored is now in the future, or the stored time is
-later than the longest possible delay allows. `repair` cannot detect a wrong time of a retry that was planned before the time to
-which the clock was set back. Such a retry waits too long. The additional wait is at most the size of the clock step.
+later than the longest possible delay allows. `repair` does not change a retry that was planned before the time to which the clock
+was set back, because neither case applies. Such a retry waits too long, by at most the size of the clock step.
 
 If the clock is set forward, retries are due earlier, and no stored time needs repair. Leases seem to end earlier, so for some
 minutes the service treats no lease as ended (storage/clock_guard.py).

@@ -58,7 +58,7 @@ def callback_secret_state(connection: Connection, application_id: int) -> tuple[
 def rotate_callback_secret(
     connection: Connection, audit: AuditWriter, application_id: int, encrypted: str, now: datetime, overlap: timedelta
 ) -> datetime | None:
-    """Store a new callback secret and add the audit row. The tracker of `conversion_url` gets the secret too, unless that tracker
+    """Store a new callback secret and add the audit row. The tracker that stores `conversion_url` gets the same secret, unless it
     has a secret of its own.
 
     Return the time until which the previous secret is also used. Raise ApiError NOT_FOUND if the application does not exist."""

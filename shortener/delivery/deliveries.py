@@ -4,9 +4,9 @@ A list is read page by page. A page contains deliveries whose ids are below a gi
 supports the filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than
 requested, or none, although a next page exists. The counts of a backlog stop at `MAX_COUNT`.
 
-A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
-number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`). The
-portal uses a background job (replays.py). Both use `replay_batch`.
+A replay makes a dead or delivered delivery pending again, with the full number of attempts. The event id stays the same, and the
+attempt number continues. The API and the command line replay the dead deliveries of a tracker in one call
+(`Deliveries.replay_dead`). The portal uses a background job (replays.py). Both use `replay_batch`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatu
 class Delivery:
     """A delivery: one event that is sent to one receiver.
 
-    `tracker_id` is None if the delivery is the callback of a message. `message_id` is the id that the SMS sender gave to the
-    message."""
+    `tracker_id` is None if the delivery is the callback of a message. `message_id` is the id of the message in the API; None if
+    the event is not about a message."""
 
     id: int
     application_id: int
@@ -83,7 +83,7 @@ class DeliveryAttempt:
 @record
 class DeliveryFilter:
     """The conditions of a list of deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was
-    created. `replay_id` selects the deliveries whose latest replay was part of this background replay."""
+    created. `replay_id` selects the deliveries whose latest replay was made by this background replay."""
 
     application_id: int | None = None
     tracker_id: int | None = None
@@ -212,7 +212,7 @@ def _delivery_from_row(row: Row[Any]) -> Delivery:
 
 
 def _conditions(criteria: DeliveryFilter) -> list[ColumnElement[bool]]:
-    """Return the SQL conditions of a filter that an index supports.
+    """Return the SQL conditions for all parts of a filter except the status.
 
     Conditions on times become conditions on the id, because ids increase with time."""
     columns = deliveries.c
@@ -285,7 +285,7 @@ _ENDED = (DeliveryStatus.DELIVERED.value, DeliveryStatus.DEAD.value)
 
 
 def replay_one(connection: Connection, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None) -> Delivery:
-    """Make an ended delivery pending again, with all its attempts, and add the audit row.
+    """Make an ended delivery pending again, with the full number of attempts, and add the audit row.
 
     Raise ApiError NOT_FOUND if the delivery does not exist. Raise ApiError CONFLICT if the delivery is pending, its tracker is
     deleted, or the message of the callback is erased."""
@@ -370,9 +370,9 @@ class ReplayedBatch:
 
 def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None, now: datetime | None) -> list[ColumnElement[bool]]:
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
-    became dead after this time.
+    became dead between `dead_at` and `now` (None: `dead_at` is the current time).
 
-    If the clock was set back, deliveries that are already dead may have a time after `now`. They are included."""
+    Deliveries with a time after `now` are included, because they became dead before the clock was set back."""
     conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
         at = deliveries.c.finished_at

@@ -200,7 +200,8 @@ class Dispatcher:
         return self.attempts.usage.busy
 
     async def step(self) -> int:
-        """Run one dispatch cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
+        """Run one dispatch cycle. Return 0 if there was no work. Otherwise return the sum of the recorded outcomes, the started
+        attempts and the deliveries that became dead without an attempt, plus 1 if the next cycle must examine further queues.
 
         Raise StoreUnavailable if the database is unavailable. In this case nothing has changed. After CommitUncertain, the next
         cycle gives back the deliveries that this cycle has claimed."""
@@ -323,7 +324,7 @@ class Dispatcher:
         self.wake_up.notify_after(seconds if seconds is not None and seconds < MAX_TIMER_SECONDS else None)
 
     def _committed(self, heartbeat: Heartbeat) -> None:
-        """Use the result of a heartbeat after its transaction was committed."""
+        """Store a heartbeat in memory after its transaction was committed. If the clock was set back, count and log this."""
         self._processes.committed(heartbeat)
         if heartbeat.clock_was_set_back:
             self.totals.clock_steps += 1

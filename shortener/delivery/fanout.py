@@ -1,10 +1,10 @@
 """The fan-out creates the deliveries of each event: one for each topic of the event and each tracker that subscribes to the topic.
 
-One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither
-repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its
-request body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled gets no
-deliveries. For a tracker that the service disabled because of a 410 response, deliveries are created and wait. A tracker with a
-filter for conversions gets only the conversions that the filter permits at the time of the fan-out (conversion_filter.py).
+One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events as fanned out. So a crash
+neither repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt
+builds its request body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled
+gets no deliveries. For a tracker that the service disabled because of a 410 response, deliveries are created and wait. A tracker
+with a filter for conversions gets only the conversions that the filter permits at the time of the fan-out (conversion_filter.py).
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
 the application permits it. This event is delivered to the trackers that subscribe to conversions, after the state event. It is not
@@ -222,8 +222,8 @@ class Fanout:
         outcome: tuple[str | None, str | None] | None,
         now: int,
     ) -> list[DeliveryRow]:
-        """Return the deliveries of an event. For a conversion, `outcome` is its action and its disposition. `outcome` is None if
-        no tracker of the application has a filter, and for other events."""
+        """Return the deliveries of an event. If the event is a conversion and a tracker of its application has a filter, `outcome`
+        is the action and the disposition of the conversion. Otherwise `outcome` is None."""
 
         def row(topic: int, tracker: int, next_at: int) -> DeliveryRow:
             queue = tracker_queue(tracker)

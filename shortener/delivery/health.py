@@ -1,7 +1,7 @@
 """This module implements the circuit breaker of a tracker. It has no I/O. Times are milliseconds since 1970-01-01 UTC.
 
-After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and no attempt of
-them is used up. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for
+After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and use up no
+attempts. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for
 twice as long. If the probe succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited
 rate, so that they do not overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for
 the time in the header but at most `MAX_PAUSE_MS`.

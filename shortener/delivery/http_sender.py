@@ -136,7 +136,7 @@ class HttpSender:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
         checks = list(self._checks.values())
         for check in checks:
-            check.cancel()  # the check may still run although its requests have ended
+            check.cancel()  # a check can still run after all requests that waited for it have ended
         await asyncio.gather(*checks, return_exceptions=True)
         await self._session.close()
         if self._single_use is not None:

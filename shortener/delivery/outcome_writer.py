@@ -44,7 +44,7 @@ class OutcomeResult:
     `recorded` contains the attempts whose outcome was written. `leases_lost` is the number of attempts whose outcome was ignored.
     The other lists contain ids of trackers: `disabled` by a 410 response, `opened` (the circuit breaker opened) and `slowed` (the
     rate was lowered). `success_written` lists the trackers whose last success is in the database. `success_unknown` lists the
-    trackers whose next success must be written.
+    trackers whose next success must be written, even if another success was written less than SUCCESS_INTERVAL_MS ago.
     """
 
     recorded: list[FinishedAttempt] = field(default_factory=list)

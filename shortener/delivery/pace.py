@@ -47,8 +47,8 @@ PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "pa
 class EndpointPace:
     """The rate limits of a tracker or a gateway, in deliveries per second. None means that there is no such limit.
 
-    `paced_until` is the time from which the permitted deliveries are counted. Each claimed delivery moves this time forward by one
-    interval of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
+    `paced_until` is the time up to which claimed deliveries have used the rate. Each claimed delivery moves this time forward by
+    one interval of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
 
     max_per_second: float | None = None
     rate: float | None = None

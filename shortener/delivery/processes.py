@@ -51,7 +51,7 @@ class ProcessShare:
 
 @record
 class Heartbeat:
-    """A heartbeat that a process wrote at the time `at`, and the share of the process that follows from it.
+    """A heartbeat that a process wrote at the time `at`, and the share of the process, computed in the same transaction.
 
     `clock_was_set_back` is true if the database contains a heartbeat whose time is later than `at`."""
 
@@ -61,7 +61,7 @@ class Heartbeat:
 
 
 class DeliveryProcesses:
-    """The row of this process in the table `delivery_processes`, and the share that follows from all rows.
+    """The row of this process in the table `delivery_processes`, and its share, which is computed from the rows of all processes.
 
     If `count` is not None, the heartbeats are not counted: `count` is then the number of processes."""
 

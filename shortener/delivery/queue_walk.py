@@ -31,9 +31,9 @@ CALLBACKS_PAUSE_MS = 100
 class Position(NamedTuple):
     """The place in the queues from which the next dispatch cycle continues.
 
-    `tracker` and `callback` are the names of the last examined queues; "" is the beginning. The cycle examines no queue of
-    callbacks before `callbacks_at` (milliseconds since 1970). If `callbacks_first` is true, queues of callbacks get the first
-    claims of the cycle."""
+    `tracker` and `callback` are the names of the last examined queues; "" is the beginning. No cycle examines queues
+    of callbacks before `callbacks_at` (milliseconds since 1970). If `callbacks_first` is true, queues of callbacks get the first
+    claims of the next cycle."""
 
     tracker: str = ""
     callback: str = ""
@@ -65,7 +65,7 @@ class QueueWalk:
         self._position = position
         self._now = now
         self._trackers = _read(connection, position.tracker, [TRACKER_QUEUES])
-        # A `callbacks_at` after the end of the pause was stored before the clock was set back, so it is ignored.
+        # `callbacks_at` can be later than CALLBACKS_PAUSE_MS from now only if the clock was set back. It is then ignored.
         self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS
         self._callbacks = _QueuesOfKind([], True)
         if not self.is_paused:

@@ -40,11 +40,11 @@ from shortener.storage.schema import applications, deliveries, replays, trackers
 MAX_UNATTEMPTED = 1000
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
 
-# The SQL statement contains the state as a literal. For a parameter, the database would not use the partial index.
+# A literal, because the database would not use the partial index if the state were a parameter of the SQL statement.
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
 
 
-#: A function that calls `create_replay` with the same arguments.
+#: A function with the arguments of `create_replay`. It calls `create_replay`, or raises an exception.
 CreateReplay = Callable[[Connection, AuditWriter, dict[str, Any]], "Replay"]
 
 

@@ -70,7 +70,7 @@ class DeliveryTarget:
         If the facts contain a `topic`, this topic is sent as the name of the event. Only the facts of test deliveries contain a
         `topic`."""
         name = encode_event_id(event, topic)
-        facts = dict(facts)  # copying a dict takes a quarter of the time of building a new one
+        facts = dict(facts)  # copying a dict is four times as fast as building a new one
         facts.setdefault("topic", topic.api_name)
         facts["event_id"] = name
         if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # the event is a click, sent as a conversion

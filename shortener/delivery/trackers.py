@@ -357,7 +357,7 @@ class Trackers:
         used.
 
         Requests to `lt_callbackurl` are signed with the new secret. Requests to `conversion_url` are also signed with it, unless
-        its tracker has its own secret. Raise ApiError NOT_FOUND if the application does not exist."""
+        the tracker that stores this URL has a secret of its own. Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         until = await self._database.write(
             conversion_url.rotate_callback_secret, audit, application_id, self._secret.encrypt(plain), self._clock(), overlap

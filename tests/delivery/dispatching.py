@@ -71,7 +71,7 @@ async def tracker_row(service: Service, tracker: int) -> Row[Any]:
 
 
 def statuses(found: list[Row[Any]]) -> Counter[int]:
-    """Return the number of deliveries by status."""
+    """Return the number of deliveries with each status."""
     return Counter(row.status for row in found)
 
 

@@ -182,6 +182,6 @@ async def test_attempts_that_wait_for_earlier_ones_do_not_begin_faster_than_the_
     sender.released.set()
     await dispatcher.flush()
     assert len(sender.starts) == 9
-    # Six attempts have waited. The first one begins at once, the second one 0.05 seconds later, and each further one 0.1 seconds
-    # later.
+    # Six attempts have waited. The second one begins 0.05 seconds after the first one, and each further one 0.1 seconds after the
+    # previous one.
     assert sender.starts[-1] - sender.starts[3] > 0.4
