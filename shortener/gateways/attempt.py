@@ -9,8 +9,8 @@ The changes depend on the outcome of the attempt:
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
   the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
   operator decides.
-- unreadable: a response arrived, but does not show whether the message was accepted. The message is held, with either policy,
-  because a message is never handed on again after a response was received.
+- unreadable: a response arrived, but does not show whether the message was accepted. The message is held with either policy,
+  because `resend` applies only if the response is missing.
 """
 # Tested by tests/gateways/test_dispatcher.py
 

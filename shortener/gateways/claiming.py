@@ -52,8 +52,8 @@ class SendClaimResult:
 
 
 def find_finished(connection: Connection, states: Sequence[GatewayState], now: int, skipped: Collection[int]) -> list[SendChange]:
-    """Return changes for messages that must not be claimed: the messages of removed gateways, and messages whose process died
-    during the attempt, if the policy of their gateway is `hold`. Leave out the messages whose row ids are in `skipped`.
+    """Return changes for messages that must not be claimed: all messages of removed gateways and, for gateways with the policy
+    `hold`, the messages whose process died during the attempt. Leave out the messages whose row ids are in `skipped`.
 
     The caller writes the changes before it claims other messages."""
     changes: list[SendChange] = []

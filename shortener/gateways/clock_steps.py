@@ -2,8 +2,8 @@
 
 Times that were stored before the clock was set back are too far in the future: a message that waits five seconds for its next
 attempt would wait for hours. `repair` gives each message, lease, circuit breaker and rate its planned delay again, counted from the
-current time. If the clock was not set back, `repair` changes nothing. Therefore a process also calls it when it starts: the clock
-may have been set back while no process ran.
+current time. A process also calls `repair` when it starts, because the clock may have been set back while no process ran. If the
+clock was not set back, `repair` changes nothing.
 
 `delivery/clock_steps.py` does the same for deliveries and trackers. Times are milliseconds since 1970-01-01 UTC.
 """
@@ -25,8 +25,8 @@ from shortener.storage.schema import gateways, send_attempts, sends
 from shortener.storage.send_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
-#: The values of the column `queue`. The SQL contains them as literals. For a parameter, the database would not use the partial
-#: index.
+#: The values of the column `queue`. They are literals, because the database would not use the partial index if they were parameters
+#: of the SQL statement.
 _FIRST_ATTEMPTS: ColumnElement[int] = literal_column(str(FIRST_ATTEMPTS))
 _RETRIES: ColumnElement[int] = literal_column(str(RETRIES))
 
@@ -78,7 +78,7 @@ def _repair_first_attempts(connection: Connection, gateway_id: int, now: int) ->
 
 
 def _repair_leases(connection: Connection, gateway_id: int, now: int) -> int:
-    """If a lease is too long, make its message due after the longest possible duration of an attempt, because the attempt may still
+    """If a lease ends too far in the future, make its message due after the longest possible lease, because the attempt may still
     be in flight. `lease_until` stays unchanged, because the process that makes the attempt compares it when it records the
     outcome (`queries.lease_has_ended`)."""
     c, longest = sends.c, from_ms(now + MAX_LEASE_MS + TOLERANCE_MS)

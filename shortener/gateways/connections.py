@@ -56,7 +56,7 @@ class Connections:
             await one.connection.close()
 
     async def close_others(self, kept: Collection[int]) -> None:
-        """Close the listening connections of the gateways that are not in `kept`, after their last attempt has ended."""
+        """Close each ListeningConnection whose gateway is not in `kept`, when its last attempt has ended."""
         for gateway_id, one in list(self._open.items()):
             if gateway_id not in kept and isinstance(one.connection, ListeningConnection):
                 del self._open[gateway_id]

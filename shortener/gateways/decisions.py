@@ -76,8 +76,9 @@ def discard(
 def give_up_erased(writer: SendWriter, leases_wait: LeasesWait) -> GiveUp:
     """Return the function that an erasure calls for its messages (retention/erasure.py). The function discards the messages that
     are held or wait for a gateway. A message whose attempt is in flight does not change, because the gateway may accept it. The
-    function waits for other transactions that change the messages. Therefore a message is either claimed before the erasure, or its
-    cost is refunded once. A message that cannot be discarded does not stop the erasure."""
+    function waits for transactions that have locked these messages, such as claims, and then reads the messages. Therefore it
+    refunds no message that another transaction has just claimed, and no message twice. A message that cannot be discarded does not
+    stop the erasure."""
 
     def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:
         at = to_ms(now)

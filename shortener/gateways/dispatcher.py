@@ -187,7 +187,8 @@ class GatewayDispatcher:
         )
 
     async def step(self) -> int:
-        """Run one cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
+        """Run one cycle. Return 0 if there was no work. Otherwise return the sum of the recorded outcomes, the started attempts,
+        and the messages that were given up or postponed without an attempt.
 
         Raise StoreUnavailable if the database is unavailable. In this case nothing has changed. After CommitUncertain, the next
         cycle gives back the messages that this cycle has claimed."""
@@ -221,7 +222,7 @@ class GatewayDispatcher:
 
     async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
         """Record `ended`, the oldest ended attempts. Then claim up to `limit` messages, of all gateways or of the gateway `only`,
-        and start their attempts. Return the number of changes and the number of started attempts."""
+        and start their attempts. Return the sum that `step` describes, and the number of started attempts."""
         last: list[_Cycle] = []
         try:
             cycle = await self._database.write_later(self._write_cycle, ended, limit, only, last)

@@ -65,8 +65,8 @@ def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Col
 
 
 def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int]) -> list[SendChange]:
-    """Return changes that hold the messages of a gateway whose process died during the attempt, so that the outcome is
-    unknown."""
+    """Return changes for those messages of a gateway for which a lease has ended without an outcome, usually because the process
+    died. If the delivery report of such a message has arrived, the change finishes the message. Otherwise the change holds it."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lease_has_ended(now), *_not_in(skipped))
     return [finish_reported(one, now) or SendChange(one, row_after(one, SendStatus.HELD, now, "lease_lost")) for one in found]
 

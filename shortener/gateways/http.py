@@ -9,9 +9,9 @@ response. The rules for responses (`classify`):
   is missing after the request was sent. In both cases the message is doubtful.
 
 The requests are sent by `delivery/sender.py`: within the time limit, with limited memory, without redirects, and only to permitted
-addresses. A request on an idle connection is sent again if the gateway has just closed this connection. The gateway may have
-accepted the message before, so the message is then doubtful. If doubtful messages must not be repeated, each request uses a new
-connection.
+addresses. A request on an idle connection is sent again if the gateway has just closed this connection. The message is then
+doubtful, because the gateway may have received the first request too. If doubtful messages must not be repeated, each request uses
+a new connection.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class HttpSettings(BaseModel):
     def _check_variables(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if not templates.PLACEHOLDER.fullmatch(f"{{{name}}}") or name in PLACEHOLDERS:
-                raise ValueError(f"{name!r} must be a name of lower-case letters, digits and _ that is not a placeholder")
+                raise ValueError(
+                    f"{name!r} must be a name of lower-case letters, digits and _, and not the name of a built-in placeholder"
+                )
         return value
 
     @field_validator("report_states")

@@ -65,7 +65,7 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
 
 
 def _name_setting(kind: str, path: str, reason: str) -> str:
-    """Return the reason, for an unknown setting with the nearest name."""
+    """Return the reason why a setting is invalid. If the setting is unknown, the reason also contains the nearest known name."""
     name = path.removeprefix("settings.")
     if reason != UNKNOWN_FIELD or "." in name:
         return reason

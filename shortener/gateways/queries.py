@@ -282,7 +282,7 @@ class FinishedSend(NamedTuple):
 
     The values are written only if the row has not changed since it was claimed or read. The number of the row's attempt must be
     `claimed_attempt`, and the end of its lease must be `claimed_lease`. A `claimed_lease` of 0 means that no process had claimed
-    the row. A row that is doubtful stays doubtful, because a report may have arrived during the attempt (reports.py)."""
+    the row. If a report has made the row doubtful during the attempt (reports.py), it stays doubtful."""
 
     id: int
     claimed_attempt: int

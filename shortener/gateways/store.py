@@ -180,8 +180,8 @@ class GatewayStore:
         return found
 
     def ensure_simulator(self, connection: Connection) -> int:
-        """Create the simulator of the installation if it is missing, or repair it if its settings cannot be decrypted. Return its
-        id."""
+        """Create the built-in simulator, which all applications share, if it is missing. Replace its settings if they were removed
+        because their secret is lost. Return the id of the simulator."""
         table = schema.gateways
         found = select(table.c.id, table.c.settings).where(
             table.c.application_id == ALL_APPLICATIONS, table.c.name == SIMULATOR, table.c.removed_at.is_(None)
@@ -323,7 +323,7 @@ def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) 
     """Create a gateway, add the audit row, and return the row of the gateway."""
     table = schema.gateways
     owner = row["application_id"]
-    # Other changes of accounts wait from here on, so that two gateways do not get the same name at the same time.
+    # Until this transaction ends, other changes of accounts wait, so that two gateways cannot get the same name at the same time.
     mark_accounts_changed(connection)
     if owner != ALL_APPLICATIONS:
         require_application(connection, owner)
@@ -428,13 +428,13 @@ def using_applications(connection: Connection, gateway_id: int) -> list[tuple[in
 
 
 def require_removable(application_id: int, name: str) -> None:
-    """Raise ApiError CONFLICT if the gateway `name` of the application is the simulator of the installation."""
+    """Raise ApiError CONFLICT if this gateway is the built-in simulator, which all applications share."""
     if application_id == ALL_APPLICATIONS and name == SIMULATOR:
-        raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
+        raise ApiError(ErrorCode.CONFLICT, "The built-in simulator cannot be removed.")
 
 
 def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
-    mark_accounts_changed(connection)  # other changes of accounts wait, so that a gateway is removed once
+    mark_accounts_changed(connection)  # other changes of accounts wait, so that a gateway is removed only once
     row = _require(connection, gateway_id, application_id)
     require_removable(row.application_id, row.name)
     table = schema.gateways

@@ -148,7 +148,7 @@ def test_the_built_in_simulator_cannot_be_removed_and_the_command_does_not_annou
     shell("applications", "update", "1", "--gateway", "simulator")
     (simulator,) = shell.json("gateways", "list")
     refused = shell("gateways", "remove", str(simulator["gateway_id"]), code=1).stderr
-    assert "The simulator of the installation cannot be removed" in refused
+    assert "The built-in simulator cannot be removed" in refused
     assert "is removed" not in refused
 
 

@@ -280,7 +280,7 @@ async def test_two_processes_send_each_message_to_the_gateway_once(
         await send_messages(10)
     processes = [other_process(service) for _ in range(3)]
     for process in processes:
-        process.attempts.usage.total = 32  # one process must not be able to claim all messages
+        process.attempts.usage.total = 32  # fewer slots than messages, so that one process cannot claim all of them
         assert await process.step() > 0
     await asyncio.gather(*(process.flush() for process in processes))
     assert all(process.totals.sent > 0 for process in processes)
