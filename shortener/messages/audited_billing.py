@@ -82,7 +82,7 @@ def remove_price(connection: Connection, audit: AuditWriter, application_id: int
 
 
 def _prices(connection: Connection, application_id: int) -> Mapping[str, str]:
-    """Return the prices of an application by their prefixes."""
+    """Return the prices of an application as texts, by prefix."""
     table = schema.prices
     rows = connection.execute(select(table).where(table.c.application_id == application_id))
     return {row.prefix: _text(row.price) for row in rows}

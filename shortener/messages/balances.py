@@ -113,7 +113,7 @@ def change_balance(
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("amount", f"must be below {MAX_AMOUNT:f}")])
     code = code or (before.currency if before else DEFAULT_CURRENCY)
     if before is not None and code != before.currency:
-        _end_refunds(connection, application_id)  # again, for messages that were queued before the balance was locked
+        _end_refunds(connection, application_id)  # a second time, for messages that were queued before the balance was locked
     row = {"application_id": application_id, "amount": new, "currency": code, "updated_at": now}
     statement = upsert(connection, schema.balances).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["application_id"], set_=row))
@@ -125,10 +125,10 @@ def change_balance(
 def remove_balance(connection: Connection, application_id: int) -> bool:
     """Remove the balance of an application. The application is then no longer prepaid. Return whether it was prepaid before."""
     table = schema.balances
-    _end_refunds(connection, application_id)  # in the order of `change_balance`
+    _end_refunds(connection, application_id)  # locks the messages before the balance, as `change_balance` does
     removed = connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
     if removed:
-        _end_refunds(connection, application_id)  # again, for messages that were queued before the balance was locked
+        _end_refunds(connection, application_id)  # a second time, for messages that were queued before the balance was locked
     return removed
 
 

@@ -21,8 +21,8 @@ _MIN_SALT_CHARACTERS = 16
 # has more than 10.
 _MIN_DISTINCT_SALT_CHARACTERS = 8
 
-# The base in which hashids writes numbers. A code consists of one character and the digits of the number. Therefore the base is the
-# smallest number whose code has three characters: it has two digits.
+# The base in which hashids writes numbers. A code consists of one character and the digits of the number. The base itself is the
+# smallest number with two digits, so it is the smallest number whose code has three characters.
 _BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
 # hashids selects the alphabet for a number by the last two decimal digits of the number. hashids promises to keep this algorithm.
 _ALPHABETS = 100
@@ -58,8 +58,7 @@ class Codes:
         return self._encode(self._randbits(self.bits))
 
     def _encode(self, number: int) -> str:
-        """Return the code of a number. The result is the same as `Hashids(salt, length).encode(number)`, but takes a fifth of the
-        time."""
+        """Return the code of a number. The result equals `Hashids(salt, length).encode(number)`, but this is five times as fast."""
         first, alphabet = self._alphabet(number % _ALPHABETS)
         digits = ""
         remaining = number

@@ -113,7 +113,7 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
     match: re.Match[str] | None = None
     has_more = True
     while True:
-        # The same text is not searched again, because this would take long.
+        # A match after `position` is used again, because a second search of the same text would take long.
         if has_more and (match is None or match.start() < position):
             sign = body.find("#", position)
             match = _START.search(body, sign) if sign >= 0 else None

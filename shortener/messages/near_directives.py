@@ -20,8 +20,8 @@ from typing import NamedTuple
 # invisible character after every letter.
 _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
-# The first characters of all forms of the sign `#`. The search first looks for these characters, because this takes a tenth of
-# the time of a search for the complete forms.
+# The first characters of all forms of the sign `#`. The search first looks for these characters, because this is ten times as
+# fast as a search for the complete forms.
 _SIGN_START = re.compile(r"[#＃﹟♯&%]")
 # A regular expression for an opening parenthesis that a program has escaped (for HTML, a URL or Markdown), and for brackets that
 # look like a parenthesis. The search replaces each match by `❨`.

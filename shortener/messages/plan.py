@@ -146,7 +146,8 @@ def plan_request(
     if recipients > limits.max_recipients:
         description = f"The request has {counted(recipients, 'recipient')}; at most {limits.max_recipients} may be in one request."
         error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
-    # A request that was accepted with a larger limit may be repeated. It then has an Idempotency-Key or ids of its messages.
+    # A request that is too large now can repeat a request that was accepted when the limit was higher. If the caller has chosen no
+    # message_id, only the Idempotency-Key can show this, so the messages are not planned.
     if error is not None and not any(any(item.message_ids or ()) for item in items):
         return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, earlier_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []

@@ -53,8 +53,8 @@ class RewriteItem:
 
     @property
     def places(self) -> range:
-        """The indexes of the recipients, which have one entry each in the response. An item without a recipient has one entry too,
-        with the error."""
+        """The indexes of the recipients. The response has one entry for each index. An item without recipients has the index 0 for
+        the entry with its error."""
         return range(max(len(self.to), 1))
 
     def skips(self, code: ErrorCode) -> bool:

@@ -193,7 +193,8 @@ class Rewriter:
         return preview_request(await self._plan_without_key(application, items), self._codes.mint)
 
     async def _plan_without_key(self, application: Application, items: Sequence[RewriteItem]) -> PlannedRequest:
-        """Plan a request that has no Idempotency-Key and is not stored. A large request is planned in a thread."""
+        """Plan a request that will not be stored, for a preview or to find its problems. The plan has no Idempotency-Key. A large
+        request is planned in a thread."""
         plan = partial(
             plan_request,
             application,

@@ -196,8 +196,8 @@ async def test_a_send_is_sent_once_if_postgresql_commits_it_after_the_look_up(
     if not isinstance(service.database, PostgresDatabase):
         return  # SQLite has no connection that can be cut.
     assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
-    # These messages create the cohort and the link set. So the second attempt of the next request waits only for the rows of its
-    # messages.
+    # These messages create the cohort and the link set, so that the second attempt of the next request waits only for the rows of
+    # its own messages.
     await client.post("/api/v1/sms/send", json=SEND)
     database = CommitsLater(service.database)
     monkeypatch.setattr(service.rewriter._commits._batcher, "_database", database)

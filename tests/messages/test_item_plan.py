@@ -47,7 +47,7 @@ def test_a_link_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> No
     "at",
     [
         datetime.max.replace(tzinfo=UTC),
-        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),  # in UTC, its year is 10000
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),  # this time is in the year 10000 in UTC
         NOON + MAX_LIFETIME + timedelta(seconds=1),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_link_expiry_more_than_3650_days_in_the_future_is_rejected(at: datetim
 
 
 def test_the_first_representable_time_is_rejected_as_a_link_expiry() -> None:
-    at = datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))  # in UTC, its year is 0
+    at = datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))  # this time is in the year 0 in UTC
     assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be in the future")
 
 
