@@ -140,7 +140,7 @@ def test_a_gateway_request_that_must_not_be_repeated_uses_a_new_connection() -> 
         ({"body": "{text}", "content_type": "application/json"}, "must be JSON"),
         ({"headers": {"X-A": "a\r\nB: c"}}, "printable"),
         ({"headers": {"Content-Type": "text/x"}}, "content_type"),
-        ({"variables": {"text": "x"}}, "not a placeholder"),
+        ({"variables": {"text": "x"}}, "not the name of a built-in placeholder"),
         ({"success_statuses": "two hundred"}, "must be"),
         ({"success_path": "$.status"}, "success_values"),
         ({"id_path": "id"}, "must be a path"),
