@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -78,8 +78,27 @@ NOT_RUN = {
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 
 
-def document_id(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def for_each_document(documents: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make a test of a check of one document. The test checks all documents, and its error contains the errors of each document.
+
+    A test for each document would be 600 tests, which need more time than their checks."""
+
+    def decorate(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            errors = []
+            for document in documents:
+                try:
+                    check(document)
+                except Exception as error:
+                    error.add_note(f"in {document.relative_to(ROOT)}")
+                    errors.append(error)
+            if errors:
+                raise ExceptionGroup(f"{len(errors)} of the documents have errors", errors)
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
 
 
 def anchors(document: Path) -> set[str]:
@@ -88,7 +107,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_links_between_documents_and_their_headings_resolve(document: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text()):
         linked = document.parent / target if target else document
@@ -104,7 +123,7 @@ def test_every_document_is_reachable_by_links_from_the_index_of_the_documents() 
             assert f"({name})" in index, name
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in DECISIONS], ids=document_id)
+@for_each_document([path for path in DOCUMENTS if path not in DECISIONS])
 def test_the_first_paragraph_of_each_document_names_its_readers(document: Path) -> None:
     first = document.read_text().split("\n\n")[1]
     assert re.search(r"\b[Ff]or (?!example)", first), first
@@ -121,19 +140,19 @@ def test_each_code_block_of_a_document_is_run_by_a_test_or_has_a_reason_why_not(
             assert file.is_file(), file
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_paths_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"`((?:shortener|tests|benchmarks|docs|config)/[\w./-]+)`", document.read_text()):
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_every_decision_record_exists_that_a_document_cites(document: Path) -> None:
     for number in re.findall(r"decisions?/(\d{4})", document.read_text()):
         assert list((ROOT / "docs" / "decisions").glob(f"{number}-*.md")), number
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_commands_and_options_that_a_document_mentions_exist(document: Path) -> None:
     spans = re.findall(r"`((?:\.venv/bin/)?shortener [a-z][^`]*)`", document.read_text())
     for words in shortener_commands("\n".join([*shell_blocks(document), *spans])):
@@ -180,14 +199,14 @@ def test_benchmarks_that_documents_mention_exist() -> None:
             assert (ROOT / "benchmarks" / f"{name}.py").is_file(), f"{document.name}: {name}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_a_document_that_promises_that_no_data_are_lost_states_the_conditions(document: Path) -> None:
     text = document.read_text()
     if re.search(r"\b(nothing|no acknowledged click|never)\b[^.|]*\b(lost|lose|loses)\b|\bloses no\b", text, re.IGNORECASE):
         assert "HIT_DEADLINE" in text
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
+@for_each_document(DOCUMENTS)
 def test_settings_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"\bSHORTENER_([A-Z][A-Z_]+[A-Z])\b", document.read_text()):
         assert name.removesuffix("_FILE").lower() in {*Settings.model_fields, "config", "name"}, name
@@ -200,7 +219,7 @@ def registered_metrics() -> set[str]:
     return {name.removesuffix("_total") for name in re.findall(r"^\| `(shortener_[a-z_]+)` \|", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=document_id)
+@for_each_document([path for path in DOCUMENTS if path.name != "CHANGELOG.md"])
 def test_metrics_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"\b(shortener_[a-z_]+[a-z])\b", document.read_text()):
         assert name.removesuffix("_total") in registered_metrics(), name
@@ -217,7 +236,7 @@ def test_log_events_that_documents_mention_exist() -> None:
             assert name in logged_events(), f"{document.name}: {name}"
 
 
-@pytest.mark.parametrize("record", DECISIONS, ids=document_id)
+@for_each_document(DECISIONS)
 def test_a_decision_record_has_a_number_a_date_and_a_status(record: Path) -> None:
     title, facts = record.read_text().split("\n\n")[:2]
     assert title.startswith(f"# {int(record.name[:4])}. "), title
