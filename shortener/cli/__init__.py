@@ -20,7 +20,7 @@ from shortener.lean_imports import import_pydantic_without_plugins
 #: The commands. The key is the name of the command. The value is its module and its help text of one line.
 COMMANDS = {
     "serve": ("serve", "Run the web server and the delivery workers in one process."),
-    "deliver": ("serve", "Run delivery workers only, in addition to servers on PostgreSQL."),
+    "deliver": ("serve", "Run delivery workers only, in addition to servers (requires PostgreSQL)."),
     "applications": ("accounts", "Create, list, show and update applications."),
     "operators": ("operators", "Invite, list, change, disable and reset the people who may use the portal."),
     "keys": ("accounts", "Create, list and revoke API keys."),
@@ -97,8 +97,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit. Every error becomes a message on stderr and an exit code.
 
-    The traceback of an unexpected error is printed only with SHORTENER_LOG_LEVEL=debug. Installations, exports and backups
-    contain personal data, so other users of the machine cannot read the files that a command creates.
+    The traceback of an unexpected error is printed only with SHORTENER_LOG_LEVEL=debug. The umask prevents other users of the
+    machine from reading the files that a command creates, because installations, exports and backups contain personal data.
     """
     os.umask(0o077)
     import_pydantic_without_plugins()

@@ -98,7 +98,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 async def rotate_callback_secret(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create and print a new callback secret, which signs the requests to lt_callbackurl and conversion_url.
 
-    For the time --overlap, requests are signed with both the new and the previous secret. Older secrets are no longer used.
+    During --overlap, requests are signed with both the new and the previous secret. Older secrets are no longer used.
     """
     from shortener.cli.trackers import open_trackers
     from shortener.storage.types import to_iso
@@ -158,7 +158,9 @@ async def show_application(application: int | None, as_json: bool) -> None:
     help="Change a setting, for example click_events=every; an empty value resets it. `applications show` prints all settings. "
     "Can be repeated.",
 )
-@click.option("--gateway", help="Gateway that sends the messages of the application: its name, simulator or none.")
+@click.option(
+    "--gateway", help="Name of the gateway that sends the messages of the application, for example simulator; none: no gateway."
+)
 @click.option("--disable/--enable", default=None, help="Disable or enable the application with all its links, keys and tokens.")
 @yes_option
 @json_option
@@ -368,9 +370,9 @@ def tokens() -> None:
 @json_option
 @async_command
 async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
-    """Create a new tracker token and print it. The previous token stays valid for the time --overlap.
+    """Create a new tracker token and print it. The previous token stays valid during --overlap.
 
-    Only these two tokens are valid: an older token stops working at once.
+    Only these two tokens are valid: any older token stops working at once.
     """
     from shortener.accounts import audited_credentials, credentials
     from shortener.storage.clock import open_clock

@@ -1,4 +1,4 @@
-"""This module checks whether phones can open short links if BASE_URL is not set."""
+"""This module finds out whether phones cannot open the short links, because BASE_URL is not set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from shortener.settings import Settings, is_loopback
 
 
 def unreachable_links(settings: Settings) -> str | None:
-    """Return the reason why phones could not open short links: other machines can reach the service, but BASE_URL is not set.
-    Return None if there is no such reason."""
+    """Return an error text if other machines can reach the service, but BASE_URL is not set: short links would then begin with a
+    loopback address, which no phone can open. Otherwise return None."""
     if not settings.has_default_base_url:
         return None
     if not is_loopback(settings.host):

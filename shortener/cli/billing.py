@@ -166,8 +166,8 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
     """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408.
 
     PREFIX is the beginning of phone numbers with the country code, not the id of an application: the price applies to all
-    applications, unless --application names one. The PREFIX `default` means all other numbers. The price is in the currency of the
-    balance of each application.
+    applications, unless --application names one. The PREFIX `default` means all other numbers. Each application
+    pays the price in the currency of its balance.
 
     \b
     For numbers in North America:    shortener prices set 1 0.0075

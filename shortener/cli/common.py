@@ -67,7 +67,8 @@ def interruptible() -> Iterator[None]:
 
 
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
-    """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines.
+    """Print `what`, the description of what a command is about to do. At a terminal, ask the user to confirm it, and raise Abort if
+    the user declines.
 
     Do nothing if `yes` is true or `what` is empty. If stdin is not a terminal, do not ask: continue, or raise ClickException if
     `is_required` is true."""
@@ -116,8 +117,8 @@ def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime 
     once; then `confirm` does not ask.
 
     `what` names the present key or secret. It stays valid for `overlap`, or becomes invalid at once if `overlap` is 0.
-    `earlier_until` is the end of the validity of the key or secret before the present one, or None. That earlier key or secret
-    always becomes invalid at once."""
+    If the key or secret before the present one is still valid, `earlier_until` is the end of its validity. It always becomes
+    invalid at once."""
     from shortener.storage.types import to_iso
 
     now = current_time()
@@ -150,8 +151,8 @@ def load_settings(**overrides: Any) -> Settings:
         return settings_sources.load(**overrides)
     except SettingsError as error:
         text = f"unusable settings:\n{error}\n({HELP_PAGE})"
-    # If an option may be the cause, read the files again without the options. Otherwise do not read them again, because a
-    # settings file may be a pipe, which can be read only once.
+    # If the command line has set values, load the settings again without them. If this succeeds, these values are the cause of the
+    # error. Otherwise do not read the files again, because a settings file may be a pipe, which can be read only once.
     if any(value is not None for value in overrides.values()):
         with suppress(SettingsError):
             settings_sources.load()
@@ -266,8 +267,9 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked. Raise NoInstallation if there
     is no database: a command in the wrong folder must not create one.
 
-    If the command has changed an account, wait at the end until all processes of the installation use the change. Otherwise the
-    next request of a script could still meet the old state, for example after the script has revoked a key."""
+    If the command has changed an application or a credential, wait at the end until all processes of the installation use the
+    change. Otherwise the next request of a script could still meet the old state, for example after the script has revoked a
+    key."""
     from shortener.accounts.directory import require_application
     from shortener.accounts.version import read_version
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation

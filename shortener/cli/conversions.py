@@ -205,7 +205,7 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def rotate_postback_key(key: int, application: int | None, overlap: timedelta, yes: bool, as_json: bool) -> None:
-    """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
+    """Replace the postback key with this id by a new key, and print the new URL. The previous key stays valid during --overlap."""
     from shortener.accounts import audited_credentials
     from shortener.storage.clock import open_clock
     from shortener.storage.types import to_iso

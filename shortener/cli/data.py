@@ -44,7 +44,7 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 
 
 @click.command()
-@click.option("--trust-clock", is_flag=True, help="Do not ask if the clock moved far ahead.")
+@click.option("--trust-clock", is_flag=True, help="Purge without a question, even if the clock moved far ahead.")
 @json_option
 @async_command
 async def purge(trust_clock: bool, as_json: bool) -> None:

@@ -41,7 +41,7 @@ def name_database(settings: Settings) -> Iterator[None]:
         if settings.store_url.startswith("postgresql"):
             note = f"It is {place} (setting DATABASE_URL)"
         elif _NO_PERMISSION.search(str(error)):
-            note = f"It is in {place}. The user {user_name()} must be able to write this place"
+            note = f"It is in {place}. The user {user_name()} must be able to write to it"
         else:
             note = f"It is in {place}"
         error.add_note(note)

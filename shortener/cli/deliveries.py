@@ -118,7 +118,7 @@ async def replay_deliveries(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send one delivery again, or all dead deliveries of a tracker. Each delivery gets all its attempts again."""
+    """Send one delivery again, or all dead deliveries of a tracker. Each of them gets the full number of attempts."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
     from shortener.storage.clock import open_clock
 
@@ -152,7 +152,8 @@ async def replay_deliveries(
 async def requeue_events(as_json: bool) -> None:
     """Create the deliveries of quarantined events.
 
-    An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an upgrade.
+    An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an
+    upgrade that corrects the bug.
     """
     from shortener.delivery import fanout
 

@@ -49,7 +49,7 @@ TIMEOUT_SECONDS = 20.0  # the maximum duration of each step of the demo
 )
 @json_option
 def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
-    """Rewrite, click and convert one message with a local receiver, and print every request and response.
+    """Rewrite one message, click its link and report a conversion, with a local receiver. Print every request and response.
 
     The demo starts a server with an installation of its own in a temporary folder, which it deletes at the end. It does not use
     your installation. Nothing is sent to other machines.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 DAYS = 21
-GATEWAY_SHARE = 25  # The gateway of the demo sends every message whose number is a multiple of this number.
+#: The gateway of the demo sends the messages whose number is a multiple of this number. All other messages are only rewritten.
+GATEWAY_SHARE = 25
 
 
 class DemoClock:
@@ -69,8 +70,8 @@ _PREVIEW = (
 @record
 class DemoCampaign:
     """A campaign of the demo. `day` and `hour` say when it was sent. If `day` is None, it is sent every day at working hours.
-    `share` is the part of all messages that belongs to the campaign. `click_share` is the part of its delivered messages whose
-    links people click."""
+    `share` is the fraction of all messages that belongs to the campaign. `click_share` is the fraction of its delivered messages
+    whose links people click."""
 
     name: str
     body: str
@@ -167,8 +168,8 @@ async def fill(
 ) -> None:
     """Create the traffic of the last DAYS days before the current time of the clock.
 
-    The service must be opened with this clock. Its application should be created before the traffic, which begins at
-    `start_of_traffic`. `receivers` is the base URL of the demo's trackers; if it is None, the demo has no trackers."""
+    The service must be opened with this clock. Its application should be created at `start_of_traffic`, when the traffic begins.
+    `receivers` is the base URL of the demo's trackers; if it is None, the demo has no trackers."""
     import httpx
 
     from shortener.reporting.counts import fold
@@ -190,7 +191,8 @@ async def fill(
             if receivers is not None:
                 await _deliver(service)
     clock.now = end
-    await service.fanout.flush()  # run the fan-out now, because it also counts how long after sending each click came
+    # Run the fan-out even without trackers, because it also counts the times from sending to click.
+    await service.fanout.flush()
     if receivers is not None:
         await _deliver(service)
     while await service.database.write(fold):

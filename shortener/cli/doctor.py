@@ -1,9 +1,8 @@
 """The command `shortener doctor`, which checks the installation.
 
-A problem that prevents the start of `serve` is an error, so `doctor` and `serve` always agree. A problem that recipients already
-notice, for example an expired certificate, is also an error. A problem that will have effects later is a warning. Each line that
-is not `ok` has a remedy. The exit code is 1 if there is an error, otherwise 0. The checks of the database and of Redis are in
-doctor_store.py. The checks of gateways are in doctor_gateways.py.
+A problem is an error if it prevents the start of `serve`, or if recipients already notice it, for example an expired certificate.
+Other problems are warnings. Each line that is not `ok` has a remedy. The exit code is 1 if there is an error, otherwise 0. The
+checks of the database and of Redis are in doctor_store.py. The checks of gateways are in doctor_gateways.py.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "private_targets",
             "warning",
-            "trackers can reach private addresses of your network",
+            "whoever adds a tracker can make the service send requests to private addresses of your network",
             "remove ALLOW_PRIVATE_TARGETS; it is for development only",
         )
     if settings.base_url.startswith("https://") and not settings.trusted_proxies:
@@ -195,7 +194,8 @@ def _check_link_host(url: str) -> Iterator[Finding]:
         return
     yield Finding("dns", "ok", f"{host} has the address {', '.join(addresses)}")
     if parts.scheme == "http":
-        text = f"short links begin with http://{host}: phones show a warning, and each click needs another redirect"
+        text = f"short links begin with http://{host}: browsers show a warning. "
+        text += "If a proxy redirects to https://, each click needs one more redirect"
         yield Finding("base_url", "warning", text, "put a reverse proxy with TLS in front, and use an https:// address")
         return
     yield _check_certificate(host, port)

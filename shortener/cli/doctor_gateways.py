@@ -1,7 +1,7 @@
 """The checks of `shortener doctor` about gateways: messages that wait, circuit breakers, held messages, and addresses.
 
 `check_gateway_queues` reads the database. `check_gateway_addresses` opens one TCP connection to each gateway that the service
-reaches without an HTTP proxy: SMPP gateways, and HTTP gateways on private networks. It sends no data.
+never calls through an HTTP proxy: SMPP gateways, and HTTP gateways with `allow_private`. It sends no data.
 """
 # Tested by tests/cli/test_doctor.py
 
@@ -48,11 +48,11 @@ def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Find
             last = f"last success: {to_iso(one.last_success_at) or 'none'}"
             text = f"the circuit breaker of {name} is open after {counted(one.failures_in_row, 'failure')} in a row; {last}. "
             text += counted(one.waiting, "message waits", "messages wait")
-            remedy = f"{test}; correct it with `shortener gateways update {one.id}`, or if nothing needs a correction, `--disable` "
-            yield Finding("gateways", "warning", text, f"{remedy}and `--enable` end the pause (at most 5 minutes)")
+            remedy = f"{test}; correct the gateway with `shortener gateways update {one.id}`. The pause takes at most 5 minutes; "
+            yield Finding("gateways", "warning", text, f"{remedy}`--disable` and then `--enable` end it")
         elif one.oldest_seconds > MAX_WAITING_SECONDS:
             text = f"{counted(one.waiting, 'message waits', 'messages wait')} for {name}, the oldest for {one.oldest_seconds:.0f} s"
-            remedy = "check that a process hands messages on (`shortener serve` or `deliver`), and --max-per-second of the gateway"
+            remedy = "check that `shortener serve` or `shortener deliver` runs, and check --max-per-second of the gateway"
             yield Finding("gateways", "warning", text, f"{remedy}; {test}")
         if one.held:
             text = f"held messages: {one.held}, because {name} may have accepted them but did not respond"

@@ -132,8 +132,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
     """Return the settings of a gateway from the options of a command: `pairs` from --set, and `variables` from --variable.
 
-    A value of `pairs` that begins with { or [ is parsed as JSON. It stays a text if the setting is a text or a member of an
-    object. The variable x becomes the setting variables.x."""
+    A value of `pairs` that begins with { or [ is parsed as JSON. It stays unparsed if the setting is a text or a member
+    of an object. The variable x becomes the setting variables.x."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
@@ -150,7 +150,7 @@ def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, 
 
 @click.group()
 def gateways() -> None:
-    """Add, list, show, update, test and remove gateways, to which the service hands messages on."""
+    """Add, list, show, update, test and remove gateways, to which the service passes messages."""
 
 
 @gateways.command("add")
@@ -161,14 +161,14 @@ def gateways() -> None:
 @click.option(
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
-@click.option("--preset", type=click.Choice(_PRESETS), help="Product of the gateway; its usual settings are used.")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Product or provider. The gateway gets the usual settings for it.")
 @secret_options(
     "url",
     "url",
-    "URL of the gateway. It is the option url of the preset, or the setting url without a preset",
+    "URL of the gateway: with --preset, the option url of the preset; otherwise, the setting url",
     is_secret=has_secret,
 )
-@click.option("--allow-private", is_flag=True, help="Permit a gateway at a private or loopback IP address, usual for Kannel.")
+@click.option("--allow-private", is_flag=True, help="Permit a private or loopback IP address, which is usual for Kannel.")
 @_limit_options
 @json_option
 @async_command
@@ -245,7 +245,7 @@ async def show_gateway(gateway: int, application: int | None, as_json: bool) -> 
 @click.option(
     "--disable/--enable",
     default=None,
-    help="Disable: messages wait. Enable: messages are sent again, and the circuit breaker is closed.",
+    help="Disable: messages wait. Enable: the waiting messages are sent, and the circuit breaker is closed.",
 )
 @click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
 @click.option(

@@ -131,7 +131,7 @@ async def update_links(
         raise click.UsageError("nothing to change: use --url, --expires-at, --fallback-url, --disable or --enable")
     is_selection = not (campaign is None and destination is None and label is None)
     if code is not None and code.isdigit() and is_selection and application is None:
-        # If CODE is missing, the only argument is the id of the application.
+        # The command names the links by --campaign, --destination or --label, so the argument is not a code, but an application.
         code, application = None, ID.convert(code, None, None)
     if (code is None) is not is_selection:
         raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")
@@ -266,8 +266,8 @@ async def _change_links(
         destination = spellings_of(destination)[-1]
     async with open_store() as database, open_cache() as cache:
         changes = await _parse_changes(database, application, requested)
-        # The update changes only messages that are older than its id, which contains a time. The ids of messages contain the time
-        # of the servers, so the id of the update must contain this time too.
+        # The update changes only messages whose ids are smaller than its own id. Ids begin with a time, and those of messages with
+        # the time of the servers. Therefore the id of the update must contain this time too.
         clock = await open_clock(database)
         ids = IdGenerator(database.node, ms_clock(clock))
         update_id = await database.write(

@@ -133,5 +133,5 @@ async def copy(source: str, target: str, as_json: bool) -> None:
         await source_database.close()
     if sys.stderr.isatty():
         click.echo(err=True)
-    summary = f"{counted(sum(rows.values()), 'row')} copied and compared. Serve them with the same SECRET."
+    summary = f"{counted(sum(rows.values()), 'row')} copied and compared. Serve the copy with the same SECRET."
     print_result(rows, as_json, lambda: click.echo(summary))

@@ -54,10 +54,10 @@ class SearchedNumber(click.ParamType[str]):
 
 
 class EndTime(click.ParamType[datetime]):
-    """A parameter that is the excluded end of a period in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z.
+    """A parameter that is the end of a period, such as 2026-11-20 or 2026-11-20T12:00:00Z.
 
-    A date includes this whole day, as in the API. A time before 1970 or after 2999 is replaced by the nearest time in these
-    years."""
+    The value is a time in UTC that is no longer part of the period: for a date, the start of the next day, as in the API. A time
+    before 1970 or after 2999 is replaced by the nearest time in these years."""
 
     name = "time"
 
@@ -210,9 +210,9 @@ def period_options(
 
     `rows` describes the period in the help texts, for example " in which the messages were created". `note` is a sentence before
     the help texts. If `required` is true, the user must write --since."""
-    since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in --tz."
-    until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
-    until_text += f"--tz. Default: {until_default}."
+    since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone, --tz applies."
+    until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone, --tz "
+    until_text += f"applies. Default: {until_default}."
     if not required:
         since_text += f" Default: {since_default}."
     days = "days and hours, and of " if has_zone else ""

@@ -41,7 +41,7 @@ _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_statu
 @json_option
 @async_command
 async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
-    """Queue TEXT for the number TO at the gateway of an application. A running server hands the message on.
+    """Queue TEXT for the number TO at the gateway of an application. A running server passes the message to the gateway.
 
     `send_status` is the state of the message in the queue: pending, sent, held or failed. If the application has no gateway, the
     message is not sent: `send_status` is - (with --json: null), and the exit code is 1. `shortener sends show MESSAGE_ID` shows

@@ -2,7 +2,7 @@
 
 `serve` binds its port first. If the port is in use, the command fails before it creates anything. After SIGTERM, `/readyz`
 responds with 503. After SHUTDOWN_DELAY, the process accepts no more connections, finishes the requests and deliveries in flight,
-and exits with 0. The stop is in stopping.py.
+and exits with 0. stopping.py implements the stop.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
     "removed",
     multiple=True,
     type=click.Choice(list(REMOVABLE)),
-    help="Remove a property, so that its default applies. Without secret, requests are not signed. Can be repeated.",
+    help="Remove a property, so that its default applies. If the secret is removed, requests are not signed. Can be repeated.",
 )
 @click.option("--all-conversions", is_flag=True, help="Remove the filters that --action and --disposition have set.")
 @yes_option

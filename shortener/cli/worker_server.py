@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class WorkerServer(GracefulServer):
-    """The server of a worker. When it stops, it knows whether other workers continue to listen."""
+    """The server of a worker. It stops in one of the two ways that the module describes."""
 
     _service: Service | None = None
     _listeners: list[socket.socket]

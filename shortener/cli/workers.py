@@ -188,7 +188,7 @@ class Supervisor:
         if code == STARTUP_FAILURE and not self._has_served:
             self.failed = True
             self.stop()
-        elif position.worker is not None:  # A reload has already started a successor of this worker. It takes the place now.
+        elif position.worker is not None:  # A reload has already started a successor, which takes the place now.
             position.is_outdated = False
         else:
             if not worker.is_ready:

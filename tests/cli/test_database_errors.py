@@ -22,8 +22,7 @@ def described(error: str, **settings: object) -> str:
 @pytest.mark.parametrize("error", ["attempt to write a readonly database", "unable to open database file"])
 def test_a_database_file_that_cannot_be_written_names_its_folder_and_the_user_of_the_command(tmp_path: Path, error: str) -> None:
     assert (
-        described(error, data_dir=tmp_path)
-        == f"{error}. It is in {tmp_path}. The user {user_name()} must be able to write this place"
+        described(error, data_dir=tmp_path) == f"{error}. It is in {tmp_path}. The user {user_name()} must be able to write to it"
     )
 
 
