@@ -141,8 +141,8 @@ def mix_files(items: Sequence[pytest.Item], acceptance: str) -> list[pytest.Item
     """Return the tests file by file. Between two files of the folder `acceptance`, there are some other files.
 
     The tests of `acceptance` often wait for other processes, and the other tests hardly ever wait. If both kinds run at the same
-    time, no processor is idle. The last quarter of the tests contains no files of `acceptance`, because these files take
-    longest."""
+    time, no processor is idle. The last quarter of the tests contains no files of `acceptance`. These files take longest,
+    and a process that started one of them last would run alone at the end."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(str(item.path), []).append(item)

@@ -154,7 +154,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until the process ends, and return its exit code. Raise subprocess.TimeoutExpired."""
+        """Wait until the process ends, and return its exit code. Raise subprocess.TimeoutExpired after `timeout` seconds."""
         with self._lock:
             if self.returncode is None:
                 self._status.settimeout(None if timeout is None else max(timeout, 1e-3))

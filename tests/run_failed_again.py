@@ -1,8 +1,8 @@
 """This program runs the failed tests of the last complete test run again, one after the other in one process. `.ci/run` starts it
 after `make test`.
 
-The exit code is 0 if at most MAX_FAILED tests had failed and all of them pass now. A test that passes now has failed because of
-the load of the machine, which is a fault of the test or of the service. Therefore the names of these tests are printed at the
+The exit code is 0 if at most MAX_FAILED tests had failed and all of them pass now. If a test passes now, the load of
+the machine has made it fail. A test or service that fails under load has a fault, so the names of these tests are printed at the
 end. In every other case, the exit code is 1.
 """
 

@@ -153,6 +153,6 @@ def report_only_calls_and_failures(config: pytest.Config) -> None:
     tests in one process (`-n 0`)."""
     (worker,) = [plugin for plugin in config.pluginmanager.get_plugins() if type(plugin).__name__ == "WorkerInteractor"]
     config.hook.pytest_runtest_logreport._remove_plugin(worker)
-    if config.get_verbosity() < 1:  # the controller prints the name of a test at its begin only with --verbose
+    if config.get_verbosity() < 1:  # only with --verbose does the controller print the name of a test when it starts
         config.hook.pytest_runtest_logstart._remove_plugin(worker)
     config.pluginmanager.register(OnlyCallsAndFailures(worker))

@@ -403,7 +403,7 @@ def test_only_the_audited_functions_are_used_by_portal_api_and_command_line() ->
     found = []
     for file in (one for package in ("cli", "web", "portal", "container") for one in (root / package).rglob("*.py")):
         tree = ast.parse(file.read_text())
-        # The functions in `plain` of each module that the file imports. The key is the name that the module has in the file.
+        # The modules of `plain` that the file imports: for each name under which the file imports one, its functions in `plain`.
         modules: dict[str, set[str]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):

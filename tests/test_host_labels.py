@@ -38,7 +38,7 @@ def test_a_label_becomes_punycode_and_its_punycode_stays_unchanged(text: str, en
         "xn--",
         "xn--a",
         "xn--ls8h-",
-        "xn--LS8H",  # the same text has another punycode, in lower case
+        "xn--LS8H",  # the punycode of this text must be in lower case
         "💩-",
         "💩!",
         "💩A",

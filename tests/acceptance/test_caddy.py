@@ -1,7 +1,7 @@
 """Tests of a real Caddy with config/Caddyfile in front of two nodes. They are skipped if Caddy is not installed.
 
-The tests change only two things in the file: the addresses of the nodes and ports, and the source of the certificates, which
-Caddy signs itself.
+The tests change only three things in the file: the addresses of the nodes, the ports of Caddy, and the source of the
+certificates, which Caddy signs itself.
 """
 
 from __future__ import annotations
@@ -359,8 +359,8 @@ async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_
             await more(50)
             done.set()
     assert set(answers.statuses) == {302}
-    # A response with 502 would mean that a rewrite was interrupted. A response with 503 means that no node was ready in time,
-    # which can happen on a busy machine, because Caddy before 2.7.5 retries only GET requests.
+    # The status 502 would mean that a rewrite was interrupted. The status 503 is permitted: it means that the node was not ready.
+    # This can happen on a busy machine, and Caddy before 2.7.5 then retries only GET requests.
     assert 200 in rewritten
     assert set(rewritten) <= {200, 503}
     (told,) = await nodes.query("SELECT count(*) AS hits FROM hits")

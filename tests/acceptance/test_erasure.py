@@ -12,8 +12,8 @@ import pytest
 from tests.acceptance.process import PHONE, Server, serving, wait_until_delivered
 
 NUMBER = "+14085550123"
-#: The maximum time until no file contains the erased data. The service needs less: it repeats the erasure after 5 s, at the next
-#: run of its job. Then the checkpoint thread copies the WAL.
+#: The maximum time until no file contains the erased data. The service needs less: a job erases the data again
+#: 5 s after the erasure, and then the checkpoint thread copies the WAL.
 SECONDS = 60
 
 

@@ -30,8 +30,8 @@ BODY_BYTES = 8 * 1024 * 1024 - 4096
 QUIET_SECONDS = 2.0
 #: The maximum duration of a click during a hostile request, on a machine that does nothing else.
 MAX_WAIT_SECONDS = 0.1
-MACHINE_FACTOR = 5  # clicks may take this many times longer than required, because the machine may run other programs
-#: On an idle machine, a Python loop with WORK rounds takes about WORK_SECONDS. MAX_WAIT_SECONDS is required for such a machine.
+MACHINE_FACTOR = 5  # a click may take this many times the maximum, because the machine may run other programs
+#: MAX_WAIT_SECONDS applies to a machine on which a Python loop with WORK rounds takes WORK_SECONDS.
 WORK, WORK_SECONDS = 3_000_000, 0.1
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 

@@ -1,7 +1,7 @@
 """Test of a rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
 
-This is possible because migrations only expand the schema. The next release may remove old columns, because no node of the
-previous release runs then.
+This is possible because migrations only expand the schema: the previous release still finds all columns that it uses. A column
+that a release no longer uses can be removed by the release after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[2]
 #: The commit whose code the test runs as the previous release, 0.2.0. It is the last commit with the schema of that release
-#: (0004), because later commits contain empty migrations. After each release, replace it by the last commit of that release.
+#: (0004). The commits after it already contain later migrations. After each release, replace it by the last commit of that release.
 PREVIOUS_RELEASE = "94bf003a"
 
 

@@ -101,7 +101,7 @@ def add_gateway(server: Server, url: str, *options: str) -> None:
 
 
 def send(server: Server, text: str, *numbers: str) -> list[str]:
-    """Send a message and return its ids."""
+    """Send a text to one or more numbers. Return the message ids."""
     with server.api() as client:
         body = {"to": list(numbers or ["+14085550100"]), "sender_id": "Brand", "message": text}
         response = client.post("/api/v1/sms/send", json=body)

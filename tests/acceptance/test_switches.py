@@ -80,7 +80,7 @@ def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_
         for server in (one, two):
             assert status(server, spared) == 302, "the redirect comes from the link cache"
             told = {name: status(server, link) for name, link in links.items()}
-            # The disabled link gets 503: its state is only in the database, and its destination was removed from the cache.
+            # The database is down. The disabled link gets 503: only the database contains its state.
             assert told == {"link": 503, "host": 410, "domain": 410, "application": 410}
     finally:
         postgres_server.start()
@@ -156,8 +156,8 @@ def test_each_change_of_a_sent_link_reaches_the_cache_and_every_node_within_a_se
     cached = ("destination", "prolonged", "campaign 0", "campaign 1")
     with contextlib.closing(redis_server.client()) as redis:
         for name in cached:
-            # If Redis seems to be down, as it can on a busy machine, a changed link is removed from it. The next click stores the
-            # link there again.
+            # On a busy machine, Redis may not respond in time to the change of a link. The link is then removed from Redis later,
+            # and the next click stores it there again.
             click_until_cached(redis, one, links[name], expected[name])
     postgres_server.stop()
     try:

@@ -25,7 +25,8 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
 
 @pytest.fixture
 def yesterday(shell: InProcessShell) -> str:
-    """Store a message. Its first click is by a scanner, and a later click is by a person. Return the id of the application."""
+    """Store a message with two hits that have the verdict `human`: the first click, by a program, and a later hit by a person.
+    Return the id of the application."""
     number = shell.json("applications", "create", "Brand")["application_id"]
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")

@@ -27,8 +27,8 @@ from tests.rows import Rows
 
 @dataclass
 class Installation:
-    """The folder of an installation, and the ids of some of its objects. The key of an id is the word that commands of tests use
-    in its place."""
+    """The folder of an installation, and the ids of some of its objects. Commands in the tests contain the keys of `ids` in
+    place of the ids."""
 
     folder: Path
     ids: dict[str, str]
@@ -323,7 +323,7 @@ ENDING_OPTIONS = {"--disable", "--overlap", "--remove", "--replace", "--rotate-r
 
 
 def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
-    """Yield each command that is not a group: its name and its object."""
+    """Yield the name and the click object of each command that is not a group."""
     if not isinstance(command, click.Group):
         yield " ".join(path), command
         return

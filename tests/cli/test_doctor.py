@@ -1,4 +1,4 @@
-"""Tests of `shortener doctor`. Each check has a remedy. An error is reported if a server would not start, and only then."""
+"""Tests of `shortener doctor`. Each problem has a remedy. A problem that prevents the start of a server is an error."""
 
 from __future__ import annotations
 

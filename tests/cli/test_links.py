@@ -74,7 +74,7 @@ def test_commands_show_a_link_as_live_that_redirects_after_the_clock_moved_ahead
     uptime, hour_ms = read_uptime(), 3_600_000
     now = time.time_ns() // 1_000_000
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
-        # Store that the purge ran a moment ago, while the clock was five hours behind the present time.
+        # Store that the purge ran a moment ago and read a clock that was five hours behind. The clock has moved ahead since.
         reading = " ".join(map(str, (now - 5 * hour_ms, 0, 0, *uptime)))
         database.execute("INSERT INTO installation (name, value) VALUES (?, ?)", (PURGE_CLOCK, reading))
         database.execute("UPDATE links SET expires_at = ?", (now - hour_ms,))

@@ -173,7 +173,7 @@ def test_verify_reports_a_lost_row_of_a_converted_message_and_repair_stores_it_w
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
         stored = database.execute("SELECT * FROM first_conversions").fetchall()
         database.execute("DELETE FROM first_conversions")
-        # The statement below stores that the job has read all conversions up to this one.
+        # The statement below stores that the job which records converted messages has read all conversions up to this one.
         last = database.execute("SELECT max(id) FROM conversions").fetchone()[0]
         database.execute("INSERT OR REPLACE INTO installation (name, value) VALUES ('first conversions', ?)", (str(last),))
     found = shell.json("verify", code=1)

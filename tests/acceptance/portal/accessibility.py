@@ -71,7 +71,7 @@ _STORE_LOOKS = """() => {
         return [one, look.join()];
     }));
 }"""
-# The looks were stored twice. Marks the elements whose looks differ between the two, and returns the number of marked elements.
+# Compares the last two stored looks of each element. Marks the elements whose looks differ, and returns their number.
 _MARK_DIFFERENT = """([frame, skipFrame]) => {
     document.querySelectorAll('[data-different]').forEach(one => delete one.dataset.different);
     let found = 0;

@@ -55,7 +55,8 @@ def _demo_installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             unfinished = tmp_path_factory.mktemp("demo_installation")
-            with ThreadPoolExecutor(1) as executor:  # The library that controls the browser runs an event loop in this thread.
+            # Use another thread, because the library that controls the browser runs an event loop in this thread.
+            with ThreadPoolExecutor(1) as executor:
                 executor.submit(lambda: asyncio.run(fill_installation(unfinished, messages=120))).result()
             _add_replay(unfinished)
             _add_domain(unfinished)

@@ -1,4 +1,4 @@
-"""Tests of tasks that people of marketing and support and an admin perform in a real browser, mostly with the keyboard only."""
+"""Tests of the tasks of marketing, support and an admin in a real browser, mostly with the keyboard only."""
 
 from __future__ import annotations
 
