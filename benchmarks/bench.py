@@ -67,15 +67,15 @@ class Run:
 
 
 def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
-    """Exit if the database has fewer new hits than wrk counted responses with 302. More hits than responses are accepted, because
-    wrk may leave one unfinished request per connection."""
+    """Exit if the database has fewer new hits than wrk counted responses with 302. Up to `slack` more hits are accepted: when wrk
+    ends, each connection may have one request whose response wrk does not count."""
     recorded = server.query("SELECT count(*) FROM hits") - before
     if not responses <= recorded <= responses + slack:
         sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")
 
 
 def settled(server: Server, table: str = "hits") -> int:
-    """Wait until the server has finished the last requests of wrk. Return the number of rows."""
+    """Wait until the server has finished the last requests of wrk. Return the number of rows of `table`."""
     time.sleep(0.5)  # wrk ends before the responses to its last requests
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
@@ -118,8 +118,8 @@ def clicks(run: Run) -> None:
 def single(run: Run) -> None:
     """Measure first clicks of one client, so that each commit contains only one click.
 
-    Before the measurement, the server gets so many clicks that SQLite writes to the beginning of the WAL again, because a disk
-    overwrites a file faster than it extends one."""
+    Clicks before the measurement make SQLite restart the WAL from its beginning. From then on, SQLite overwrites the WAL file,
+    which is faster than extending it."""
     with rig.server() as server:
         paths = [f"/{code}" for code in server.links(60_000)]
         salts = server.salts_of_wal()
@@ -216,7 +216,7 @@ def _grown(run: Run, links: int) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def _short_run(url: str, folder: Path, codes: Sequence[str]) -> tuple[Load, float]:
-    """Start a server and click on these links. Return the load and the server's memory in MiB."""
+    """Start a server and click on these links. Return the result of wrk and the server's memory in MiB."""
     with rig.server(data_dir=str(folder), database_url=url, secret=filling.SECRET) as server:
         for name, part, seconds in (
             ("warm_up", codes[:WARM_UP_CLICKS], SHORT_SECONDS / 2),
@@ -237,7 +237,7 @@ def _add_median(run: Run, work: str, results: Sequence[Load]) -> float:
 
 
 def purging(run: Run) -> None:
-    """Measure the latency of clicks while a purge deletes expired links. The rate of the clicks is that of growth.py."""
+    """Measure the latency of clicks while a purge deletes expired links. The clicks have the same rate as in growth.py."""
     links = 5 * run.many
     found = growth.Grown("sqlite", links)
     folder = Path(tempfile.mkdtemp(prefix="shortener-purge-", dir=run.folder))

@@ -19,7 +19,7 @@ from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
 ROUNDS = 5  # number of measurements of each load and each checkout
-CONVERTIBLE_MESSAGES = 12_000  # messages for each second of a round: so many that no message gets two reports
+CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: more than the reports per second, so no message gets two
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ speed      The service creates the deliveries of stored events, sends them to a 
            outcomes, durably on SQLite with synchronous=FULL. For comparison, the same run measures how many requests per second
            httpx sends to this receiver with 64 requests in flight, without storing anything.
 isolation  A real server with 50 trackers gets clicks at a fixed rate. Measures the time from an event to its arrival at a tracker,
-           in turns without and with receivers that never respond. These are further trackers, or, with --callback-hosts 3000,
-           hosts of the callbacks of another application.
+           in turns without and with receivers that never respond. These receivers are additional trackers. With
+           --callback-hosts 3000, they are 3,000 hosts that get callbacks of another application.
 backlog    A real server gets clicks at a fixed rate, first without deliveries and then while 100,000 deliveries become due at once.
            Measures the latency of redirects and the memory of the server.
 

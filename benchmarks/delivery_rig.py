@@ -33,7 +33,7 @@ BATCH_ROWS = 5000  # rows per transaction while the benchmark fills the database
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """Return the value below which the share `part` of the values lies."""
+    """Return a quantile of the values. `part` is the fraction of the values below it, for example 0.95."""
     return sorted(values)[min(int(len(values) * part), len(values) - 1)]
 
 
@@ -47,7 +47,7 @@ async def applications(service: Service, count: int) -> list[int]:
 
 
 async def add_tracker(service: Service, application: int, url: str, **options: Any) -> int:
-    """Create a tracker of state events. Return its id."""
+    """Create a tracker that receives state events. Return its id."""
     new = NewTracker(url=url, events=["state"], format="scg", **options)
     return (await service.trackers.create(AUDIT, application, new)).tracker.id
 
@@ -55,7 +55,8 @@ async def add_tracker(service: Service, application: int, url: str, **options: A
 async def fill(service: Service, count: int, applications: Sequence[int], callback_urls: Sequence[str] = ()) -> None:
     """Insert `count` messages with first clicks and events, like those that the service stores.
 
-    The messages are distributed evenly to the applications. With `callback_urls`, each message gets the next of these URLs."""
+    The messages are distributed evenly among the applications. The messages get the `callback_urls`, if there are any, in
+    turn."""
     for start in range(0, count, BATCH_ROWS):
         await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications, callback_urls)
 

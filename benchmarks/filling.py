@@ -34,8 +34,8 @@ BATCH_MESSAGES = 20_000  # messages per transaction
 RETENTION_DAYS = 90
 DAY_MS = 86_400_000
 MAX_CLICK_MS = 40_000_000  # each click follows its message within this time
-ALL_ORIGINS = 1_000_000_000  # no limit for the origins in one transaction of the fold, because no clicks wait for it
-DEVICE_DELTAS_PER_FOLD = 10  # count deltas of the device job that one transaction folds
+ALL_ORIGINS = 1_000_000_000  # no limit for the origins in one run of `fold`, because no clicks wait for the run
+DEVICE_DELTAS_PER_FOLD = 10  # the number of count deltas of the device job that one run of `fold` adds
 CAMPAIGN = "spring"
 DESTINATION = "https://shop.example/campaigns/spring"
 

@@ -159,7 +159,7 @@ def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: in
 
 
 def wait_for_the_first_purge(server: rig.Server) -> None:
-    """Wait until the purge has deleted a message. It deletes events before that."""
+    """Wait until the purge has deleted a message. The purge deletes old events before it deletes messages."""
     end = time.monotonic() + PURGE_TIMEOUT_SECONDS
     while not purged(server):
         if time.monotonic() > end:

@@ -26,8 +26,8 @@ from benchmarks import compare, rig
 from benchmarks.rig import Server
 
 SLOWDOWN = 20  # the server under valgrind takes at least this many times as long as usual
-LINKS = 10_000  # each first click needs a new link, so this is more than the first clicks of all rounds
-WARM_UP_ROUND = compare.ROUNDS - 1  # the part of the links that the warm-up clicks
+LINKS = 10_000  # more than the first clicks of all rounds, because each needs a new link
+WARM_UP_ROUND = compare.ROUNDS - 1  # the number of a round that is not measured; the warm-up clicks on its links
 
 
 def count(server: Server, row: compare.Row, codes: list[str], number: int, seconds: float) -> float:
@@ -70,7 +70,7 @@ def main() -> None:
     checkouts = [rig.ROOT, *([options.compare.resolve()] if options.compare else [])]
     for checkout in checkouts:
         with rig.server(checkout) as server:
-            server.links(1)  # Python compiles the modules here, because this would take a minute under valgrind
+            server.links(1)  # makes Python compile the modules now; under valgrind, this would take a minute
     print(f"{'work':36}{'instructions per request':>26}{'other code':>14}{'ratio':>8}")
     for row in compare.ROWS:
         if options.only is not None and row.name not in options.only:

@@ -87,7 +87,8 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 def _print_quantile(slices: dict[bool, list[list[float]]], part: float) -> float:
-    """Print the median of the quantile `part` of the slices with hanging receivers, and of the slices without them.
+    """Compute the quantile `part` of the times in each slice. Print the median of these quantiles for the slices with hanging
+    receivers, and for the slices without them.
 
     Return the first median divided by the second."""
     without, with_hanging = (statistics.median(quantile(one, part) for one in slices[kind]) for kind in (False, True))

@@ -6,12 +6,12 @@ same time. A separate process causes the other work, so that it does not delay t
 The rate of the clicks is a third of the maximum rate of the server, at most MAX_OFFERED a second. At its maximum rate, a server
 has no free processor time, so it could not keep this rate during other work. Each click is due at a fixed time. Its latency is
 counted from that time, even if the client sends it later, so if the server stops for a moment, all clicks of that moment are
-late. So many clicks arrive only after a campaign was sent. Therefore the run first sends a campaign, and then clicks on its links
-in random order.
+late. In practice, clicks arrive at such a rate only after a campaign was sent. Therefore the run first sends a campaign, and then
+clicks on its links in random order.
 
 The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server.
-Therefore the run clicks in turns on the server and on the bare ASGI application, which only responds. No server can reach a lower
-p99 than this application while these processes run.
+Therefore the run clicks in turns on the server and on the bare ASGI application, which only responds. The p99 of this application
+is the lowest that any server could reach while these processes run.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _click_in_turns(
     elapsed = 0.0
     for _ in range(SLICES):
         floor += _click(bare, itertools.cycle(rig.random_paths()), rate, seconds / SLICES)[0]
-        # The warm-up clicks have a quarter of the rate, because the clicks of people do not begin at the full rate either.
+        # Warm up with a quarter of the rate, because the clicks of people do not begin at the full rate either.
         _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)
         latencies, duration = _click(base, codes, rate, seconds / SLICES)
         beside += latencies
@@ -158,8 +158,8 @@ async def _make_due(url: str, place: Path, port: int, count: int) -> int:
 
 @contextlib.contextmanager
 def _background(base: str, key: str, invitation: str) -> Iterator[Callable[[], dict[str, int]]]:
-    """Start a process that rewrites, exports and opens pages. Yield a function that ends the process and returns how much of each
-    it did."""
+    """Start a process that rewrites, exports and opens pages. Yield a function that ends the process and returns the numbers of
+    rewritten messages, exported rows and opened pages."""
     context = multiprocessing.get_context("spawn")
     pipe, pipe_of_process = context.Pipe()
     process = context.Process(target=_work, args=(pipe_of_process, base, key, invitation), daemon=True)
@@ -224,7 +224,7 @@ def _work(pipe: Pipe, base: str, key: str, invitation: str) -> None:
 
 
 def _sign_in(base: str, invitation: str) -> httpx.Client:
-    """Return a client with the session of an admin, who accepts this invitation."""
+    """Accept the invitation of an admin. Return a client with the session of this admin."""
     form = {"token": invitation.partition("#")[2], "password": PASSWORD, "again": PASSWORD}
     headers = {"Sec-Fetch-Site": "same-origin"}
     response = httpx.post(f"{base}/portal/welcome", data=form, headers=headers, timeout=60, trust_env=False)

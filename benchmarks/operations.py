@@ -61,7 +61,7 @@ def reporting(counts: int) -> list[Figure]:
 
 
 async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
-    """Return the median elapsed time and the smallest processor time of each report with the basis `event`, in milliseconds."""
+    """Return the median elapsed time and the smallest processor time of each statistics report, in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         async with statistics.filled_database(f"sqlite:///{folder}/statistics.db", options) as database:
             scope = statistics.scope_of(28)

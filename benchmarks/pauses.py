@@ -1,8 +1,8 @@
 """Measures the pauses of the machine while a benchmark measures latencies.
 
 A thread of the benchmark sleeps for two milliseconds at a time, and writes 4 KiB to the disk from time to time. If a sleep ends
-late, the benchmark got no processor, and the server probably got none either. If a write takes long, the commits of the server also
-take long. So the server has not caused a latency that is as long as these pauses.
+late, the benchmark got no processor, and the server probably got none either. If a write takes long, the commits of the server
+also take long. Therefore a latency that is as long as these pauses is probably not caused by the server.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ async def _fill(database: Database, options: argparse.Namespace) -> None:
 
 
 async def _fill_links(database: Database, number: int, cohorts: int, days: int) -> None:
-    """Insert messages of one link each, spread evenly over the days, and a hit on each LINKS_PER_HITth link."""
+    """Insert messages of one link each, spread evenly over the days, and one hit for every LINKS_PER_HIT links."""
     m, n, h = schema.messages, schema.links, schema.hits
     insert_messages = BulkInsert(
         m,

@@ -348,7 +348,7 @@ def python_of(checkout: Path) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-# The function `init` of the script creates the requests, because wrk does not know the Host header before that.
+# The function `init` of the script creates the requests, because wrk does not know the Host header before it calls `init`.
 _POST_SCRIPT = """local requests, n = {{}}, 0
 function init()
   for line in io.lines("{listed}") do requests[#requests + 1] = wrk.format("POST", "{path}", {{{headers}}}, line) end

@@ -115,7 +115,7 @@ def header_blocks() -> tuple[dict[str, str], ...]:
 
 # The script of wrk only joins strings, so that it uses little processor time. A linear congruential generator modulo 2^30 creates
 # the client addresses, so that no address occurs twice. Two of three addresses are IPv4. The others are IPv6, each in a different
-# /64 network. The function `init` sets the Host header, because wrk does not know it before that.
+# /64 network. The function `init` sets the Host header, because wrk does not know the header before it calls `init`.
 _SCRIPT = """
 local paths, blocks = {{}}, {{}}
 local octets = {{{octets}}}

@@ -5,8 +5,8 @@ The user agents come from three independent sources:
 - `device-detector`: the test cases of Matomo's parser, with tens of thousands of user agents of phones, tablets and desktops, and
   a list of crawlers. The benchmark does not use the code of the parser.
 - `crawler-user-agents`: the examples of the list from which `shortener.clicks.verdicts.crawlers` is generated. One rule of the
-  verdicts uses this list, so these examples only show that the rule matches every entry. The benchmark also switches this rule off:
-  the result then estimates how many crawlers that no list contains count as people.
+  verdicts uses this list, so these examples only show that the rule matches every entry. The benchmark therefore also
+  measures without this rule, to estimate how many of the crawlers that the list does not contain count as people.
 
 Exits with 1 if a target is missed. tests/clicks/verdicts/test_request_rules.py checks the same targets.
 """
