@@ -71,7 +71,7 @@ class CountDifference:
 
 
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
-    """Return the earliest time from which counts can be verified. No row that counts after this time was deleted.
+    """Return the earliest time from which counts can be verified: all rows that were counted at this time or later still exist.
 
     `kept` is the retention time of messages and hits. A message can be clicked during the lifetime of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())

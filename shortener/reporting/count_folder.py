@@ -41,7 +41,7 @@ PAUSE_FACTOR = 3.0
 #: The job usually adds a row within its interval of one second. If rows are older than this, there is a backlog. A backlog must
 #: be reduced, because a report includes only a limited number of rows that were not added yet (`statistics.MAX_PENDING_ROWS`).
 MAX_AGE_MS = 1000
-#: With a backlog, pauses become shorter and batches become larger. This is the largest factor of the change.
+#: With a backlog, pauses become shorter and batches become larger. Both change at most by this factor.
 MAX_URGENCY = 10.0
 
 

@@ -167,7 +167,7 @@ def _is_metric(metric: str) -> bool:
     if metric.startswith(TIME_TO_CLICK):
         bucket = metric.removeprefix(TIME_TO_CLICK)
         return bool(_BUCKET.fullmatch(bucket)) and int(bucket) <= MAX_BUCKET
-    # A metric of money is "value:CURRENCY" or "value:CURRENCY:CATEGORY:ACTION". So it never contains exactly two colons.
+    # A metric of money is "value:CURRENCY" or "value:CURRENCY:CATEGORY:ACTION". With exactly two colons, it is damaged.
     return not metric.startswith(VALUE) or metric.count(":") != 2
 
 

@@ -77,7 +77,7 @@ _COLUMNS = (
     events.c.hit_id,
     events.c.conversion_id,
     events.c.fanned_out,
-    # The facts of a first click contain the state of its message when the deliveries were created.
+    # For a first click, the fan-out stores the previous state of the message in the facts of the event.
     type_coerce(case((events.c.hit_id == events.c.id, events.c.facts)), events.c.facts.type).label("click_facts"),
     messages.c.state,
     messages.c.message_id,
@@ -193,8 +193,8 @@ def serialize_event(event: ListedEvent, click_id: Callable[[int], str]) -> dict[
 
 
 def _state_before_click(event: ListedEvent) -> str | None:
-    """Return the state of the message before a first click; None for other events. This is the state in the deliveries of the
-    event. If there are none, it is the present state of the message without clicks."""
+    """Return the state of the message before a first click; None for other events. The fan-out stores this state in the facts of
+    the event. If the event has no facts, return the column `state` of the message, which a click does not change."""
     row = event.row
     if event.topic is not Topic.STATE or row.hit_id != row.id or row.state is None:
         return None

@@ -3,9 +3,9 @@
 Without this row, lists of converted messages do not contain the message, and its next conversion would count it again in the
 figure `converted_messages`.
 
-There are two causes. If the row was lost, the figure already counts the message. If a process of a release before 0.3 stored the
-conversion too late for the background job, the figure does not count the message. The counts show which cause is true:
-`find_counted_without_row` returns how many messages without a row they include.
+There are two possible causes. If the row was lost, the figure already counts the message. If a process of a release before 0.3
+stored the conversion after the background job (conversions/first_conversions.py) had read past its id, the figure does not count
+the message. To distinguish them, `find_counted_without_row` returns how many messages without a row the figure counts.
 """
 # Tested by tests/conversions/test_first_conversions.py and tests/cli/test_stats.py
 
@@ -25,8 +25,8 @@ from shortener.storage.schema import conversions, messages
 
 
 def count_missing(connection: Connection) -> int:
-    """Return the number of messages that have conversions but no row in `first_conversions`. Conversions that the background job
-    has not read yet are ignored."""
+    """Return the number of messages that have conversions but no row in `first_conversions`. Ignore conversions that the
+    background job `FirstConversions` has not read yet."""
     missed = is_missed(read_progress(connection))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     number = select(func.count()).select_from(joined)

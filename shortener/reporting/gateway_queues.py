@@ -3,7 +3,7 @@ messages, and the state of the circuit breaker.
 
 `read_gateway_queues` reads one row for each gateway. For a gateway with waiting messages, it also reads at most 2 * MAX_COUNTED
 messages. The background job of queues.py calls it for /metrics, and `shortener doctor` calls it too. All processes of an
-installation report the same values. A query must therefore use their maximum and not their sum.
+installation report the same values. A Prometheus query must therefore use the maximum over all processes, and not the sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shortener.model import record
 from shortener.storage.schema import applications, gateways, sends
 from shortener.storage.send_conditions import IS_HELD, IS_PENDING
 
-#: The count of messages without an attempt stops at this number, and so does the count of retries. A read therefore stays fast.
+#: At most this number of messages without an attempt, and at most this number of retries, are counted, so that a read stays fast.
 MAX_COUNTED = 10_000
 
 
@@ -33,8 +33,8 @@ class GatewayQueue:
     on purpose. `held` is the number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all
     gateways are counted.
 
-    `is_open` is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if no
-    message waits that could be the probe."""
+    `is_open` is true while the circuit breaker of an enabled gateway is open. It stays true after the pause until a probe
+    succeeds, even if there is no message to send as the probe."""
 
     id: int
     name: str

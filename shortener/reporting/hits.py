@@ -125,14 +125,14 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
 
 
 def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | None:
-    """Count the hits that match the filter by the rule that classified them. The most frequent rule is first.
+    """Return the number of hits that match the filter, for each rule that classified them. The rule with the most hits is first.
 
     Return None if not all hits can be examined, or if the filter contains conditions that SQL cannot check."""
     candidates, floor = _candidates(connection, filters, None)
     if floor is not None or filters.device is not None or filters.browser is not None or filters.click_time is not None:
         return None
     examined = select(func.count()).select_from(candidates.limit(MAX_SCANNED_ROWS + 1).subquery())
-    # Only the hits of one link or one message can be so many, because `_candidates` limits all other hits.
+    # Only the hits of one link or one message can exceed this limit, because `_candidates` limits the number in all other cases.
     if (connection.scalar(examined) or 0) > MAX_SCANNED_ROWS:
         return None
     number = func.count()
@@ -177,7 +177,7 @@ def _matches(row: AnyRow, filters: HitFilter) -> bool:
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
     """Return a row of HIT_COLUMNS in the format of the API.
 
-    `networks` contains the names of networks, by which the name of the client's network is found."""
+    `networks` finds the country and the network of the client by its IP address."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device, browser = device_and_browser(row.agent) if row.agent else (None, None)
     flags = HitFlag(row.flags)
@@ -205,7 +205,7 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
         "browser": browser,
         "user_agent": row.user_agent,
         "address": row.address,
-        # An older release stored no country for a hit.
+        # An older release stored no country for a hit, so `networks` finds the country now.
         "click_country": row.click_country or network.country,
         "network": network.network,
     }

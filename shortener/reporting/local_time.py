@@ -71,7 +71,7 @@ def constant_minutes(within: range, zone: tzinfo) -> list[tuple[range, int]]:
 
 def hour_starts(within: range, zone: tzinfo) -> Callable[[int], datetime]:
     """Return a function that returns, for a time slot, the start of its local hour as a UTC time. `within` contains all time
-    slots.
+    slots for which the returned function may be called.
 
     An hour begins with minute 0 in local time. If the UTC offset changes by a part of an hour, an hour also begins at the change.
     The first hour can begin before the first time slot."""
@@ -104,11 +104,11 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 
 def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function that returns the local time of a period as a number. Its arguments are a group, which it ignores, and the
+    """Return a function that converts a rolled-up period to local time. Its arguments are a group, which it ignores, and the
     number of a period of `length` seconds. `offset` is the UTC offset in seconds.
 
-    The result counts units of `seconds`: with 86,400, it is the number of the local day. If `modulo` is not None, the result is
-    this number modulo `modulo`."""
+    The function returns the number of the local day if `seconds` is 86,400, and the number of the local hour if it is 3,600. If
+    `modulo` is not None, it returns this number modulo `modulo`."""
 
     def convert(group: int, period: int) -> int:
         number = (period * length + offset) // seconds

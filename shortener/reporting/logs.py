@@ -1,4 +1,4 @@
-"""The log of sent messages for clients of other vendors: the messages of a period, with metadata, cost and text.
+"""The log of sent messages, for programs that use another vendor's API: the messages of a period, with metadata, cost and text.
 
 The service stores the text of a message only while the message waits for a gateway. Other entries have no text.
 """

@@ -14,8 +14,8 @@ from shortener.storage.schema import events, links, messages
 
 def read_pending_clicks(connection: Connection, application_id: int, limit: int) -> tuple[dict[CountedEvent, int], bool]:
     """Return the times to click of up to `limit` pending first clicks of an application, and whether these are all of them."""
-    # This is `schema.is_pending_click` without the quarantined events, because no index contains them. Because of the condition on
-    # the id, every plan searches the index of pending events and never the table.
+    # These conditions are those of `schema.is_pending_click`, except that they leave out quarantined events, which no index
+    # contains. The condition on the id makes every query plan search the index of pending events, and never the whole table.
     is_pending = events.c.id > 0, events.c.fanned_out == false(), events.c.hit_id == events.c.id, events.c.data.is_(None)
     found = select(events.c.id).where(*is_pending, events.c.application_id == application_id).order_by(events.c.id)
     ids = list(connection.scalars(found.limit(limit + 1)))

@@ -2,7 +2,8 @@
 
 `read_queue_state` needs only a few index look-ups, independent of the size of the tables. The background job `QueueMonitor` reads
 the state every INTERVAL_SECONDS, so that a request for /metrics reads no table. `shortener doctor` reads the same state. All
-processes of an installation report the same values. A query must therefore use their maximum and not their sum.
+processes of an installation report the same values. A Prometheus query must therefore use the maximum over all processes, and not
+the sum.
 """
 
 from __future__ import annotations

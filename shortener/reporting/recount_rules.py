@@ -60,7 +60,8 @@ HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
 
 class LinkColumns:
-    """The columns of the table `links` that have the same meaning as the columns of `messages` with these names."""
+    """Columns of the table `links`, under the names of the columns of `messages` that have the same meaning. A `CountRule.owner`
+    is either this class or the columns of `messages`."""
 
     id = links.c.message_id
     cohort_id = links.c.cohort_id
@@ -78,9 +79,8 @@ class CountRule:
     If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row. This is necessary for money,
     because SQLite would add it as floating point numbers.
 
-    A rule for clicks counts them for the link set `link_set`, whose columns are in `link_source`. `link_source` is `source`
-    joined to more tables, and only the rolled-up counts need it. If `link_set` is None, the rows count for the link set of
-    `owner`."""
+    In a rule for clicks, `link_set` is the link set for which the clicks count. `link_source` joins `source` to the tables that
+    `link_set` needs. Only the rolled-up counts use it. If `link_set` is None, the rows count for the link set of `owner`."""
 
     table: Table
     source: FromClause

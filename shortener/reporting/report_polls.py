@@ -1,10 +1,10 @@
 """This module returns delivery reports to clients that poll for them. Each report is returned once, in the order of arrival.
 
-A report is the first event in which a message reaches a final state. The readers of reports are the versions of vendors'
-interfaces. For each application and reader, the database stores the position up to which the reader has read the event log.
+A report is the first event in which a message reaches a final state. A reader is one version of a vendor's API, such as
+infobip-3. For each application and reader, the database stores the position up to which the client has read the event log.
 
 Transactions of other processes may still commit events with ids below this position. Therefore each call reads the events of the
-last minute again. It leaves out the events that the reader has already got; their ids are in the column `returned`.
+last minute again. It leaves out the events that the client has already got; their ids are in the column `returned`.
 
 `read_next` only reads. `accept` stores the new position. It fails if another request of the same reader has stored a position in
 the meantime.

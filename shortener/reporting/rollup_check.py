@@ -3,12 +3,12 @@
 count_check.py verifies the counts themselves with the same rules (recount_rules.py). A rolled-up count is compared only if its
 period lies completely within the verified time.
 
-Three kinds of metrics are compared only as sums, which also takes less time and memory. They are the buckets of the time from
-sending to click, because a report after the click may have changed the time of sending. They are also the devices and the
-browsers, because the user agent of a click may have been erased.
+Three kinds of metrics are compared only as sums, which also takes less time and memory: the buckets of the time from sending to
+click, because a report after the click may have changed the time of sending; and the devices and the browsers, because the user
+agent of a click may have been erased.
 
-A migration introduced the counts by the time of sending. Messages from before the migration have no such counts, so they are not
-compared.
+A migration introduced the counts with Basis.SENT. Messages from before the migration have no such counts, so these counts are
+compared only for later messages.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -78,8 +78,8 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import from_ms
 
-#: The key of an entry in the table `installation`. The entry is the first time slot whose messages have counts by time of
-#: sending. Without the entry, all messages have such counts.
+#: The key of an entry in the table `installation`. The entry is the first time slot whose messages have counts with Basis.SENT.
+#: Without the entry, all messages have such counts.
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
 _COLUMNS = ("cohort", "quarter", "metric", "sent", "link_set")
@@ -132,7 +132,7 @@ def verify_rollups(
 
 
 def counted_since(connection: Connection) -> int:
-    """Return the first time slot whose messages have counts by the time of sending, or 0 if all messages have them."""
+    """Return the first time slot whose messages have counts with Basis.SENT, or 0 if all messages have them."""
     return int(get(connection, COUNTED_SINCE) or 0)
 
 
@@ -244,8 +244,8 @@ def _read_deltas(connection: Connection) -> _Amounts:
 
 
 def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:
-    """Count all rows again. Yield each amount whose event, or whose message, has a time in the time slots `within`. If
-    `is_merged` is true, metrics that can be compared only as a sum are counted as this sum."""
+    """Count all rows again. Yield each amount whose event or whose message lies in the time slots `within`. If `is_merged` is
+    true, yield only the sum of metrics that can be compared only as a sum."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
@@ -276,8 +276,8 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
 
 
 def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
-    """Run a statement, and yield the amount of each row once for each of `metrics`. None in `metrics` means the metric that the
-    row itself contains; if it contains none, nothing is yielded for None."""
+    """Run a statement, and yield the amount of each row once for each of `metrics`. None in `metrics` stands for the metric in
+    the row; if the row contains no metric, None is ignored."""
     for cohort, slot, own, sent, link_set, amount in connection.execute(statement):
         for metric in metrics:
             if (name := metric or own) is not None:

@@ -39,9 +39,9 @@ Amounts = dict[str, int | str]
 
 
 def loads(data: str | Amounts) -> Amounts:
-    """Return the amounts of a row. A histogram keeps its stored form.
+    """Return the amounts of a row from its column `data`. A histogram keeps its stored form.
 
-    The amounts from SQLite are already parsed, because SQLite returns all rows as one JSON text."""
+    On SQLite, the column is already parsed, because all rows are read as one JSON text."""
     amounts: Amounts = orjson.loads(data) if isinstance(data, str) else data
     return amounts
 

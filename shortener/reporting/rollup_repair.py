@@ -1,7 +1,7 @@
 """This module repairs the rolled-up counts of a period: it adds missing counts and corrects wrong counts.
 
-A migration introduced the counts by the time of sending. A repair also creates these counts for messages from before the
-migration, if the rows of the messages still exist.
+A migration introduced the counts with Basis.SENT. A repair also creates these counts for messages from before the migration, if
+the rows of the messages still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -65,16 +65,18 @@ async def repair_rollups(
     until: datetime,
     begun: Callable[[Connection, int], None] = lambda connection, corrected: None,
 ) -> int:
-    """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
+    """Correct the rolled-up counts of a period. Also create the counts with Basis.SENT for messages from before the migration
+    that introduced them.
 
     Return the number of changed rolled-up counts. If another process runs `counts.fold`, return 0, although earlier transactions
-    of the repair may have changed counts. `begun` is called with the number of counts to change, in the first transaction after
-    each count of the rows. The time to click is computed from the stored time of sending, which a late report may have changed.
-    Raise RowsQuarantined.
+    of the repair may have changed counts. Each time the rows have been counted, `begun` is called with the number of counts to
+    change, in the first write transaction. The time to click is computed from the stored time of sending, which a late report may
+    have changed. Raise RowsQuarantined.
 
-    The rows are counted in a read transaction. In a long write transaction, the server could not write to SQLite. Short write
-    transactions then add the differences. A difference stays the same while the server runs, because the server adds each new
-    amount to the rows and to the counts. Only another repair changes a difference. In this case, the rows are counted again."""
+    The rows are counted in a read transaction, because a long write transaction would block the server's writes to SQLite. Short
+    write transactions then add the differences. A difference stays the same while the server runs, because the server adds each
+    new amount to the rows and to the counts. Only another repair changes a difference. In this case, the rows are counted
+    again."""
     while await database.write_later(counts.heal):
         pass
     while True:

@@ -71,8 +71,8 @@ class SendCounts:
     message was created. `sent`, `failed` and `doubtful` count messages that were created in the period. `doubtful` counts
     messages in all states, so it overlaps with the other numbers.
 
-    `last_error` belongs to the newest message that has an error code, without discarded and erased messages. It is the code of
-    the last failed attempt of this message."""
+    `last_error` is the error code of the newest message that has one: the code of its last failed attempt. Discarded and erased
+    messages are ignored."""
 
     pending: int = 0
     oldest_pending: datetime | None = None

@@ -10,8 +10,8 @@ MAX_PENDING_ROWS rows of them. The fan-out counts the time from sending to click
 to MAX_PENDING_CLICKS clicks whose time is not counted yet.
 
 In the response, `complete` is false if events are missing in the report. There are five cases: there are more rows of count
-deltas than MAX_PENDING_ROWS; there are more such clicks than MAX_PENDING_CLICKS; a row is unreadable or quarantined; after an
-upgrade, a background job is still rolling up the counts of the older release; or the job is still counting its conversions as
+deltas than MAX_PENDING_ROWS; there are more such clicks than MAX_PENDING_CLICKS; a row is unreadable or quarantined; a background
+job has not yet rolled up all counts that an older release wrote; or a background job has not yet counted all conversions for
 `converted_messages`.
 """
 
@@ -64,7 +64,7 @@ from shortener.storage.values_table import values_table
 
 MAX_PENDING_CLICKS = 1000  # The maximum number of times to click that one report adds before the fan-out has counted them.
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
-#: The maximum number of counts that one report adds itself, because an older release has not rolled them up.
+#: The maximum number of counts that one report adds itself, because an older release wrote them and they are not rolled up yet.
 MAX_MISSING_ROWS = 20_000
 _NEWEST_COHORTS = 10_000  # To suggest campaigns, only this number of the newest cohorts is examined.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
@@ -163,8 +163,9 @@ def by_destination(connection: Connection, scope: StatisticsFilter, *, merges_re
     the rest. A message with several destinations is in the group of each of them. Its first click is only in the group of the
     clicked destination.
 
-    If `merges_rest` is false, return all groups. The group OTHER then contains the messages whose destination is already in the
-    group OTHER of their own campaign. A list with the filter `destination=other` shows exactly these messages."""
+    If `merges_rest` is false, return all groups. The group OTHER then contains only the messages whose destination was stored as
+    "other", because their campaign has too many destinations. A list with the filter `destination=other` shows exactly these
+    messages."""
     return _by_name(connection, scope, Kind.DESTINATION, merges_rest=merges_rest)
 
 
@@ -326,7 +327,7 @@ def _find_groups(
 
 
 def _add_groups(connection: Connection, scope: StatisticsFilter, figures: dict[str, Figures], names: Mapping[int, str]) -> None:
-    """Add the sums of rolled-up counts to `figures`. `names` says, by group id, under which key of `figures` a group is added."""
+    """Add the sums of rolled-up counts to `figures`. `names` contains the key in `figures` of each group, by group id."""
     for group, sums in _sum_groups(connection, scope, names).items():
         figures.setdefault(names[group], Figures()).add_sums(sums)
 

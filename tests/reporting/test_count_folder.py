@@ -27,8 +27,8 @@ from tests.conftest import NOON, MakeService
 from tests.servers import PATIENCE
 
 ENGINES: tuple[Literal["sqlite"], Literal["postgresql"]] = ("sqlite", "postgresql")
-#: The number of origins of each row. A commit of clicks on messages of different campaigns also writes a row with several
-#: origins.
+#: The number of origins of each row. In the service, a row also has several origins if one commit contains clicks on messages of
+#: different campaigns.
 ORIGINS = 10
 
 
