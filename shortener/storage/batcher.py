@@ -13,8 +13,8 @@ waits for the writer thread, and can still take items that arrive during this ti
 loop. On PostgreSQL, the second batch has its own connection. So two items that arrive within milliseconds may be committed in the
 reverse order.
 
-A batch takes at most two thirds of this number: the waiting items plus the items of the previous batch. If one batch took all
-waiting items, the database and the event loop would alternate, and each would wait for the other.
+Add the number of waiting items and the number of items in the previous batch: a batch takes at most two thirds of this sum. If
+one batch took all waiting items, the database and the event loop would alternate, and each would wait for the other.
 
 The batcher passes the result of a transaction to the handler and keeps no copy. If an attempt fails before its transaction has
 begun, this counts as StoreUnavailable, whatever the exception is. No failure stops the batcher.
@@ -321,5 +321,5 @@ class Batcher(Generic[Item, Result]):
 
 
 def _count_within(rows: Iterable[int], limit: int) -> int:
-    """Return how many of the first numbers have a sum of at most `limit`, but at least 1."""
+    """Return how many numbers, from the first on, can be added before their sum exceeds `limit`. Return at least 1."""
     return max(sum(total <= limit for total in accumulate(rows)), 1)

@@ -76,8 +76,8 @@ _WAIT_MS, _LEASE_WAIT_MS = WAIT_AFTER_STEP // _MILLISECOND, LEASE_WAIT // _MILLI
 _MAX_LEASE_STEP_MS, _START_WAIT_MS = MAX_LEASE_STEP // _MILLISECOND, START_WAIT // _MILLISECOND
 #: As long as a process does not know whether there was a step, it assumes a step of this size.
 _UNKNOWN_STEP = timedelta(days=3650)
-#: A function that returns whether no lease counts as ended at present. Its argument is the connection with which the transaction
-#: examines leases.
+#: A function that returns whether no lease counts as ended at present, even if its time has passed. Its argument is the
+#: connection with which the transaction examines leases.
 LeasesWait = Callable[[Connection], bool]
 
 
@@ -185,8 +185,8 @@ class ClockGuard:
         return reading
 
     def trusted_ms(self, at: int) -> int:
-        """Return the time `at` without the present step of the clock. What expires later than the result must not expire yet. If
-        there is no step, or if `at` is a time before the step, return `at` unchanged."""
+        """Return the time `at` minus the size of the present step of the clock. What expires later than the result must not
+        expire yet. If there is no step, or if `at` is a time before the step, return `at` unchanged."""
         reading = self.check()
         return at - reading.ahead if reading.found_at and at > reading.found_at - _MAX_KNOWN_MS else at
 
@@ -196,7 +196,7 @@ class ClockGuard:
         return timedelta(milliseconds=self.check().ahead) if self.knows_steps else _UNKNOWN_STEP
 
     def trusted_time(self, at: datetime) -> datetime:
-        """Return the time `at` without the present step of the clock, as `trusted_ms` does."""
+        """Return the time `at` minus the size of the present step of the clock, as `trusted_ms` does."""
         return from_ms(self.trusted_ms(to_ms(at)))
 
     def leases_wait(self, connection: Connection) -> bool:
@@ -273,7 +273,7 @@ def read_guard(connection: Connection, clock_ms: Callable[[], int]) -> ClockGuar
 
 
 def read_trusted_time(connection: Connection, now: datetime) -> datetime:
-    """Return the time `now` without the present step of the clock, as `ClockGuard.trusted_time` does. Commands use this
+    """Return the time `now` minus the size of the present step of the clock, as `ClockGuard.trusted_time` does. Commands use this
     function."""
     return read_guard(connection, lambda: to_ms(now)).trusted_time(now)
 

@@ -8,8 +8,8 @@ previous revision. Several processes can call `migrate` at the same time. On Pos
 
 While a migration on PostgreSQL waits for the lock of a table, all later statements on this table wait, too. Therefore each
 attempt waits for at most LOCK_TIMEOUT_MS. Then it is rolled back, the waiting statements continue, and the migration is tried
-again after LOCK_PAUSE_SECONDS. If it never gets the lock, `migrate` raises MigrationBlocked. A later call continues with the same
-migration.
+again after LOCK_PAUSE_SECONDS. If it does not get the lock within `lock_wait` seconds, `migrate` raises MigrationBlocked. A later
+call continues with the same migration.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ T = TypeVar("T")
 
 PROGRESS_INTERVAL_SECONDS = 0.25
 #: The longest time for which one attempt of a migration waits for a lock. It is shorter than the default of HIT_DEADLINE (2 s),
-#: so that no click goes to the spool. It is longer than the default of deadlock_timeout (1 s), because PostgreSQL cancels an
-#: autovacuum that has the lock only after this timeout.
+#: so that no click goes to the spool. It is longer than the default of deadlock_timeout (1 s): if an autovacuum has the lock,
+#: PostgreSQL waits for deadlock_timeout and then cancels the autovacuum.
 LOCK_TIMEOUT_MS = 1500
 #: The pause between two attempts of a migration. During the pause, the statements of the nodes run.
 LOCK_PAUSE_SECONDS = 3.0
@@ -325,7 +325,7 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T], only_reads: 
         else:
             connection.exec_driver_sql("PRAGMA busy_timeout=0")
             begin_write(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), COMMAND_WAIT_SECONDS)
-            # A new file has no WAL yet, so its COMMIT waits for readers.
+            # Set the busy_timeout again for COMMIT: a new file has no WAL yet, so its COMMIT must wait for readers.
             connection.exec_driver_sql(f"PRAGMA busy_timeout={COMMAND_WAIT_SECONDS * 1000:.0f}")
 
     with engine.begin() as connection:

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from shortener.storage.migrations import HEAD
 
 SQLITE_FILE = Path(__file__).parent / "migrations" / "sqlite.sql"
-#: The text between two statements of the file. A semicolon alone would not be enough, because a trigger contains semicolons. It
-#: contains no empty line.
+#: The text between two statements of the file. A semicolon alone would not be enough, because a trigger contains semicolons. No
+#: statement contains a semicolon before an empty line.
 _SEPARATOR = ";\n\n"
 
 

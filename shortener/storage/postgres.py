@@ -1,7 +1,7 @@
 """This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. At this level, two transactions can do the same, even if each of them checks this before its
-write. If something must happen only once, the code uses a conditional update or a unique index.
+Transactions run at READ COMMITTED. At this level, two transactions can both do the same thing, even if each of them first checks
+that it has not been done. If something must happen only once, the code uses a conditional update or a unique index.
 
 `write` repeats a transaction after a deadlock or a serialization failure. It also repeats a transaction whose connection ended
 before the commit began, for example because the server was restarted. If the connection ends during COMMIT, the transaction may
@@ -41,8 +41,8 @@ _RETRYABLE = {"40001", "40P01"}
 #: After an error with one of these SQLSTATEs, a connection can no longer be used: the server shuts down, or has become a
 #: read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
-#: If the SQLSTATE of a failed COMMIT begins with one of these texts, the transaction may be stored, because the connection or the
-#: server failed. Some errors of the client have no SQLSTATE.
+#: If a COMMIT failed and the first two characters of the SQLSTATE are one of these texts, the transaction may be stored, because
+#: the connection or the server failed. "" means an error of the client without an SQLSTATE.
 _UNKNOWN_OUTCOMES = ("", "08", "57", "58")
 CONNECT_TIMEOUT_SECONDS = 5.0
 CLOSE_SECONDS = 0.5  # A process waits at most for this time until the server has closed a connection.

@@ -2,8 +2,9 @@
 
 In the schema, `info={"encrypted": NAME}` marks columns that contain encrypted values. `adopt` removes the values that the new
 secret cannot decrypt. A tracker or gateway that loses a value is disabled, so that no receiver gets a request without its
-signature or credentials. Its deliveries wait until an operator sets the values again and enables it. If the second factor of an
-operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to redirect.
+signature or credentials. Its deliveries or messages wait until an operator sets the values again and enables the tracker or
+gateway. If the second factor of an operator is removed, the password is removed too. Codes of links do not depend on the secret,
+so links continue to redirect.
 """
 
 from __future__ import annotations

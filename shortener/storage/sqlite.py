@@ -84,7 +84,8 @@ class SqliteDatabase:
         process already does. `is_command` is true if the process is a command, which waits longer for locks than a server
         (write_lock.py). By default, each process that does not serve is a command."""
         is_command = not owner if is_command is None else is_command
-        self._lock_wait = COMMAND_WAIT_SECONDS if is_command else 0.0  # 0: a server waits inside SQLite (busy_timeout)
+        # A server waits for the lock inside SQLite (busy_timeout), and not in `begin_write`.
+        self._lock_wait = COMMAND_WAIT_SECONDS if is_command else 0.0
         timeout_ms = round(COMMAND_WAIT_SECONDS * 1000) if is_command else BUSY_TIMEOUT_MS
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
@@ -156,7 +157,7 @@ class SqliteDatabase:
                 with store_errors():
                     self._transact(_change_user_version)
             except StoreUnavailable:
-                return  # The checkpoint thread continues to wait until other data is committed.
+                return  # The commit failed, so the checkpoint thread waits for a later commit.
             if self._checkpointer is not None:
                 self._checkpointer.committed(self._driver, is_requested=True)
 
@@ -233,7 +234,7 @@ class SqliteDatabase:
         try:
             begin_write(lambda: raw_sql.execute(self._writer, "BEGIN IMMEDIATE"), self._lock_wait)
         except DBAPIError as error:
-            # After any other error, keep the flag. Then the next successful BEGIN restores the busy_timeout.
+            # Another error does not clear the flag, so the next successful BEGIN still restores the busy_timeout.
             self._is_locked = self._is_locked or (is_busy(error) and not self._lock_wait)
             raise
         if self._is_locked:

@@ -113,8 +113,8 @@ async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_
         await commit_until(database, lambda: len(finished) >= 2, rows=20)
 
 
-#: A program that tries to get an exclusive lock of the file. It cannot, as long as a SQLite connection is open, because each of
-#: them holds a shared lock.
+#: A program that tries to get an exclusive lock of the file. It fails while any SQLite connection is open, because each
+#: connection holds a shared lock.
 _TAKE_LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:

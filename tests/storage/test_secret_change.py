@@ -77,7 +77,7 @@ def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
         "shortener/secret.py",
         # This module stores encrypted responses for a day. If the secret is lost, a repeated request gets an error.
         "shortener/web/idempotency.py",
-        # it stores the encrypted entries of a form for an hour; if the secret is lost, the form is empty
+        # This module stores the encrypted entries of a form for an hour. If the secret is lost, the form is empty.
         "shortener/portal/kept_entries.py",
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}

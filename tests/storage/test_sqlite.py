@@ -35,7 +35,7 @@ async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_its_conne
 ) -> None:
     monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.2)
     async with serving(tmp_path / "shortener.db") as database:
-        for _ in range(5):  # read more often than the pool has connections
+        for _ in range(5):  # more reads than connections in the pool, so an interrupted connection is used again
             with pytest.raises(StoreUnavailable, match="interrupted"):
                 await database.read(count_for_ever)
         assert await database.read(count_rows) == 0

@@ -40,7 +40,7 @@ async def test_each_statement_of_a_read_needs_one_thread_switch(tmp_path: Path, 
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count)
         assert await database.read(query) == [7, 8]
-        assert len(returns) == 2  # the thread has returned once for each statement, but not for BEGIN and ROLLBACK
+        assert len(returns) == 2  # one switch back from the thread for each of two statements, and none for BEGIN and ROLLBACK
 
 
 @pytest.mark.parametrize("rows", SIZES)

@@ -38,7 +38,8 @@ from tests.factory import rows
 from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
 
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
-#: the first schema whose rows have the present form: migration 0004 moved the clicks, and later ones only add columns and tables
+#: The first schema whose rows have the present form. Migration 0004 moved the clicks. All later migrations only add columns and
+#: tables.
 FIRST_OF_THIS_FORM = "0005"
 #: `make test-fast` upgrades an installation from these schemas: from the first one (all migrations), from the first one of the
 #: present form, and from the last one before HEAD (only the newest migration). Each upgrade runs all later migrations, so a fault
@@ -217,7 +218,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
         async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
             behind = (await pipeline.get("/api/v1/sms/stats")).json()
-            is_counted = revision >= "0023"  # from this revision on, the stored rows include the table of first conversions
+            is_counted = revision >= "0023"  # from this revision on, an installation already has rows of first conversions
             assert (behind["complete"], behind["converted_messages"]) == ((True, had.converted) if is_counted else (False, 0))
             await service.database.write(counts.fold)
             await service.jobs.table["first_conversions"].step()

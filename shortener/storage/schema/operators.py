@@ -103,7 +103,7 @@ audit_log = Table(
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("at", Instant, nullable=False),
-    # The id of the operator. NULL: the actor is not an operator of the portal, or not a known one.
+    # The id of the operator. NULL: the actor is not an operator of the portal, or the operator is unknown.
     Column("operator_id", Integer),
     Column("operator", Text, nullable=False),  # The name of the actor when the action was recorded.
     Column("session_id", Integer),

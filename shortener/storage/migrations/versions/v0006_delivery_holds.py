@@ -1,4 +1,4 @@
-"""Add columns for delayed deliveries, rate limits of trackers and a table of delivering processes"""
+"""Add columns for delayed deliveries and rate limits of trackers, and a table of processes that deliver"""
 
 # Tested by tests/storage/test_migrate.py
 

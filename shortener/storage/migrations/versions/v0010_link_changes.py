@@ -1,4 +1,4 @@
-"""Add a table of link changes, and paths and defaults of domains; extend the permissions of existing API keys"""
+"""Add a table of changes of links, and columns for paths and defaults of domains; extend the permissions of API keys"""
 
 # Tested by tests/storage/test_migrate.py
 

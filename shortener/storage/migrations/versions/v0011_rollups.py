@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("group_id", "series", "period", name=op.f("rollups_pkey")),
         sqlite_with_rowid=False,
     )
-    # For existing messages, there are no counts by the time of sending yet. `shortener verify --repair` creates them.
+    # Existing messages have no counts with Basis.SENT yet. `shortener verify --repair` creates them.
     op.execute(
         sa.text(
             "INSERT INTO installation (name, value) SELECT 'sent counts since', :slot WHERE EXISTS (SELECT 1 FROM cohorts)"

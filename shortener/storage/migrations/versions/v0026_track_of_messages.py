@@ -1,4 +1,4 @@
-"""Add the column with the track mode of messages"""
+"""Add the column with the track mode with which a message was rewritten"""
 
 # Tested by tests/storage/test_upgrades.py
 
