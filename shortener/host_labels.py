@@ -57,12 +57,12 @@ def encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether a label is valid because browsers permit symbols: it has symbols and no right-to-left letters, its other
-    characters form a valid label, and the mapping of UTS 46 does not change it."""
+    """Return whether browsers permit a label with symbols. They permit it if it has no right-to-left letters, its other
+    characters form a valid label, and the mapping of UTS 46 does not change it. Return False for a label without symbols."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
-    # A keycap emoji, such as 1 in a square, contains a combining character that draws the square. Its Unicode category is Me. A
-    # label must not begin with such a character.
+    # A keycap emoji, such as 1 in a square, contains a combining character that draws the square. This character has the Unicode
+    # category Me, so Me counts as a symbol. But a label must not begin with a combining character.
     others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
     if unicodedata.category(text[:1] or " ") == "Me":
         return False

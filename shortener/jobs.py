@@ -104,7 +104,7 @@ class WakeUp:
         self._event.set()
 
     def notify_after(self, seconds: float | None) -> None:
-        """Set the wake-up event after `seconds`. A second call replaces the timer of the first call. None only removes the
+        """Set the wake-up event after `seconds`. Cancel the timer of an earlier call. If `seconds` is None, start no new
         timer."""
         if self._timer is not None:
             self._timer.cancel()

@@ -174,7 +174,7 @@ def _dumps(event: dict[str, Any], **_: Any) -> str:
 _INTERNATIONAL_NUMBER = r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]"
 #: International phone numbers in a text. The plus sign may be percent-encoded.
 _INTERNATIONAL_NUMBERS = re.compile(_INTERNATIONAL_NUMBER)
-#: Phone numbers in a text: international numbers, and texts that consist only of digits.
+#: International phone numbers in a text. A text that consists only of 8 to 15 digits also counts as a phone number.
 _PHONE_NUMBERS = re.compile(rf"{_INTERNATIONAL_NUMBER}|^[0-9]{{8,15}}$")
 #: Phone numbers in the value of a parameter whose name says that the value is a phone number.
 _NUMBERS = re.compile(r"(?:\+|%2[Bb])?[0-9][0-9 ().-]{5,}[0-9]")

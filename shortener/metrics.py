@@ -24,7 +24,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Histogram:
-    """A histogram of durations in seconds. To add a duration takes one binary search and two additions."""
+    """A histogram of durations in seconds. Adding a duration takes one binary search and two additions."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 

@@ -98,7 +98,7 @@ def _read_toml(environ: Mapping[str, str], sources: dict[str, str]) -> dict[str,
             raise SettingsError(f"{PREFIX}CONFIG: there is no file or folder {place}")
         files = sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
     except PermissionError:
-        # For example, somebody started the command in /root as the user of the service, who may not open that folder.
+        # For example, the current folder is /root, and the command runs as the user of the service, who may not open it.
         folder = place.absolute().parent
         remedy = f"Use another folder (`cd /`), or set {PREFIX}CONFIG" if not named else f"Correct {PREFIX}CONFIG"
         raise SettingsError(f"the folder {folder} may not be opened by the user of this process. {remedy}") from None

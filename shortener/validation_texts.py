@@ -136,8 +136,8 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _unit(context: Context) -> str:
-    """Return the unit of a length: characters or items. pydantic's name for a text is "Value" if a function has checked the text
-    before."""
+    """Return the unit of a length: characters for a text, items for a list. If a function has checked a text before, pydantic
+    reports its type as "Value"."""
     return "character" if context.get("field_type") == "Value" else "item"
 
 
