@@ -109,9 +109,9 @@ class ApplicationSettings(BaseModel):
     )
     sender_rules: Literal["warn", "reject"] = Field(
         "warn",
-        description="What happens to a message whose sender carriers do not accept: because of the form of the sender, or because "
-        "of a rule of the recipient's country. warn: the response contains a warning. reject: the request is rejected with "
-        "SENDER_NOT_ALLOWED.",
+        description="What happens to a message if carriers would reject its sender id: because of the format of the sender id, or "
+        "because of a rule of the recipient's country. warn: the response contains a warning. reject: the request is rejected "
+        "with SENDER_NOT_ALLOWED.",
     )
     suspect_before_sent: bool = Field(
         False,

@@ -1,4 +1,4 @@
-"""The endpoints for the caller's own application: its settings and its `conversion_url` (23 Telecom).
+"""The endpoints for the caller's own application: its settings and its `conversion_url`, a setting from 23 Telecom's API.
 
 A `conversion_url` is stored as a separate tracker, which receives `conversion` events as flat JSON.
 """
@@ -71,11 +71,11 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
     )
     callback_secret_set: bool = Field(
         description="true: requests to lt_callbackurl are signed with the callback secret. Requests to conversion_url are signed "
-        "with the same secret, unless the tracker of conversion_url has its own secret."
+        "with the same secret, unless the tracker that was created for conversion_url has its own secret."
     )
     warnings: list[str] = Field(
-        description="Warnings about fallback_url and conversion_url, if they contain `&amp;` in place of `&`, or "
-        "placeholders that are not filled in."
+        description="Warnings that fallback_url or conversion_url contains `&amp;` in place of `&`, or a placeholder that is "
+        "not filled in."
     )
     previous_callback_secret_until: str | None = Field(
         description=(
@@ -131,8 +131,8 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 def _fields(
     application: Application, tracker: Tracker | Row[Any] | None, secret_state: tuple[bool, datetime | None]
 ) -> Mapping[str, Any]:
-    """Return the fields of the response that describes an application. `tracker` is the tracker of its conversion_url.
-    `secret_state` is the result of `callback_secret_state`."""
+    """Return the fields of the response that describes an application. `tracker` is the tracker that was created for its
+    conversion_url. `secret_state` is the result of `callback_secret_state`."""
     is_set, until = secret_state
     return {
         "status": True,

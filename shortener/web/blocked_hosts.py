@@ -78,7 +78,8 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         response=BlockedHostsResponse,
-        description="Lists the hosts that the application blocks. The operator of the installation may block further hosts.",
+        description="Lists the hosts that the application blocks. The list does not contain the hosts that the operator of the "
+        "installation blocks.",
     ),
     Endpoint(
         "POST",

@@ -110,9 +110,10 @@ def _credentials_by_place(request: Request) -> dict[str, str]:
 
 
 def _misplaced(sent: Mapping[str, str], required: str, accepted: Sequence[str]) -> str | None:
-    """Return which wrong credential a request contains, for an error text, such as "a tracker token in the X-API-Key header". The
-    credential is wrong if it is not of the kind `required`, or is in a header that is not in `accepted`. Return None if an
-    accepted header may contain the required credential, or if no header contains a known credential."""
+    """Return a text that says which wrong credential a request contains, such as "a tracker token in the X-API-Key header". A
+    credential is wrong if it is not of the kind `required`, or if its header is not in `accepted`. Return None in two cases: the
+    credential in an accepted header is of the required kind or of an unknown kind, or no header contains a credential of a known
+    kind."""
     # A credential in X-API-Key counts as an API key whatever its first characters are: INITIAL_API_KEY may begin with any
     # characters.
     kinds = {name: _KINDS.get(credential[:3], "an API key" if name == "X-API-Key" else "") for name, credential in sent.items()}

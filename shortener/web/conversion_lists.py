@@ -62,13 +62,13 @@ class ConversionsCsvQuery(Period):
         None,
         description=(
             "Name of a figure of the statistics: only the conversions that this figure counts. As in the statistics, the period is "
-            "extended to complete time slots of 15 minutes, and `basis` defines by which time the period selects."
+            "extended to complete time slots of 15 minutes. `basis` defines which time must be in the period."
         ),
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="By which time the period selects conversions. event (default): the time of the conversion. sent: the "
-        "time when its message was created. It has no effect without `metric`.",
+        description="The time that must be in the period. event (default): the time of the conversion. sent: the time when "
+        "its message was created. `basis` has no effect without `metric`.",
     )
     source: Source = Field("all", description="Only conversions of messages of this traffic source. Default: all.")
     country: Text | None = Field(

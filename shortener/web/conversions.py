@@ -120,10 +120,11 @@ _DESCRIPTION = (
     "Accepts GET and POST. The parameters may be in the query, in a form, in multipart or in JSON. There is one conversion "
     "for each combination of message, `action` and `transaction_id`. Upper and lower case make no difference. A repeat "
     "returns the first response and triggers no event. A later report with another status, disposition, value or "
-    "currency is an update: it stores a new revision and sends a `conversion` event. Without a `transaction_id`, a "
-    "second value is rejected. A value, a currency or a time that cannot be parsed is stored as text, with a warning. A "
-    "conversion also counts if there was no click, if it was reported before the click, or if the link has expired. Any "
-    "other parameter is stored as metadata, at most 4 KiB of JSON."
+    "currency is an update: it stores a new revision and sends a `conversion` event. Without a `transaction_id`, a report "
+    "is rejected if the stored conversion has another value, or the same value in another currency. A value, a currency "
+    "or a time that cannot be parsed is stored as text, with a warning. A conversion also counts if there was no click, if "
+    "it was reported before the click, or if the link has expired. Any other parameter is stored as metadata, at most 4 KiB "
+    "of JSON."
 )
 
 

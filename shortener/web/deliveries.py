@@ -42,7 +42,7 @@ class DeliveryFields(ResponseModel):
     attempt: int = Field(description="Number of attempts of the delivery that were started.")
     next_at: str | None = Field(
         description="Time of the next attempt. While an attempt is in flight: the time from which "
-        "the delivery may be attempted again if the process of this attempt stops."
+        "another process can repeat the attempt, if the process of this attempt has stopped."
     )
     created_at: str
     finished_at: str | None

@@ -1,8 +1,8 @@
 """POST /api/v1/sms/status: the endpoint to which the send pipeline forwards the delivery reports of the carrier.
 
 Each report of a list is accepted or refused separately. A report is refused only if the application has no message with its
-message_id, or if its state is unknown. Any other invalid value, such as a text that is too long or an unknown date format, is cut
-or left out. The rest of the report is stored, and the result of the report contains a warning.
+message_id, or if the state in the report is not a known word. Any other invalid value, such as a text that is too long or an
+unknown date format, is cut or left out. The rest of the report is stored, and the result of the report contains a warning.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class DeliveryReportItem(RequestModel):
     )
 
 
-#: The type of the body in the OpenAPI document only. The service does not validate the body as a whole with it, because one
-#: invalid report would then reject the complete list.
+#: The type of the body, which only the OpenAPI document uses. The service does not validate a complete list with it, because one
+#: invalid report would then cause the rejection of the whole list.
 _DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
 
 

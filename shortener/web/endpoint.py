@@ -52,8 +52,8 @@ class RequestModel(BaseModel):
 
 
 class ResponseModel(BaseModel):
-    """Base class of response models. Every field is sent, also a field with its default, so the OpenAPI document marks all fields
-    as required."""
+    """Base class of response models. Every field is sent, even if it has its default value. Therefore the OpenAPI document marks
+    all fields as required."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True, json_schema_serialization_defaults_required=True)
 
@@ -163,7 +163,7 @@ class Endpoint:
     @cached_property
     def stores_response(self) -> bool:
         """Whether `_run` stores the response to a request with an Idempotency-Key, and returns it to repeats with the same API
-        key. This is false if the handler itself stores the responses; `headers` of such an endpoint contains Idempotency-Key."""
+        key. If the handler itself stores the responses, this is false, and `headers` contains Idempotency-Key."""
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.stores_nothing:
             return False
         return not self.reads_request and HEADER not in self.headers
@@ -179,7 +179,8 @@ class Endpoint:
         return HEADER in self.headers and HEADER in request.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
-        """Run the endpoint and count its response. This method raises no error: every failure becomes an error response."""
+        """Run the endpoint, and count its response in the metrics. This method raises no error: every failure becomes an error
+        response."""
         began = time.perf_counter()
         response, error_code = await _run(self, service, request)
         if self.response_headers:

@@ -79,7 +79,7 @@ ENDPOINTS = [
         response=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
         description="Permanently removes the phone number, metadata and destinations of the messages, and the IP addresses "
-        "and user agents of their hits. They are removed from events and deliveries, too. The anonymous rows stay, so that "
+        "and user agents of their hits. The same data is removed from events and deliveries. The anonymous rows stay, so that "
         "statistics stay correct. The links respond with 410. A message that waits for its gateway becomes FAILED, and its "
         "cost is refunded unless the gateway may have accepted it. A number without messages is not an error. Data that "
         "trackers have already received cannot be removed.",

@@ -1,8 +1,8 @@
 """This module reads amounts in JSON exactly. A usual JSON parser returns a number as a float, which loses the digits after the
 17th.
 
-A decoder with `parse_number` reads all numbers exactly, but it is slow. Therefore the bodies of messages are parsed with floats,
-and `restore_amounts` then replaces the amounts that have more digits than a float can represent.
+A decoder with `parse_number` reads all numbers exactly, but it is slow. Therefore request bodies with messages are parsed with
+floats, and `restore_amounts` then replaces the amounts that have more digits than a float can represent.
 """
 # Tested by tests/web/test_request_body.py and tests/web/test_report_input.py
 
@@ -15,7 +15,8 @@ from typing import Any
 
 #: The names of the fields that contain amounts.
 _AMOUNTS = frozenset({"mt_price"})
-#: Matches a field that contains an amount, if its number has more characters than a float can always represent.
+#: Matches a field that contains an amount of at least 16 characters. A shorter amount loses no digits when it is parsed as a
+#: float.
 _LONG_AMOUNT = re.compile(rb'"(?:%s)"\s*:\s*-?[0-9][0-9.eE+-]{15,}' % "|".join(_AMOUNTS).encode())
 
 
@@ -36,7 +37,7 @@ def restore_amounts(content: bytes, data: Any) -> None:
         return
     try:
         exact = _DECODER.decode(content.decode("latin-1"))  # only the numbers are used, so the encoding of texts does not matter
-    except (ValueError, RecursionError):  # `content` is damaged JSON in another encoding
+    except (ValueError, RecursionError):  # `content` begins with a byte order mark, so its amounts stay floats
         return
     _restore(data, exact)
 

@@ -134,7 +134,7 @@ _TEXTS: Mapping[str, str] = {
     "last_used_at": "Time of the latest use, accurate to some minutes. null: not used.",
     "link": "The link.",
     "LinkTracking.link": "Destination of the link.",
-    "link_tracking": "The message's first link, and whether it was clicked. null: the message has no link.",
+    "link_tracking": "The first link of the message, and whether this link was clicked. null: the message has no link.",
     "links": "Links of the message, in the order of the text.",
     "ErasedRows.links": "Links.",
     "LinksResponse.links": "Links of this page. The links of the newest message come first.",

@@ -106,7 +106,8 @@ _ENDPOINT = Endpoint(
     ),
     description="Gateways call this URL. The service passes it to them with each message. The path contains the report key "
     "of the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON. "
-    "`UNAVAILABLE` can also mean that the service does not know the id in a report yet. In both cases, repeat the call.",
+    "`UNAVAILABLE` means that the database is unavailable, or that the service does not know the id in a report yet. In both "
+    "cases, repeat the call later.",
 )
 
 ENDPOINTS = [

@@ -32,8 +32,8 @@ class GatewayLimits(RequestModel):
     on_doubt: Literal["resend", "hold"] | None = Field(
         None,
         description="What happens if the gateway may have accepted a message but its response is missing. resend (default): send "
-        "the message again, so it may arrive twice. hold: do not send the message again until a delivery report arrives, or a "
-        "caller resends or discards the message.",
+        "the message again, so it may arrive twice. hold: the service does not send the message again by itself. The hold "
+        "ends when a delivery report arrives, or when a caller resends or discards the message.",
     )
     max_attempts: int | None = Field(
         None, ge=1, le=50, description="Maximum number of attempts to send a message. Default: GATEWAY_ATTEMPTS."

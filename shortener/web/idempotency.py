@@ -88,7 +88,8 @@ async def respond_once(
     claimed_at = service.clock()
     try:
         found = await service.database.write(stored_responses.claim, chosen, content, claimed_at)
-    except CommitUncertain as error:  # Only the claim may be stored. The request was not performed, so the caller may repeat it.
+    except CommitUncertain as error:
+        # It is unknown whether the claim was stored. The request itself was not performed, so the caller may repeat it.
         raise StoreUnavailable(str(error)) from error
     if found is not None and found.status == ErrorCode.OUTCOME_UNKNOWN.http_status:
         raise ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN)

@@ -27,7 +27,7 @@ from shortener.web.links import LinkUpdateRequest, requested_changes
 
 _TAG = "Links"
 _UPDATES = "/api/v1/links/updates"
-# the maximum time in which the request that creates an update counts its links; after that, the job counts them
+# the time limit for counting the links in the request that creates an update; above this limit, the job counts them
 COUNT_SECONDS = 1.0
 
 

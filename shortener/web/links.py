@@ -215,7 +215,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.invalidate([code])  # If Redis is unavailable, `retry_invalidations` repeats this later.
+    await service.cache.invalidate([code])  # If Redis is unavailable, `retry_invalidations` invalidates it later.
     changed = await service.database.write(write)
     await refresh_cache_after_commit(service.database, service.cache, [code])
     return {**_link(call, changed), "warnings": change_warnings(requested)}
@@ -262,7 +262,7 @@ def _decode(call: Call[LinksQuery, None]) -> LinkPosition | None:
     return LinkPosition(decoded, int(position))
 
 
-# a link, its clicks (by the row id of the link), and the history of its changes
+# the row of a link, the figures of its clicks (the key is the row id of the link), and the history of its changes
 _StoredLink = tuple[Row[Any], dict[int, LinkClicks], list[dict[str, Any]]]
 
 

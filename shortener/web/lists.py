@@ -240,8 +240,9 @@ async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
 
 
 def _encode_position(cursors: Cursors, position: EventPosition | None) -> str | None:
-    """Return the cursor of a position in the list of events. It encodes the id of the row. If the page ends between two events of
-    this row, `-N` follows, where N is the number of the row's events before the position."""
+    """Return the cursor of a position in the list of events. One row of the table can contain several events. The cursor encodes
+    the id of the last row of the page. If the page ends between two events of this row, `-N` follows, where N is
+    `position.topics`."""
     if position is None or position.topics == ALL_TOPICS:
         return cursors.encode(position and position.row_id)
     return f"{cursors.encode(position.row_id)}-{position.topics}"

@@ -58,13 +58,13 @@ class ExportQuery(Period):
         None,
         description=(
             "Name of a figure of /api/v1/sms/stats: only the messages that this figure counts. As in the statistics, the period is "
-            "extended to complete time slots of 15 minutes, and `basis` defines by which time the period selects."
+            "extended to complete time slots of 15 minutes. `basis` defines which time must be in the period."
         ),
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="By which time the period selects messages. event (default): the time of the counted event. sent: the "
-        "time when the message was created. It has no effect without `metric`.",
+        description="The time that must be in the period. event (default): the time of the counted event. sent: the time when "
+        "the message was created. `basis` has no effect without `metric`.",
     )
 
 

@@ -1,8 +1,9 @@
 """This module returns the content by which a repeat of a request is recognized. It is stored with the Idempotency-Key, because a
 repeat must have the same content as the first request.
 
-The content has only the fields that the caller sent, in a fixed order. It does not depend on fields that a new release adds, or
-on its defaults. Therefore a new release still recognizes repeats of requests that an earlier release stored.
+The content has only the fields that the caller sent, in a fixed order. It contains neither fields that a new release adds,
+nor default values, which a new release can change. Therefore a new release still recognizes repeats of requests that an earlier
+release stored.
 
 Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns the content in this older form, so that repeats are
 recognized after an upgrade from 0.2. It is needed only for 24 hours after the upgrade, because stored contents are deleted after

@@ -113,7 +113,7 @@ def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dic
     In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries keep their
     positions and can be checked. The check can also find problems with a placeholder, so the caller must ignore problems at the
     paths in `invalid`."""
-    # the key is a field; the values are the rests of its paths, such as an index in a list, or ""
+    # the names of the invalid fields; for each, the indexes of its invalid list entries, or "" if the whole field is invalid
     entries: dict[str, set[str]] = {}
     for path in invalid:
         name, _, entry = path.partition(".")

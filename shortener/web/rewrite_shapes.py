@@ -69,8 +69,8 @@ IsSent = Annotated[
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
     "fail: the whole request is rejected. skip: the valid messages to valid recipients are stored. For each other recipient, "
-    "the response contains an error in its place, also if the message has a missing field, an unknown field or a wrong "
-    "type."
+    "the response contains an error in its place. A message with a missing field, an unknown field or a wrong type is not "
+    "valid either."
 )
 
 

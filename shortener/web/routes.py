@@ -118,7 +118,8 @@ def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns
     return by_path, patterns
 
 
-#: What the error for a wrong method adds, by method and path: the call that people probably look for.
+#: Sentences that are added to the error for a wrong method, by method and path. Each names the call that people probably look
+#: for.
 _HINTS = {("POST", "/api/v1/links"): "POST /api/v1/rewrite creates links."}
 
 

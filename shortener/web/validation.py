@@ -46,7 +46,7 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # this count includes the errors of a batch inside the item
+            count.reported = before + _count_details(error, value)  # includes the errors of a nested batch in the item
             raise
         # An exact count is as slow as creating the details. After _MAX_EXACT_DETAILS errors, only estimate the number.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()

@@ -187,7 +187,8 @@ async def test_a_complete_report_includes_the_time_to_click_of_a_click_that_the_
     await click(client, message)
 
     async def times_to_click() -> list[int]:
-        """Return the number of times to click in each of several reports, all of which say that they are complete."""
+        """Return the number of messages with a time to click in each of four reports. Check that each report is complete
+        (`ask`)."""
         found = []
         for path, name in (("", ""), ("/by-campaign", "campaigns"), ("/by-label", "labels"), ("/by-destination", "destinations")):
             told = await ask(client, path)

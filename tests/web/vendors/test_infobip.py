@@ -275,8 +275,8 @@ async def test_ending_a_conversion_process_requires_a_message_of_the_application
 
 @pytest.fixture
 async def process(client: httpx.AsyncClient, clock: Clock) -> str:
-    """Create a conversion process with three messages to Switzerland and two to the United States. Of these, two and one have
-    converted. Return the key of the process."""
+    """Create a conversion process with three messages to Switzerland and two to the United States. Two of the messages to
+    Switzerland and one of the messages to the United States have converted. Return the key of the process."""
     ids = [await message_of(client, to, tracking=TRACKING) for to in ("41793026731", "41793026732", "41793026733", "14085550100")]
     await message_of(client)
     clock.forward(hours=1)
