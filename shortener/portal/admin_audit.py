@@ -105,7 +105,7 @@ ACTIONS = {
 async def audit_log(visit: Visit) -> Response:
     """Show a page of the audit log, or all matching rows as CSV."""
     period = visit.period
-    # If the period ends now, the list has no upper limit, so that it includes audit rows that are added during the request.
+    # If the period ends now, the filter has no end time, so that the list includes audit rows that are added during the request.
     until = None if period.until >= visit.now else period.until
     filters = AuditFilter(period.since, until, visit.get("operator"), visit.get("action"))
     database = visit.service.database

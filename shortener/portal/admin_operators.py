@@ -226,7 +226,7 @@ def _enable(connection: Connection, visit: Visit, operator: Operator) -> None:
 
 def _reset(connection: Connection, visit: Visit, operator: Operator) -> Invitation:
     # The portal does not reset the only admin: if the new link was lost, nobody could sign in to create another one. The command
-    # line can do it.
+    # line can reset the only admin.
     operators.require_other_admin(connection, operator)
     invitation = operators.reset(connection, operator.name, visit.now)
     visit.audit(connection, "operator_reset", operator.name)

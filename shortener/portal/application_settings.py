@@ -53,7 +53,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "min_seconds_after_delivered": "Seconds after DELIVERED",
         "suspect_before_sent": "Suspect hits before SENT",
         "max_recipients_per_address_minute": "Recipients per IP address and minute",
-        "all_links_within_second": "Mark hits on all links within a second as suspected",
+        "all_links_within_second": "Suspect hits if one address opens all links within a second",
         "retract_clicks": "Retract clicks",
     },
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
@@ -94,8 +94,8 @@ _HINTS: Mapping[str, str] = {
     "click_events": "Which clicks are sent to trackers. Links that were created with the value Every click still send every click.",
     "click_conversion": "The first click on a message is also sent as a conversion event (action clickthru). The trackers must "
     "subscribe to conversion events. Statistics do not count it as a conversion.",
-    "sender_rules": "What happens to a message whose sender carriers do not accept: because of the form of the sender, or because "
-    "of a rule of the recipient's country.",
+    "sender_rules": "What happens to a message if carriers would reject its sender id: because of the format of the sender id, or "
+    "because of a rule of the recipient's country.",
     "ip_privacy": "How much of a recipient's IP address is stored. If the setting of the installation stores less, that setting "
     "applies.",
 }
@@ -200,8 +200,8 @@ async def save(visit: Visit) -> Response:
         await visit.service.database.write(perform_once, visit, _write, visit, changes)
     except FormRepeated:
         await visit.service.directory.refresh_if_available()
-        # This form is a repeat, and somebody may have changed the settings since it was saved. In this case, the page must not
-        # say "Saved".
+        # This form was sent before, and somebody may have changed the settings in the meantime. The page must then not say
+        # "Saved".
         return visit.redirect(visit.link("settings", keep=False, saved=1 if _is_stored(visit, changes) else None))
     except FormChanged as error:
         return _page(visit, 409, error=error)

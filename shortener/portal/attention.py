@@ -33,8 +33,8 @@ class AttentionItem:
     """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page on which
     the operator can solve it.
 
-    `text` may contain a number, such as the number of dead deliveries. If the page at `href` lists exactly these rows, `figure`
-    is the name of the number and `value` is the number itself."""
+    `text` may contain a number, such as the number of dead deliveries. If the page at `href` lists exactly the counted rows,
+    `figure` is the name of this number and `value` is the number itself."""
 
     kind: str
     text: str

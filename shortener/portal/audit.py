@@ -42,7 +42,7 @@ class AuditPage:
 def _is_by(name: str) -> ColumnElement[bool]:
     """Return the SQL condition for the audit rows of one actor. COMMAND_LINE.name selects the changes of all users of the command
     line, and API_KEYS the changes with all API keys. These two select only rows without `operator_id`, because the name of an
-    operator may begin in the same way."""
+    operator may begin with the same text."""
     table = audit_log.c
     if name == COMMAND_LINE.name:
         return and_(table.operator_id.is_(None), table.operator.startswith(name))

@@ -31,8 +31,8 @@ MAX_DAYS_OF_HOURS = 3  # If all clicks are within this number of consecutive day
 @record
 class CampaignClicks:
     """The clicks of a campaign from `since` until `until`. `hours` has the clicks by hour (the key is the start of the hour in
-    UTC). If `hours` is None, the chart shows `days`. `is_part`: the page's period is longer, but has no clicks outside `since`
-    and `until`."""
+    UTC). If `hours` is None, the chart shows `days`. `is_part`: the chart shows only a part of the page's period, and the rest of
+    the period has no clicks."""
 
     since: datetime
     until: datetime

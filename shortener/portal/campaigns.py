@@ -91,7 +91,7 @@ async def campaigns(visit: Visit) -> Response:
 
 
 def _rates(compared: list[Figures]) -> list[tuple[str, str, list[float | None]]]:
-    """Return the rates that a comparison of campaigns shows. Each is (label, the total of which the rate is a share, the rate of
+    """Return the rates that a comparison of campaigns shows. Each is (label, text that names the divisor of the rate, the rate of
     each campaign)."""
     of_messages = "of the messages"
     return [

@@ -179,8 +179,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
 
 
 def _labelled(bars: int, every: int) -> list[int]:
-    """Return the indexes of the bars that have a label: the first bar, every bar `every` positions further, and the last bar. A
-    bar that is too close to the last bar gets no label."""
+    """Return the indexes of the bars that have a label: every `every`-th bar, beginning with the first, and the last bar. A bar
+    that is too close to the last bar gets no label."""
     last = bars - 1
     return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 

@@ -37,7 +37,7 @@ def is_confirmed(visit: Visit) -> bool:
 
 
 def is_cancelled(visit: Visit) -> bool:
-    """Return whether the operator pressed *Cancel* on a page that asks and contains the entries of the original form."""
+    """Return whether the operator pressed *Cancel* on a page that `ask` created with `keeps_entries`."""
     return visit.form.get("confirmed") == "no"
 
 

@@ -69,7 +69,7 @@ async def add(visit: Visit) -> Response:
             perform_once, visit, add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
         )
     except FormRepeated:
-        # If both forms were sent at the same time, `visit` contains the accounts as they were before the domain was added.
+        # If the form was sent twice at the same time, `visit` contains the accounts as they were before the domain was added.
         await service.directory.refresh_if_available()
         host = host_of_domain(url)
         if _find_host(_current_application(visit), host) is None:  # somebody has removed the domain after it was added
@@ -167,7 +167,7 @@ async def change(visit: Visit) -> Response:
     present = _find_host(_current_application(visit), domain.host)
     if present is None:
         return visit.redirect(removed)
-    # If this form is a repeat, somebody may have undone its change since then. In this case, the page must not say "Saved".
+    # If this form was sent before, somebody may have undone its change in the meantime. The page must then not say "Saved".
     is_undone = is_repeat and (name == "remove" or (name in ("enable", "disable") and present.disabled != (name == "disable")))
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=None if is_undone else 1))
 

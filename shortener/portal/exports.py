@@ -12,7 +12,7 @@ from typing import Any
 
 from shortener.errors import ApiError, ErrorCode
 
-# The Retry-After header, in seconds, of the error response to an export that may not begin because another one is running.
+# The Retry-After header, in seconds, of the error response to an export that is refused because another one is running.
 RETRY_AFTER = 5
 
 Scope = MutableMapping[str, Any]
@@ -45,7 +45,8 @@ class Exports:
         return export
 
     def end(self, export: Export) -> None:
-        """End this export. A second call for it does nothing, so it never ends an export that the session began later."""
+        """End this export. A second call for the same export does nothing: it must not end an export that the session has begun
+        in the meantime."""
         if self._running.get(export.session_id) is export:
             del self._running[export.session_id]
 

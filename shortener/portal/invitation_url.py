@@ -20,5 +20,5 @@ def link(origin: str, token: str) -> str:
 
 def invitation_file(data_dir: Path) -> Path:
     """Return the path of the file that contains the URL of the first invitation. The process also prints this URL, but in a
-    container nobody may read the output. The mode of the file is 0600."""
+    container, it is possible that nobody reads the output. The mode of the file is 0600."""
     return data_dir / INVITATION_FILE

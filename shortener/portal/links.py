@@ -38,7 +38,7 @@ from shortener.web.paging import Cursors
 ROWS = 50
 _CSV_ROWS = 500
 _HITS = 100  # The number of newest hits on the page of one link.
-_TEST_CODE = "QR code that opens the destination and counts no click"
+_TEST_CODE = "QR code that opens the destination without counting a click"
 #: The label and the kind of badge that the pages show for each state of a link.
 STATES = {"live": ("Live", "good"), "expired": ("Expired", ""), "off": ("Disabled", "bad")}
 _STATE = FilterField("state", "State", {"live": "Not expired", "expired": "Expired", "disabled": "Disabled"}, is_common=True)

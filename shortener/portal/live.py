@@ -101,7 +101,8 @@ async def event_stream(
                 yield _event(visit, portal, batch, highest)
             sent = {(row.kind, row.id) for row in missed}
             while not visit.service.is_stopping:
-                # Check the session at fixed intervals, also while rows arrive: a busy application always has new rows.
+                # Check the session at fixed intervals, even while rows arrive. A busy application has new rows all the time, so
+                # the stream would otherwise never check the session.
                 if time.monotonic() - checked >= HEARTBEAT:
                     if not await _is_signed_in(visit, portal):
                         return

@@ -65,7 +65,8 @@ def page_before(request: Request, origin: str) -> str | None:
 
 
 def _portal_referer(request: Request) -> tuple[str, str | None]:
-    """Return the origin in the header Referer, and its root-relative URL. This URL is None if no page of the portal has it."""
+    """Return two parts of the URL in the header Referer: its origin, and its path with the query. The second part is None if the
+    URL is not that of a portal page."""
     try:
         parts = urlsplit(request.headers.get("referer", ""))
     except ValueError:  # The header contains no valid URL.

@@ -36,7 +36,7 @@ DELIVERY_OUTCOMES = {
     "no_answer": "the endpoint did not respond",
     "local_failure": "this service could not send the request",
     "outcomes_lost": "this service lost the outcomes of too many attempts",
-    "attempts_used_up": "the maximum number of attempts was lowered, and all of them were already made",
+    "attempts_used_up": "the maximum number of attempts was lowered to a number that was already reached",
     "response_not_processed": "a fault of this service occurred while it processed the response",
     # codes of attempts that got no complete response (`send_failures.ERRORS`)
     "timeout": "the endpoint did not respond in time",

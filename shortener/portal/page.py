@@ -39,8 +39,8 @@ ALL = "all"
 #: time).
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 #: Filters whose values are texts that senders choose. Such a text may begin or end with spaces, so spaces around the value of the
-#: filter are kept. All other filters are ids, codes and words. Spaces around their values are removed, because they come from
-#: pasting.
+#: filter are kept. All other filters are ids, codes and words. Spaces around their values are removed, because people often paste
+#: a value with spaces around it.
 EXACT_FILTERS = ("campaign", "label")
 #: The query parameter that replaces a name in the path if the path cannot contain this name (`url`).
 NAME_QUERY = "name"

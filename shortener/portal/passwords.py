@@ -68,7 +68,7 @@ def check_new_password(password: str, name: str = "", field: str = "password") -
     elif len(password) > MAX_CHARACTERS:
         reason = f"must have at most {MAX_CHARACTERS} characters"
     elif {password.casefold(), _NOT_LETTERS.sub("", password.casefold())} & {"", *_common_passwords()}:
-        reason = "is one of the most common passwords (also with added digits), which attackers try first"
+        reason = "is one of the most common passwords, or one of them with added digits; attackers try these first"
     elif len(set(password)) < 5 or (name and password.casefold().strip() == name.casefold()):
         reason = "must not be your name or a repetition of few characters"
     if reason is not None:

@@ -58,8 +58,8 @@ class PeriodChoice:
 
     @property
     def label_with_dates(self) -> str:
-        """The label, for a relative period with its dates. Printed pages need the dates, because "last 7 days" is not true
-        later."""
+        """The label. For a relative period, the dates follow in parentheses. Printed pages need the dates, because "last 7 days"
+        is not true later."""
         return f"{self.label} ({self.dates})" if self.name in PERIODS else self.label
 
     @property

@@ -136,7 +136,7 @@ async def decide(visit: Visit) -> Response:
     try:
         events = await visit.service.database.write(perform_once, visit, write)
     except FormRepeated:
-        # The message may be in another state than after the first form.
+        # The first form was performed, but the state of the message may have changed again since then.
         return visit.redirect(next_page + "repeated")
     dispatcher = visit.service.gateway_dispatcher
     if action == "resend":

@@ -67,7 +67,7 @@ LIMITS = {
 DISPOSITION_TEXTS = {
     "positive": ("Positive", "approved, paid, confirmed, the reply START"),
     "negative": ("Negative", "rejected, refunded, cancelled, the reply STOP"),
-    "none": ("Undecided", "pending conversions, all other replies, clicks that are sent as conversions"),
+    "none": ("Undecided", "pending conversions, replies with any other text, clicks that are sent as conversions"),
 }
 #: The labels of the formats in which the bodies of requests can be sent.
 FORMAT_LABELS = {
@@ -136,8 +136,8 @@ async def change(visit: Visit) -> Response:
         elif action == "save":
             values = _read_form(visit)
             if not values["enabled"] and not tracker.enabled:
-                # The form always contains the field `enabled`. If the tracker is already disabled, an unchecked box is no new
-                # decision to disable it.
+                # The form always contains the field `enabled`. If the tracker is already disabled, an unchecked box does not mean
+                # that the operator has now decided to disable it.
                 del values["enabled"]
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)

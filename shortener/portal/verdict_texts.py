@@ -19,7 +19,7 @@ REASONS = {
     "old_desktop": "the client uses the name of a desktop browser that is so old that only preview services still use it",
     "soon_after_sent": "the request came sooner after sending than a person can react",
     "soon_after_delivered": "the request came sooner after the delivery of the message than a person can react",
-    "before_sent": "the message was not reported as sent at that time",
+    "before_sent": "the message had not been reported as sent at that time",
     "many_recipients": "one address opened the links of too many recipients within a minute",
     "all_links_at_once": "one address opened every link of the message within a second",
     "hosting_network": "the address belongs to a data centre",

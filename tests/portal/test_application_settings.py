@@ -194,4 +194,4 @@ async def test_application_settings_stay_as_they_are_if_a_form_is_sent_again(ser
     assert application.settings.link_ttl_days == 20
     tried = form | {"action": "try"}
     for _ in range(2):
-        assert "With these rules, on your own data" in (await browser.post(PATH, data=tried)).text
+        assert "What these rules would change" in (await browser.post(PATH, data=tried)).text

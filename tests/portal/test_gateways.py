@@ -50,7 +50,8 @@ async def rows(browser: httpx.AsyncClient, href: str) -> list[dict[str, str]]:
 
 
 async def figures(browser: httpx.AsyncClient, page: str) -> dict[str, int]:
-    """Return the sum of the figures of each name on a page. Check that each figure equals the number of rows in its list."""
+    """Return the figures of a page by name. Figures of the same name are added. Check that each figure equals the number of rows
+    in its list."""
     found: dict[str, int] = {}
     for name, value, href in FIGURE.findall((await browser.get(page)).text):
         assert len(await rows(browser, html.unescape(href))) == int(value), (page, name, href)

@@ -120,7 +120,7 @@ async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_ses
         for _ in range(live.MAX_STREAMS):
             stream = await streams.enter_async_context(contextlib.aclosing(live.event_stream(visit, portal, 1)))
             await anext(stream)
-        async with asyncio.timeout(PATIENCE):  # a stream that is not rejected never ends
+        async with asyncio.timeout(PATIENCE):  # without the limit of streams, this request would never end
             rejected = await browser.get("/portal/1/live/stream", headers=accept)
         assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
     assert not live._streams, "a stream that has ended does not count"

@@ -65,8 +65,8 @@ SMALL_TABLES = {
 }
 GROWING_TABLES = set(schema.messages.metadata.tables) - SMALL_TABLES
 
-#: Every page, with each filter that leads to other statements. {message} and {code} are replaced by those of a message that was
-#: clicked.
+#: Every page, with each filter for which the page executes other statements. {message} and {code} are replaced by those of a
+#: message that was clicked.
 PATHS = (
     "/portal/",
     "/portal/{app}/",
