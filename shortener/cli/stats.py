@@ -116,8 +116,8 @@ async def stats(
             )
         if not complete:
             click.echo(
-                "Some events are not counted yet: the load is high, events from before an upgrade are being counted, or "
-                "`shortener doctor` reports rows that could not be read.",
+                "Some events are not counted yet. Either the load is high, or events from before an upgrade are being counted, or "
+                "rows of the database could not be read (`shortener doctor` reports them).",
                 err=True,
             )
 
