@@ -25,7 +25,7 @@ def on_one_service(test: Test) -> Test:
 
     async def run(subtests: pytest.Subtests, cases: Sequence[dict[str, Any]], values: dict[str, Any]) -> None:
         for case in cases:
-            with subtests.test(_name(case)):
+            with subtests.test(name_of(case)):
                 await test(**values, **case)
 
     return _with_cases(test, run)
@@ -37,7 +37,7 @@ def at_once_on_one_service(test: Test) -> Test:
     async def run(subtests: pytest.Subtests, cases: Sequence[dict[str, Any]], values: dict[str, Any]) -> None:
         results = await asyncio.gather(*(test(**values, **case) for case in cases), return_exceptions=True)
         for case, result in zip(cases, results, strict=True):
-            with subtests.test(_name(case)):
+            with subtests.test(name_of(case)):
                 if result is not None:
                     raise result
 
@@ -49,11 +49,7 @@ Run = Callable[[pytest.Subtests, Sequence[dict[str, Any]], dict[str, Any]], Awai
 
 def _with_cases(test: Test, run: Run) -> Test:
     """Return a test that calls `run` with all cases of `test`. It has the fixtures and the other marks of `test`."""
-    marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
-    cases = [
-        functools.reduce(dict.__or__, combination)
-        for combination in itertools.product(*(_cases(mark) for mark in marks if mark.name == "parametrize"))
-    ]
+    marks, cases = cases_of(test)
     assert cases[0], "a test without cases does not need this decorator"
     signature = inspect.signature(test)
     fixtures = [parameter for name, parameter in signature.parameters.items() if name not in cases[0]]
@@ -68,7 +64,15 @@ def _with_cases(test: Test, run: Run) -> Test:
     return run_cases
 
 
-def _name(case: dict[str, Any]) -> str:
+def cases_of(test: Callable[..., Any]) -> tuple[list[pytest.Mark], list[dict[str, Any]]]:
+    """Return the marks of a test, and the arguments of each case that its decorators `pytest.mark.parametrize` describe."""
+    marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
+    parts = [_cases(mark) for mark in marks if mark.name == "parametrize"]
+    return marks, [functools.reduce(dict.__or__, combination, {}) for combination in itertools.product(*parts)]
+
+
+def name_of(case: dict[str, Any]) -> str:
+    """Return the arguments of a case as text."""
     return ", ".join(f"{name}={value!r}" for name, value in case.items())
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from shortener.urls import BaseUrl, UrlError, canonical_host, fill_link_path, host_of, matches_link_path, parse_base_url
+from tests.one_test import in_one_test
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ def test_a_base_url_has_no_final_slash(url: str, base: str) -> None:
     assert parse_base_url(url) == BaseUrl(base, "")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("url", "reason"),
     [

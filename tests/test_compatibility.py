@@ -28,6 +28,7 @@ from shortener.web.vendors.syniverse import SyniverseMessageRequest
 from shortener.web.vendors.vendor_model import Unsupported
 from shortener.web.vendors.xoxzo import XoxzoSendRequest
 from tests.acceptance.vendor_clients import INFOBIP_CLIENTS, PACKAGES, SCRIPTS
+from tests.one_test import in_one_test
 from tests.web.openapi_document import openapi_document
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
@@ -139,6 +140,7 @@ CHECKS: dict[str, Callable[[Row], None]] = {
 }
 
 
+@in_one_test
 @pytest.mark.parametrize(("system", "kind", "rows"), list(tables()), ids=lambda part: part if isinstance(part, str) else "")
 def test_every_name_in_the_tables_of_compatibility_md_exists_in_the_code(system: str, kind: str, rows: list[Row]) -> None:
     assert system in SYSTEMS

@@ -6,8 +6,10 @@ import idna
 import pytest
 
 from shortener.host_labels import LABEL, check_directions, decode_label, encode_label
+from tests.one_test import in_one_test
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "encoded"),
     [
@@ -32,6 +34,7 @@ def test_a_label_becomes_punycode_and_its_punycode_stays_unchanged(text: str, en
     assert LABEL.fullmatch(encoded)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "label",
     [

@@ -21,10 +21,12 @@ from shortener.ids import (
     randbits,
 )
 from shortener.storage.types import to_ms
+from tests.one_test import in_one_test
 
 NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "number"),
     [("1", 1), ("0017", 17), ("2147483647", 2**31 - 1), ("2147483648", None), ("9" * 5000, None)]

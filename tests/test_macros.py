@@ -2,6 +2,7 @@ import pytest
 
 from shortener.macros import Macro, find_macros, macro_problems
 from shortener.urls import DESTINATION_PLACEHOLDERS
+from tests.one_test import in_one_test
 
 URL = "https://x.example/"
 
@@ -23,6 +24,7 @@ def test_known_placeholders_and_ordinary_text_in_a_url_are_accepted(text: str) -
     assert macro_problems(URL + text, DESTINATION_PLACEHOLDERS) == []
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "spelling"),
     [

@@ -13,6 +13,7 @@ from standardwebhooks import Webhook
 
 from shortener.secret import new_signing_secret
 from shortener.signatures import SignatureError, SigningSecret, parse_secret, secret_warning, sign, verify
+from tests.one_test import in_one_test
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 250_000, tzinfo=UTC)
 OLD_KEY, NEW_KEY = b"o" * 32, b"n" * 32
@@ -97,6 +98,7 @@ def test_the_verification_of_signatures_accepts_a_request_with_the_signature_of_
     verify(headers, BODY, [NEW], NOW)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "change",
     [

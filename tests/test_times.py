@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.times import EARLIEST, MAX_AHEAD, end_of, parse_iso, parse_report_time, parse_time, start_of
+from tests.one_test import in_one_test
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _times_of_70_years = st.datetimes(EARLIEST.replace(year=1990, tzinfo=None), EARLIEST.replace(year=2060, tzinfo=None))
@@ -41,6 +42,7 @@ def test_reported_times_are_cut_to_milliseconds(text: str) -> None:
     assert parse_time(text, NOW).microsecond == 123_000
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -127,6 +129,7 @@ def test_a_requested_period_is_limited_to_the_years_1970_to_2999() -> None:
     assert end_of(date(9999, 12, 31)) == datetime(2999, 12, 31, tzinfo=UTC)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "text",
     [

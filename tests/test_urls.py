@@ -15,6 +15,7 @@ from shortener.urls import (
     parse_destination,
     parse_host,
 )
+from tests.one_test import in_one_test
 
 
 def reason(url: str) -> str:
@@ -98,6 +99,7 @@ def test_a_host_with_symbols_or_greek_letters_becomes_the_punycode_that_browsers
     assert (destination.host, destination.location) == (ascii_host, f"https://{ascii_host}/a".encode())
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "url",
     [
@@ -122,6 +124,7 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
     assert reason(url)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "url",
     [
@@ -179,6 +182,7 @@ def test_a_destination_whose_host_url_parsers_read_differently_is_rejected(url: 
     assert reason(url)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "character", [*map(chr, range(0x21)), *'\x7f\x85\xa0"<>\\\xad\u1680\u200b\u200e\u202e\u2028\u2066\u3000\ufeff\ud800']
 )

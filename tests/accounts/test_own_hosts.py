@@ -8,6 +8,7 @@ import pytest
 
 from shortener.accounts.own_hosts import OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.settings import Settings
+from tests.one_test import in_one_test
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ PUBLIC: dict[str, Any] = {"base_url": "https://go.example/X", "portal_url": "htt
 LOCAL: dict[str, Any] = {"base_url": "http://127.0.0.1:8000", "port": 8000}
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("settings", "url", "expected"),
     [

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from shortener.cli import cli, secret_input
 from shortener.cli.secret_input import has_password, is_named_secret, named_value_options, secret_options
 from tests.cli.shell import InProcessShell, create_installation, environment_of
+from tests.one_test import in_one_test
 
 
 @click.command()
@@ -127,6 +128,7 @@ def test_a_named_secret_as_an_argument_causes_a_warning_with_its_name_and_withou
     assert run("--header", "X-Team: sms", "--variable", "user=me", command=show_named)[1] == ""
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("name", "text", "is_secret"),
     [

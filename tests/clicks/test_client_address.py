@@ -19,10 +19,12 @@ from shortener.clicks.client_address import (
     shorten_address,
 )
 from shortener.clicks.redirect import read_client_info
+from tests.one_test import in_one_test
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [

@@ -3,10 +3,12 @@ from collections.abc import Callable
 import pytest
 
 from shortener.clicks.outage import Outage, OutageState
+from tests.one_test import in_one_test
 
 NORMAL, OUTAGE, RECOVERING = OutageState.NORMAL, OutageState.OUTAGE, OutageState.RECOVERING
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("before", "transition", "after"),
     [

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.clicks.path import MAX_CODE_LENGTH, MIN_CODE_LENGTH, code_behind_prefix, code_of
+from tests.one_test import in_one_test
 
 CODES = st.text(string.ascii_letters + string.digits, min_size=MIN_CODE_LENGTH, max_size=MAX_CODE_LENGTH)
 #: Text that may follow a code: it has no letters and no digits. UTF-8 cannot encode surrogates, so they are also left out.
@@ -43,6 +44,7 @@ def test_a_letter_or_digit_of_any_script_behind_a_code_is_not_ignored(code: str,
         assert code_of(f"/{code}{behind}") != code
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "behind",
     [
@@ -92,6 +94,7 @@ def test_characters_that_programs_add_to_links_are_ignored_behind_a_code(behind:
         assert code_behind_prefix(f"/ABCDEF{path}") == ("/ABCDEF", "Ab3xK9Qr")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "behind",
     [
@@ -103,6 +106,7 @@ def test_invisible_and_incomplete_characters_are_ignored_behind_a_code(behind: s
     assert code_of(f"/Ab3xK9Qr{behind}") == "Ab3xK9Qr"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "path",
     [

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from benchmarks.verdicts import samples
 from shortener.clicks.user_agents import MAX_AGENT_LENGTH, OTHER_BROWSER, Device, _kind, browser_name, parse_device
+from tests.one_test import in_one_test
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("device", "agent"),
     [

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.conversions.amounts import RULES, Rule, parse_amount, parse_currency
+from tests.one_test import in_one_test
 
 
+@in_one_test
 @pytest.mark.parametrize("rule", RULES, ids=[rule.text for rule in RULES])
 def test_the_example_of_each_rule_for_amounts_is_parsed_as_documented(rule: Rule) -> None:
     text, amount = rule.text, rule.amount
@@ -19,6 +21,7 @@ def test_the_example_of_each_rule_for_amounts_is_parsed_as_documented(rule: Rule
         assert str(parse_amount(text).value) == amount
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "amount"),
     [
@@ -58,6 +61,7 @@ def test_amounts_in_uncommon_notations_are_parsed(text: str, amount: str) -> Non
     assert format(parse_amount(text).value, "f") == amount
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "text",
     [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shortener.conversions.macros import NOTATIONS, is_unexpanded
 from shortener.ids import encode
+from tests.one_test import in_one_test
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,20}(?:[_.-][A-Za-z0-9]{1,10}){0,2}", fullmatch=True).filter(
     lambda name: not set(name.lower()) <= set("0123456789abcdef-")
@@ -70,6 +71,7 @@ def test_an_id_of_another_system_is_not_taken_for_a_placeholder(text: str) -> No
     assert not is_unexpanded(text)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "text",
     [
@@ -113,6 +115,7 @@ def test_placeholders_with_unusual_names_or_encodings_are_detected(text: str) ->
     assert is_unexpanded(text)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "text",
     [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shortener.delivery.event_fields import FACTS
 from shortener.delivery.formats import CONTENT_TYPE, DEFAULT_FIELDS, FIELDS, FORMATS, check_fields, render
 from shortener.delivery.placeholders import TELECOM_PLACEHOLDERS
+from tests.one_test import in_one_test
 
 CLICK: dict[str, Any] = {
     "event_id": "evt_1",
@@ -309,6 +310,7 @@ def test_the_infobip_bodies_of_conversions_and_reports_have_the_same_structure()
     assert report["doneAt"] == "2026-11-20T11:59:18.000Z"
 
 
+@in_one_test
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("topic", [*TOPICS, None])
 def test_a_body_of_every_format_can_be_built_if_values_of_the_event_are_absent(format: str, topic: str | None) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shortener.delivery import guard as guard_module
 from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnresolved, rejection_reason
 from tests.delivery.receiver import receiver, respond
+from tests.one_test import in_one_test
 from tests.servers import PATIENCE
 
 # The special-purpose networks of IANA. The test does not use the list of the guard, so that it finds a network that this list
@@ -42,6 +43,7 @@ ANY_IPV4 = st.one_of(st.integers(0, 2**32 - 1), near(SPECIAL_IPV4, 32))
 ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), near(SPECIAL_IPV6, 128))
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "address",
     [
@@ -63,6 +65,7 @@ def test_the_address_guard_allows_public_addresses(address: str) -> None:
     assert rejection_reason(address) is None
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
@@ -190,6 +193,7 @@ def test_the_guard_option_allow_private_permits_private_addresses(address: str) 
         Guard().check_address(address)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "address",
     [

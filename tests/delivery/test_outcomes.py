@@ -21,6 +21,7 @@ from shortener.delivery.outcomes import (
     parse_success,
 )
 from shortener.delivery.send_failures import ERRORS
+from tests.one_test import in_one_test
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ANY_2XX = SuccessCriteria()
@@ -41,6 +42,7 @@ def test_a_delivery_is_retried_after_a_redirect(status: int) -> None:
     assert (outcome.kind, outcome.reason, outcome.not_before) == (OutcomeKind.RETRY, "redirect", None)
 
 
+@in_one_test
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
 def test_a_delivery_is_retried_after_any_status_without_a_special_rule(status: int) -> None:
     outcome = classify_response(response(status), ANY_2XX, NOW)
@@ -85,6 +87,7 @@ def test_a_delivery_is_retried_if_the_response_is_incomplete_and_lacks_the_requi
     assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
 
 
+@in_one_test
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_delivery_without_a_response_is_retried_and_local_failures_do_not_count_as_attempts(error: str) -> None:
     for is_local in (True, False):
@@ -161,6 +164,7 @@ def test_any_2xx_status_is_the_default_success_criterion(value: dict[str, Any] |
     assert parse_success(value) == SuccessCriteria("2xx", None)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "value",
     [
@@ -212,6 +216,7 @@ def test_jitter_is_added_to_the_retry_delay_and_never_subtracted(attempt: int, s
     assert delay <= next_delay(attempt, schedule, rng) <= delay + min(delay * 0.1, 900)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -19,6 +19,7 @@ from shortener.delivery.placeholders import (
     placeholder_values,
 )
 from shortener.errors import ErrorCode
+from tests.one_test import in_one_test
 
 NASTY = ["&", "#", "%", "+", "\r\n", "😀", "{phone}", "%7Bphone%7D", "/", "?", "..", "=", "a b", "\\", "\x00", "'\"<>", "é", "@h:1"]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -41,6 +42,7 @@ def test_the_names_of_the_placeholders_equal_the_documented_names() -> None:
     assert tuple(own.split()) == OWN_PLACEHOLDERS
 
 
+@in_one_test
 @pytest.mark.parametrize("name", PLACEHOLDERS)
 def test_placeholder_values_are_encoded_and_cannot_change_the_structure_of_the_url(name: str) -> None:
     template = parse_template(f"https://t.example:8443/in/{{{name}}}/end?a=1&v={{{name}}}&b=2")
@@ -71,6 +73,7 @@ def test_a_lone_surrogate_in_a_placeholder_value_is_replaced() -> None:
     assert parse_template("http://t.example/?a={label}").expand({"label": "\ud83d"}) == "http://t.example/?a=%3F"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -139,6 +142,7 @@ def test_the_error_of_a_tracker_url_names_each_unknown_placeholder_in_the_order_
     assert "write {value}" in errors[1].reason
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "text", ["{foo}", "{foo_bar:x}", "{{foo}}", "${foo}", "{1}", "{}", "{", "}", "{phone", "phone}", '{"a":1}', "{a b}"]
 )
@@ -148,6 +152,7 @@ def test_unknown_placeholders_and_single_braces_in_tracker_urls_are_rejected(tex
     assert caught.value.code is ErrorCode.UNKNOWN_PLACEHOLDER
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "url",
     [
@@ -205,6 +210,7 @@ def test_characters_that_a_url_cannot_contain_are_percent_encoded() -> None:
     assert parse_template('https://t.example/ж?a=|"^`{label}').expand({}) == "https://t.example/%D0%B6?a=%7C%22%5E%60"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("url", "position"),
     [
@@ -352,6 +358,7 @@ def test_every_placeholder_value_is_empty_if_an_event_has_no_data() -> None:
     assert set(placeholder_values({}).values()) == {""}
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("facts", "word"),
     [

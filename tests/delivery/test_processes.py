@@ -8,6 +8,7 @@ from shortener.delivery.processes import INTERVAL_MS, MAX_AGE_MS, MAX_SILENCE_MS
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.factory import rows
+from tests.one_test import in_one_test
 
 NOW = 1_700_000_000_000
 
@@ -18,6 +19,7 @@ async def beat(process: DeliveryProcesses, database: Database, now: int) -> None
     process.committed(heartbeat)
 
 
+@in_one_test
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 @pytest.mark.parametrize("concurrency", [1, 2, 8, 16, 256])
 def test_the_shares_of_all_processes_add_up_to_the_concurrency_of_a_tracker(processes: int, concurrency: int) -> None:

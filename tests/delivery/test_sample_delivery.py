@@ -14,6 +14,7 @@ from shortener.model import EVENT_NAMES, DeliveryStatus, Topic
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker
 from tests.factory import AUDIT
+from tests.one_test import in_one_test
 from tests.receiver import Receiver, Reply
 
 DELIVERED, DEAD = DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
@@ -103,6 +104,7 @@ def fields(value: Any, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
     return {path}.union(*(fields(inner, (*path, name)) for name, inner in value.items()))
 
 
+@in_one_test
 @pytest.mark.parametrize("event", EVENT_NAMES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_body_of_a_test_delivery_has_the_same_fields_as_the_body_of_a_real_event(event: str, format: str) -> None:

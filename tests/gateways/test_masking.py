@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from shortener.gateways.masking import find_masks, mask_url
+from tests.one_test import in_one_test
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("parameter", "shown"),
     [

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from shortener.gateways.templates import Escaping, check_path, escaping_of, fill, parse_json, read_path, unknown_placeholders
+from tests.one_test import in_one_test
 
 NASTY = 'a&b=c "quoted" \\ {phone} <tag> é😀\r\nX-Injected: 1\t%41+ \' \x00#?/'
 
@@ -74,6 +75,7 @@ def test_unknown_placeholders_in_a_gateway_request_template_are_detected() -> No
     assert unknown_placeholders('{"a":"{phone}","b":"{nope}"}', {"phone": ""}) == ["nope"]
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("path", "body", "value"),
     [

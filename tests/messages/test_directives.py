@@ -16,6 +16,7 @@ from shortener.messages.directives import (
     find_directives,
     parse_directives,
 )
+from tests.one_test import in_one_test
 
 URL = "https://shop.example/a?b=1"
 
@@ -42,6 +43,7 @@ def test_a_trackurl_directive_is_parsed_with_its_label() -> None:
     assert only(f'#trackurl("{URL}","spring sale")') == Directive(0, 53, URL, "spring sale", "trackurl")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("opening", "closing"),
     [*['""', "''", "“”", "””", "„“", "‘’", "’’", "«»", "»«", "‹›"], ("&quot;", "&quot;"), ("&#34;", "&#34;"), ("&#39;", "&#39;")],
@@ -121,11 +123,13 @@ def test_directive_names_are_case_insensitive(name: str) -> None:
     assert only(f'{name}URL("{URL}","x")').kind == "trackurl"
 
 
+@in_one_test
 @pytest.mark.parametrize("before", ["", " ", "(", ":", "é", "は", "👍", "\u202e", "\r\n", "\0", ".", "x", "5", "_"])
 def test_a_directive_may_follow_any_character(before: str) -> None:
     assert only(f'{before}#track("{URL}")glued').start == len(before)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "body",
     [
@@ -229,6 +233,7 @@ NEAR = [
 ]
 
 
+@in_one_test
 @pytest.mark.parametrize("near", NEAR)
 def test_a_mistyped_directive_is_rejected_with_its_position(near: str) -> None:
     position = 6 + next(index for index, character in enumerate(near) if character in "#＃﹟&%")
@@ -249,6 +254,7 @@ def test_a_blank_before_the_parenthesis_of_a_directive_is_accepted_if_a_quote_fo
     assert only(rf"#track ( \"{URL}\")").url == URL
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("body", "position", "reason"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from shortener.messages.message_warnings import MAX_UNTRACKED, find_warnings, many_segments, more_segments
 from shortener.messages.spans import Span, TrackMode, find_spans
+from tests.one_test import in_one_test
 
 LINK = "https://x.example/"
 
@@ -23,6 +24,7 @@ def test_a_link_between_spaces_or_harmless_punctuation_causes_no_warning(before:
     assert warnings(before, after) == []
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from shortener.messages.mixed_scripts import mixed_scripts
 from shortener.urls import UrlError, parse_destination
+from tests.one_test import in_one_test
 
 
 def punycode(host: str) -> str:
@@ -27,6 +28,7 @@ def test_a_host_name_that_mixes_scripts_is_detected(host: str, scripts: tuple[st
     assert mixed_scripts(punycode(host)) == scripts
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "host",
     [

@@ -9,6 +9,7 @@ from shortener.messages.phone_numbers import (
     parse_number,
     parse_searched_number,
 )
+from tests.one_test import in_one_test
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ def test_a_phone_number_with_an_unknown_calling_code_causes_a_warning(to: str, i
     assert parse_number(to).warnings == ((expected,) if is_warned else ())
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "to",
     [

@@ -4,10 +4,12 @@ import pytest
 
 from shortener.messages.report_words import PREFIXES, WORDS, parse_state
 from shortener.model import State
+from tests.one_test import in_one_test
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "delivery-reports.md"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("word", "state"),
     [

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortener.messages.segments import Segments, characters_left, count_segments
+from tests.one_test import in_one_test
 
 BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
@@ -33,11 +34,13 @@ def test_the_gsm7_alphabet_contains_only_the_basic_and_extension_characters_of_t
     assert sum(count_segments(chr(code)).encoding == "GSM-7" for code in range(0x10000)) == 137
 
 
+@in_one_test
 @pytest.mark.parametrize("character", ["`", "ç", "ê", "\t", "\0", "\x1b", "’", "“", "–", "…", "\u00a0", "Α", "👍", "\ud800"])
 def test_one_character_outside_gsm7_makes_the_whole_text_ucs2(character: str) -> None:
     assert count_segments("hello " + character).encoding == "UCS-2"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "encoding", "segments", "units"),
     [

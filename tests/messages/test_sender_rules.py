@@ -7,11 +7,13 @@ from shortener.accounts.administration import update_application
 from shortener.container import Service
 from shortener.messages.sender_rules import FORMS, NO_NAMES, REGISTERED_NAMES, check_sender, country_problem
 from tests.conftest import NOON
+from tests.one_test import in_one_test
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "rewriting.md"
 BODY = 'see #track("https://x.example/a")'
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("sender", "country", "problem"),
     [
@@ -111,6 +113,7 @@ def test_the_sender_check_returns_no_reason_for_rejection_for_a_usual_sender_id(
     assert check_sender(sender) is None
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "sender",
     [

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shortener.messages.url_detection import DetectedUrl, detect_urls, find_urls
 from shortener.urls import parse_destination
 from tests.messages.marketing_texts import MARKETING_TEXTS
+from tests.one_test import in_one_test
 
 
 def detect(body: str) -> list[str]:
@@ -24,6 +25,7 @@ def test_a_url_is_detected_with_its_position() -> None:
     ]
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "url",
     [
@@ -78,6 +80,7 @@ def test_a_url_is_detected_inside_any_sentence(url: str) -> None:
     assert [sentence for sentence in sentences if detect(sentence) != [url]] == []
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "body",
     [
@@ -130,6 +133,7 @@ def test_text_that_is_not_a_url_is_not_detected(body: str) -> None:
     assert detect(body) == []
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("body", "urls"),
     [
@@ -220,6 +224,7 @@ def test_urls_in_marketing_texts_are_detected_as_a_person_would_mark_them() -> N
     assert [mark(expected.replace("⟦", "").replace("⟧", "")) for expected in MARKETING_TEXTS] == [*MARKETING_TEXTS]
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -285,6 +290,7 @@ def test_a_domain_in_capitals_or_with_a_short_first_label_is_detected(host: str)
     assert detect(f"go to {host} now") == [host]
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("url", "after"),
     [
@@ -313,6 +319,7 @@ def test_text_attached_to_a_url_is_not_a_part_of_the_detected_url(url: str, afte
     assert detect(f"Go to {url}{after}")[0] == url
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "url",
     [

@@ -17,6 +17,7 @@ from shortener.reporting.delta_content import MAX_COUNT, MAX_ID, MAX_SLOT, Unrea
 from shortener.reporting.figures import Figures
 from shortener.reporting.rollup_data import add_amounts, amounts_of, dumps, loads
 from shortener.reporting.rollups import CountedEvent
+from tests.one_test import in_one_test
 
 ORIGINS = "[[2,0]]"
 
@@ -50,6 +51,7 @@ def test_a_row_of_an_older_release_without_origins_is_read() -> None:
     assert pack(9, parse('[[1,5,"clicks","2"]]', None), has_origins=False) == (9, '[[1,5,"clicks","2"]]', None)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("entry", "origins"),
     [

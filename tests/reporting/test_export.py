@@ -23,6 +23,7 @@ from shortener.storage import schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
+from tests.one_test import in_one_test
 from tests.rows import Rows
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -89,6 +90,7 @@ async def test_the_csv_export_escapes_cells_that_a_spreadsheet_would_run_as_a_fo
     assert line["reason_description"] == '\'-2+3;=HYPERLINK("x")'
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("text", "safe"),
     [

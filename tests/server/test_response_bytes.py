@@ -6,10 +6,12 @@ import pytest
 
 from shortener.clicks.redirect import REDIRECT_HEADERS
 from shortener.server.response_bytes import serialize_response
+from tests.one_test import in_one_test
 
 serialize = partial(serialize_response, request_id=b"7")
 
 
+@in_one_test
 @pytest.mark.parametrize("control", [chr(number) for number in (*range(9), *range(10, 32), 127)])
 def test_a_control_character_in_a_response_header_raises_value_error(control: str) -> None:
     location = f"https://x.example/{control}".encode()

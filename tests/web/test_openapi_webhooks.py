@@ -13,6 +13,7 @@ from shortener.delivery.sample_facts import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
 from tests.conftest import NOON
+from tests.one_test import in_one_test
 from tests.web.openapi_document import openapi_document, validator_of
 
 EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
@@ -32,6 +33,7 @@ def schema_of(format: str) -> jsonschema_rs.Draft202012Validator:
     return validator_of(reference, validate_formats=True)
 
 
+@in_one_test
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_every_example_of_an_event_is_valid_for_the_schema_of_its_format(event: str, format: str) -> None:
@@ -40,6 +42,7 @@ def test_every_example_of_an_event_is_valid_for_the_schema_of_its_format(event: 
     assert {"$ref": f"#/components/schemas/{format.capitalize()}Event"} in body_of(event)["schema"]["anyOf"]
 
 
+@in_one_test
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("event", EVENT_NAMES)
 def test_the_bodies_of_test_deliveries_are_valid_for_the_documented_schemas(event: str, format: str) -> None:

@@ -16,6 +16,7 @@ from shortener.web.endpoints import ENDPOINTS
 from shortener.web.routes import MODULES, ApiRouter, import_endpoints
 from shortener.web.vendors.infobip import InfobipResponse
 from tests.one_service import on_one_service
+from tests.one_test import in_one_test
 
 
 async def show(call: Call[None, None]) -> dict[str, str]:
@@ -146,6 +147,7 @@ async def test_the_methods_of_one_path_are_complete_although_several_modules_def
     assert (await complete_client.get("/api/v1/unknown")).status_code == 404
 
 
+@in_one_test
 @pytest.mark.parametrize("module", MODULES)
 def test_the_paths_of_each_module_begin_with_the_texts_in_the_table_of_modules(module: str) -> None:
     endpoints = import_endpoints(module)

@@ -8,10 +8,12 @@ import pytest
 from shortener.errors import ApiError, ErrorCode
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
 from shortener.web.validation import validate
+from tests.one_test import in_one_test
 
 BODY = {"url": "https://tracker.example/hook?phone={phone}", "events": ["state"]}
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("extra", "field"),
     [

@@ -17,6 +17,7 @@ from shortener.web.rewrite import RewriteRequest
 from shortener.web.rewrite_shapes import RewriteMessage
 from shortener.web.tracker_requests import TrackerCreateRequest
 from shortener.web.validation import MAX_SUGGESTIONS, validate
+from tests.one_test import in_one_test
 
 BLANKS = " \u00a0\u200b\ufeff\n"
 
@@ -69,6 +70,7 @@ class Items(RootModel[Item | list[Item]]):
     pass
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.verdicts import MAX_CRAWLERS_HUMAN, Sample, samples
 from shortener.clicks.verdicts.request_rules import MAX_AGENT_LENGTH, PREVIEWS, RULES, RequestTraits, classify, classify_agent
 from shortener.model import Verdict
+from tests.one_test import in_one_test
 
 IPHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -69,6 +70,7 @@ def test_a_request_with_an_empty_user_agent_is_suspected(agent: str) -> None:
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "empty_agent")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("app", "agent"),
     [
@@ -134,6 +136,7 @@ def test_a_hit_by_a_crawler_or_an_http_library_of_the_crawler_list_is_suspected(
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "crawler")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -155,6 +158,7 @@ def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of
     assert rule(agent) == "program"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -196,6 +200,7 @@ def test_a_desktop_user_agent_of_internet_explorer_up_to_10_with_added_text_is_s
     assert rule(agent) == "old_desktop"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -240,6 +245,7 @@ def test_a_user_agent_without_the_name_of_a_browser_is_suspected(agent: str) -> 
     assert rule(agent) in ("no_browser", "crawler")
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -395,6 +401,7 @@ LINUX, WINDOWS = "X11; Ubuntu; Linux i686", "Windows NT 6.1; WOW64"
 KHTML = "AppleWebKit/537.36 (KHTML, like Gecko)"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -423,6 +430,7 @@ def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str)
     assert rule(agent) == "old_desktop"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "agent",
     [
@@ -480,6 +488,7 @@ def test_a_phone_browser_with_a_word_before_its_user_agent_is_human(agent: str) 
     assert rule(agent) == "browser"
 
 
+@in_one_test
 @pytest.mark.parametrize(
     "tool",
     [

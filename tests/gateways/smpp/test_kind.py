@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shortener.gateways.smpp.kind import KIND
 from shortener.gateways.smpp.settings import SmppSettings
+from tests.one_test import in_one_test
 
 VALID = {"url": "smpp://smsc.example:2775", "system_id": "user", "password": "secret"}
 
@@ -33,6 +34,7 @@ def test_the_host_the_port_and_the_use_of_tls_are_read_from_the_smpp_url(url: st
     assert (KIND.target(settings), settings.is_tls) == (target, is_tls)
 
 
+@in_one_test
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
