@@ -55,7 +55,7 @@ async def add_tracker(service: Service, application: int, url: str, **options: A
 async def fill(service: Service, count: int, applications: Sequence[int], callback_urls: Sequence[str] = ()) -> None:
     """Insert `count` messages with first clicks and events, like those that the service stores.
 
-    The messages are distributed evenly among the applications. The messages get the `callback_urls`, if there are any, in
+    The messages are distributed evenly among the applications. If there are `callback_urls`, the messages get these URLs in
     turn."""
     for start in range(0, count, BATCH_ROWS):
         await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications, callback_urls)

@@ -29,8 +29,7 @@ class Work:
 
 
 def first_clicks(server: Server, codes: list[str]) -> Work:
-    """Return clicks on distinct links in random order. Before that, shuffle `codes` and send a click on each of the first
-    WARM_UP_LINKS of them."""
+    """Shuffle `codes` and click on the first WARM_UP_LINKS of them. Return clicks on the other links, one for each."""
     random.Random(1).shuffle(codes)
     warm_up = traffic.script(server.folder, "warm_up", [f"/{code}" for code in codes[:WARM_UP_LINKS]])
     rig.wrk(server.base, warm_up, seconds=1)

@@ -5,9 +5,9 @@
 Fills a database with links, their messages, hits and counts, signs an operator in, and requests each page in this process. For
 each page, it prints the number of statements, the rows that they return, the bytes of the page without compression, the processor
 time of this process (median of 20 requests), and the time to respond in milliseconds (median and 95th percentile). Both times
-contain the templates, but no network. With SQLite, the processor time also contains the database. The load of the machine hardly
-changes the processor time. The default is 100,000 links of 300 cohorts (campaigns x countries) over 28 days; every fifth link has
-a hit.
+include the rendering of the templates, but no network. With SQLite, the processor time also contains the database. The load of
+the machine hardly changes the processor time. The default is 100,000 links of 300 cohorts (campaigns x countries) over 28 days;
+every fifth link has a hit.
 """
 
 from __future__ import annotations

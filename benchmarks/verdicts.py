@@ -116,7 +116,7 @@ _BOT = re.compile(r"^ *bot: *$", re.MULTILINE)
 
 
 def _cases(file: Path) -> Iterator[Case]:
-    """Yield the test cases of one fixture file. The regular format of the file requires no YAML parser."""
+    """Yield the test cases of one fixture file. The format of the file is so regular that no YAML parser is necessary."""
     for text in file.read_text().split("\n-\n"):
         agent, client, device = (pattern.search(text) for pattern in (_AGENT, _CLIENT, _DEVICE))
         if agent is None or agent[1] in ("|", ">"):
