@@ -46,7 +46,8 @@ class ConversionFilter:
     period is then extended to complete time slots, and `basis` says which time must be in the period: the time of the conversion
     or of its message.
 
-    `disposition` is positive, negative, pending (no disposition, but a status that means pending) or none (no disposition)."""
+    `disposition` is positive, negative, none (no disposition) or pending. Pending conversions are those without a disposition
+    whose status means pending."""
 
     application_id: int
     since: datetime | None = None

@@ -73,7 +73,7 @@ def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
     """Return the entries of a row of count deltas. Raise UnreadableDelta if any part of the row is not valid.
 
     `data` and `origins` are the columns of the row, as text or as UTF-8. `data` is None if the column does not contain text.
-    `origins` is None if an older release has written the row; it stored no time slots and link sets of messages."""
+    `origins` is None if an older release has written the row, because such a release stored no origins."""
     entries = _load("data", data)
     pairs = _load("origins", origins) if origins is not None else [[None, 0]] * len(entries)
     if len(pairs) != len(entries):

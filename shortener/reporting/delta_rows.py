@@ -188,8 +188,8 @@ def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
 
 
 class PendingDeltas(NamedTuple):
-    """Count deltas that were not added to the counts yet. It contains the ids of their rows and the sums of their amounts, and
-    says whether all rows were readable."""
+    """The count deltas that were not added to the counts yet: the ids of their rows, the sums of their amounts, and whether all
+    rows were readable."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]
@@ -197,8 +197,8 @@ class PendingDeltas(NamedTuple):
 
 
 def read_events(connection: Connection, limit: int, after: int = -1) -> PendingDeltas:
-    """Return the `limit` oldest rows of count deltas whose ids are larger than `after`. The sums do not include an unreadable
-    row. The job of the counts will quarantine that row."""
+    """Return the `limit` oldest rows of count deltas whose ids are larger than `after`. The sums leave out unreadable rows, which
+    the background job of the counts will quarantine."""
     ids, sums, is_readable = list[int](), _EventSums(), True
     for stored in raw_sql.rows(connection, _READ_DELTAS, after, limit):
         row = _parse(connection, *stored)

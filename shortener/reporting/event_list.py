@@ -2,7 +2,7 @@
 receives.
 
 A row of the event log with several topics is several events, one for each topic. To build a page, the service reads the log
-backwards by id and examines at most MAX_SCANNED_ROWS rows. The same limit applies to lists of hits.
+backwards by id and examines at most MAX_SCANNED_ROWS rows.
 """
 
 # Tested by tests/web/test_lists.py

@@ -5,9 +5,9 @@ transaction would stop SQLite from truncating its log and PostgreSQL from removi
 export are left out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
 A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
-the values of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions that
-are neither negative nor pending; there is one value for each currency. `conversions` is the number of all conversions. Both have
-the same meaning as in the statistics.
+the values of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the values of all
+conversions that are neither negative nor pending; there is one sum for each currency. `conversions` is the number of all
+conversions. Both have the same meaning as in the statistics.
 
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The other characters of a cell never change.
 Numbers and phone numbers, also masked ones, get no apostrophe: +14085550100 and +14…00 are not formulas.

@@ -49,7 +49,7 @@ class Figures:
     currency ("" for no currency), the sum of the values of conversions that are neither negative nor pending. `by_action`
     contains conversions by category (status_words.CATEGORIES) and action. `times_to_click` contains the number of first clicks in
     each bucket of the time from sending to click. `devices`, `browsers` and `click_countries` (ISO 3166) contain the number of
-    clicks, without the clicks of the last minutes. A rate is None if its divisor is 0.
+    clicks, without the newest clicks, which the background job has not counted yet. A rate is None if its divisor is 0.
     """
 
     counted: dict[str, int] = field(default_factory=dict)

@@ -264,8 +264,8 @@ def id_limits(filters: MessageFilter, below: int | None) -> tuple[int, int]:
     if filters.metric is not None and filters.basis is Basis.SENT:
         low, high = id_range(since, until, tolerance=timedelta())
     else:
-        # Delivery reports and clicks can be much later than their message. For such a figure, the period limits the time of the
-        # event. It gives only an upper limit for the row id of the message.
+        # Delivery reports and clicks can be much later than their message. For a figure that counts them, the period limits the
+        # time of the event. It gives only an upper limit for the row id of the message.
         is_later = filters.metric not in (None, "messages")
         low, high = id_range(None if is_later else since, until)
     return low, high if below is None else min(below, high)

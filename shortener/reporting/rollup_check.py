@@ -245,7 +245,7 @@ def _read_deltas(connection: Connection) -> _Amounts:
 
 def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:
     """Count all rows again. Yield each amount whose event or whose message lies in the time slots `within`. If `is_merged` is
-    true, yield only the sum of metrics that can be compared only as a sum."""
+    true, the metrics that can be compared only as a sum are yielded as this sum."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):

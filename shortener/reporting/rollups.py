@@ -323,8 +323,8 @@ class Piece(NamedTuple):
 
 
 def split(within: range, longest: Level = Level.DAY) -> Iterator[Piece]:
-    """Split a range of time slots into rolled-up periods that are as long as possible: quarters and hours at both ends, and days
-    between them."""
+    """Split a range of time slots into rolled-up periods that are as long as possible: quarters of an hour and hours at both
+    ends, and days between them."""
     if within.start >= within.stop:
         return
     if longest is Level.QUARTER:

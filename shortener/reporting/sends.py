@@ -186,7 +186,8 @@ def count_held(connection: Connection, application_id: int) -> int:
 
 
 def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], application_id: int) -> list[GatewaySummary]:
-    """Return the gateways with these ids, and also all gateways of the application that are not removed. The oldest is first."""
+    """Return the gateways with these ids, and also all gateways of the application that are not removed. The oldest gateway is
+    first."""
     g = gateways.c
     is_own = and_(g.application_id == application_id, g.removed_at.is_(None))
     statement = select(gateways).where(or_(g.id.in_(list(gateway_ids)), is_own)).order_by(g.id)

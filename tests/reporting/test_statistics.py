@@ -276,8 +276,8 @@ async def test_hourly_statistics_begin_with_minute_0_in_local_time_also_after_a_
 async def test_statistics_by_hour_and_by_day_of_a_long_period_use_the_new_utc_offset_from_the_first_minute_after_each_clock_change(
     database: Database,
 ) -> None:
-    """The times between two clock changes are chosen because they are whole weeks: exactly 30 in Europe, and exactly 22 in
-    Chile."""
+    """`local_time.constant_offsets` compares the UTC offset in steps of a week. Therefore the test uses zones whose clock changes
+    are exactly 30 weeks (Europe) or 22 weeks (Chile) apart."""
     europe = datetime(2026, 10, 25, 1, tzinfo=UTC)  # 02:00 in Berlin for the second time on this day: summer time has just ended
     chile = datetime(2026, 4, 5, 3, tzinfo=UTC)  # 23:00 on Saturday in Santiago for the second time
 
