@@ -2,8 +2,8 @@
 
 The column `attempt` is the number of started attempts. The column `base_attempt` is the number of started attempts that do not
 count towards the maximum. Both columns have 16 bits on PostgreSQL. Replays, responses with 429 and local failures may start any
-number of attempts, so the numbers could become too large for the columns. Because of one such row, the transaction that claims
-all due rows would fail.
+number of attempts, so the numbers could become too large for the columns. One such row would be enough to make the transaction
+fail that claims all due rows.
 """
 # Tested by tests/delivery/test_dispatch_queries.py and tests/gateways/test_queries.py
 

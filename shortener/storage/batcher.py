@@ -278,7 +278,7 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # Return the items that failed alone last. The next attempt then begins with other items.
+                    # The items that failed alone come last in the list, so that the next attempt begins with other items.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1

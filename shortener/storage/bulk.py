@@ -76,7 +76,8 @@ class BulkInsert:
 
 
 class ForbiddenTexts:
-    """The texts in a table that new rows of other tables must not contain. `column` is the primary key of that table."""
+    """Texts that the new rows of a table must not contain, such as the codes of purged links. They are stored in `column`, the
+    primary key of another table."""
 
     def __init__(self, column: Column[str]) -> None:
         name, table = column.name, column.table.name

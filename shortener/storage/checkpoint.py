@@ -42,9 +42,9 @@ MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few ro
 # A WAL with at least this number of frames is long. The writer should copy its remaining pages, so that the WAL restarts from the
 # beginning.
 LONG_WAL_FRAMES = 50_000
-#: Before the writer copies the remaining pages of a long WAL, the thread makes checkpoints until one takes at most SHORT_SECONDS,
-#: but at most MAX_REPEATS of them. SHORT_SECONDS is the limit for a WAL of LONG_WAL_FRAMES. For a longer WAL, the limit is longer
-#: in proportion. With a fixed limit, a WAL that grows as fast as the disk can write would never restart.
+#: Before the writer copies the remaining pages of a long WAL, the thread repeats its checkpoint until one takes at most
+#: SHORT_SECONDS. It repeats it at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of LONG_WAL_FRAMES. For a longer
+#: WAL, the limit is longer in proportion. With a fixed limit, a WAL that grows as fast as the disk can write would never restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
 #: If the WAL has at least this number of frames, the writer copies its remaining pages even if commits must wait. This limits the
 #: size of the WAL.
@@ -194,8 +194,8 @@ class Checkpointer:
 
     def _copy(self, connection: sqlite3.Connection, requests_commits: bool) -> int:
         """Wait for two commits and make a checkpoint. Return the number of frames in the WAL, or 0 if the thread was stopped."""
-        # Set `_first_safe_commit` before the event is cleared. In the reverse order, a commit between the two could set the event
-        # too early.
+        # Set `_first_safe_commit` before the event is cleared. In the reverse order, a commit between these two steps could set
+        # the event too early.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
         if requests_commits:  # Without these requests, an installation in which nothing is written would never truncate its WAL.

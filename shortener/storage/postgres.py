@@ -169,7 +169,8 @@ def _commit_uncertain(cause: BaseException) -> CommitUncertain:
 
 
 def _check(connection: Connection) -> None:
-    """A read that does nothing. It makes SQLAlchemy open the first connection and read the properties of the server."""
+    """A read without a query of this service. For it, SQLAlchemy opens the first connection and reads the properties of the
+    server."""
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types

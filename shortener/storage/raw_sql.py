@@ -32,7 +32,7 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
     """Run a SQLite query and return its single value. This works on connections of the writer and of readers."""
-    # SQLAlchemy must run the query of a reader, whose connection belongs to a thread of aiosqlite.
+    # The connection of a reader belongs to a thread of aiosqlite, so SQLAlchemy must run its query.
     if connection.dialect.is_async:
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)

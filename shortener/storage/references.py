@@ -84,8 +84,8 @@ async def find_orphans(database: Database) -> list[Orphan]:
 
 
 def _find_in_range(connection: Connection, reference: Reference, after: int) -> tuple[list[int], int | None]:
-    """Examine the next rows of a table. Return the ids of the rows that violate the reference, and the last examined id, or None
-    if no row is left."""
+    """Examine the next rows of a table. Return the ids of the rows that violate the reference, and the id of the last examined
+    row. This id is None if no row is left."""
     table, parent = reference.column.table, reference.parent
     end = connection.scalar(select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(MAX_RANGE_ROWS - 1).limit(1))
     in_range = table.c.id > after if end is None else and_(table.c.id > after, table.c.id <= end)

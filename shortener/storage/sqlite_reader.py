@@ -28,7 +28,7 @@ from urllib.parse import quote
 import aiosqlite
 from aiosqlite.context import contextmanager
 
-#: The number of rows that are fetched in the same call in the thread in which the statement is executed.
+#: The call that executes a statement in the thread also fetches up to this number of rows.
 FIRST_ROWS = 1000
 
 

@@ -81,8 +81,8 @@ def _iso_second(second: int) -> str:
 
 
 def iso_of_ms(ms: int | None) -> str | None:
-    """Return `to_iso(from_ms(ms))`. The text of a second is cached, so the function is fast if many times are close to each
-    other."""
+    """Return `to_iso(from_ms(ms))`. The text of each whole second is cached, so the function is fast if many times are close to
+    each other."""
     if ms is None:
         return None
     second, rest = divmod(ms, 1000)

@@ -1,4 +1,4 @@
-"""Tests on SQLite that work on many rows does not delay clicks and other short transactions: it must use
+"""Tests, on SQLite, that bulk work does not delay clicks and other short transactions. Bulk work must use
 `Database.write_later`."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BODY = '#track("https://shop.example/")'
 
 @pytest.fixture
 async def bulk(service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the functions that the service has run as bulk work. A message to PHONE is stored."""
+    """The names of the functions that the service has run as bulk work. A message to PHONE is stored before the test."""
     assert (await client.post("/api/v1/rewrite", json={"to": PHONE, "body": BODY})).status_code == 200
     names: list[str] = []
     write_later = service.database.write_later

@@ -305,7 +305,8 @@ def shared(database: Database, clock: Clock) -> SharedMachine:
 async def test_no_lease_ends_until_a_process_follows_a_step_of_the_clock_of_the_database(
     database: Database, shared: SharedMachine, minutes: int
 ) -> None:
-    """If the clock of the database was set back, the leases of the processes that already follow it seem to have ended."""
+    """If the clock of the database was set back, new leases seem to have ended in a process that does not follow the clock
+    yet."""
     behind = timedelta(minutes=minutes)
     guard = ClockGuard(lambda: to_ms(utcnow() - behind), follows_database=True)
     assert await database.read(guard.leases_wait)

@@ -160,7 +160,7 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
         except StoreUnavailable:
             interruptions += 1
             assert await target.read(is_unfinished)
-            # With SQLite, a second server process on the same file would be rejected for another reason.
+            # With SQLite, the service would not start for another reason: the file is already in use.
             if interruptions == 2 and target.dialect == "postgresql":
                 with pytest.raises(SchemaMismatch, match="shortener copy"):
                     await open_service(Settings(data_dir=tmp_path, database_url=target_url))

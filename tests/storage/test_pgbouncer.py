@@ -94,7 +94,7 @@ async def test_many_transactions_can_share_two_server_connections_of_pgbouncer(p
 async def test_statements_fail_behind_pgbouncer_unless_the_url_has_the_parameter_prepared_statements_off(pooled_url: str) -> None:
     """PgBouncer can run a statement on a server connection that has not prepared it.
 
-    Newer versions of PgBouncer can be configured to support prepared statements."""
+    Only newer versions of PgBouncer can be configured to support prepared statements."""
     databases: list[Database] = []
     try:
         with pytest.raises(StoreUnavailable, match="prepared statement"):

@@ -93,8 +93,8 @@ deliveries = Table(
     Column("lease_until", Instant),
     # The time when `next_at` was set (delivery/clock_steps.py). NULL: it was set when the delivery was created.
     Column("scheduled_at", Instant),
-    # If only local failures delay the delivery: the time since when. A local failure is a failure of the machine that delivers,
-    # not of the tracker.
+    # The time at which the present series of local failures began. NULL: there is no such series. A local failure is a failure of
+    # the machine that delivers, not of the tracker.
     Column("held_since", Instant),
     Column("created_at", Instant, nullable=False),
     Column("restarted_at", Instant),  # The time of the last replay of the delivery.

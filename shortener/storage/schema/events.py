@@ -79,8 +79,8 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
         union_all(
             select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
-            # Also select the events of first clicks that were retracted later. The id of such an event is the `hit_id` of the
-            # event of its retraction.
+            # Also select the events of first clicks that were retracted later. The event of the retraction contains their id in
+            # `hit_id`.
             select(_others.c.hit_id).where(*other),
         )
     )

@@ -15,8 +15,8 @@ OTHER_HITS = "flags & 2 = 0"
 
 
 def other_hits(name: str = "hits") -> TextClause:
-    """Return the condition of the index `hits_by_link` as SQL, for a table name. SQLite uses the index only if a query contains
-    exactly this text."""
+    """Return the condition of the index `hits_by_link` as SQL. `name` is the name or alias of the table in the query. SQLite uses
+    the index only if a query contains exactly this condition."""
     return text(f"{name}.{OTHER_HITS}")
 
 

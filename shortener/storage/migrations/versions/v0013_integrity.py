@@ -51,7 +51,7 @@ def _add_constraints() -> None:
 
 
 def _add_constraint(table: str, name: str, constraint: str, violations: str) -> None:
-    """Add a constraint. If existing rows violate it, it applies only to new rows."""
+    """Add a constraint. If existing rows violate it, the constraint applies only to new rows."""
     op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {constraint} NOT VALID")
     if op.get_bind().scalar(sa.text(f"{violations} LIMIT 1")) is None:
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
