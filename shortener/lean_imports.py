@@ -63,7 +63,7 @@ def import_pydantic_without_plugins() -> None:
     """Prevent pydantic from loading plugins and from importing the module that looks for plugins. Call this function before
     pydantic is imported.
 
-    Do nothing if the module of the plugins is already imported. Do nothing either if the environment variable
+    Do nothing if the module of the plugins is already imported. Also do nothing if the environment variable
     PYDANTIC_DISABLE_PLUGINS has another value than `__all__`."""
     # This variable makes pydantic skip its slow search for plugins, which reads the metadata of all installed packages.
     if os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__") == "__all__" and _PLUGINS not in sys.modules:

@@ -24,7 +24,7 @@ from pydantic import SecretStr, ValidationError
 from shortener.settings import DEFAULT_BASE_URL, DEFAULT_CONFIG, PREFIX, Settings, SettingsError
 from shortener.validation_texts import named_reasons
 
-#: Kubernetes and Docker links set variables with these names for a service called, for example, `shortener` or `shortener-web`.
+#: Kubernetes, and the links of Docker, set variables with such names for a service called, for example, `shortener-web`.
 _SERVICE_LINK = re.compile(
     r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )

@@ -55,7 +55,7 @@ def to_utc(moment: date) -> datetime:
 
 
 def is_reported_time(at: datetime, now: datetime) -> bool:
-    """Return whether a caller can report this time: it must be between the year 2000 and 24 hours after `now`."""
+    """Return whether a caller may report this time: it must be between the year 2000 and 24 hours after `now`."""
     return EARLIEST <= at <= now + MAX_AHEAD
 
 
