@@ -35,7 +35,7 @@ def find_conversion_tracker(connection: Connection, application_id: int, *, lock
     """Return the row of the tracker that stores the `conversion_url` of an application, or None. If `lock` is true, lock the row.
 
     A transaction that changes the row must lock it first. Otherwise two changes at the same time could get the same revision. A
-    process notices a change by the new revision, so a process that knows the first change would not notice the second change."""
+    process detects a change by its new revision, so a process that has read the first change would not detect the second one."""
     statement = select(table).where(table.c.application_id == application_id, table.c.role == CONVERSION_URL)
     return connection.execute(statement.with_for_update() if lock else statement).first()
 

@@ -411,7 +411,7 @@ def replay_batch(
         return ReplayedBatch(0, after, is_last)
     replayed = _restart_attempts(connection, [columns.id.in_(ids), IS_DEAD], now, replay_id)
     _recover(connection, {criteria.tracker_id}, now)
-    if not after:  # Only the first batch of a replay permits a probe, so that a large replay does not send one probe after another.
+    if not after:  # Only the first batch permits a probe. Otherwise a large replay would send one probe for each batch.
         _permit_probe(connection, criteria.tracker_id, now)
     return ReplayedBatch(replayed, ids[-1], is_last)
 

@@ -221,7 +221,8 @@ def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None
 class ResolverResponses:
     """The last two different names for which the resolver of this machine responded, each with the time.
 
-    If no response arrives for a name, these two names show whether the resolver is down, or whether only this name has a fault."""
+    If no response arrives for a name, a recent response for another name shows that the resolver works. Two names are stored,
+    because one of them can be the name without a response."""
 
     def __init__(self) -> None:
         self._latest = self._other = ("", -math.inf)

@@ -318,7 +318,7 @@ def _is_disguised_address(host: str) -> bool:
 def _split(url: str, start: int) -> tuple[list[str], list[str]]:
     """Split the path and query of a URL, which start at the index `start`, into literal texts and placeholder names.
 
-    Percent-encode the characters of the texts that a URL cannot contain."""
+    In the texts, percent-encode characters that a URL cannot contain."""
     _reject_other_syntax(url, start)
     texts, names, at = [], [], start
     for found in _PLACEHOLDER.finditer(url, start):

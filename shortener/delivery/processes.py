@@ -63,7 +63,7 @@ class Heartbeat:
 class DeliveryProcesses:
     """The row of this process in the table `delivery_processes`, and its share, which is computed from the rows of all processes.
 
-    If `count` is not None, the heartbeats are not counted: `count` is then the number of processes."""
+    If `count` is not None, it is the number of processes, and the heartbeats are not counted."""
 
     def __init__(self, rng: random.Random, count: int | None = None) -> None:
         self._id = rng.getrandbits(62)

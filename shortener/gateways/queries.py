@@ -94,8 +94,8 @@ def _gateway_of(queue: str) -> int:
 def lease_has_ended(now: int) -> ColumnElement[bool]:
     """Return the condition that a pending message was leased and its lease has ended.
 
-    `next_at` and `lease_until` are both the end of the lease. Only after the clock was set back, `next_at` can be earlier, because
-    clock_steps.py corrects only `next_at`."""
+    `next_at` and `lease_until` are both the end of the lease. After the clock was set back, `next_at` can be earlier, because
+    clock_steps.py corrects `next_at` and not `lease_until`."""
     c = sends.c
     return c.lease_until.is_not(None) & or_(c.lease_until <= from_ms(now), c.next_at <= from_ms(now))
 

@@ -228,10 +228,11 @@ def _check_ids(
     used_ids: dict[str, str],
     reject: Callable[[ErrorCode, str, str, int], None],
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Reject the ids of the caller that the request has used before. Add all ids to `used_ids`, with the hashes of their messages.
+    """Reject each message_id of the caller that also occurs earlier in the request. Add all ids to `used_ids`, with the content
+    hashes of their messages.
 
-    Return the content hashes of the messages with an id of the caller, and the hashes that earlier releases stored for the same
-    content if they differ. The keys are the indexes of the recipients."""
+    Return the content hashes of the messages with an id of the caller. Also return the hashes that earlier releases stored for the
+    same content, if they differ. The keys are the indexes of the recipients."""
     content = _content_of(item) if any(message_ids) else b""
     earlier_content = _content_of_0_3(item) if any(message_ids) and item.metadata == {} else b""
     hashes: dict[int, str] = {}
@@ -244,8 +245,8 @@ def _check_ids(
         if earlier_content:
             earlier_hashes[index] = _content_hash(earlier_content, recipient)
         if message_id in used_ids:
-            # An id that occurs twice in one list is an error. Two messages of a batch with the same id are not an error: they have
-            # the same effect as two requests with this id.
+            # If two messages of a batch have the same id and different content, the error is the same as for two requests with this
+            # id. A repetition within one list, or with the same content, is an invalid request.
             is_conflict = message_id not in message_ids[:index] and used_ids[message_id] != hashes[index]
             code = ErrorCode.MESSAGE_ID_CONFLICT if is_conflict else ErrorCode.INVALID_REQUEST
             reject(code, "message_id", f"{message_id!r} is used twice in this request", index)

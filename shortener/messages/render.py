@@ -108,7 +108,7 @@ def render_repeat(
     """Return a stored message again, created from its stored links and the body of the repeated request.
 
     `first_track` is the track mode of the first request, if it is known. `was_sent` is true if the message was queued for a
-    gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body, because the text would be wrong."""
+    gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body: the text would lack this link."""
     item, track = message.item, first_track or message.plan.track
     # Search for the links with every track mode, because the default mode of the application or the rules of detection may have
     # changed since the first request.

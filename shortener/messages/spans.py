@@ -53,8 +53,8 @@ def find_untracked(body: str, track: TrackMode, spans: Sequence[Span], detection
     """Return the URLs in a body that are not in `spans`, and texts that are similar to URLs. Each has the reason why no short link
     replaces it.
 
-    In the mode `directives` only the first URL of a body without directives is returned, because the sender may have forgotten a
-    directive."""
+    In the mode `directives`, return only the first URL, and only if the body has no directive, because the sender may have
+    forgotten it."""
     if track == "directives":
         urls = [] if spans else detect_urls(body).urls[:1]
         reason = "is not tracked: `track` is `directives`, and the text contains no #track directive"

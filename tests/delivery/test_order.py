@@ -22,7 +22,8 @@ from tests.servers import PATIENCE
 
 
 class SlowSender:
-    """A sender whose receiver answers the events about new states in the reverse order, if it gets them at the same time."""
+    """A sender whose receiver needs 0.06 s to answer DELIVERED, 0.03 s for READ and no time for CLICKTHRU. If it gets them at the
+    same time, it answers in the wrong order."""
 
     def __init__(self) -> None:
         self.answered: list[tuple[str, str]] = []

@@ -358,7 +358,7 @@ async def test_a_request_that_must_not_be_repeated_shares_its_connection_with_no
         other = OutgoingRequest("POST", peer.url(), {}, b"x")
         results = [await sender.send(request, PLENTY) for request in (other, once, once, other, once)]
         assert {(result.status, result.error) for result in results} == {(200, None)}
-        # The two other requests share a connection, and each of the three requests that must not be repeated has its own.
+        # The two requests `other` share a connection, and each of the three requests `once` has its own connection.
         assert (len(peer.requests), peer.connections) == (5, 4)
 
 

@@ -152,8 +152,8 @@ async def test_delivery_reports_that_correct_each_other_create_their_events_once
 
 
 class CommitsLater:
-    """A PostgreSQL database whose first transaction of bulk work loses its connection to the client during COMMIT, and is committed
-    when another transaction waits for its rows."""
+    """A PostgreSQL database in which the first transaction of bulk work loses its connection to the client during COMMIT. The
+    transaction is committed when another transaction waits for its rows."""
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database

@@ -107,7 +107,7 @@ def replace_url(link: StoredLink) -> StoredLink:
 def test_a_repeated_message_keeps_its_links_after_the_default_track_mode_of_the_application_changed() -> None:
     body = 'https://x.example/a #track("https://x.example/a")'
     links = [LINKS[0]]
-    for track in ("all_urls", "directives"):  # only `directives` creates exactly one link for this body
+    for track in ("all_urls", "directives"):  # only the track mode `directives` creates exactly one link for this body
         message = plan(item(body, message_ids=("m-1",)), application=application(track=track)).messages[0]
         assert render_repeat(message, "r", links, BASE_URL).body == "https://x.example/a https://go.example/codeA"
     body = "see https://x.example/a now"
