@@ -322,7 +322,7 @@ class GatewayDispatcher:
 
         If `only` is not None, claim only messages of the gateway with this id. The method does not change the dispatcher object,
         because the database may run the transaction again."""
-        # The time is read here and not in `step`, because this transaction may have waited for other transactions.
+        # The time is read here and not in `step`, because this transaction can wait for others before it starts.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
         # `leases_wait` is called after `now` was read. In the opposite order, a step of the clock between the two could be

@@ -364,8 +364,8 @@ def _plan_links(
 ) -> tuple[tuple[PlannedLink, ...], bool]:
     """Return the valid links of a text, and whether the text would have links if all its directives and URLs were valid."""
     directives, errors = parse_directives(item.body)
-    # If a directive is malformed, only the URLs of the other directives are checked. The other URLs of the text are not searched,
-    # because a corrected directive may change which URLs are found.
+    # If a directive is malformed, only the URLs of the other directives are checked. The rest of the text is not searched
+    # for URLs, because a corrected directive may change which URLs are found.
     spans = find_spans(item.body, "directives" if errors else track, directives, detection)
     always = application.settings.click_events == "every"
     links = []

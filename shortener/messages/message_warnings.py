@@ -1,4 +1,4 @@
-"""This module returns warnings about a rewritten message to the caller who sends it. A warning never rejects a message."""
+"""This module finds warnings about a rewritten message, for the caller who sends the message. A warning never rejects a message."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class LimitedReceiver(Receiver):
 
 @pytest.fixture
 async def running(store_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """Provide a running service with the real clock and all background jobs. An attempt to send a callback may last 60 seconds."""
+    """Provide a running service with the real clock and all background jobs. An attempt times out after 60 seconds."""
     values: dict[str, Any] = {"database_url": store_url, "allow_private_targets": True, "delivery_timeout": 60}
     service = await open_service(Settings(data_dir=tmp_path, **values))
     service.start()

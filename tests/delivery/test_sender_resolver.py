@@ -115,7 +115,7 @@ async def test_many_names_of_a_domain_whose_name_servers_hang_do_not_delay_reque
     ):
         results = await asyncio.gather(*(post(sender, f"http://{name}/", DEADLINE) for name in silent))
         assert {result.status for result in results} == {None}
-        # The look-ups still hang, because a thread stays occupied until its look-up ends.
+        # The requests have timed out, but their look-ups still occupy threads.
         assert (await post(sender, f"http://good.example:{peer.port}/")).status == 200
 
 

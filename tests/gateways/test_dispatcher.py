@@ -238,7 +238,7 @@ async def test_a_late_outcome_of_a_process_that_lost_its_lease_is_ignored(
     clock.forward(seconds=12)
     await second.flush()
     second_has_sent.set()
-    if first.attempts.tasks:  # the first attempt may have ended already
+    if first.attempts.tasks:  # the attempt of the first process may have timed out already
         await asyncio.wait(first.attempts.tasks)
     await first.flush()
     assert first.totals.leases_lost == 1

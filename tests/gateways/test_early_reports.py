@@ -75,7 +75,7 @@ async def respond(service: Service, response: asyncio.Event) -> None:
 
 
 def unknown(service: Service, gateway: StoredGateway) -> int:
-    """Return the number of reports of unknown messages in the metric."""
+    """Update the metric, and return its number of reports of unknown messages."""
     service.metrics.text("")
     return service.gateway_reports.unrecorded.of_gateway(gateway.id).get(LossReason.UNKNOWN_MESSAGE, 0)
 
