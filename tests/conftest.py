@@ -331,8 +331,8 @@ class Installation(NamedTuple):
 FIRST_START_SETTINGS = {"data_dir", "database_url", "secret", "initial_api_key", "initial_tracker_token"}
 #: The name of the PostgreSQL database of `postgresql_installation`.
 POSTGRESQL_INSTALLATION = "installation_of_tests"
-#: Installations of which a PostgreSQL database is a copy. The key is the URL of the database. The entry is removed when a service
-#: opens the database.
+#: For the URL of each PostgreSQL database that is an unused copy of an installation: this installation. An entry is removed when a
+#: service opens the database.
 _installations: dict[str, Installation] = {}
 
 

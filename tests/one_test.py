@@ -12,7 +12,7 @@ from tests.one_service import cases_of, name_of
 
 
 def in_one_test(test: Callable[..., None]) -> Callable[[], None]:
-    """Let one test run all cases of the decorators `pytest.mark.parametrize` below this one. They give it all its arguments.
+    """Let one test run all cases of the decorators `pytest.mark.parametrize` below this one. The cases contain all arguments.
 
     All cases run. The error of the test contains the error of each case that failed, with the arguments of the case."""
     marks, cases = cases_of(test)

@@ -80,7 +80,7 @@ def test_a_forked_process_begins_with_one_thread_and_no_open_file_of_the_fork_se
     os.mkfifo(settings)
     environment = environment_of(tmp_path / "data", SHORTENER_CONFIG=str(settings))
     with fork_server.start(["serve"], environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        with os.fdopen(_open_when_read(settings), "w") as writer:  # the process waits for its settings until this file is closed
+        with os.fdopen(_open_when_read(settings), "w") as writer:  # the process reads its settings until this file is closed
             assert psutil.Process(process.pid).num_threads() == 1
             opened = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir() if int(link.name) > 2]
             writer.write("port = 'none'")

@@ -48,7 +48,7 @@ COMMANDS = {
     "export": ("data", "Export the messages of an application as CSV or JSON."),
     "verify": ("verify", "Recount all statistics and report differences."),
     "demo": ("demo", "Take one message through all its steps with a local receiver, and print each step."),
-    "listen": ("listen", "Run a local receiver that prints and verifies the requests that it receives."),
+    "listen": ("listen", "Run a local receiver that prints each request and verifies its signature."),
     "migrate": ("maintenance", "Upgrade the database schema to this version."),
     "copy": ("maintenance", "Copy an installation to another database."),
     "doctor": ("doctor", "Check what the service needs and what fails in practice, with remedies."),

@@ -1,4 +1,4 @@
-"""This module finds out whether phones cannot open the short links, because BASE_URL is not set."""
+"""The check that phones can open the short links of an installation without the setting BASE_URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `shortener purge` and `export`, which process all stored data."""
+"""The commands `shortener purge` and `shortener export`."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations

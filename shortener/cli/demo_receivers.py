@@ -1,6 +1,6 @@
 """The receivers of a demo installation: the endpoints of its trackers and of its gateway, on a port of this machine.
 
-One receiver works, one fails occasionally, and one always fails after its first requests. The pages of a demo therefore show
+One receiver works, one fails occasionally, and one always fails after its first requests. The portal of the demo therefore shows
 retries, dead deliveries and an open circuit breaker. Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py

@@ -69,7 +69,7 @@ async def check_database(settings: Settings) -> list[Finding]:
 
 
 async def _check_installation(database: Any, settings: Settings) -> AsyncIterator[Finding]:
-    """Check the values that the database stores about its installation, and whether its pages are damaged."""
+    """Check the values that the database stores about its installation, and whether the pages of the database are damaged."""
     from shortener.accounts.directory import DEFAULT_NAME
     from shortener.storage.copy import is_unfinished
     from shortener.storage.installation import BASE_URL, FINGERPRINT, get, missing_base_url, place_of

@@ -131,7 +131,7 @@ async def update_links(
         raise click.UsageError("nothing to change: use --url, --expires-at, --fallback-url, --disable or --enable")
     is_selection = not (campaign is None and destination is None and label is None)
     if code is not None and code.isdigit() and is_selection and application is None:
-        # The command names the links by --campaign, --destination or --label, so the argument is not a code, but an application.
+        # The command names the links by --campaign, --destination or --label, so the argument is the id of the application.
         code, application = None, ID.convert(code, None, None)
     if (code is None) is not is_selection:
         raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")

@@ -85,8 +85,8 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
 def sends() -> None:
     """List the messages that gateways send; send held messages again or give them up.
 
-    A message is held if two things are true: the gateway may already have accepted it, and the gateway has the option `--on-doubt
-    hold`.
+    The service holds a message that the gateway may already have accepted, in two cases: the gateway has the option `--on-doubt
+    hold`, or its response did not show whether it accepted the message.
     """
 
 
@@ -133,7 +133,8 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def resend(message_id: str, application: int | None, as_json: bool) -> None:
-    """Send a held message again. If the gateway has already accepted the message, the recipient may get it twice."""
+    """Send a held message again, or a waiting message at once. If the gateway has already accepted the message, the recipient may
+    get it twice."""
     from shortener.gateways import decisions
     from shortener.storage.clock import ms_clock, open_clock
     from shortener.storage.clock_guard import read_guard
@@ -154,9 +155,10 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 @json_option
 @async_command
 async def discard(message_id: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Give up a held message: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it.
+    """Give up a message that is held or waits for its gateway. It becomes FAILED.
 
-    A message whose delivery report has arrived keeps the reported state."""
+    The cost of the message is refunded, but not if the gateway may have accepted the message, as with every held message. If a
+    delivery report has arrived, the message keeps the reported state."""
     from shortener.container import open_service
     from shortener.gateways import decisions
     from shortener.gateways.sends import find_send, send_fields
