@@ -1,9 +1,10 @@
 """This module decides from the response to an attempt whether the delivery is delivered, retried or dead.
 
 The first row of `OUTCOME_TABLE` that matches the response determines the outcome. The table follows Standard Webhooks and Svix:
-after every response that is not a success, the delivery is retried on the schedule. A 410 response disables the tracker, and a
-redirect is a failure. If the receiver rejects the method, size or type of the request, the delivery becomes dead at once, because
-every further attempt would be rejected too. A dead delivery stays listed and can be replayed.
+after a response that is not a success, such as a redirect, the delivery is retried on the schedule. There are two exceptions. After
+a 410 response, the delivery becomes dead at once and the tracker is disabled. If the receiver rejects the method, size or type of
+the request, the delivery becomes dead at once, because every further attempt would be rejected too. A dead delivery stays listed
+and can be replayed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ The changes depend on the outcome of the attempt:
 - accepted: the message is SENT. It is never handed on again.
 - rejected: the message is FAILED with the code and the text of the gateway.
 - retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last permitted
-  attempt, the message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
+  attempt, the message is FAILED. An attempt that fails because of this host does not count. If the gateway limits its rate, the
+  attempt does not count during the first `FREE_429_MS` milliseconds after the message was created.
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
   the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
   operator decides.

@@ -2,8 +2,8 @@
 again, although its recipient may then get it twice. `discard` gives the message up, so that it becomes FAILED. A message whose
 attempt is in flight cannot be changed. `give_up_erased` discards messages whose personal data is erased.
 
-After a step of the clock, the lease of an attempt in flight may seem to have ended. The parameter `leases_wait` is then true
-(`ClockGuard.leases_wait`), and every leased message counts as in flight.
+After a step of the clock, the lease of an attempt in flight may seem to have ended. The function `leases_wait`
+(`ClockGuard.leases_wait`) then returns true, and every leased message counts as in flight.
 """
 
 from __future__ import annotations

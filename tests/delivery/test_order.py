@@ -154,7 +154,8 @@ async def test_a_later_attempt_waits_for_waiting_attempts_and_not_for_an_attempt
 
 
 class HoldingSender:
-    """A sender whose receiver answers no event until `released` is set. `starts` contains the start of each attempt in seconds."""
+    """A sender whose receiver answers no event until `released` is set. `starts` contains the start times of the attempts in
+    seconds."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
