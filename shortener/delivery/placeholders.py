@@ -358,7 +358,7 @@ def _reject_other_syntax(url: str, start: int) -> None:
     end = start
     for macro in sorted(find_macros(url, start), key=lambda macro: macro.position):
         if macro.position < end:
-            continue  # this macro is a part of the previous one
+            continue  # this match is inside the previous match
         if macro.is_braced:
             name = _known(macro.word) or _guess(macro.word)
             is_wrong = not _PLACEHOLDER.fullmatch(macro.text)

@@ -10,9 +10,10 @@ from collections.abc import Collection
 
 from shortener.urls import UrlError, parse_destination
 
-#: The names of all queues of trackers are between the first two texts, and the names of all queues of callbacks between the others.
+#: The names of all queues of trackers sort between the first two texts, and the names of all queues of callbacks between the
+#: others.
 TRACKER_QUEUES, CALLBACK_QUEUES = ("t", "u"), ("c", "d")
-#: The names of all queues are before this text.
+#: A text that sorts after the names of all queues.
 END_OF_NAMES = TRACKER_QUEUES[1]
 #: A text that sorts after every name of a host.
 _AFTER_HOSTS = "~"

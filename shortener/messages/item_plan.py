@@ -180,7 +180,7 @@ class PlanCache:
         found = self._plans.get(key)
         if found is None or found[0] is not application:
             return None
-        if len(self._plans) >= MAX_CACHED_PLANS:  # the order decides which plan is dropped, so it matters only in a full cache
+        if len(self._plans) >= MAX_CACHED_PLANS:  # the order of the plans matters only in a full cache, which drops the first one
             with self._lock:
                 if key in self._plans:
                     self._plans.move_to_end(key)

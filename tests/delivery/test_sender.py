@@ -93,7 +93,7 @@ async def test_a_request_ends_within_its_time_limit_whatever_the_receiver_does(
     sender: Sender, behaviour: Behaviour, status: int | None, error: str | None
 ) -> None:
     for deadline in DEADLINES if error == "timeout" else (PLENTY,):
-        # Both attempts wait for their time limits, so they run at the same time.
+        # Both attempts can last until their time limits. They run at the same time, which makes the test faster.
         (result, _), on_idle_connection = await asyncio.gather(
             attempt(sender, behaviour, deadline), attempt_on_idle_connection(sender, behaviour, deadline)
         )

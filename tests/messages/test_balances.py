@@ -80,7 +80,7 @@ async def test_a_balance_in_another_currency_is_locked_after_the_messages_as_in_
             service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(5), currency="EUR")
         )
         await until_it_waits(other, change)
-        # In another order, this would be a deadlock.
+        # The change waits for the message and has not locked the balance. If it had, two such transactions could deadlock.
         await other.execute("SELECT amount FROM balances WHERE application_id = 1 FOR UPDATE NOWAIT")
     assert await change == (Decimal(5), "EUR")
     assert {send.deducted for send in await rows(service.database, schema.sends)} == {False}
