@@ -133,8 +133,8 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # This method replaces a method of uvicorn that raises the signal again after the stop. The exit code of a clean stop
-            # would then not be 0.
+            # This method replaces a method of uvicorn that raises the signal again after the stop. With uvicorn's method, the exit
+            # code of a clean stop would not be 0.
             with handle_stop_signals(service, self.handle_exit):
                 yield
 
