@@ -50,7 +50,7 @@ class ConversionsCsvQuery(Period):
         None,
         description=(
             "Only conversions with this disposition: positive, negative, pending (the status word means pending), or none "
-            "(neither a disposition nor a status word that means pending)."
+            "(neither positive nor negative). none includes the pending conversions."
         ),
     )
     message_id: Text | None = Field(None, max_length=255, description="Only conversions of the message with this id.")
