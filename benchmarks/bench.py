@@ -76,7 +76,7 @@ def check_recorded(server: Server, before: int, responses: int, slack: int = 64)
 
 def settled(server: Server, table: str = "hits") -> int:
     """Wait until the server has finished the last requests of wrk. Return the number of rows of `table`."""
-    time.sleep(0.5)  # wrk ends before the responses to its last requests
+    time.sleep(0.5)  # wrk ends before the server has sent the last responses
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
 
@@ -367,7 +367,7 @@ def main() -> None:
             work(run)
             for figure in run.figures[earlier:]:
                 figure.judge(run.speed)
-            print(rig.table(run.figures[earlier:]), file=sys.stderr)  # a later part may fail after a long time
+            print(rig.table(run.figures[earlier:]), file=sys.stderr)  # now, because a later part may fail
     after = rig.measure_baseline(run.seconds / 2).per_second
     drift = abs(after - before) / before
     if options.json:

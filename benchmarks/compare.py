@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Round:
-    """One measurement: the load, and the server's processor time per request in microseconds."""
+    """One measurement: the result of wrk, and the server's processor time per request in microseconds."""
 
     load: Load
     microseconds: float

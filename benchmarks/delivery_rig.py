@@ -175,7 +175,7 @@ async def click(port: int, codes: Iterator[str], rate: int, seconds: float) -> l
             opened.append(writer)
         writer.write(traffic.request(number, f"/{next(codes)}", f"127.0.0.1:{port}"))
         head = await reader.readuntil(b"\r\n\r\n")
-        latencies.append((time.perf_counter() - due) * 1000)  # uvloop's clock has a resolution of one millisecond
+        latencies.append((time.perf_counter() - due) * 1000)  # uvloop's own clock counts only whole milliseconds
         if not head.startswith(b"HTTP/1.1 302"):
             raise RuntimeError(head.decode())
         idle.put_nowait((reader, writer))

@@ -125,7 +125,7 @@ def _rewrites(server: Server, url: str, recipients: int, connections: int, secon
     """Measure rewrites. Exit if one of the messages has no link in the database."""
     work = loads.rewrites(server, recipients, connections)
     work.run(1)
-    time.sleep(0.5)  # wrk ends before the responses to its last requests
+    time.sleep(0.5)  # wrk ends before the server has sent the last responses
     before = asyncio.run(_query(url, "SELECT count(*) FROM links"))
     load = work.run(seconds)
     created = asyncio.run(_query(url, "SELECT count(*) FROM links")) - before

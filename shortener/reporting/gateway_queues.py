@@ -111,7 +111,7 @@ def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[Gatew
             "oldest_seconds",
             "Age of the oldest message that waits for the gateway, without disabled gateways and applications.",
         ),
-        ("messages_held", "held", "Doubtful messages that are held until a delivery report or a decision of an operator."),
+        ("messages_held", "held", "Doubtful messages that are held until a delivery report arrives or an operator decides."),
         (
             "breaker_open",
             "is_open",

@@ -72,7 +72,7 @@ class ReaderConnection(aiosqlite.Connection):
         try:
             result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
-            raise  # The thread may still run the call.
+            raise  # The thread may still run the call, so it is not idle.
         except BaseException:
             self._is_idle = True
             raise

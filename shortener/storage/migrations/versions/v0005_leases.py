@@ -1,4 +1,4 @@
-"""Add leases of node numbers and dead letters of hits"""
+"""Add the tables of leases of node numbers and of dead letters"""
 
 # Tested by tests/storage/test_migrate.py
 

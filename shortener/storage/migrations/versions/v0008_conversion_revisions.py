@@ -1,4 +1,4 @@
-"""Add revisions of conversions, refused conversions and postback keys"""
+"""Add refused conversions, postback keys and the revisions of conversions"""
 
 # Tested by tests/storage/test_migrate.py
 

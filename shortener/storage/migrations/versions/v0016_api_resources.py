@@ -1,4 +1,4 @@
-"""Add the stored responses to requests with an Idempotency-Key"""
+"""Add the table of stored responses to requests with an Idempotency-Key"""
 
 # Tested by tests/storage/test_migrate.py
 

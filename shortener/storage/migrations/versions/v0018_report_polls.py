@@ -1,4 +1,4 @@
-"""Add the positions of clients that poll delivery reports"""
+"""Add the table of the positions of clients that poll delivery reports"""
 
 # Tested by tests/storage/test_migrate.py
 

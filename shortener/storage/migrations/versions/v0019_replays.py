@@ -1,4 +1,4 @@
-"""Add replays of dead deliveries that a background job performs"""
+"""Add background replays of dead deliveries"""
 
 # Tested by tests/storage/test_migrate.py
 
