@@ -1,5 +1,4 @@
-"""Add columns for callback secrets of applications and client certificates of trackers, and tables for expiry notices and early
-hits"""
+"""Add columns for callback secrets and client certificates, and tables of expiry notices and early hits"""
 
 # Tested by tests/storage/test_migrate.py
 
