@@ -1,6 +1,7 @@
 """The URL of an invitation to the portal, and the file with the URL of the first invitation.
 
-The command `serve` imports this module at each start, so it imports no other module of the portal.
+The command `serve` imports this module at each start. The module imports no other module of the portal, so that a process that
+never serves the portal does not load the libraries of the portal.
 """
 
 # Tested by tests/portal/test_welcome.py

@@ -257,7 +257,7 @@ def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
 
 
 def choice(visit: Visit, one: FilterField) -> str | None:
-    """Return the value of a filter with fixed choices. Raise ApiError INVALID_REQUEST for any other value."""
+    """Return the value of a filter with fixed choices. Raise ApiError INVALID_REQUEST if the value is not one of the choices."""
     value = visit.get(one.name)
     if value is not None and one.choices is not None and value not in one.choices:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(one.name, f"must be one of {', '.join(one.choices)}")])

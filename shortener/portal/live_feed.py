@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 INTERVAL = 1.0  # Seconds between two reads of the database.
 OVERLAP = timedelta(seconds=15)
 MAX_ROWS = 200  # The maximum number of rows that one read returns for each kind and application.
-# The maximum number of rows that one read examines for each kind, newest first. If the other applications together store more
-# rows than this between two reads, rows of an application can be missing in the feed.
+# The maximum number of rows of all applications that one read examines for each kind, newest first. If more rows are stored
+# between two reads, some of them can be missing in the feed.
 MAX_EXAMINED_ROWS = 2000
 # The maximum number of rows that a subscriber gets from one read. For the rows beyond it, the subscriber gets only their number.
 SHOWN_PER_READING = 20

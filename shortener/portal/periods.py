@@ -104,8 +104,8 @@ class PeriodChoice:
         return self.until, min(end, now)
 
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
-        """Return the query parameters that select this period in the URL of a page. With `since` or `until`, they select only a
-        part of this period.
+        """Return the query parameters that select this period in the URL of a page. If `since` or `until` is passed, the
+        parameters select only this part of the period.
 
         Times are written without seconds. The end is rounded up, so that the selected period includes the current time slot."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}

@@ -117,7 +117,7 @@ class SignInDelays:
 
 
 def delay_text(wait: int) -> str:
-    """Return the error text for an attempt that was rejected because the next attempt is allowed only in `wait` seconds."""
+    """Return the error text for an attempt that was rejected because the next attempt is allowed only after `wait` seconds."""
     return f"There were too many failed attempts. Try again in {counted(wait, 'second')}."
 
 

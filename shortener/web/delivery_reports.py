@@ -35,7 +35,7 @@ _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "
 
 
 class DeliveryReportItem(RequestModel):
-    """A delivery report for one message. Codes and times may also be numbers."""
+    """A delivery report for one message. A code or a time may be a number instead of a text."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -215,7 +215,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.invalidate([code])  # If Redis is unavailable, `retry_invalidations` invalidates it later.
+    await service.cache.invalidate([code])  # If Redis is unavailable, `retry_invalidations` does this later.
     changed = await service.database.write(write)
     await refresh_cache_after_commit(service.database, service.cache, [code])
     return {**_link(call, changed), "warnings": change_warnings(requested)}

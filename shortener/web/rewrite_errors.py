@@ -71,7 +71,7 @@ def _with_problems(
         detail = replace(problem.full_detail, index=places[problem.item])
         unchecked = invalid.get(places[problem.item], set())
         if "to" in unchecked:
-            # if `to` is invalid, the number of recipients is unknown, so a problem with the number of ids may be wrong
+            # if `to` is invalid, the number of recipients is unknown, so whether the number of ids is correct is unknown, too
             unchecked = unchecked | {"message_id"}
         if not is_inside(_path_in_message(detail.field, is_batch), unchecked):
             details.append(detail)

@@ -98,8 +98,8 @@ UNKNOWN_PATH = "(unknown)"
 
 
 def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
-    """Return two tables of endpoints: those of paths without parameters, by path, and those of paths with parameters, each with
-    the pattern of its path."""
+    """Return two tables. The first contains the endpoints of the paths without parameters, by path. The second contains the
+    endpoints of the paths with parameters, with a pattern for each path."""
     by_path: dict[str, Methods] = {}
     by_pattern: dict[str, Methods] = {}
     patterns: Patterns = []

@@ -92,7 +92,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     assert '<div class="note good"' not in notes
     assert figures(page) == {"pending": 3, "delivered": 0, "dead": 0}
     receiver.replies, receiver.default_reply = [400], 200
-    clock.forward(seconds=1)  # after this time, the recovery rate allows the deliveries
+    clock.forward(seconds=1)  # after this time, the recovery rate permits all three deliveries
     await service.dispatcher.flush()
     page = await browser.get(path)
     assert figures(page) == {"pending": 0, "delivered": 2, "dead": 1}

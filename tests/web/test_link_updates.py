@@ -286,8 +286,8 @@ async def test_link_updates_of_another_application_return_404(client: httpx.Asyn
 async def test_an_update_of_links_that_fails_is_stopped_and_the_later_updates_are_performed(
     client: httpx.AsyncClient, service: Service
 ) -> None:
-    """An earlier version accepted times before the year 1000, and stored them in a format that the current version cannot
-    read."""
+    """An earlier version stored times before the year 1000 in a format that the current version cannot read. An update with such
+    a time fails."""
     await send(client, 1, campaign="one")
     await send(client, 1, campaign="two")
     failing = await create(client, campaign="one", expires_at="2026-12-24T00:00:00Z")
