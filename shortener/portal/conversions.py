@@ -27,7 +27,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 
-NO_CURRENCY = "none"  # The value of the query parameter `currency` that selects conversions whose value has no currency.
+NO_CURRENCY = "none"  # The value of the query parameter `value_in` that selects values without a currency.
 _METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
 _DISPOSITION = FilterField(
     "disposition",
@@ -46,7 +46,7 @@ FIELDS = (
     FilterField("destination", "Destination (host and path)"),
     FilterField("label", "Label"),
     FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
-    FilterField("value_in", "Value that counts, in currency"),
+    FilterField("value_in", "Currency of the counted values"),
     FilterField("warnings", "Warnings", {"1": "Only with warnings"}),
 )
 REFUSED_FIELDS = (FilterField("reason", "Error code", is_common=True),)

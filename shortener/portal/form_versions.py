@@ -20,7 +20,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.page import Visit
 
 FIELD = "version"
-MAX_SHOWN_CHARACTERS = 300  # The maximum number of characters of the new stored value in the text beside a field.
+MAX_SHOWN_CHARACTERS = 300  # The text beside a field shows at most this number of characters of the new stored value.
 #: The values of a form by field name. A value is a text, a list of selected values, or whether a box is checked.
 FormValues = Mapping[str, str | bool | Sequence[str]]
 

@@ -82,7 +82,7 @@ SEND_OUTCOMES = {
     "unreadable": "the response of the gateway does not say whether it accepted the message",
     "unreadable_response": "the response of the gateway does not say whether it accepted the message",
     "throttled": "the gateway accepts no more messages for the moment",
-    "gateway_error": "the gateway failed for the moment",
+    "gateway_error": "the gateway failed temporarily",
     "gateway_timeout": "the gateway reported a timeout",
     "temporary_error": "the gateway cannot accept the message for the moment",
     "refused_by_gateway": "the gateway did not accept the credentials or the address of the call",

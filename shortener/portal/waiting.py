@@ -44,4 +44,4 @@ def wait_of(delivery: Delivery, tracker: Tracker | None, now: datetime, *, appli
         )
     if later:
         return Wait("next", later)
-    return Wait("waits: the tracker catches up" if breaker == "recovering" else "next soon")
+    return Wait("waits: the tracker works again and gets its deliveries slowly" if breaker == "recovering" else "next soon")

@@ -71,7 +71,8 @@ class BodyLimits:
 
     @property
     def accepted_batch(self) -> int:
-        """The maximum number of items in a body that is read. It is higher than `max_batch` if a repeat may have more items."""
+        """The maximum number of items in a body that is read. It is higher than `max_batch` if BATCH_LIMIT was higher earlier,
+        because a repeat can then have more items."""
         return max(self.max_batch, self.largest_batch)
 
     @classmethod

@@ -191,7 +191,7 @@ async def test_sign_ins_with_a_second_factor_do_not_delay_later_sign_ins_from_th
         secrets[name] = second_factor.new_totp_secret()
         await service.database.write(second_factor.enable, operator.id, secrets[name], 0, service.secret)
     for _ in range(NETWORK_FAILURES // len(secrets) + 1):
-        clock.forward(seconds=30)  # A code can be used once, so each sign-in needs the code of the next 30 seconds.
+        clock.forward(seconds=30)  # each sign-in needs a new code, because a code can be used only once
         for name, secret in secrets.items():
             browser = await new_browser()
             assert (await browser.post("/portal/signin", data={"name": name, "password": PASSWORD})).status_code == 303

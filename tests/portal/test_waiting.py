@@ -26,7 +26,7 @@ RECOVERING = EndpointHealth(recovering_at=to_ms(PAST))
         (OPEN, LATER, "waits: the endpoint fails, next attempt", LATER),
         (PROBE, PAST, "waits: the endpoint fails, next attempt soon", None),
         (PROBE, LATER, "waits: the endpoint fails, next attempt", LATER),
-        (RECOVERING, PAST, "waits: the tracker catches up", None),
+        (RECOVERING, PAST, "waits: the tracker works again and gets its deliveries slowly", None),
         (EndpointHealth(), PAST, "next soon", None),
         (EndpointHealth(), LATER, "next", LATER),
         (None, PAST, "next soon", None),

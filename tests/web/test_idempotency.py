@@ -66,7 +66,7 @@ async def test_a_response_that_is_stored_late_does_not_end_the_claim_of_a_repeat
 
 @pytest.fixture
 async def taken_over(service: Service, clock: Clock) -> tuple[RequestKey, datetime]:
-    """A request whose claim was taken over by a repeat, and the time at which the request itself had claimed the key."""
+    """A request whose claim was taken over by a repeat, and the time of the first claim."""
     request, first_claim = RequestKey(1, 1, "POST /api/v1/keys", "job-7"), clock()
     assert await service.database.write(claim, request, "content", first_claim) is None
     clock.forward(seconds=CLAIM_LEASE.total_seconds())
