@@ -47,7 +47,7 @@ class Run:
         self.seconds = 4.0 if quick else 10.0
         self.many = 200_000 if quick else 1_000_000
         self.most = 1_000_000 if quick else 10_000_000
-        self.newest = 500_000 if quick else 1_000_000  # the number of newest links that get the clicks
+        self.newest = 500_000 if quick else 1_000_000  # a link counts as new if it is one of this many newest links
         self.folder: Path | None = None  # folder of the databases; None: the system's temporary folder
         self.baseline = 0.0  # responses per second of the bare ASGI application
         self.figures: list[Figure] = []

@@ -27,7 +27,7 @@ from benchmarks.rig import Server
 
 SLOWDOWN = 20  # the server under valgrind takes at least this many times as long as usual
 LINKS = 10_000  # more than the first clicks of all rounds, because each needs a new link
-WARM_UP_ROUND = compare.ROUNDS - 1  # the number of a round that is not measured; the warm-up clicks on its links
+WARM_UP_ROUND = compare.ROUNDS - 1  # no measured round has this number, so the warm-up uses other links
 
 
 def count(server: Server, row: compare.Row, codes: list[str], number: int, seconds: float) -> float:

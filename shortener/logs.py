@@ -188,8 +188,8 @@ def mask_numbers(text: str) -> str:
 
 
 def mask_recipient(message_id: str, number: str) -> str:
-    """Return a message id with masked phone numbers: `number`, which is the recipient of the message and may be empty, and
-    international numbers. Other digits stay readable, because many message ids consist of digits."""
+    """Return a message id in which phone numbers are masked: the recipient's `number`, which may be empty, and all international
+    numbers. Other digits stay readable, because many message ids consist of digits."""
     return _INTERNATIONAL_NUMBERS.sub(lambda found: mask(found[0]), mask_in(message_id, number))
 
 

@@ -76,8 +76,8 @@ def read_gateway_queues(connection: Connection, now: datetime) -> list[GatewayQu
 
 
 def _waiting(connection: Connection, gateway_id: int) -> tuple[int, datetime | None]:
-    """Return the number of messages that wait for a gateway, and the time of the oldest of them. The time ignores messages of
-    disabled applications."""
+    """Return the number of messages that wait for a gateway, and the time at which the oldest of them was created. This time
+    ignores the messages of disabled applications."""
     off = select(applications.c.id).where(applications.c.disabled_at.is_not(None))
     count, times = 0, []
     for part in (0, 1):

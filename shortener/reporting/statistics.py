@@ -62,7 +62,7 @@ from shortener.storage.schema import cohorts, count_groups, counts
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
-MAX_PENDING_CLICKS = 1000  # The maximum number of times to click, not counted by the fan-out yet, that one report adds.
+MAX_PENDING_CLICKS = 1000  # One report adds the times of at most this many clicks that the fan-out has not counted yet.
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
 #: The maximum number of counts that one report adds itself, because an older release wrote them and they are not rolled up yet.
 MAX_MISSING_ROWS = 20_000

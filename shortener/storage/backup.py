@@ -253,8 +253,8 @@ def _missing_bytes(file: Path) -> str:
 
 @contextlib.contextmanager
 def _opened(file: Path, mode: str = "rw") -> Iterator[sqlite3.Connection]:
-    """Open an existing SQLite file, and commit when the context ends. If SQLite raises an error, raise _DamagedError if the file
-    is damaged, otherwise BackupError."""
+    """Open an existing SQLite file, and commit when the context ends. Convert the errors of SQLite: raise _DamagedError for a
+    damaged file, and BackupError for any other error."""
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS)

@@ -27,9 +27,9 @@ from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.schema.messages import first_clicks, messages
 from shortener.storage.types import Instant, Json
 
-#: The condition of the index `events_by_message`. It leaves out the events of first clicks: such an event has the id of its hit,
-#: which `first_clicks` contains. With these events in the index, every first click would write one more page. The function
-#: `events_of` finds all events of a message.
+#: The condition of the index `events_by_message`. It leaves out the events of first clicks, because `first_clicks` contains their
+#: ids: the event of a first click has the id of its hit. With these events in the index, every first click would write one more
+#: page. The function `events_of` finds all events of a message.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
 #: This value of `facts` means that the event is quarantined, because the fan-out could not build its facts. Such an event has no
