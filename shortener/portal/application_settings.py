@@ -200,8 +200,8 @@ async def save(visit: Visit) -> Response:
         await visit.service.database.write(perform_once, visit, _write, visit, changes)
     except FormRepeated:
         await visit.service.directory.refresh_if_available()
-        # This form was sent before, and somebody may have changed the settings in the meantime. The page must then not say
-        # "Saved".
+        # This form was sent before, and somebody may have changed the settings in the meantime. Therefore the page says that the
+        # settings are saved only if they still have the values of the form.
         return visit.redirect(visit.link("settings", keep=False, saved=1 if _is_stored(visit, changes) else None))
     except FormChanged as error:
         return _page(visit, 409, error=error)

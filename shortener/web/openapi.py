@@ -259,8 +259,8 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _translated(endpoint: Endpoint, codes: Iterable[ErrorCode]) -> Collection[ErrorCode]:
-    """Return the error codes that callers of an endpoint receive if the endpoint raises `codes`. If the endpoint has a
-    `translate_error`, they are the codes that it returns."""
+    """Return the error codes that callers of an endpoint receive if the endpoint raises `codes`. These are `codes`, or the codes
+    that `translate_error` of the endpoint returns for them."""
     translate = endpoint.translate_error
     if translate is None:
         return set(codes)
