@@ -132,14 +132,17 @@ def test_the_client_raises_a_deadline_error_although_the_connection_is_still_ope
     ids=["hang", "drip", "closed", "cut off", "503", "429", "another server"],
 )
 def test_the_client_returns_a_text_with_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
+    message_ids: set[str] = set()
     with scripted(failure) as server:
         for timeout in (0.3, 3, 30):  # on a busy machine, the request may not arrive within 0.3 seconds, so longer timeouts follow
             text = rewrite(call, server.base, timeout=timeout, on_failure="send_long")
+            message_ids.add(text.message_id)
             if server.requests:
                 break
     assert (text.body, text.is_tracked, text.links) == ("https://shop.example/a now", False, ())
     assert text.warnings[0].startswith("not tracked: ")
-    assert {request.json["message_id"] for request in server.requests} == {text.message_id}
+    # A request of an earlier call may arrive after its client has stopped waiting.
+    assert {request.json["message_id"] for request in server.requests} <= message_ids
 
 
 def test_the_client_returns_a_text_with_long_urls_if_the_connection_is_refused(call: Call) -> None:
