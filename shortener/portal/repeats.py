@@ -8,7 +8,8 @@ redirect, the repeat is redirected to the same page. If it was a page with a sec
 it* is an exception: it computes the id of its message from the form (`form_hash`), so a repeat shows the first message again.
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
-stored, and the form can be sent again.
+stored, and the form can be sent again. The form that sends a test event is an exception, because its action is a request to
+another server: the id is stored before the request, so a failed form cannot be sent again.
 """
 # Tested by tests/portal/test_keys.py, tests/portal/test_domains.py, tests/portal/test_deliveries.py,
 # tests/portal/test_admin_operators.py, tests/portal/test_admin_applications.py, tests/portal/test_me.py,

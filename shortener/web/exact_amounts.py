@@ -37,7 +37,7 @@ def restore_amounts(content: bytes, data: Any) -> None:
         return
     try:
         exact = _DECODER.decode(content.decode("latin-1"))  # only the numbers are used, so the encoding of texts does not matter
-    except (ValueError, RecursionError):  # `content` begins with a byte order mark, so its amounts stay floats
+    except (ValueError, RecursionError):  # a byte order mark, or values nested too deeply: the amounts stay floats
         return
     _restore(data, exact)
 

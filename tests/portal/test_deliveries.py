@@ -6,9 +6,12 @@ import html
 import re
 from datetime import timedelta
 
+import pytest
+
 from shortener.container import Service
 from shortener.delivery.dispatch_queries import update_tracker
 from shortener.delivery.trackers import NewTracker, TrackerChanges
+from shortener.errors import StoreUnavailable
 from shortener.model import DeliveryStatus, Topic
 from shortener.portal.admin_system import CHECKS
 from shortener.portal.operators import Role
@@ -114,11 +117,30 @@ async def test_a_form_that_sends_a_test_event_sends_no_second_one_if_it_is_sent_
     assert "The receiver accepted the test event" in first.text
     repeated = await browser.post(path, data={"form_id": form_id})
     assert repeated.status_code == 200
-    assert "This form was already sent, so no second test event was sent now." in repeated.text
+    assert "This form was already sent, so it sends no test event now." in repeated.text
     assert len(receiver.requests) == 1
     (next_id,) = re.findall(r'name="form_id" value="([^"]+)"', repeated.text)
     assert "The receiver accepted the test event" in (await browser.post(path, data={"form_id": next_id})).text
     assert len(receiver.requests) == 2
+
+
+async def test_a_repeated_form_does_not_say_that_a_test_event_was_sent_if_the_first_one_failed(
+    service: Service, sign_in: SignIn, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: object, **options: object) -> None:
+        raise StoreUnavailable("the database was stopped before the test event was sent")
+
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    new = NewTracker(url=receiver.url(), events=("click",), name="mine", signed=False)
+    path = f"/portal/1/trackers/{(await service.trackers.create(AUDIT, 1, new)).tracker.id}"
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(path)).text)
+    with monkeypatch.context() as patch:
+        patch.setattr("shortener.portal.trackers.send_test", fail)
+        assert (await browser.post(path, data={"form_id": form_id})).status_code == 503
+    repeated = await browser.post(path, data={"form_id": form_id})
+    assert receiver.requests == []
+    assert "If it sent one before, the delivery is listed below" in repeated.text
+    assert "second test event" not in repeated.text
 
 
 async def test_the_number_of_dead_deliveries_of_a_tracker_links_to_the_list_of_these_deliveries_and_to_their_replay(
