@@ -66,6 +66,7 @@ class ReaderConnection(aiosqlite.Connection):
         self._thread.daemon = True
         self.limit = limit
         self._is_idle = True  # whether the thread has ended each call that it got
+        self.unfinished: set[sqlite3.Cursor] = set()  # The cursors whose statements may have more rows.
 
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._is_idle = False
@@ -87,9 +88,16 @@ class ReaderConnection(aiosqlite.Connection):
     async def rollback(self) -> None:
         """End a read, and release its snapshot. After a cancelled statement, wait until the thread has ended it."""
         if self._is_idle:
-            self._conn.rollback()
+            self._end_read()
         else:
-            await super().rollback()
+            await self._execute(self._end_read)
+
+    def _end_read(self) -> None:
+        # A statement that has more rows would keep its snapshot after ROLLBACK. The next read would then see old data, and the WAL
+        # could not restart.
+        while self.unfinished:
+            self.unfinished.pop().close()
+        self._conn.rollback()
 
     async def create_function(self, name: str, num_params: int, func: Callable[..., Any], deterministic: bool = False) -> None:
         """Add a function to SQL. SQLAlchemy does this for each new connection."""
@@ -137,14 +145,18 @@ class ReadLimit:
 class ReaderCursor(aiosqlite.Cursor):
     """A cursor that executes a statement and fetches its first rows with one thread switch."""
 
-    def __init__(self, connection: aiosqlite.Connection, cursor: sqlite3.Cursor) -> None:
+    def __init__(self, connection: ReaderConnection, cursor: sqlite3.Cursor) -> None:
         super().__init__(connection, cursor)
+        self._unfinished = connection.unfinished
         self._rows: list[Any] = []
         self._has_more = False  # whether the statement may have more rows than those in `_rows`
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> ReaderCursor:
+        self._unfinished.add(self._cursor)
         self._rows = await self._execute(self._execute_and_fetch, sql, parameters or ())  # type: ignore[no-untyped-call]
         self._has_more = len(self._rows) == FIRST_ROWS
+        if not self._has_more:
+            self._unfinished.discard(self._cursor)
         return self
 
     def _execute_and_fetch(self, sql: str, parameters: Any) -> list[Any]:

@@ -65,9 +65,23 @@ async def test_a_cursor_of_a_reader_fetches_one_row_or_some_rows_or_all_rows(tmp
         await connection.close()
 
 
+async def test_the_read_after_a_stream_that_ended_early_sees_the_newest_data(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        for number in range(3):
+            assert await database.read(count_rows) == number
+            numbers = text(NUMBERS.replace("SELECT n FROM c", "SELECT n, (SELECT count(*) FROM t) FROM c"))
+            stream: Any = database.stream(numbers.bindparams(rows=5 * FIRST_ROWS), size=10)
+            await anext(stream)
+            await stream.aclose()
+            await database.write(lambda connection: connection.execute(text("INSERT INTO t (v) VALUES ('x')")).close())
+            assert await database.read(count_rows) == number + 1
+
+
 async def test_a_reader_that_stops_before_the_end_of_a_result_holds_no_snapshot(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db") as database:
-        stream: Any = database.stream(text(NUMBERS).bindparams(rows=5 * FIRST_ROWS), size=10)
+        # The statement reads a table: without this, it would have no snapshot.
+        numbers = text(NUMBERS.replace("SELECT n FROM c", "SELECT n, (SELECT count(*) FROM t) FROM c"))
+        stream: Any = database.stream(numbers.bindparams(rows=5 * FIRST_ROWS), size=10)
         assert len(await anext(stream)) == 10
         await stream.aclose()
         with contextlib.closing(sqlite3.connect(tmp_path / "shortener.db", isolation_level=None)) as other:
