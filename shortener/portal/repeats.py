@@ -37,8 +37,8 @@ FIELD = "form_id"
 
 
 class FormRepeated(ApiError):
-    """The error for a form that was already handled. Handlers whose response shows no secret catch it, and redirect to the same
-    page as after the first form."""
+    """The error for a form that was already handled. Handlers whose response shows no secret catch it. They redirect to the
+    same page as after the first form, or show a page that says that nothing was done."""
 
     def __init__(self) -> None:
         description = (

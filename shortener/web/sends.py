@@ -40,7 +40,10 @@ class SendFields(ResponseModel):
     doubtful: bool = Field(description="true: the response to an attempt is missing, so the gateway may have accepted the message.")
     attempts: int = Field(description="Number of attempts that were started.")
     next_attempt_at: str | None = Field(description="Time of the next attempt. null: no attempt is planned.")
-    last_error: str | None = Field(description="Reason of the last failed attempt, such as timeout. null: no attempt has failed.")
+    last_error: str | None = Field(
+        description="Reason of the last failed attempt, such as timeout, or reason why the message was given up, such as discarded "
+        "or erased. null: neither has happened."
+    )
     last_status: int | None = Field(description="HTTP status of the last response. null: there was no HTTP response.")
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: the gateway has not assigned an id.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
