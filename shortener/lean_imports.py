@@ -101,9 +101,9 @@ def _import_structlog() -> None:
 
 
 class _Package(ModuleType):
-    """A package whose own code has not run yet. A name of `_PACKAGES` is imported directly from its module. The package's own
-    code runs when a program uses a name that is not in `_PACKAGES`, such as `AsyncSession`, or when the installed version of the
-    library defines the name in another module."""
+    """A package whose own code has not run yet. `_PACKAGES` states for some of its attributes the module that defines them: these
+    attributes come directly from that module. The package's own code runs when a program uses another attribute, such as
+    `AsyncSession`, or when the installed version of the library does not define an attribute in the stated module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":

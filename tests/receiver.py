@@ -33,8 +33,8 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The response to one request. If `hang` is true, the receiver keeps the connection open and never responds. If `close` is
-    true, it closes the connection without a response, so the client must assume that the request may have had its effect. If
-    `after` is an event, the receiver waits for it before it responds or closes the connection."""
+    true, it closes the connection without a response, so the client must assume that the request may have had its effect. The
+    receiver waits until `after` is set before it responds or closes the connection. None: it does not wait."""
 
     status: int = 200
     body: bytes = b"OK"

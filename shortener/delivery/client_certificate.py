@@ -38,7 +38,8 @@ def check(pem: str) -> str:
 
 
 def _private_key(content: bytes) -> bytes:
-    """Return the rest of the PEM text from the private key on, because `cryptography` reads only the first block of a text."""
+    """Return the part of a PEM text that begins with the private key. `cryptography` reads only the first block of a text, which
+    may be the certificate."""
     for line in (b"PRIVATE KEY-----", b"RSA PRIVATE KEY-----", b"EC PRIVATE KEY-----"):
         at = content.find(b"-----BEGIN " + line)
         if at >= 0:

@@ -306,8 +306,8 @@ class Replays:
         criteria = DeliveryFilter(tracker_id=row.tracker_id, since=row.since, until=row.until)
         batch = replay_batch(connection, criteria, row.cursor, now, dead_at=row.created_at, replay_id=replay_id)
         replayed = row.replayed + batch.replayed
-        # `total` can be too small: the last attempt of a delivery may have failed before the replay was created, but the failure
-        # may have been recorded only after `total` was counted.
+        # `total`, the number of failed deliveries when the replay was created, can be too small. It does not contain a delivery
+        # whose last attempt had failed then, but whose failure was recorded later.
         values: dict[str, Any] = {"replayed": replayed, "cursor": batch.last_id, "total": max(row.total, replayed)}
         if batch.is_last:
             values |= {"state": DONE, "finished_at": now}

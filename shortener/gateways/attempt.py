@@ -70,10 +70,10 @@ class SendInFlight:
 
 @record
 class EndedSend:
-    """An attempt that has ended and whose outcome is not yet in the database.
+    """The end of a claim: an attempt has ended, and its outcome is not yet in the database.
 
-    If `result` is None, no attempt was made, and the claim is given back. Times are milliseconds since 1970. `may_be_unclaimed` is
-    true if it is unknown whether the claim is stored."""
+    If `result` is None, no attempt was made for the claimed message, and the claim is given back. Times are milliseconds since
+    1970. `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
 
     attempt: SendInFlight
     change: SendChange

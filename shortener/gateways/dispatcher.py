@@ -214,7 +214,7 @@ class GatewayDispatcher:
         return done
 
     def _max_claims(self, ended: Sequence[EndedSend], throttled: bool) -> int:
-        """Return how many messages the cycle that records the attempts `ended` may claim."""
+        """Return how many messages the next cycle may claim. This cycle also records the ended attempts in `ended`."""
         if self._stopping:
             return 0
         free = self.attempts.usage.free + len(ended)

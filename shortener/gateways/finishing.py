@@ -50,8 +50,8 @@ class SendChange:
 
 @mutable_record
 class WrittenChanges:
-    """The result of `SendWriter.write_each`: the rows that were written, with their new status, the number of new events, and the
-    ids of the messages whose changes cannot be written."""
+    """The result of `SendWriter.write_each`: the rows that were written (each with its new status), the number of new events of all
+    rows, and the ids of the messages whose changes cannot be written."""
 
     rows: list[FinishedSend] = field(default_factory=list)
     events: int = 0

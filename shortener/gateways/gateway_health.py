@@ -58,7 +58,8 @@ def _health_after(health: EndpointHealth, ended: EndedSend, has_result: bool) ->
     works."""
     result, is_probe = ended.result if has_result else None, ended.attempt.is_probe
     if result is None or result.is_local:
-        # The probe of the gateway has no result, so another probe may be sent: at once, or after a pause if this host failed.
+        # The probe does not show whether the gateway works, so another probe may be sent: at once, or after a pause if the machine
+        # of this service had the fault.
         until = ended.at if result is None else ended.at + LOCAL_FAILURE_PAUSE_MS
         return health.probing(until) if is_probe and health.open_until is not None else health
     if ended.is_response:

@@ -112,9 +112,8 @@ def lock_states(connection: Connection, now: int, only: int | None = None, *, le
     """Lock all gateways that no other process has locked, or only one gateway. Return the locked gateways that have pending
     messages. If `leases_wait` is true, treat no lease as ended, so that every leased message counts as in flight."""
     g = gateways.c
-    # If one statement locked the rows and read the states, PostgreSQL would compute its subqueries before it has the locks. The
-    # states would then not include claims that another process has committed in the meantime. Therefore locking is a separate
-    # statement.
+    # If one statement locked the rows and read the states, PostgreSQL would compute its subqueries before it has the locks. Then it
+    # would not see the claims that another process commits before it releases the locks. Therefore locking is a separate statement.
     lock = select(g.id).order_by(g.id).with_for_update(skip_locked=True)
     locked = list(connection.scalars(lock if only is None else lock.where(g.id == only)))
     found = []

@@ -73,7 +73,8 @@ class Replies:
     ) -> RecordedReply:
         """Record a reply from a phone number in E.164. A reply with the same `reply_id` as an earlier one is not recorded again. If
         `reply_id` is "", only one reply to a message is recorded. `at` is the reported time of the reply. If `at` is None, before
-        the year 2000 or more than 24 hours in the future, the reply gets the current time, so that no STOP is lost.
+        the year 2000 or more than 24 hours in the future, the reply gets the current time. It is not rejected, because it may
+        contain STOP.
 
         Raise ApiError (conversions/service.py) or StoreUnavailable."""
         now = self._clock()

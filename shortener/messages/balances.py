@@ -1,9 +1,9 @@
 """Balances of prepaid applications.
 
-The transaction that stores messages deducts their cost. The transaction that records that a gateway rejected a message refunds its
-cost. Each transaction first locks the rows of the balances that it changes, in the order of the application ids, so concurrent
-requests never spend an amount twice. Amounts are exact decimals. An application without a row in `balances` is not prepaid: its
-messages are never rejected because of their cost.
+The transaction that stores messages deducts their cost. The transaction that records that a gateway rejected a message refunds
+its cost. Each transaction first locks the rows of the balances that it changes, so concurrent requests never spend an amount
+twice. It locks them in the order of the application ids, so two transactions never wait for each other. Amounts are exact
+decimals. An application without a row in `balances` is not prepaid: its messages are never rejected because of their cost.
 
 A refund belongs to the balance from which the cost was deducted. If a balance is removed, or replaced by one in another currency,
 the messages that were not sent yet are no longer refunded: their former balance does not exist any more.

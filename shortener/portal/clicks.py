@@ -89,7 +89,7 @@ async def _reasons(visit: Visit) -> list[tuple[str, int]]:
         return []
     try:
         found = await visit.service.database.read(count_rules, _filter(visit, visit.application.id))
-    except StoreUnavailable:  # for example because the count takes too long; the list is then shown without reasons
+    except StoreUnavailable:  # For example, the count takes too long. The page then shows the hits without the counts of reasons.
         return []
     return [] if found is None else list(found.items())
 

@@ -147,7 +147,7 @@ def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors, names: Mapping[
 
 
 def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
-    """Return the filter that the query selects. If the query selects a replay, the period of the page does not apply."""
+    """Return the filter that the parameters of the URL select. If they select a replay, the period of the page does not apply."""
     status = choice(visit, _STATUS)
     if replay is not None:
         return DeliveryFilter(status=None if status is None else DeliveryStatus[status.upper()], replay_id=replay.id)

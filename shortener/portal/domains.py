@@ -167,8 +167,8 @@ async def change(visit: Visit) -> Response:
     present = _find_host(_current_application(visit), domain.host)
     if present is None:
         return visit.redirect(removed)
-    # If this form was sent before, somebody may have undone its change in the meantime. Therefore the page says that the change
-    # is saved only if it still applies.
+    # If this form was sent before, somebody may have undone its change since then. In this case the page must not say that the
+    # change is saved.
     is_undone = is_repeat and (name == "remove" or (name in ("enable", "disable") and present.disabled != (name == "disable")))
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=None if is_undone else 1))
 

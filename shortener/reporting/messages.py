@@ -173,8 +173,8 @@ def shown_number(number: str, *, reveal: bool) -> str:
 
 
 def shown_reason(reason: str | None, number: str, *, reveal: bool) -> str | None:
-    """Return the reason text of a carrier for the caller. Unless `reveal` is true, the recipient's `number` and all international
-    numbers in the text are masked."""
+    """Return the text in which a carrier states the reason of a failure, as a user may see it. Unless `reveal` is true, the
+    recipient's `number` and all international numbers in the text are masked."""
     return reason if reveal or not reason else mask_recipient(reason, number)
 
 

@@ -73,8 +73,8 @@ class SharedClock:
         )
 
     async def step(self) -> int:
-        """Measure the difference to the clock of the database. Always return 0, so that the job waits for its interval. Raise
-        StoreUnavailable if the database is unavailable."""
+        """Measure the difference to the clock of the database. Always return 0, the number of processed items, so that the
+        job waits for its interval. Raise StoreUnavailable if the database is unavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
         # The database has read its clock at some time between the request and the response. Assume that it was the middle.

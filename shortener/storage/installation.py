@@ -128,7 +128,7 @@ async def find_largest_batch(database: Database, settings: Settings, stored: str
     """Return the largest BATCH_LIMIT that the installation has had. Store it if the present BATCH_LIMIT is larger than `stored`,
     the value in the database.
 
-    A request may be repeated after BATCH_LIMIT was made smaller. Its size must still be permitted."""
+    A client may repeat a request after BATCH_LIMIT was made smaller. Then a request of the former size must still be permitted."""
     default: int = type(settings).model_fields["batch_limit"].default
     known = max(int(stored or 0), default)
     if settings.batch_limit > known:

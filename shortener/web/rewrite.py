@@ -77,7 +77,7 @@ class AnyRewriteResponse(RootModel[RewriteResponse | InfobipResponse]):
 
 
 async def rewrite(call: Call[None, RewriteRequest | PartlyValidRequest]) -> Mapping[str, Any]:
-    """Rewrite one message or a batch, in any of the four forms."""
+    """Rewrite one message or a batch. The body is one message, a list of messages, or the request of Infobip or Xoxzo."""
     if isinstance(call.body, PartlyValidRequest):
         return {"status": True, "messages": await rewrite_items(call, call.body.items, content=call.body.content)}
     match call.body.root:

@@ -57,7 +57,7 @@ def creation(recipe: Path, endpoint: Endpoint | None = None) -> list[str]:
 
 
 def macros(recipe: Path) -> dict[str, list[str]]:
-    """Return the macros of the network in a recipe, each with the example values in the recipe."""
+    """Return the macros (placeholders of the network) that a recipe lists. The value of each macro is the list of its examples."""
     rows = re.findall(r"^\| `(\{[^`]+\})` \| `[a-z_]+` \|.*\| ([^|]*) \|$", recipe.read_text(), re.MULTILINE)
     return {macro: [one.strip() for one in values.split(",")] if ", " in values else [values.strip()] for macro, values in rows}
 

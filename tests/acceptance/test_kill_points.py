@@ -129,7 +129,7 @@ class Killer:
         deadline = time.monotonic() + PATIENCE
         while self._query("SELECT 1 AS one FROM messages WHERE message_id LIKE 'old %' LIMIT 1"):
             if self._server.process is None or self._server.process.poll() is not None:
-                return  # the server has already killed itself, while the purge deleted the earlier messages
+                return  # the server has already killed itself during the purge
             assert time.monotonic() < deadline, "old messages are not deleted"
             time.sleep(0.05)  # wait a moment, then check the condition again
         add_old_messages(self._url)

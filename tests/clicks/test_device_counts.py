@@ -166,8 +166,8 @@ async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted
 async def test_a_click_that_is_stored_during_a_reclassification_with_a_fast_clock_is_counted_by_device(
     service: Service, clock: Clock
 ) -> None:
-    """The reclassification counted even the newest hits by device. Therefore, when the click was stored, the device job had
-    already passed its id."""
+    """Because of the fast clock, the reclassification also counts the newest hits by device, which otherwise wait for a while. Then
+    a click with an earlier id is stored. The device job, which counts hits in the order of their ids, must still count it."""
     (code,) = await create_codes(service)
     being_stored = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)

@@ -125,7 +125,7 @@ idempotency = Table(
     Column("created_at", Instant, nullable=False, index=True),
 )
 
-#: The stored responses to all other requests with an Idempotency-Key (accounts/stored_responses.py).
+#: The stored responses to requests with an Idempotency-Key (accounts/stored_responses.py), except those of the previous table.
 stored_responses = Table(
     "stored_responses",
     metadata,

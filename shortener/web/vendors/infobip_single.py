@@ -1,5 +1,5 @@
-"""Infobip's older send calls, which its first clients use: one text to one or more numbers (`single`), and several such texts
-(`multi`). Only their request has another format; otherwise, they work like the call `advanced` (infobip.py).
+"""Infobip's older send calls, which its first client libraries use: one text to one or more numbers (`single`), and several such
+texts (`multi`). They work like the call `advanced` (infobip.py). Only the format of their requests differs from it.
 """
 
 from __future__ import annotations
