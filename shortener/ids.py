@@ -141,8 +141,8 @@ REFUSED_REPORT_IDS = PublicIds("rfs_")
 
 
 _MESSAGE_ID_LENGTH = 22
-# A byte below 248 (4 x 62) becomes one of the 62 characters, and larger bytes are dropped. So all characters are equally
-# probable.
+# A byte below 248 (4 x 62) becomes one of the 62 characters, and any other byte is dropped. Four bytes stand for each character,
+# so all characters are equally probable.
 _TO_BASE62 = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))
 _BEYOND_BASE62 = bytes(range(248, 256))
 

@@ -93,7 +93,7 @@ class TaskSupervisor:
 
 
 class WakeUp:
-    """An event that makes a job run before its interval is over."""
+    """A wake-up event: it makes a job run before the interval of the job is over."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -113,7 +113,7 @@ class WakeUp:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.notify)
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the wake-up event is set, but at most `seconds`. Then clear the event."""
+        """Wait until the wake-up event is set, but at most `seconds`. Then clear the wake-up event."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()

@@ -42,7 +42,7 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "uvicorn": {"Config": "uvicorn.config", "Server": "uvicorn.server"},
     "prometheus_client": {},
 }
-#: pydantic looks for plugins in this module. It imports importlib.metadata, which imports email and zipfile (1 MB).
+#: The module with which pydantic looks for plugins. It imports importlib.metadata, which imports email and zipfile (1 MB).
 _PLUGINS = "pydantic.plugin._loader"
 #: Whether the process has excluded the objects of its start from full garbage collections. `gc.get_freeze_count` would take
 #: milliseconds, because it counts all excluded objects.

@@ -165,8 +165,8 @@ class SendStatus(enum.IntEnum):
     PENDING = 0
     SENT = 1  # The gateway has accepted the message.
     FAILED = 2  # The gateway has rejected the message, all attempts have failed, or the message is too old.
-    # It is unknown whether the gateway has accepted the message, because the response is missing. The policy of the gateway is to
-    # hold such messages.
+    # It is unknown whether the gateway has accepted the message: the response is unclear, or the response is missing and the
+    # policy of the gateway is to hold such messages.
     HELD = 3
 
     @property

@@ -65,8 +65,8 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 def secret_warning(text: str) -> str | None:
-    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged. The warning also says if the secret
-    is too short. Return None if the libraries can use the secret."""
+    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged, otherwise None. If such a secret is
+    also too short, the warning says so."""
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
     warning = (

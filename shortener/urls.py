@@ -56,7 +56,7 @@ FORBIDDEN_SCHEMES = frozenset(
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
-_APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # the authority of a link into an app that contains user information
+_APP_AUTHORITY = re.compile(r"//[^/?#]*@")  # a link into an app whose authority contains user information
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
 # The form of each part of a host name according to the standards (RFC 1123). Certificate authorities issue certificates only for
 # such names.

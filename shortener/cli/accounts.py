@@ -79,7 +79,8 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
     print_result(fields, as_json, print_text)
-    # Print the credentials before the domain is checked. The check makes a DNS look-up, which the user can interrupt.
+    # Print the credentials first. The check of the domain makes a DNS look-up, and if the user interrupts it, the credentials are
+    # already printed.
     await _warn_of_domain(domain)
 
 

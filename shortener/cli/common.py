@@ -117,8 +117,8 @@ def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime 
     once; then `confirm` does not ask.
 
     `what` names the present key or secret. It stays valid for `overlap`, or becomes invalid at once if `overlap` is 0.
-    If the key or secret before the present one is still valid, `earlier_until` is the end of its validity. It always becomes
-    invalid at once."""
+    If the key or secret before the present one is still valid, `earlier_until` is the end of its validity. The replacement makes
+    this older key or secret invalid at once."""
     from shortener.storage.types import to_iso
 
     now = current_time()
@@ -183,7 +183,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         is_server = command.__name__ in _SERVERS
         if is_server:
-            gc.disable()  # Garbage collection delays the start. A server enables it again at the end of its start.
+            gc.disable()  # Garbage collection would delay the start. The server turns it on again at the end of its start.
         import_without_extras()
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError

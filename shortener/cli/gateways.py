@@ -132,8 +132,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
     """Return the settings of a gateway from the options of a command: `pairs` from --set, and `variables` from --variable.
 
-    A value of `pairs` that begins with { or [ is parsed as JSON. It stays unparsed if the setting is a text or a member
-    of an object. The variable x becomes the setting variables.x."""
+    A value of `pairs` that begins with { or [ is parsed as JSON, unless the type of its setting is text, or its setting is a
+    member of an object. The variable x becomes the setting variables.x."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}

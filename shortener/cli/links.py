@@ -266,8 +266,8 @@ async def _change_links(
         destination = spellings_of(destination)[-1]
     async with open_store() as database, open_cache() as cache:
         changes = await _parse_changes(database, application, requested)
-        # The update changes only messages whose ids are smaller than its own id. Ids begin with a time, and those of messages with
-        # the time of the servers. Therefore the id of the update must contain this time too.
+        # The update changes only messages whose ids are smaller than the id of the update. An id contains the time at which it
+        # was generated. For the ids of messages, the servers use the clock of the database, so the update uses this clock too.
         clock = await open_clock(database)
         ids = IdGenerator(database.node, ms_clock(clock))
         update_id = await database.write(

@@ -117,8 +117,8 @@ async def copy(source: str, target: str, as_json: bool) -> None:
             click.echo(f"\r{now.table:16}{now.doing:10}{now.done:,} of {counted(now.total, 'row')}\033[K", nl=False, err=True)
 
     check(await current_version(source))
-    # Open the source first. This fails if a server uses the source, and the target then stays empty. Otherwise a server could
-    # start on an incomplete target.
+    # Open the source before the tables of the target are created. If a server uses the source, the command fails here, and the
+    # target stays empty. A target with tables but without copied rows would look like a new installation to a server.
     source_database = await open_database(source, owner=True, is_command=True)
     try:
         await prepare(target)

@@ -1,7 +1,7 @@
 """The receiver of `shortener listen` and `shortener demo`. It plays the role of the customer's endpoint.
 
-It stores every request unchanged, and checks the signature if it has a secret. It responds to the first `fail` requests with 500,
-and to all later requests with 200. Each response is delayed by `delay` seconds.
+It stores every request unchanged, and checks the signature if it has a secret. The field `fail` is the number of requests that
+get the response 500. All later requests get 200. Each response is delayed by `delay` seconds.
 """
 # Tested by tests/acceptance/test_listen.py
 

@@ -25,10 +25,10 @@ from shortener.cli.common import is_terminal, print_warnings
 #: If an option has this value, the secret is read from the standard input.
 STANDARD_INPUT = "-"
 
-# A named value is a secret if its name matches this expression, such as password, auth_token, Authorization and X-Api-Key.
+# A named value is a secret if its name matches this expression. Examples: password, auth_token, Authorization and X-Api-Key.
 _SECRET_NAME = re.compile(r"pass|pwd|secret|token|key|auth|cred|cookie|signature|^pin$|^variables$", re.IGNORECASE)
-# These texts are never secrets, whatever their name is: an empty text, true, false, and a text with a placeholder, such as `App
-# {api_key}`.
+# A named value with one of these texts is never a secret, whatever its name is: an empty text, true, false, and a text with a
+# placeholder, such as `App {api_key}`.
 _NO_SECRET = re.compile(r"|true|false|[^{}\[\]]*\{[\w.]+\}[^{}\[\]]*")
 
 

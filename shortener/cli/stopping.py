@@ -99,7 +99,7 @@ def end_process() -> NoReturn:
     Python itself takes seconds to exit on a busy machine, and removes its signal handlers first. The timer of `stop_within` would
     then kill the process, and the exit code would not be 0."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # this exception is raised if the reader of the output has closed it
+        with contextlib.suppress(OSError, ValueError):  # raised if the reader of the output has closed its end
             stream.flush()
     os._exit(0)
 

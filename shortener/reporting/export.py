@@ -7,7 +7,7 @@ export are left out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 onl
 A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
 the values of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the values of all
 conversions that are neither negative nor pending; there is one sum for each currency. `conversions` is the number of all
-conversions. Both have the same meaning as in the statistics.
+conversions. `value` and `conversions` have the same meaning as in the statistics.
 
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The other characters of a cell never change.
 Numbers and phone numbers, also masked ones, get no apostrophe: +14085550100 and +14…00 are not formulas.
@@ -51,7 +51,7 @@ from shortener.storage.schema import conversions, first_clicks, hits, links, oth
 from shortener.storage.types import iso_of_ms
 from shortener.storage.values_table import parameter_table, table_parameters
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognizes the encoding.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognises the encoding.
 ExportRows = Literal["messages", "links"]
 # The number of messages in a page. With pages of 2,000, an export takes a fifth less time, but clicks wait longer
 # (benchmarks/HISTORY.md).

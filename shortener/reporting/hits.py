@@ -148,8 +148,8 @@ def count_rules(connection: Connection, filters: HitFilter) -> dict[str, int] | 
 
 
 def _candidates(connection: Connection, filters: HitFilter, below: int | None) -> tuple[Any, int | None]:
-    """Return a statement that selects the ids of the hits to examine. If older hits of the period are not examined, also return
-    the smallest of these ids; otherwise None."""
+    """Return a statement that selects the ids of the hits to examine. Also return the smallest of the selected ids if the period
+    has older hits that are not examined; otherwise None."""
     low, high = _id_limits(filters, below)
     if filters.message is not None or filters.code is not None:
         return _hits_of(connection, filters, low, high), None

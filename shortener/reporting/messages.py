@@ -167,8 +167,8 @@ def find_by_row_ids(connection: Connection, row_ids: Sequence[int]) -> dict[int,
 
 
 def shown_number(number: str, *, reveal: bool) -> str:
-    """Return a phone number for the caller: complete if `reveal` is true, otherwise masked. The result for an erased number is an
-    empty text."""
+    """Return a phone number as a response shows it: complete if `reveal` is true, otherwise masked. The result for an erased
+    number is an empty text."""
     return number if reveal or not number else mask(number)
 
 

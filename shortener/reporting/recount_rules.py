@@ -76,11 +76,12 @@ class CountRule:
     contains three columns of this message or link: the id of the message, the cohort and the link set. A row counts at the time
     `at` if all `conditions` are true.
 
-    If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row. This is necessary for money,
-    because SQLite would add it as floating point numbers.
+    If `is_sum` is true, `amount` is an aggregate. Otherwise `amount` is the amount of one row, and the caller adds the amounts.
+    A rule for money must have `is_sum` false, because SQLite would add amounts of money as floating point numbers.
 
     In a rule for clicks, `link_set` is the link set for which the clicks count. `link_source` joins `source` to the tables that
-    `link_set` needs. Only the rolled-up counts use it. If `link_set` is None, the rows count for the link set of `owner`."""
+    `link_set` needs. Only the check of the rolled-up counts uses these two fields. If `link_set` is None, the rows count for the
+    link set of `owner`."""
 
     table: Table
     source: FromClause

@@ -71,7 +71,7 @@ async def repair_rollups(
     Return the number of changed rolled-up counts. If another process runs `counts.fold`, return 0, although earlier transactions
     of the repair may have changed counts. Each time the rows have been counted, `begun` is called with the number of counts to
     change, in the first write transaction. The time to click is computed from the stored time of sending, which a late report may
-    have changed. Raise RowsQuarantined.
+    have changed. Raise RowsQuarantined if rows of count deltas are quarantined.
 
     The rows are counted in a read transaction, because a long write transaction would block the server's writes to SQLite. Short
     write transactions then add the differences. A difference stays the same while the server runs, because the server adds each

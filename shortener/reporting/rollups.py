@@ -171,8 +171,8 @@ class SlotSums:
 class Expansion:
     """Finds the groups of rolled-up counts to which an amount belongs.
 
-    `pairs` contains the pairs of a cohort id and a link set id that `groups` may get. `names` contains the name of each group
-    that `groups` has returned, by group id."""
+    The method `groups` accepts only the pairs of a cohort id and a link set id that are in `pairs`. `names` contains the name of
+    each group that this method has returned, by group id."""
 
     def __init__(self, connection: Connection, pairs: Collection[tuple[int, int]]) -> None:
         self._cohorts = read_cohorts(connection, {cohort for cohort, _ in pairs})

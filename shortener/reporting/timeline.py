@@ -32,7 +32,8 @@ def message_timeline(
     for state in ("sent", "delivered", "read", "failed"):
         if (at := getattr(message, f"{state}_at")) is not None:
             entries.append((at, {"what": state}))
-    # The list has the newest hit first. Hits of the same millisecond keep the order in which they are added here.
+    # `list_hits` returns the newest hit first. Add the oldest hit first: sorting by time does not change the order of hits of the
+    # same millisecond.
     for hit in reversed(list_hits(connection, HitFilter(application_id, message=message.message_id), MAX_ENTRIES).rows):
         flags = HitFlag(hit.flags)
         entry = {

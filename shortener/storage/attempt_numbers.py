@@ -12,8 +12,8 @@ from __future__ import annotations
 #: From this number of attempts on, the attempts that do not count are subtracted from both columns.
 MAX_ATTEMPT_NUMBER = 32_000
 
-#: The assignments of an UPDATE statement that starts the next attempt. A subtraction leaves one of the attempts that do not
-#: count. Without it, the next attempt could get the number 1, which only the very first attempt has.
+#: The assignments of an UPDATE statement that starts the next attempt. A subtraction leaves `base_attempt` at 1 and not at 0.
+#: Otherwise the next attempt could get the number 1, which only the very first attempt has.
 START_ATTEMPT = (
     f"attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN attempt + 1 ELSE attempt - base_attempt + 2 END, "
     f"base_attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN base_attempt ELSE 1 END"

@@ -13,8 +13,8 @@ waits for the writer thread, and can still take items that arrive during this ti
 loop. On PostgreSQL, the second batch has its own connection. So two items that arrive within milliseconds may be committed in the
 reverse order.
 
-Add the number of waiting items and the number of items in the previous batch: a batch takes at most two thirds of this sum. If
-one batch took all waiting items, the database and the event loop would alternate, and each would wait for the other.
+A batch takes at most two thirds of this sum: the number of waiting items plus the number of items in the previous batch. If one
+batch took all waiting items, the database and the event loop would alternate, and each would wait for the other.
 
 The batcher passes the result of a transaction to the handler and keeps no copy. If an attempt fails before its transaction has
 begun, this counts as StoreUnavailable, whatever the exception is. No failure stops the batcher.

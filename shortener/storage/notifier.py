@@ -1,12 +1,12 @@
 """This module sends wake-up events between processes, with LISTEN and NOTIFY of PostgreSQL on a separate connection.
 
 A wake-up event only makes a job run earlier. Nothing depends on it, because every job also polls. Therefore nothing here raises
-an error. While there is no connection, events are lost, and the notifier tries to connect again every RECONNECT_SECONDS. There is
-no connection if the database is down, or if the process connects through PgBouncer in transaction mode, which does not support
-LISTEN.
+an error. While there is no connection, wake-up events are lost, and the notifier tries to connect again every RECONNECT_SECONDS.
+There is no connection if the database is down, or if the process connects through PgBouncer in transaction mode, which does not
+support LISTEN.
 
-Each NOTIFY runs in a separate transaction, because commits with a NOTIFY wait for each other. The transactions that write events
-must not wait. One NOTIFY is enough for many calls of `notify`.
+Each NOTIFY runs in a transaction of its own, because commits with a NOTIFY wait for each other, and the transactions that write
+rows to the event log must not wait. One NOTIFY is enough for many calls of `notify`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ Reply = tuple[int, Any]  # the status and the JSON body of a response
 
 @dataclass
 class Acknowledged:
-    """The requests that the servers acknowledged. Also the requests without a response, whose result is uncertain."""
+    """The requests that the servers acknowledged, and the requests without a response, whose result is uncertain."""
 
     messages: dict[str, str] = field(default_factory=dict)  # the code of the link of each message, by message_id
     clicks: Counter[str] = field(default_factory=Counter)  # redirected clicks by code

@@ -4,8 +4,9 @@ standby is promoted.
 Clicks and rewrites continue all the time. Clients may see only the statuses 302 (or 200) and 503. Each acknowledged click and
 link must be in the new primary. The first primary hangs, like a machine that has lost its network. The second primary is killed.
 
-The environment variable PROVE_FAILOVERS is the number of failovers in a row. If it is above 2, the test also runs without Redis
-and with Patroni, and prints the pauses that docs/guides/failover.md states.
+The environment variable PROVE_FAILOVERS is the number of failovers in a row. If it is above 2, the test runs four times: with and
+without Redis, each with a promotion by hand and with a promotion by Patroni. Each run prints the pauses that
+docs/guides/failover.md states.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages. Also
-tests of the two ways in which a user can name the application of a command."""
+"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages.
+The module also tests the two ways in which a user can name the application of a command."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_st
             database.execute("UPDATE tallies SET data = ?, origins = ? WHERE id = ?", (*values, row_id))
     assert shell.json("stats")["converted_messages"] == 0
     assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
-    # three minutes later, because the repair skips conversions that are less than two minutes old
+    # the clock moves by three minutes, because the repair skips conversions that are less than two minutes old
     later = utcnow() + timedelta(minutes=3)
     monkeypatch.setattr("shortener.storage.clock.utcnow", lambda: later)
     assert "1 message with conversions was not recorded as converted before" in shell("verify", "--repair").stdout

@@ -32,8 +32,8 @@ class Listener:
                 await asyncio.sleep(0.01)  # wait a moment, then check the condition again
 
     async def received_after(self, before: int) -> None:
-        """Wait until the listener has received more than `before` wake-up events. The event object may still be set by an earlier
-        one."""
+        """Wait until the listener has received more than `before` wake-up events. A single wait would not be enough, because an
+        earlier wake-up event may have set `wake_up`."""
         async with asyncio.timeout(PATIENCE):
             while self.received == before:
                 await self.wake_up.wait(PATIENCE)

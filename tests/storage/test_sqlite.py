@@ -35,7 +35,7 @@ async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_its_conne
 ) -> None:
     monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.2)
     async with serving(tmp_path / "shortener.db") as database:
-        for _ in range(5):  # more reads than connections in the pool, so an interrupted connection is used again
+        for _ in range(5):  # the pool has fewer connections, so a read uses an interrupted one
             with pytest.raises(StoreUnavailable, match="interrupted"):
                 await database.read(count_for_ever)
         assert await database.read(count_rows) == 0
@@ -53,7 +53,7 @@ async def test_a_sqlite_database_that_is_opened_read_and_closed_starts_three_thr
     monkeypatch.setattr(threading.Thread, "start", remember)
     async with serving(tmp_path / "shortener.db") as database:
         assert await database.read(count_rows) == 0
-    assert len(started) == 3  # the writer, the checkpoint thread and the thread of one reader
+    assert len(started) == 3  # they are the writer, the checkpoint thread and the thread of one reader
     assert not any(thread.is_alive() for thread in started)
 
 

@@ -177,7 +177,7 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
             for _ in range(10):
                 await asyncio.sleep(0)
         go_on.set()
-        left = asyncio.all_tasks() - tasks  # the task that reads, and the task that closes its connection
+        left = asyncio.all_tasks() - tasks  # these are the task that reads, and the task that closes its connection
         _, running = await asyncio.wait(left, timeout=PATIENCE)
         assert not running
         await asyncio.to_thread(connections[0]._thread.join, PATIENCE)

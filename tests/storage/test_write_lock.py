@@ -81,7 +81,7 @@ async def test_the_schema_version_is_read_while_another_process_writes(file: Pat
 
 @pytest.mark.parametrize("owner", [False, True])
 async def test_a_command_waits_longer_for_the_lock_than_a_server(file: Path, monkeypatch: pytest.MonkeyPatch, owner: bool) -> None:
-    """If `owner` is true, the command is the owner of the file, such as `shortener secret adopt`."""
+    """If `owner` is true, the process owns the file, as the command `shortener secret adopt` does."""
     monkeypatch.setattr("shortener.storage.sqlite.BUSY_TIMEOUT_MS", 1)
     with write_locked(file) as other:
         server = await open_database(f"sqlite:///{file}", owner=owner, is_command=False)

@@ -37,8 +37,8 @@ OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 QUARANTINED = {"set_aside": True}
 
 #: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains facts
-#: that no other table contains. `facts` contains the values for the bodies of the deliveries at the time of the fan-out. The
-#: fan-out builds it if a tracker subscribes to the event.
+#: that no other table contains. `facts` contains the values for the bodies of the deliveries, as they are when the fan-out stores
+#: them. `facts` is NULL before the fan-out, and for an event without subscribers.
 events = Table(
     "events",
     metadata,

@@ -82,7 +82,7 @@ sends = Table(
     # The time of the next attempt to hand the message on. While an attempt runs, it is the end of the lease.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # Whether the gateway may have accepted the message in an earlier attempt that got no response.
+    # Whether the gateway may have accepted the message in an attempt whose response is missing or unclear.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
     Column("cost", Money),  # The price of the message. NULL: the message has no price.
     # Whether the cost was refunded, because the message was not sent.

@@ -183,8 +183,8 @@ link_updates = Table(
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
-    # The progress of the update. It processes the messages below `last_message_id`, in several ranges of an index. These columns
-    # are the number of the current range, and the id of the last finished message in it (`cursor`).
+    # The progress of the update. The update processes the messages below `last_message_id`, in several ranges of an index.
+    # `range_index` is the number of the current range, and `cursor` is the id of the last finished message in this range.
     Column("last_message_id", BigInteger, nullable=False),
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),

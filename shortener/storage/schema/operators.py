@@ -85,8 +85,8 @@ operator_sessions = Table(
     sqlite_autoincrement=True,  # An id is never reused, because the audit log contains it.
 )
 
-#: Counts of failed sign-ins by name and by network, which determine how long the next attempt must wait. Also the networks from
-#: which a name has signed in (portal/sign_in_delays.py).
+#: Counts of failed sign-ins by name and by network, which determine how long the next attempt to sign in must wait. Other rows
+#: contain the networks from which a name has signed in (portal/sign_in_delays.py).
 sign_in_failures = Table(
     "sign_in_failures",
     metadata,
