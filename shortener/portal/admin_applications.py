@@ -118,8 +118,8 @@ async def change(visit: Visit) -> Response:
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:
-        # If this form was sent before, somebody may have undone its change in the meantime. Therefore the page says that the
-        # change is saved only if it still applies.
+        # If this form was sent before, somebody may have undone its change in the meantime. The page must then not say that the
+        # change is saved.
         return visit.redirect(PATH if is_repeat and _is_undone(visit, action) else f"{PATH}?saved=1")
     domain = _domain(visit)
     return _page(visit, created=created, warnings=await new_domain_warnings(domain) if domain else ())

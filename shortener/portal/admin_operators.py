@@ -67,7 +67,7 @@ async def _list_page(
     invitation: Invitation | None = None,
     listed: Sequence[Operator] | None = None,
 ) -> Response:
-    """Return the page that lists the operators `listed`. If `listed` is None, read all operators from the database."""
+    """Return the page with the list of operators. `listed` contains the operators; if it is None, read all from the database."""
     if listed is None:
         listed = await visit.service.database.read(operators.list_operators)
     return visit.render(
@@ -297,7 +297,7 @@ def _sessions_of(visit: Visit, operator: Operator) -> str:
     return "All sessions of this operator except this one" if is_own else "All sessions of this operator"
 
 
-#: The actions that must be confirmed: the function of each action returns the question to the admin.
+#: The actions that an admin must confirm. The function of each action returns the question on the confirmation page.
 _QUESTIONS: dict[str, Callable[[Visit, Operator], Question]] = {
     "disable": _describe_disabling,
     "reset": _describe_reset,

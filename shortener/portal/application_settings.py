@@ -1,5 +1,5 @@
-"""/portal/{app}/settings: the page with the settings of an application, which also offers a what-if: how many stored hits would
-get another verdict with other click rules?
+"""/portal/{app}/settings: the page with the settings of an application. The page also offers a what-if, which shows how many
+stored hits would get another verdict with other click rules.
 
 `GROUPS` defines the groups of settings in the form. A test fails if a setting of `ApplicationSettings` is in no group. Only
 operators with the role manager who entered the password within the last ten minutes can change settings. Each change is in the
@@ -200,8 +200,8 @@ async def save(visit: Visit) -> Response:
         await visit.service.database.write(perform_once, visit, _write, visit, changes)
     except FormRepeated:
         await visit.service.directory.refresh_if_available()
-        # This form was sent before, and somebody may have changed the settings in the meantime. Therefore the page says that the
-        # settings are saved only if they still have the values of the form.
+        # This form was sent before. If somebody has changed the settings in the meantime, the page must not say that the settings
+        # in the form are saved.
         return visit.redirect(visit.link("settings", keep=False, saved=1 if _is_stored(visit, changes) else None))
     except FormChanged as error:
         return _page(visit, 409, error=error)

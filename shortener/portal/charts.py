@@ -26,9 +26,9 @@ _HEIGHT = 176  # Height of the area of the bars, in pixels.
 _TOP = 8  # Space above the bars, in pixels. The upper half of the number at the highest grid line needs it.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis, in pixels.
 _MAX_LABELS = 7  # The approximate number of labels on the horizontal axis.
-_WIDE_SLOT = 14  # A bar is wide enough for its label if its width is at least this percentage of the chart.
+_WIDE_SLOT = 14  # A bar is wide enough for its label if each bar, with its space, gets at least this percentage of the width.
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
-_GAP_SHARE = 0.22  # The share of a bar's slot that stays empty, as space between two bars.
+_GAP_SHARE = 0.22  # The share of the width for one bar that stays empty, as space between two bars. Many bars have less space.
 
 
 @record
@@ -179,8 +179,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
 
 
 def _labelled(bars: int, every: int) -> list[int]:
-    """Return the indexes of the bars that have a label: every `every`-th bar, beginning with the first, and the last bar. A bar
-    that is too close to the last bar gets no label."""
+    """Return the indexes of the bars that have a label: the first bar, the last bar, and bars at a distance of `every` bars. A
+    bar that is too close to the last bar gets no label."""
     last = bars - 1
     return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 

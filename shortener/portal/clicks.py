@@ -37,7 +37,7 @@ CLICK_TIMES = (
     ("3d", 3 * 86400, "1 to 3 days"),
     ("later", None, "Later"),
 )
-# The metrics that count hits which were not counted as clicks. The rule of such a hit is the reason.
+# The metrics of the hits that are not clicks. The rule that classified such a hit is the reason why it is not a click.
 _NOT_COUNTED = ("suspected_hits", "ignored_hits")
 CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)

@@ -15,7 +15,8 @@ from shortener.portal.locations import location_of, previous_page, safe_next
 from shortener.portal.page import Visit
 from shortener.portal.signin import check_password
 
-#: The form fields with the password of the operator, and with the URL of the page that contains the original form.
+#: The names of two form fields. The first contains the operator's password, the second the URL of the page with the
+#: original form.
 PASSWORD_FIELD = "confirm_password"  # noqa: S105 - the name of a form field, not a password
 BACK_FIELD = "confirm_back"
 _OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
@@ -33,7 +34,8 @@ async def ask_for_password(visit: Visit) -> Response | None:
     problem = None if given is None else await check_password(visit, given)
     if given is not None and problem is None:
         return None
-    # The page contains the fields of the form. They can be secrets, and the size of a compressed page could reveal parts of them.
+    # The page is not compressed, because it contains the fields of the form, which can be secrets. The size of a compressed page
+    # could reveal parts of them.
     return visit.render(
         "confirm_form.html",
         403 if given is None else 422,

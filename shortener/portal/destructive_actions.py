@@ -32,7 +32,7 @@ class Question:
 
 
 def is_confirmed(visit: Visit) -> bool:
-    """Return whether the operator has confirmed the action: the form comes from the page that asks."""
+    """Return whether the operator has confirmed the action. The form then comes from the page that asks."""
     return visit.form.get("confirmed") == "yes"
 
 
@@ -54,7 +54,8 @@ def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = Fa
         kept.append((FORM_ID, new_form_id()))
     return visit.render(
         "destructive_action.html",
-        # The page contains entries of the form, which can be secrets. The size of a compressed page could reveal parts of them.
+        # The page is not compressed, because it contains entries of the form, which can be secrets. The size of a compressed page
+        # could reveal parts of them.
         compress=False,
         title=question.text,
         question=question,

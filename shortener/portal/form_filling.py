@@ -20,7 +20,7 @@ Attributes = dict[str, str | None]
 
 #: The types of <input> whose values are never replaced.
 _FIXED_TYPES = frozenset({"hidden", "password", "submit", "button", "reset", "image", "file"})
-#: The score of a form that contains the pressed button. It is higher than any score that a form can reach by its other fields.
+#: The score for the pressed button of a form. It is higher than the sum of the scores for all other fields of a form.
 _BUTTON_SCORE = 1000
 
 
@@ -120,7 +120,7 @@ class _Form:
     controls: list[_Control] = field(default_factory=list)
 
     def score(self, entries: Mapping[str, Sequence[str]], random_fields: frozenset[str]) -> int:
-        """Return a number that is higher the better the form matches the entries; 0 if the form does not match."""
+        """Return how well the form matches the entries: a higher number is a better match, and 0 means no match."""
         score = 0
         for control in self.controls:
             values = entries.get(control.name, ())

@@ -6,8 +6,8 @@ was shown, nothing is saved. `FormChanged` then contains the values for a new fo
 not changed shows the new stored value. Every other field shows what the operator entered. Each field whose stored value has
 changed is marked. When the operator sends the new form, it is saved.
 
-Stored values that the form does not show are not compared. A form without a version is not checked; the previous release of the
-service sends such forms.
+Stored values that the form does not show are not compared. A form without a version is not checked; pages of the previous release
+contain such forms.
 """
 # Tested by tests/portal/test_form_versions.py
 
@@ -62,8 +62,8 @@ def check_version(visit: Visit, stored: FormValues) -> None:
             merged[name] = present
             details.append(Detail(name, "was changed after you opened this form. The field now shows the new value"))
         else:
-            # A checkbox never gets here. It has only two values: if somebody else has changed the stored value and the operator
-            # has changed the box, both are equal.
+            # This is never a checkbox, which has only two values. If somebody else and the operator have both changed the value,
+            # the box now equals the stored value.
             text = ", ".join(present) or "empty"
             text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
             reason = f"was changed after you opened this form, to: {text}. If you save again, your entry replaces this value"

@@ -15,7 +15,7 @@ from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
 from shortener.storage.schema import cohorts, first_clicks, messages, trackers
 
-# The step "click" is done if one of this number of newest messages was clicked. Older messages are not examined.
+# The number of newest messages that are examined. The step "click" is done if one of them was clicked.
 _SEARCHED = 1000
 EXAMPLE = 'See #track("https://shop.example/")'
 

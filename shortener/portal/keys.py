@@ -184,8 +184,8 @@ def _revoke(connection: Connection, visit: Visit) -> None:
 
 
 def _overlap(visit: Visit) -> str:
-    """Return the form's choice of OVERLAPS: how long the previous token stays valid. Raise ApiError INVALID_REQUEST if there is
-    no such choice."""
+    """Return the key of OVERLAPS that the operator has chosen in the form: how long the previous token stays valid. Raise
+    ApiError INVALID_REQUEST if the form contains another value."""
     overlap = visit.form.get("overlap", "24")
     if overlap not in OVERLAPS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be one of {', '.join(OVERLAPS)}")])
@@ -251,7 +251,7 @@ _ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {
     "revoke_postback_key": _revoke_postback_key,
 }
 
-#: The actions that must be confirmed: the function of each action returns the question to the operator.
+#: The actions that an operator must confirm. The second function of each returns the question on the confirmation page.
 _QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], Question]] = {
     _revoke: _describe_revocation,
     _rotate: _describe_rotation,

@@ -225,8 +225,8 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
     """Return one page with the newest rows of several applications, merged from one page of each application. The next merged
     page begins below the row id `next`; every row with a higher or equal id is on this page or on an earlier page."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # Each page contains only rows with ids from its own `next` on. Rows with lower ids are missing in it. Therefore the merged
-    # page contains only rows with ids from the highest of all these `next` on.
+    # The page of an application contains only rows with ids of at least `next`. Below the highest `next` of all pages, rows of
+    # one application would be missing. Therefore the merged page ends there.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [

@@ -57,7 +57,7 @@ async def _show(visit: Visit, *, reveal: bool) -> Response:
 
 
 def _gateway_state(visit: Visit, status: MessageStatus) -> dict[str, Any]:
-    """Return arguments of the template. `send_state` describes how far the gateway has sent the message: a label, the kind of
+    """Return arguments of the template. `send_state` describes the state of the message at its gateway: a label, the kind of
     badge, and the URL of a list of messages in the same state. `can_decide` is true if the operator may send the message again or
     give it up. `done` is a note about the action that the operator has just performed."""
     if status.send is None:

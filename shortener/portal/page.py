@@ -70,9 +70,9 @@ class NavigationItem:
 class PortalPage:
     """A page of the portal: a path, its handler, and what a request for it requires.
 
-    `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the
-    operator needs in that application, or in the whole installation for a page without `{app}`. If it is None, every operator may
-    open the page. `is_public`: no session is required. `csv`: a path with `.csv` at the end also leads to the page;
+    `path` begins with /portal and may contain `{app}`, which is the id of an application or the word `all`. `role` is the role
+    that the operator needs in that application, or in the whole installation for a page without `{app}`. If `role` is None, every
+    operator may open the page. `is_public`: no session is required. `csv`: a path with `.csv` at the end also leads to the page;
     `visit.is_csv` is then true. `post` handles the forms of the page; `post_role` is the role that these forms require, if it
     differs from `role`. `all_applications`: `{app}` may be `all`. `needs_gateway`: the navigation menu contains the page only if
     the application has or had a gateway, or messages that a gateway sends. `allows_missing_code`: a session that still needs the

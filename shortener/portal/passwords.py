@@ -1,7 +1,7 @@
 """This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
-The parameters are those that OWASP recommends: one hash takes about 20 ms of processor time and 19 MiB of memory. The library's
-default parameters would take eight times as long in a process that also serves redirects.
+The parameters are those that OWASP recommends: one hash takes about 20 ms of processor time and 19 MiB of memory. With the
+library's default parameters, a hash would take eight times as long. This is too long for a process that also serves redirects.
 
 A single thread computes all hashes, one after the other, so that many sign-ins do not delay clicks. Several threads would also
 need more memory: each would keep 19 MiB, because the allocator of glibc does not return this memory to the operating system. For

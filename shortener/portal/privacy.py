@@ -1,8 +1,8 @@
 """/portal/{app}/privacy: the page that erases a person's data and shows how long data is kept.
 
 An erasure takes two steps. The first step counts the messages, so that the operator sees what will be erased. The second step
-erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. The audit log contains the
-same numbers as the receipt, in one row for each 100 messages, so that the operator can prove the erasure later.
+erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. The audit log contains one
+row for each 100 messages. The sums of these rows equal the numbers of the receipt, so the operator can prove the erasure later.
 """
 # Tested by tests/portal/test_privacy.py
 

@@ -42,8 +42,8 @@ from shortener.portal.trackers import BREAKERS, tracker_health
 from shortener.storage.types import to_ms
 
 PATH = "deliveries/replays"
-#: The number of seconds after which htmx loads the progress again. Counting more than MANY deliveries takes longer, so the second
-#: number applies to such a replay.
+#: The number of seconds after which htmx loads the progress again. For a replay with more than MANY deliveries, the number is
+#: SLOW_REFRESH_SECONDS, because counting so many deliveries takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
 #: The confirmation page shows the last outcome of a tracker. It searches only this number of newest deliveries for an outcome.

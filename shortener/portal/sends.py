@@ -115,8 +115,8 @@ def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
 
 
 def is_undecided(row: AnyRow) -> bool:
-    """Return whether somebody can still decide about a message. This is true if the message is held, and if it is doubtful and
-    waits for another attempt."""
+    """Return whether somebody can still decide about a message. This is true in two cases: the message is held, or it is
+    doubtful and waits for another attempt."""
     return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
 
 

@@ -83,8 +83,8 @@ def begin_session(
     needs_code: bool = False,
     replaces: int | None = None,
 ) -> str:
-    """Create a session and return its token. `replaces` is the id of the session that the new session replaces; it ends. Sessions
-    that expired more than SESSION_RETENTION ago are deleted."""
+    """Create a session and return its token. `replaces` is the id of an older session, which this function ends. Also delete
+    sessions that expired more than SESSION_RETENTION ago."""
     token = secrets.token_urlsafe(32)
     connection.execute(delete(operator_sessions).where(_t.expires_at <= now - SESSION_RETENTION))
     if replaces is not None:

@@ -122,8 +122,8 @@ def delay_text(wait: int) -> str:
 
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
-    """Return how many seconds the next attempt must wait because of the failures that `row` counts. Fewer than `free` failures
-    cause no delay."""
+    """Return how many seconds the next attempt must wait because of the failures that `row` counts. `free` is the number of
+    failures from which on there is a delay."""
     if row.failures < free or row.last_at > now:
         return 0
     delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)

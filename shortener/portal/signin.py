@@ -195,8 +195,8 @@ async def sign_out(visit: Visit) -> Response:
 
 
 async def confirm_form(visit: Visit) -> Response:
-    """Show the form that asks for the password again, before a page that requires a recent password. `confirmation.py` asks for
-    the password before such a form is handled."""
+    """Show the form that asks for the password again. It appears before a page that requires a recent password. For a form
+    that requires a recent password, `confirmation.py` asks for the password instead."""
     return visit.render("confirm.html", title="Confirm your password", error=None, next=safe_next(visit.get("next")))
 
 

@@ -195,7 +195,7 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     return _ask(visit, tracker, Question(f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", "trash-2"))
 
 
-#: The actions that must be confirmed: the function of each action returns the page that asks.
+#: The actions that an operator must confirm. The function of each action returns the confirmation page.
 _QUESTIONS = {"delete": _ask_before_deletion, "rotate": _ask_before_rotation}
 
 

@@ -1,6 +1,7 @@
-"""This module describes why a delivery waits: its next attempt is later, its tracker fails, or its tracker or application is
-disabled. Pages show the text and the time from this module instead of the delivery's `next_at`. `next_at` is only the earliest
-time of the next attempt: while the circuit breaker of a failing tracker delays the attempt, `next_at` can be in the past.
+"""This module describes why a delivery waits: its next attempt is not due yet, its tracker fails, or its tracker or
+application is disabled. Pages show the text and the time from this module instead of the delivery's `next_at`. `next_at` is only
+the earliest time of the next attempt: while the circuit breaker of a failing tracker delays the attempt, `next_at` can be in the
+past.
 """
 # Tested by tests/portal/test_waiting.py
 

@@ -41,7 +41,7 @@ def _as_json(server: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _as_page(server: str) -> bytes:
-    from shortener.web.docs_page import page  # imported here, because jinja2 takes 2 MB of memory and only this page needs it
+    from shortener.web.docs_page import page  # Only this page needs jinja2, which takes 2 MB of memory.
 
     return page(_described(server))
 

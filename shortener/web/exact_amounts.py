@@ -36,8 +36,9 @@ def restore_amounts(content: bytes, data: Any) -> None:
     if _LONG_AMOUNT.search(content) is None:
         return
     try:
-        exact = _DECODER.decode(content.decode("latin-1"))  # only the numbers are used, so the encoding of texts does not matter
-    except (ValueError, RecursionError):  # a byte order mark, or values nested too deeply: the amounts stay floats
+        exact = _DECODER.decode(content.decode("latin-1"))  # Only numbers are used, so the encoding of texts does not matter.
+    except (ValueError, RecursionError):
+        # The content has a byte order mark, or its values are nested too deeply. The amounts stay floats.
         return
     _restore(data, exact)
 

@@ -2,10 +2,10 @@
 of the message.
 
 Gateways send a GET or POST request, with the parameters in the query, in a form or in JSON. The settings of the gateway define
-the meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. For other calls, the service
-stores the reports that it can read and then responds with 200, because many gateways repeat a call until they get 200. Reports
-without a status or an id, about an unknown message or with an unknown status word are not stored, but counted and logged
-(gateways/unrecorded_reports.py).
+the meaning of each parameter. A call with a wrong key gets 401, and its parameters are not read. If the key is correct, the
+service stores the reports of the call and then responds with 200, because many gateways repeat a call until they get 200. Some
+reports cannot be stored: they have no status or no id, or their message or their status word is unknown. They are counted and
+logged (gateways/unrecorded_reports.py), and the response is 200 too.
 
 There is one exception: a gateway can report a message before the service has recorded the id that the gateway assigned to it.
 While attempts are in flight, a call about an unknown message therefore gets 503 UNAVAILABLE, so that the gateway repeats it

@@ -2,10 +2,10 @@
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
 dependency with a time limit. It responds with 503 if a required dependency is unavailable, and after a shutdown has begun. A load
-balancer then uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds,
-because it can redirect links from the cache. `/metrics` returns numbers that the process has in memory. `/internal/domain-check`
-says whether a domain belongs to this installation. A reverse proxy that requests certificates on demand calls it first. Without
-this check, a stranger could make the proxy request certificates for any name.
+balancer then uses other nodes. There is one exception: if the database does not respond or rejects writes, the node stays ready
+as long as Redis accepts writes, because the node can redirect links from the cache. `/metrics` returns numbers that the process
+has in memory. `/internal/domain-check` says whether a domain belongs to this installation. A reverse proxy that requests
+certificates on demand calls it first. Without this check, a stranger could make the proxy request certificates for any name.
 
 None of these endpoints requires a credential. Their responses contain only names, states and numbers. They respond on the host of
 BASE_URL, on localhost and on IP addresses. The domain check responds to every Host header except an application's own domain,

@@ -7,9 +7,9 @@ repeat, and is performed. The permission for the endpoint is checked before this
 
 Only successful responses are stored. A rejected request has created nothing, so its repeat is checked again. If the database
 becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If the
-connection to the database ends during the commit (CommitUncertain), it is unknown whether the request was stored. Its repeats are
-then not performed: as soon as the database is available again, the process stores the error OUTCOME_UNKNOWN as the response to
-them.
+connection to the database ends during the commit (CommitUncertain), it is unknown whether the request was stored. Repeats of the
+request are then not performed: as soon as the database is available again, the process stores the error OUTCOME_UNKNOWN as the
+response to them.
 """
 
 from __future__ import annotations

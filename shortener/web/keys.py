@@ -1,7 +1,8 @@
 """The endpoints that create, list, change and revoke API keys, and rotate tracker tokens. All require the permission `admin`.
 
-With an API key, a caller can create only keys with permissions that the caller's own key has, and with no higher rate limit. A
-key cannot revoke itself. Therefore a caller can neither get more permissions nor lock itself out.
+If a caller creates a key, each permission of the new key must be a permission of the caller's own key. The rate limit of the new
+key must not be higher than that of the caller's key. A key cannot revoke itself. Therefore a caller can neither get more
+permissions nor lock itself out.
 """
 
 from __future__ import annotations

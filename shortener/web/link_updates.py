@@ -27,7 +27,7 @@ from shortener.web.links import LinkUpdateRequest, requested_changes
 
 _TAG = "Links"
 _UPDATES = "/api/v1/links/updates"
-# the time limit for counting the links in the request that creates an update; above this limit, the job counts them
+# The request that creates an update counts the links for at most this time. After that, the background job counts them.
 COUNT_SECONDS = 1.0
 
 

@@ -241,8 +241,8 @@ async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
 
 def _encode_position(cursors: Cursors, position: EventPosition | None) -> str | None:
     """Return the cursor of a position in the list of events. One row of the table can contain several events. The cursor encodes
-    the id of the last row of the page. If the page ends between two events of this row, `-N` follows, where N is
-    `position.topics`."""
+    the id of the last row of the page. If the page ends between two events of this row, a hyphen and `position.topics`
+    follow."""
     if position is None or position.topics == ALL_TOPICS:
         return cursors.encode(position and position.row_id)
     return f"{cursors.encode(position.row_id)}-{position.topics}"

@@ -27,7 +27,8 @@ from shortener.web.damaged_json import load_damaged_json, repair
 from shortener.web.exact_amounts import restore_amounts
 from shortener.web.validation import validate
 
-#: A larger JSON body is parsed in a separate thread. Validating a body of this size can take 20 ms if it has many errors.
+#: A JSON body with more bytes is parsed in a separate thread. The validation of a body of this size can take 20 ms if it has many
+#: errors.
 LARGE_BODY_BYTES = 16 * 1024
 MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because a form is slower to decode than JSON
 MAX_FORM_FIELDS = 1000
@@ -35,8 +36,8 @@ MAX_REPORT_BYTES = 256 * 1024  # maximum size of a report of a tracker or a gate
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # the limit for the number of items in a list is at least this number, even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
-#: Matches the paths of fields that can have one item for each recipient: `to` and `message_id` of a message. A batch of messages
-#: is a list, which is the whole body or its field `messages`.
+#: Matches the paths of fields that can have one item for each recipient: `to` and `message_id` of a message. The message is the
+#: whole body, an item of the body, or an item of its field `messages`.
 _RECIPIENT_LIST = re.compile(r"((messages\.)?[0-9]+\.)?(to|message_id)")
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
@@ -121,7 +122,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     length = find_header(request, b"content-length") or ""
     size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    received = values = counted = 0  # `values` is the count for the first `counted` chunks
+    received = values = counted = 0  # The first chunks, `counted` in number, contain `values` values.
     has_more = True
     while has_more and size <= max_bytes:
         message = await request.receive()

@@ -177,7 +177,7 @@ class MessageOptions(OptionalFields):
     )
     fallback_url: UrlText | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
-        default_factory=list,  # Without this, pydantic would copy the default list with copy.deepcopy for every message.
+        default_factory=list,  # With `default=[]`, pydantic would call the slow copy.deepcopy for every message.
         json_schema_extra={"default": []},
         description="URLs or labels of opt-out links. A hit on an opt-out link creates a click event even if its verdict is "
         "suspected. Links with the label optout are always opt-out links.",

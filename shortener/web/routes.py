@@ -170,7 +170,7 @@ class ApiRouter:
                 continue
             try:
                 parameters = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
-            except ValueError:  # raised for example if the path contains a number with more digits than Python converts
+            except ValueError:  # The path can contain a number with more digits than Python converts, for example.
                 continue
             if method in methods:
                 request.scope["path_params"] = parameters

@@ -1,9 +1,9 @@
 """POST /api/v1/sms/send: rewrite a message for up to 100 recipients and send it through a gateway (23 Telecom).
 
-The names of the fields, the statuses and the error codes are those of 23 Telecom. A call is atomic: all recipients are queued or
-none. Recipients to whom the service must not send (opted out, no price for the country) are left out; `results` contains their
-status. If all recipients are left out, the response is the error of the first recipient. The body may also contain the options of
-a rewrite, such as `campaign` and `metadata`.
+The names of the fields, the statuses and the error codes are those of 23 Telecom. Recipients to whom the service must not send
+(opted out, no price for the country) are left out; `results` contains their status. A call is atomic: the messages to all other
+recipients are queued, or none. If all recipients are left out, the response is the error of the first recipient. The body may
+also contain the options of a rewrite, such as `campaign` and `metadata`.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
     """Change a tracker of the application."""
     saved = await call.service.trackers.update(call.audit, call.path["tracker_id"], call.body.to_changes(), call.application_id)
-    call.service.dispatcher.wake_up.notify()  # If the update has enabled the tracker, its parked deliveries may be due now.
+    call.service.dispatcher.wake_up.notify()  # If the tracker was enabled, deliveries that waited for this may be due now.
     return _saved(call, saved)
 
 

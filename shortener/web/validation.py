@@ -28,7 +28,8 @@ M = TypeVar("M", bound=BaseModel)
 
 @mutable_record
 class _ErrorCount:
-    """The numbers of errors of one validation: `reported` errors have details, `hidden` errors are only counted."""
+    """The numbers of errors of one validation. `reported` is the number of errors with details. `hidden` is the number of all
+    other errors."""
 
     reported: int = 0
     hidden: int = 0
@@ -46,7 +47,7 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # includes the errors of a nested batch in the item
+            count.reported = before + _count_details(error, value)  # This count includes errors of a nested batch.
             raise
         # An exact count is as slow as creating the details. After _MAX_EXACT_DETAILS errors, only estimate the number.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()

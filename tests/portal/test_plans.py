@@ -139,7 +139,7 @@ PATHS = (
     "/portal/admin/operators/1",
     "/portal/admin/audit",
 )
-#: The pages that PATHS leaves out, because they need no session, return a stream or execute no statement.
+#: The pages that PATHS leaves out. Each of them needs no session, returns a stream, or executes no statement.
 NOT_VISITED = {
     "/portal",
     "/portal/signin",

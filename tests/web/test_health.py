@@ -160,7 +160,7 @@ async def test_the_metrics_contain_the_number_of_redirects(client: httpx.AsyncCl
 async def test_the_metrics_contain_every_background_job_and_need_no_database(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await service.database.write(mark_accounts_changed)  # a write, so that the WAL of SQLite is not empty
+    await service.database.write(mark_accounts_changed)  # After this write, the WAL of SQLite is not empty.
     async with client_of(service) as client:
         monkeypatch.setattr(service, "database", None)
         told = await numbers(client)

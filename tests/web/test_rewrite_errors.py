@@ -302,7 +302,7 @@ async def test_a_field_of_a_wrong_type_does_not_hide_errors_that_only_the_databa
     await client.post("/api/v1/opt-outs", json={"phone": "+14085550199"})
     messages: list[Any] = [
         {"to": TO, "body": "other", "message_id": "used-1"},
-        # With a valid `campaign`, this message could be a repeat of the stored message, so it is no conflict.
+        # With a valid `campaign`, this message could equal the stored message. Therefore its id is not reported as a conflict.
         {"to": TO, "body": "first", "message_id": "used-2", "campaign": []},
         {"to": [TO, BAD, 7], "body": "x", "message_id": ["used-3", "", "new"]},
         {"to": ["+14085550199", TO], "body": "x", "gateway": "simulator"},

@@ -187,8 +187,8 @@ async def test_a_complete_report_includes_the_time_to_click_of_a_click_that_the_
     await click(client, message)
 
     async def times_to_click() -> list[int]:
-        """Return the number of messages with a time to click in each of four reports. Check that each report is complete
-        (`ask`)."""
+        """Return the number of messages with a time to click in each of four reports. Fail if a report is not complete
+        (`ask` checks this)."""
         found = []
         for path, name in (("", ""), ("/by-campaign", "campaigns"), ("/by-label", "labels"), ("/by-destination", "destinations")):
             told = await ask(client, path)

@@ -108,7 +108,7 @@ class InfobipRequest(VendorModel):
         None, description="Assigns the messages to a conversion process. If `track` is URL, every URL becomes a short link."
     )
     url_options: InfobipUrlOptions | None = Field(None, alias="urlOptions")
-    type: IgnoredField = Field(None, exclude=True)  # left out of stored contents, because release 0.2 did not store this field
+    type: IgnoredField = Field(None, exclude=True)  # Stored contents lack this field, because release 0.2 did not store it.
     include_sms_count_in_response: IgnoredField = Field(None, alias="includeSmsCountInResponse")
     sending_speed_limit: GATEWAY_RATE = Field(None, alias="sendingSpeedLimit")
 

@@ -45,7 +45,7 @@ def field_warnings(model: BaseModel, path: str = "", *, without: str = "") -> li
     """Return warnings about the fields of a request that have no effect in this service. `path` is the path of the model in the
     request.
 
-    `without` names a field whose warnings are not included."""
+    `without` is the name of a field. Warnings about this field are not included."""
     found: list[str] = []
     for warning in _warnings(model, f"{path}." if path else "", without):
         if len(found) == MAX_WARNINGS:
