@@ -45,8 +45,8 @@ class ApplicationSettings(BaseModel):
     click_id_param: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_.~-]{1,32}$",
-        description="Name of the query parameter with the click id that redirects add to every destination URL. null: no "
-        "parameter is added.",
+        description="Name of the query parameter that each redirect adds to the destination URL. Its value is the click id. "
+        "null: no parameter is added.",
     )
     track: Literal["directives", "first_url", "all_urls"] = Field(
         "directives",

@@ -8,7 +8,7 @@ A delivery becomes dead after a maximum number of attempts. Not every failed att
 - A local failure does not count. A local failure means that the resolver or the sockets of this host failed, or that a stored row
   is unusable. The delivery then waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
   `expiry.MAX_HOLD`, the delivery becomes dead.
-- If the service fails after it has sent the request, the attempt counts, because the receiver may have the event.
+- If the service fails after it has sent the request, this counts as an attempt, because the receiver may have the event.
 - A 429 response of a tracker does not count during the first `FREE_429_MS` milliseconds after the delivery was created or last
   replayed. The attempt number still increases.
 - Every 429 response to a callback of a message counts. The service cannot send callbacks more slowly, because it learns rates

@@ -203,7 +203,7 @@ OUTCOME_TABLE = (
         UNPROCESSED,
         "a fault of this service while it processed the response",
         OutcomeKind.RETRY,
-        "the attempt counts, because the tracker may have the event",
+        "counted as an attempt, because the tracker may have the event",
         lambda response, success: response.error == UNPROCESSED,
     ),
     OutcomeRule(
