@@ -29,8 +29,8 @@ _HINT_CHARACTERS = 8
 
 
 def create_postback_key(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
-    """Create a postback key. `name` is "" if it has none. Return its id and its plain text. Raise ApiError NOT_FOUND,
-    INVALID_REQUEST or CONFLICT."""
+    """Create a postback key. An empty `name` means a key without a name. Return the id and the plain text of the key. Raise
+    ApiError NOT_FOUND, INVALID_REQUEST or CONFLICT."""
     require_application(connection, application_id)
     is_blank = bool(name) and not name.strip()
     name = name.strip()

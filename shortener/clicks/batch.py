@@ -74,7 +74,7 @@ class ProbePassed(Exception):
     """Raised to roll back a transaction that wrote test rows. The exception shows that the database can store hits."""
 
 
-#: A hit, the link that it requested, and whether this link is switched off (see resolver.py).
+#: A hit, the link with its code, and whether this link is switched off (see resolver.py).
 _LinkHit = tuple[Hit, LinkRow, bool]
 
 

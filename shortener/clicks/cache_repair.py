@@ -24,8 +24,8 @@ INTERVAL_SECONDS = 1.0  # The pause in seconds between two checks of Redis.
 #: The pause in seconds between two batches.
 MIN_INTERVAL_SECONDS = 0.05
 BATCH_CHANGES = 500
-#: A repair covers changes up to this age. The old entry of a link whose change is older can remain only if its invalidation was
-#: lost, because the process ended, and then no repair ran for MAX_AGE.
+#: A repair covers only changes that are younger than this. An old entry of a link stays in the cache if the process that changed
+#: the link ended before it removed the entry, and no process repaired the cache within MAX_AGE.
 MAX_AGE = timedelta(days=7)
 #: A repair covers at most this number of changes, the newest ones. The limit exists because one link update may change millions of
 #: links.

@@ -6,8 +6,9 @@ restart or a crash. The update first counts its links exactly, and then changes 
 can stop the update between two batches. Links that were changed before stay changed. An update does not change the links of
 messages that are created after the update.
 
-The updates of one application are performed in the order in which they were created, so that the latest update decides. The
-updates of different applications take turns, so that a short update does not wait for a long update of another application.
+The updates of one application are performed in the order in which they were created. If several of them change the same link, the
+link therefore gets the values of the latest update. The updates of different applications take turns, so that a short update does
+not wait for a long update of another application.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links
 and stores how far the update has come. Then the current values of the links are stored in the cache, even if the transaction
@@ -75,10 +76,10 @@ class LinkSelection:
 
 @record
 class _MessageBatch:
-    """The messages of the next batch of an update. An update of one campaign reads the messages of one cohort of the campaign after
-    another. Any other update has a single range: all messages of the application. `range_index` is the current cohort or range, and
-    `ids` are the row ids of its next messages. If `ids` is empty, the range is finished; `is_end` is then true if it was the last
-    range."""
+    """The messages of the next batch of an update. An update reads the messages range by range. For an update of one campaign,
+    each cohort of the campaign is a range. Any other update has a single range: all messages of the application. `range_index` is
+    the index of the current range, and `ids` are the row ids of its next messages. If `ids` is empty, the range is finished;
+    `is_end` is then true if it was the last range."""
 
     range_index: int
     ids: list[int]

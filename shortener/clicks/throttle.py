@@ -18,9 +18,9 @@ WINDOW_SECONDS = 0.25
 #: A rate in hits per second. Up to 1.4 times this rate, a pause is twice as long as the work before it. At higher rates, the
 #: length of a pause grows with the square of the rate. Deliveries are then sent later, and exports take longer.
 FLOOD_RATE = 2_500.0
-#: If this number of clients waits for a redirect, on average, the pauses are as long as at FLOOD_RATE. They grow with this number
-#: as they grow with the rate of hits. Many clients wait if the hits use the whole capacity of the machine. On a slow machine, this
-#: happens at a rate below FLOOD_RATE.
+#: If this number of clients waits for a redirect, on average, the pauses are as long as at FLOOD_RATE. Above 1.4 times this
+#: number, the length of a pause grows with the square of the number. Many clients wait if the hits use the whole capacity of the
+#: machine. On a slow machine, this happens at a rate below FLOOD_RATE.
 FLOOD_WAITING = 8.0
 MAX_PAUSE_SECONDS = 0.25  # The maximum length of a pause in seconds; but after longer work, the pause may be as long as the work.
 

@@ -117,8 +117,8 @@ class ConnectionFailedError(ClientError):
 
 
 class DeadlineError(ClientError):
-    """The service did not respond before the deadline. `__cause__` is the error of the last attempt; None if there was no
-    attempt."""
+    """The service did not respond before the deadline. `__cause__` is usually the error of the latest attempt that failed before
+    its time limit. If all attempts reached their time limits, it is the error of such a limit; None if there was no attempt."""
 
 
 class BulkError(ClientError):

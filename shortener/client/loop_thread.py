@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection.
-    The thread starts with the first call. After a fork, the new process starts its own thread with its first call. The process
-    can end while the thread runs."""
+    """A background thread that sends the calls of any number of threads with one `Connection`, which `connect` creates. The
+    thread starts with the first call. After a fork, the new process starts its own thread with its first call. The process can
+    end while the thread runs."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
@@ -84,7 +84,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is regist
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # if the event loop is already closed
+    with contextlib.suppress(RuntimeError):  # raised if the event loop is already closed
         loop.call_soon_threadsafe(loop.stop)
 
 

@@ -26,8 +26,9 @@ _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 class RetryPolicy:
     """How often and when a failed call is repeated.
 
-    `max_attempts` includes the first attempt; 1 means no repeats. The delay before attempt n+1 is at most `first_delay *
-    2**(n-1)` seconds, and at most `max_delay`. It is a random time between half of this maximum and the maximum.
+    `max_attempts` includes the first attempt; 1 means no repeats. After the attempt with the number n (from 1), the maximum
+    delay is `first_delay * 2**(n-1)` seconds, but never more than `max_delay`. The delay is a random time between half of this
+    maximum and the maximum. A `Retry-After` in the response may make it longer.
     `attempt_timeout` is the time limit of one attempt in seconds; with None, only the deadline of the call limits an attempt.
     `random` returns a number from 0 to 1."""
 
@@ -67,7 +68,7 @@ class Attempts:
         """Return the seconds to wait after a failed attempt. Raise the failure if the call must not be repeated."""
         self._failed += 1
         if self._last is None or not isinstance(failure, DeadlineError):
-            # If the deadline ended this attempt, the error of an earlier attempt is kept, because it contains more information.
+            # If a time limit ended this attempt, the error of an earlier attempt is kept, because it contains more information.
             self._last = failure
         if self._failed >= self._policy.max_attempts or not is_repeatable(failure):
             raise failure

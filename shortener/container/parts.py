@@ -64,7 +64,7 @@ class Foundation:
     settings: Settings
     clock: Clock
     now_ms: Callable[[], int]  # A function that returns the time of `clock` in milliseconds since 1970.
-    clock_guard: ClockGuard  # The guard that prevents that anything expires only because the clock was moved.
+    clock_guard: ClockGuard  # The guard against clock steps: nothing must expire only because the clock was moved.
     secret: Secret
     database: Database
     redis: RedisServer | None
@@ -78,9 +78,9 @@ class Foundation:
     rate_limits: RateLimits
     client_key: bytes  # The key with which `client_address.hash_client` hashes IP addresses.
     requests: RequestTotals  # The counts of API requests, for the metrics.
-    sends_wake_up: WakeUp  # The gateways' dispatcher waits for this event. It is set when messages were queued for a gateway.
+    sends_wake_up: WakeUp  # The gateways' dispatcher waits for it. It is set when messages were queued for a gateway.
     notify_sends: Callable[[], None]  # The function that sets `sends_wake_up` in every process of the installation.
-    events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
+    events_wake_up: WakeUp  # The fan-out job waits for it. It is set after each transaction that wrote events.
     notify_events: Callable[[], None]  # The function that sets `events_wake_up` in every process of the installation.
 
 

@@ -49,7 +49,7 @@ def fit_metadata(parameters: Mapping[str, Any], warn: Callable[[str, str], None]
         name = _storable(name)
         try:
             value = _storable(value)
-            # The number of bytes of this entry and a comma. An object with only this entry has two braces and no comma.
+            # The number of bytes of the entry and its comma. It is one less than the length of the object, which has two braces.
             sizes[name] = len(orjson.dumps({name: value})) - 1
         except (TypeError, RecursionError):
             warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")

@@ -252,10 +252,10 @@ class _Parser:
         return text
 
     def _id(self, name: str) -> str | None:
-        """Return a message_id or click_id, or None if it is absent. Reject the report if the id is too long.
+        """Return a message_id or click_id, or None if it is absent. If the id is too long, reject the report.
 
-        If the report also contains a message_id, a click_id that is too long is stored as metadata, and the report is not
-        rejected."""
+        There is one exception: if a click_id is too long and the report also contains a message_id, store the click_id as
+        metadata and return None."""
         text = self._texts.get(name)
         if text is None or len(text) <= MAX_ID_CHARACTERS:
             return text

@@ -16,8 +16,8 @@
 - Rows of the audit log: after 400 days. Sessions of operators: one day after they have expired.
 - Stored responses to an Idempotency-Key: after 24 hours.
 
-Statistics are never deleted: counts are separate rows. Pending work is never deleted either: an event that is not fanned out or
-has a pending delivery stays, and so does its message.
+Statistics are never deleted: counts are separate rows. Pending work is never deleted either: an event that is not fanned out, or
+that has a pending delivery to an enabled tracker, stays, and so does its message.
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
 grow with time) or by an index, never by a table scan. After each batch, the purge pauses nine times as long as the batch took.

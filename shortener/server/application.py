@@ -2,8 +2,8 @@
 
 Each request passes three steps.
 
-1. The host of the Host header must belong to the installation. Otherwise the response is 404; only /robots.txt, /favicon.ico and
-   the domain check respond on every host. The response to several Host headers is 400.
+1. The host of the Host header must belong to the installation. Otherwise the response is 404, except for /robots.txt,
+   /favicon.ico and the domain check. The response to several Host headers is 400.
 2. If the path is a code, `clicks.redirect` responds.
 3. `server.pages` responds to the paths that exist on every host of the installation, the portal responds to /portal, and the
    router of the API (`web.routes`) to all other requests. Neither the portal nor the API exists on an application's own domain.

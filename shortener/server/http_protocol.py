@@ -375,7 +375,7 @@ class RedirectProtocol(HttpToolsProtocol):
 
 
 class _NoBodyEvent:
-    """A replacement for the event that uvicorn sets when a part of the request's body arrives. Setting it has no effect."""
+    """A replacement for the asyncio.Event that uvicorn sets when a part of the request's body arrives. `set` does nothing."""
 
     def set(self) -> None:
         pass

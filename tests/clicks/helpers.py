@@ -99,10 +99,9 @@ def forget_expressions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class UnreliableDatabase:
-    """The database of the service. While a test requires it, it rejects writes or reads.
+    """The database of the service. It rejects writes while `refuse_writes` is true, and reads while `refuse_reads` is true.
 
-    `lose_results` is a number of writes. Each of them commits and then raises StoreUnavailable, as if the connection broke after
-    the commit."""
+    The next `lose_results` writes commit and then raise StoreUnavailable, as if the connection broke after the commit."""
 
     def __init__(self, service: Service) -> None:
         self._database = service.database
@@ -187,6 +186,6 @@ class Hits:
 
     def arrive(self, count: float, seconds: float = WINDOW_SECONDS, *, clients: float = 1) -> bool:
         self.count += int(count)
-        self.waited += clients * seconds  # `clients` clients wait all the time
+        self.waited += clients * seconds  # the number `clients` of clients waits during all of these seconds
         self.now += seconds
         return self.throttle.is_busy

@@ -19,7 +19,7 @@ LOCATION = b"https://x.example/a"
 
 
 class HangingDatabase(UnreliableDatabase):
-    """An unreliable database whose writes wait until the test sets the event `go`."""
+    """An unreliable database whose writes wait until the test sets `go`."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)

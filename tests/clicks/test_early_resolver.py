@@ -18,7 +18,7 @@ from tests.servers import PATIENCE
 
 
 class SlowCache(NoLinkCache):
-    """A link cache that responds only after the test has set the event `responds`."""
+    """A link cache that responds only after the test has set `responds`."""
 
     def __init__(self, links: dict[str, CachedLink]) -> None:
         self.links = links
@@ -30,8 +30,7 @@ class SlowCache(NoLinkCache):
 
 
 class SlowDatabase(UnreliableDatabase):
-    """A database that responds to a read only after the test has set the event `responds`. The event `is_read` is set when a read
-    begins."""
+    """A database that responds to a read only after the test has set `responds`. `is_read` is set when a read begins."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)

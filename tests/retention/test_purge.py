@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 DAY = timedelta(days=1)
 ROWS_OF_COMPLETE_MESSAGE = 12  # The number of rows that `Rows.complete_message` inserts.
-NOW = NOON + 800 * DAY  # The earliest possible id is from 2026. At this time, rows can therefore be two years old.
+NOW = NOON + 800 * DAY  # An id cannot be older than 2026. NOW is in 2029, so that rows can be more than two years old.
 LONG_AGO = NOW - 400 * DAY
 #: All retention times differ, so that a test shows which of the settings applies.
 _VALUES: dict[str, Any] = {

@@ -250,7 +250,7 @@ def _count(delta: CountDelta, message: LockedMessage, hit: LockedHit, metric: st
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
     """Add the first click on a message to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also
-    change the count of first clicks with the same time from sending to click (`time_to_click`)."""
+    change the count of the bucket that contains the time from sending to this click (`time_to_click`)."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, CLICKED_MESSAGES, amount, message=message.id, link_set=link_set)
     if timed:

@@ -144,8 +144,8 @@ def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dic
     """Return one hit for each link, by message and link: the first click on the link or, if it has none, the hit that may become
     its first click.
 
-    This hit is the earliest click on the link that a person has confirmed on the confirmation page, or that the current request
-    rules still classify as HUMAN.
+    The first click may become the earliest click on the link that a person has confirmed on the confirmation page, or that the
+    current request rules still classify as HUMAN.
 
     A first click that is also the first click on its message is left out, because it is not in the index `hits_by_link`. The
     caller does not need it: its message and its link already have a first click."""

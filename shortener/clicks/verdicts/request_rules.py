@@ -71,8 +71,8 @@ PREVIEWS = (
     # and Twitter.
     ("iMessage", r"facebookexternalhit/[\d.]+ Facebot Twitterbot/"),
     ("Google Messages", r"Google-PageRenderer|developers\.google\.com/\+/web/snippet|GoogleMessages"),
-    # Signal's apps send "WhatsApp/2". A user agent that contains WhatsApp or Viber in another place is the browser inside this
-    # app, so it is not a preview.
+    # Signal's apps send "WhatsApp/2". If a user agent contains WhatsApp or Viber in another place, the browser inside this app
+    # sends it, so the request is not a preview.
     ("WhatsApp or Signal", r"^WhatsApp"),
     ("Telegram", r"TelegramBot"),
     ("Viber", r"^Viber"),
@@ -106,9 +106,9 @@ _MODEL = re.compile(
 )
 
 # Text that programs send and browsers do not send: an e-mail address, a web site, "compatible", a name inside "(KHTML, like
-# Gecko; ...)", or words such as crawler and monitor. There are exceptions, because the phones of people send them: a web site
-# before a version, as in apps; "compatible" in old browsers; CUBOT, a manufacturer of phones; and CamScanner and TripAdvisor,
-# apps that contain a browser.
+# Gecko; ...)", or words such as crawler and monitor. The expression does not match four kinds of text that the phones of people
+# send: a web site before a version, as in apps; "compatible" in old browsers; CUBOT, a manufacturer of phones; and CamScanner and
+# TripAdvisor, apps that contain a browser.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
     r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;|SonyEricsson|UP\.|WAP|MAUI|MMEF|MSPIE|"
