@@ -88,10 +88,11 @@ class AttemptInFlight:
 
 @record
 class FinishedAttempt:
-    """An attempt that has ended and whose outcome is not yet in the database.
+    """The result of a claimed delivery, which is not yet in the database.
 
-    If `outcome` is None, no request was completed, and the claim is given back. `started` and `at` are the start and the end of the
-    attempt, in milliseconds since 1970. `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
+    If `outcome` is None, the attempt was not started or was cancelled, and the claim is given back. `at` is the time of the
+    result. If `attempt_row` is not None, `started` is the start of the attempt. Both times are milliseconds since 1970.
+    `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
 
     attempt: AttemptInFlight
     delivery: FinishedDelivery
@@ -339,8 +340,8 @@ class AttemptRunner:
         return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now, now)
 
     def give_back(self, attempt: AttemptInFlight, error: str, *, may_be_unclaimed: bool = False) -> FinishedAttempt:
-        """Return the result of a claim for which no attempt was made. This result gives the claim back, so that the delivery is
-        claimed again."""
+        """Return the result that gives a claim back, so that the delivery is claimed again. The claim does not count as an
+        attempt."""
         now = to_ms(self._clock())
         return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now, may_be_unclaimed)
 

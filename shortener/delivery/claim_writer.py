@@ -170,7 +170,9 @@ class ClaimWriter:
             return Candidate(queue, application, settings.delivery_slots_per_tracker, settings.delivery_timeout)
         state = states.get(tracker)
         if state is None:
-            if self._leases_wait(connection):  # a lease can seem to have ended although its attempt is still in flight
+            # After a step of the clock, the lease of an attempt in flight can seem to have ended. The delivery of such an attempt
+            # must not become dead.
+            if self._leases_wait(connection):
                 return None
             result.expired += expire_queue(connection, self._ids, queue.name, "tracker_deleted", now)
             return None

@@ -3,11 +3,12 @@
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. A slot is the right to have one
 attempt in flight. These rules keep slots free for queues that respond:
 
-- If a queue uses several slots, at least the same number of slots stays free. A queue never uses more slots than its concurrency.
-- If only one queue has due deliveries, it may use three quarters of all slots.
-- An application never uses more than three slots for each slot that remains free.
-- If an application is at its limit, each of its trackers may still use up to four slots while more than one sixteenth of all slots
-  is free. The callbacks to a host may still use one slot while more than one eighth of all slots is free.
+- A queue never uses more slots than its concurrency.
+- If several queues have due deliveries and one of them uses several slots, at least the same number of slots stays free. If only
+  one queue has due deliveries, it may use three quarters of all slots.
+- An application uses at most three slots for each slot that remains free. There are two exceptions. Each tracker of the
+  application may use up to four slots while more than one sixteenth of all slots is free. The callbacks to a host may use one
+  slot while more than one eighth of all slots is free.
 - The circuit breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
 - The callbacks to a host use one slot until the host has responded.
 - All queues with due deliveries first get an equal share of the claims.

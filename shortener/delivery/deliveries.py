@@ -370,9 +370,9 @@ class ReplayedBatch:
 
 def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None, now: datetime | None) -> list[ColumnElement[bool]]:
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
-    became dead between `dead_at` and `now` (None: `dead_at` is the current time).
+    became dead between `dead_at` and the current time `now`. If `now` is None, the current time is `dead_at`.
 
-    Deliveries with a time after `now` are included, because they became dead before the clock was set back."""
+    Deliveries that became dead after `now`, according to their stored time, are included: the clock was set back since then."""
     conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
         at = deliveries.c.finished_at

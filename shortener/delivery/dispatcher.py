@@ -18,14 +18,15 @@ Guarantees
 - The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. The rate therefore limits all
   processes together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a
   tracker among the processes.
-- A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
-  local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
+- A local failure (resolver, sockets, unusable row) does not count as an attempt. A delivery becomes dead if an open circuit
+  breaker or local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - If an outcome cannot be recorded although the database is available, the outcome is dropped, so that it does not block other
   outcomes. The delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum
   number of attempts.
-- If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py). If the clock jumps far
-  ahead, the jump makes no delivery dead, and no lease of an attempt in flight ends. For this, storage/clock_guard.py provides
-  `clock_ahead`, which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as ended.
+- If the clock is set back, the planned delays of retries, leases, circuit breakers and rates start again at the new time. Some
+  retries wait longer than planned, by at most the size of the clock step (clock_steps.py). If the clock jumps far ahead, the jump
+  makes no delivery dead, and no lease of an attempt in flight ends. For this, storage/clock_guard.py provides `clock_ahead`,
+  which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as ended.
 - `stop` prevents new attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not
   end in time, and gives their claims back.
 """

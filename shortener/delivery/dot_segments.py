@@ -17,7 +17,7 @@ def encode_dot_segments(path: str, template: str) -> str:
     """Return a filled path. In each segment that a value has made equal to `.` or `..`, each dot is replaced by `%2E`.
 
     `template` is the path before it was filled. Values contain no slash, so the path and the template have the same number of
-    segments. A dot in the template may be percent-encoded. A segment that the template itself contains stays unchanged."""
+    segments. A dot in the template may be percent-encoded. A segment without a placeholder stays unchanged."""
     segments = zip(path.split("/"), template.split("/"), strict=True)
     return "/".join(_encoded(new) if new != old else new for new, old in segments)
 

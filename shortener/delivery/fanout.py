@@ -1,10 +1,11 @@
 """The fan-out creates the deliveries of each event: one for each topic of the event and each tracker that subscribes to the topic.
 
 One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events as fanned out. So a crash
-neither repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt
-builds its request body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled
-gets no deliveries. For a tracker that the service disabled because of a 410 response, deliveries are created and wait. A tracker
-with a filter for conversions gets only the conversions that the filter permits at the time of the fan-out (conversion_filter.py).
+neither repeats nor skips an event. The facts of an event are a snapshot of the database rows to which the event refers. Every
+attempt builds its request body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user
+disabled gets no deliveries. For a tracker that the service disabled because of a 410 response, deliveries are created and wait. A
+tracker with a filter for conversions gets only the conversions that the filter permits at the time of the fan-out
+(conversion_filter.py).
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
 the application permits it. This event is delivered to the trackers that subscribe to conversions, after the state event. It is not

@@ -10,9 +10,9 @@ attempt separately, because the format of Syniverse contains the attempt number.
   callback.
 - `infobip`: the click notification of Infobip. Other events have the same structure and a different `notificationType`.
 
-Every click event says whether the click was the first click, how many seconds had passed since the message was sent, and which
-verdict the click has (human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these
-fields, and the object `conversion` contains the conversion of a conversion event.
+Every click event contains the verdict of the hit (human or suspected), whether the hit was the first click, and how many seconds
+had passed since the message was sent. In the formats `xoxzo` and `infobip`, the additional object `click` contains these fields,
+and the object `conversion` contains the conversion of a conversion event.
 
 An unknown value is null. In the format `scg`, an unknown text is an empty string, as in the sample of Syniverse. Prices are JSON
 numbers with exactly the digits that the messaging system reported. The value of a conversion is the text that was received.

@@ -1,10 +1,10 @@
 """The address guard prevents requests to IP addresses that are not public, such as those of the operator's own network.
 
-`rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` treats NAT64, 6to4, mapped
-shared addresses, multicast and the metadata services of clouds as public. `Guard` checks addresses twice, because the IP address of
-a host name can change between the two checks: `check_host` checks every address of a host when a tracker is saved, and
-`socket_factory` checks the address of each connection. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts
-loopback, private and shared addresses, but no other special addresses.
+`rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` treats NAT64 addresses, 6to4
+addresses, shared addresses that are mapped to IPv6, multicast addresses and the metadata services of clouds as public. `Guard`
+checks addresses twice, because the IP address of a host name can change between the two checks: `check_host` checks every address
+of a host when a tracker is saved, and `socket_factory` checks the address of each connection. `Guard(allow_private=True)`
+(setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses, but no other special addresses.
 
 `check_host` runs a limited number of DNS look-ups at a time. `check_literal` checks a host without a look-up. It is used for URLs
 to which no request is sent at that moment.

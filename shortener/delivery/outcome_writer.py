@@ -193,7 +193,7 @@ def _finish(connection: Connection, finished: Sequence[FinishedAttempt]) -> list
 
 
 class RecentCount:
-    """A counter of the events of the last second."""
+    """A counter of the successful attempts of the last second."""
 
     def __init__(self) -> None:
         self._parts: deque[tuple[int, int]] = deque()
@@ -224,7 +224,7 @@ def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
 
 def _health_after(health: EndpointHealth, finished: FinishedAttempt, has_result: bool) -> EndpointHealth:
     """Return the health of a tracker after an attempt. If `has_result` is false, the outcome does not show whether the tracker
-    works, so the health stays as it was. If the attempt was a probe, the circuit breaker may then send another probe."""
+    works. The health then stays as it was, but if the attempt was a probe, another probe may be sent."""
     has_result = has_result and not finished.is_without_request
     outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:

@@ -69,7 +69,7 @@ class Sender:
 
     @property
     def is_open(self) -> bool:
-        """Whether the HTTP client was imported, so that a request may have been sent."""
+        """Whether the HTTP client is imported. If it is not, no request was sent."""
         return self._http is not None
 
     async def close(self) -> None:

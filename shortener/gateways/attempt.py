@@ -7,9 +7,9 @@ The changes depend on the outcome of the attempt:
 - retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last permitted
   attempt, the message is FAILED. An attempt that fails because of this host does not count. If the gateway limits its rate, the
   attempt does not count during the first `FREE_429_MS` milliseconds after the message was created.
-- doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
-  the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
-  operator decides.
+- doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy
+  of the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until
+  an operator decides or a delivery report arrives.
 - unreadable: a response arrived, but does not show whether the message was accepted. The message is held with either policy,
   because `resend` applies only if the response is missing.
 """
@@ -70,10 +70,10 @@ class SendInFlight:
 
 @record
 class EndedSend:
-    """The end of a claim: an attempt has ended, and its outcome is not yet in the database.
+    """The result of a claimed message, which is not yet in the database.
 
-    If `result` is None, no attempt was made for the claimed message, and the claim is given back. Times are milliseconds since
-    1970. `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
+    If `result` is None, no attempt was started, and the claim is given back. Times are milliseconds since 1970.
+    `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
 
     attempt: SendInFlight
     change: SendChange
@@ -183,8 +183,8 @@ class SendRunner:
         return round(max(pause, (result.retry_after or 0) * 1000))
 
     def give_back(self, attempt: SendInFlight, error: str | None, *, may_be_unclaimed: bool = False) -> EndedSend:
-        """Return the result of a claim for which no attempt was made. This result gives the claim back, so that the message is
-        claimed again later."""
+        """Return the changes that give a claim back, so that the message is claimed again. The claim does not count as an
+        attempt."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = row_of_returned_claim(claim, now, error)
         return EndedSend(attempt, SendChange(claim, row), None, now, now, may_be_unclaimed)

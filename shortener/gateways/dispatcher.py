@@ -1,12 +1,13 @@
 """The dispatcher hands queued messages on to gateways and records the outcomes.
 
-It works like the dispatcher of deliveries (delivery/dispatcher.py). Both use the same modules of the package `delivery` to plan
-claims and slots (claims.py), for attempts in flight (attempt_pool.py), for the circuit breaker (health.py), for the rate (pace.py)
-and for the schedule (outcomes.py). In each cycle, one transaction records the ended attempts and claims due messages. After the
-commit the attempts start, so a claim is durable before its message is handed on.
+It works like the dispatcher of deliveries (delivery/dispatcher.py). Both use the same modules of the package `delivery`:
+claims.py plans the claims and slots, attempt_pool.py contains the attempts in flight, health.py is the circuit breaker, pace.py
+computes the rate, and outcomes.py contains the schedule. In each cycle, one transaction records the ended attempts and claims due
+messages. After the commit the attempts start, so a claim is durable before its message is handed on.
 
 Guarantees
-- A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
+- A queued message becomes SENT or FAILED, or it is held. It is never handed on again after the gateway accepted it and the
+  outcome was recorded.
 - A claim gives the process a lease that is longer than the attempt can last. If the lease ends without an outcome, the process
   died, could not use the database or had a fault, and the gateway may have accepted the message. The message is then doubtful.
   The policy of the gateway decides whether the message is handed on again (`resend`) or held (`hold`). A doubtful message whose
@@ -18,10 +19,10 @@ Guarantees
   UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
-- If the clock is set back, no message, lease, circuit breaker or rate waits longer than planned (clock_steps.py). If the clock
-  jumps far ahead, no message fails and no lease of an attempt in flight ends because of this. For this, storage/clock_guard.py
-  provides `clock_ahead`, which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as
-  ended.
+- If the clock is set back, the planned delays of messages, leases, circuit breakers and rates start again at the new time. Some
+  messages wait longer than planned, by at most the size of the clock step (clock_steps.py). If the clock jumps far ahead, the
+  jump makes no message FAILED and ends no lease of an attempt in flight. For this, storage/clock_guard.py provides `clock_ahead`,
+  which returns the size of the jump, and `leases_wait`, which returns whether no lease may be treated as ended.
 - `stop` prevents new attempts. It waits for the attempts in flight and records their outcomes.
 """
 

@@ -1,10 +1,12 @@
 """Gateways with an HTTP interface: URL, method, headers and body of a request are templates, and paths find the values in the
 response. The rules for responses (`classify`):
 
-- A status in `success_statuses` accepts the message. With `success_path`, the value at this path must also be in `success_values`.
-  Another value there rejects the message, unless it is in `retry_codes`. If the value is missing, the response is unreadable.
+- A status in `success_statuses` accepts the message. With `success_path`, the value at this path must also be in
+  `success_values`. Another value there rejects the message, unless this value or the error code is in `retry_codes`. If the value
+  is missing, the response is unreadable.
 - 429 and 503 mean that the gateway accepts messages later. 401, 402, 403, 404, 405, 407 and redirects mean that the set-up is
-  wrong or the account is empty, so the message waits. 408, 425 and 5xx are temporary. Every other status rejects the message.
+  wrong or the account is empty, so the message waits. 408, 425 and 5xx, except 502 and 504, are temporary. Every other status
+  rejects the message, unless the error code is in `retry_codes`.
 - 502 and 504 come from a proxy that got no answer, so the gateway may have accepted the message. The same is true if the response
   is missing after the request was sent. In both cases the message is doubtful.
 

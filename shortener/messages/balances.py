@@ -2,8 +2,8 @@
 
 The transaction that stores messages deducts their cost. The transaction that records that a gateway rejected a message refunds
 its cost. Each transaction first locks the rows of the balances that it changes, so concurrent requests never spend an amount
-twice. It locks them in the order of the application ids, so two transactions never wait for each other. Amounts are exact
-decimals. An application without a row in `balances` is not prepaid: its messages are never rejected because of their cost.
+twice. It locks them in the order of the application ids, so transactions do not deadlock. Amounts are exact decimals. An
+application without a row in `balances` is not prepaid: its messages are never rejected because of their cost.
 
 A refund belongs to the balance from which the cost was deducted. If a balance is removed, or replaced by one in another currency,
 the messages that were not sent yet are no longer refunded: their former balance does not exist any more.
@@ -52,7 +52,7 @@ def lock_balances(connection: Connection, applications: Iterable[int]) -> dict[i
 
 
 def find_balances(connection: Connection, applications: Iterable[int], *, locks: bool = False) -> dict[int, Balance]:
-    """Return the balances of applications by application id. With `locks`, lock them until the transaction ends."""
+    """Return the balances of applications by application id. If `locks` is true, lock them until the transaction ends."""
     table = schema.balances
     ids = sorted(set(applications))
     if not ids:
@@ -113,7 +113,8 @@ def change_balance(
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("amount", f"must be below {MAX_AMOUNT:f}")])
     code = code or (before.currency if before else DEFAULT_CURRENCY)
     if before is not None and code != before.currency:
-        _end_refunds(connection, application_id)  # a second time, for messages that were queued before the balance was locked
+        # Between the first call and the lock on the balance, another transaction may have queued messages.
+        _end_refunds(connection, application_id)
     row = {"application_id": application_id, "amount": new, "currency": code, "updated_at": now}
     statement = upsert(connection, schema.balances).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["application_id"], set_=row))
@@ -128,7 +129,8 @@ def remove_balance(connection: Connection, application_id: int) -> bool:
     _end_refunds(connection, application_id)  # locks the messages before the balance, as `change_balance` does
     removed = connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
     if removed:
-        _end_refunds(connection, application_id)  # a second time, for messages that were queued before the balance was locked
+        # Between the first call and the deletion, another transaction may have queued messages.
+        _end_refunds(connection, application_id)
     return removed
 
 

@@ -1,8 +1,8 @@
 """Delivery reports: the send pipeline reports whether a message was sent, delivered or read.
 
 The reports of a request are independent: a report of an unknown message does not affect the other reports. The transaction locks
-the messages and their first clicks in the order of their ids. A concurrent click is therefore stored completely before or after the
-reports, and the event of the click contains the correct previous state.
+the messages and their first clicks. A concurrent click is therefore stored completely before or after the reports, and the event
+of the click contains the correct previous state. The messages are locked in the order of their ids, which prevents deadlocks.
 
 A report can arrive before the rewrite of its message is stored. Reports of unknown messages therefore wait a short time
 (REPORT_WAIT) and are tried again. At most MAX_WAITING requests wait at a time; the reports of further requests are not tried again.

@@ -54,8 +54,8 @@ _NAMES = ("track", "trackurl")
 
 
 def count_signs(body: str) -> int:
-    """Return the number of characters at which a mistyped directive may begin. The search examines the text after each of them,
-    which can take 100 µs."""
+    """Return the number of characters at which a mistyped directive may begin. For each of these characters, the search examines
+    the text after it, which can take 100 µs."""
     return len(_SIGN_START.findall(body))
 
 

@@ -56,7 +56,7 @@ def parse_number(to: str) -> PhoneNumber:
     """Return a recipient's number in the form of E.164: `+`, a digit from 1 to 9, and 6 to 14 more digits.
 
     Spaces, hyphens, brackets, invisible characters and a leading `00` are removed. Digits without `+` are accepted, with a warning,
-    if they are a valid international number. Raise PhoneNumberError otherwise."""
+    if they are a valid international number. Raise PhoneNumberError if the result is not in the form of E.164."""
     number = to
     warnings: tuple[str, ...] = ()
     if _E164.fullmatch(to) is None:
@@ -87,7 +87,8 @@ def parse_searched_number(text: str) -> str:
     """Return a phone number from a search field in the form in which numbers are stored.
 
     The notations of `parse_number` are accepted. Full stops and slashes are removed too. Any 7 to 15 digits are accepted without
-    `+`, because a plus sign that is not percent-encoded in a query arrives as a space. Raise PhoneNumberError otherwise."""
+    `+`, because a plus sign that is not percent-encoded in a query arrives as a space. Raise PhoneNumberError if the result is
+    not in the form of E.164."""
     number = text.translate(_SEARCH_SEPARATORS)
     try:
         return parse_number(number).e164

@@ -145,7 +145,8 @@ def parse_state(word: str) -> tuple[State | None, bool]:
     """Return the state that a status word means (None if it means no state), and whether the word is this service's own name of the
     state.
 
-    The word may be the complete text of an SMPP receipt. Raise ValueError with a reason for the caller if the word is unknown."""
+    The word may be the complete text of an SMPP receipt. Raise ValueError if the word is unknown; its text explains the error to
+    the caller."""
     normal = _normalized(word)
     if normal in _BY_WORD:
         state = _BY_WORD[normal]

@@ -204,7 +204,7 @@ async def test_an_event_with_a_value_that_postgresql_cannot_store_is_quarantined
     original = fanout_queries.sources
 
     def sources(connection: Connection, event_ids: list[int]) -> Any:
-        # SQLAlchemy's dialect for asyncpg raises DBAPIError for this error, because it has no exception class for it
+        # SQLAlchemy has no exception class for this error of asyncpg, so it raises DBAPIError
         if damaged in event_ids:
             raise DBAPIError("INSERT", {}, NumericValueOutOfRange())
         return original(connection, event_ids)

@@ -22,8 +22,8 @@ from tests.servers import PATIENCE
 
 
 class SlowSender:
-    """A sender whose receiver needs 0.06 s to answer DELIVERED, 0.03 s for READ and no time for CLICKTHRU. If it gets them at the
-    same time, it answers in the wrong order."""
+    """A sender whose receiver needs 0.06 s to answer DELIVERED, 0.03 s for READ and no time for CLICKTHRU. If the receiver gets
+    them at the same time, it answers in the wrong order."""
 
     def __init__(self) -> None:
         self.answered: list[tuple[str, str]] = []

@@ -50,7 +50,7 @@ def step(service: Service, clock: Clock, passed: Clock) -> Callable[[timedelta],
 
 @pytest.fixture
 def response() -> asyncio.Event:
-    """The event that makes the gateway respond to the message m-1."""
+    """When this asyncio.Event is set, the gateway responds to the message m-1."""
     return asyncio.Event()
 
 

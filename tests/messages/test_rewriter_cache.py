@@ -1,4 +1,6 @@
-"""Tests of the link cache with a real Redis: after concurrent rewrites, after links were removed from Redis or changed."""
+"""Tests of the link cache with a real Redis: after concurrent rewrites, after links were removed from Redis, and after links were
+changed.
+"""
 
 import asyncio
 from collections.abc import Sequence
