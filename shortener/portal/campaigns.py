@@ -193,8 +193,8 @@ def _by_messages(groups: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
 @record
 class Step:
     """One step of the way from a message to a conversion. `share` is a quotient: the campaign's messages that reached this step,
-    divided by its messages that reached the previous step. `usual` is the same quotient for all messages of the application. The
-    quotient is None if its divisor is 0."""
+    divided by its messages that reached the previous step. `usual` is the same quotient for all messages of the application. A
+    quotient whose divisor is 0 is None."""
 
     metric: str
     label: str

@@ -65,8 +65,8 @@ async def links(visit: Visit) -> Response:
 
 
 def _trusted_now(visit: Visit) -> datetime:
-    """Return the time that is compared with the expiry of links. As for redirects, a sudden change of the system clock does not
-    affect it (storage/clock_guard.py)."""
+    """Return the time that is compared with the expiry of links. As with redirects, a sudden change of the system clock does
+    not affect this time (storage/clock_guard.py)."""
     return visit.service.clock_guard.trusted_time(visit.now)
 
 

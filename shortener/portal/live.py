@@ -113,8 +113,8 @@ async def event_stream(
                         batch = await batches.get()
                 except TimeoutError:
                     continue
-                # The feed can return a row that was already sent as `missed`, because the row was stored after the subscription
-                # began. Leave such rows out.
+                # Leave out the rows of `missed`, which were already sent. The feed returns those of them that were stored after
+                # the subscription began.
                 rows = [row for row in batch.rows if kind in (None, row.kind) and (row.kind, row.id) not in sent]
                 batch = LiveBatch(rows, batch.more)
                 if not batch.rows and not batch.more:

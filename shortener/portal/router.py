@@ -1,14 +1,14 @@
 """The portal as an ASGI application. It finds the page for a request, checks the request, and calls the handler of the page.
 
-A request passes these steps in this order:
+A request passes these steps in this order. A number is the status of the response if the request fails the step.
 
 1. Static files are sent.
 2. If the request changes something, it must come from a page of the portal (403).
 3. The page for the path is looked up (404, 405).
-4. The request needs a session. Without one, a redirect leads to the sign-in page. For a form, the response is the sign-in page
-   itself, which keeps the entries of the form.
+4. The request needs a session. Without one, a redirect leads to the sign-in page. For a form of an operator whose session has
+   expired, the response is the sign-in page itself, which keeps the entries of the form.
 5. The role in the application is checked: 404 if the operator has no role there, 403 if the role is too low.
-6. The form is read (400, 413).
+6. The form is read (400, 413, 415).
 7. If the page requires a recent password and the operator has not entered it recently, the portal asks for it again.
 8. A CSV is refused while another export of the session runs (429).
 9. The handler runs.
@@ -192,8 +192,8 @@ class Portal(PortalParts):
         return visit.redirect(sign_in_first(request, SIGN_IN_PATH))
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
-        # `seen_at` can be in the future if the clock was set back. It is then replaced too; otherwise the session would end too
-        # late.
+        # If the clock was set back, `seen_at` can be in the future, and the session would end too late. Therefore such a time is
+        # replaced too.
         if abs(visit.now - session.seen_at) >= SEEN_INTERVAL:
             await self.service.database.write(mark_seen, session.id, visit.now)
 

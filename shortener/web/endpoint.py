@@ -169,9 +169,10 @@ class Endpoint:
         return not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
-        """Return whether the caller may repeat a request whose outcome is unknown. This is true if a repeat would change nothing
-        after the first request was stored: for reports, for all methods except POST, and for rewrites with an Idempotency-Key,
-        which is stored in the same transaction as the messages. It is false if the request can create a secret or a key."""
+        """Return whether the caller may repeat a request whose outcome is unknown. This is false if the request can create a
+        secret or a key. Otherwise, it is true if a repeat would change nothing after the first request was stored: for reports,
+        for all methods except POST, and for rewrites with an Idempotency-Key. A rewrite stores its key and its messages in one
+        transaction."""
         if self.can_rotate:
             return False
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report or self.stores_nothing:

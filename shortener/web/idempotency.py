@@ -79,7 +79,7 @@ async def respond_once(
     body: BaseModel | None,
     perform: Callable[[], Awaitable[Response]],
 ) -> Response:
-    """Return the stored response to a repeated request. Otherwise perform the request and store its response.
+    """If the request is a repeat, return the stored response. Otherwise, perform the request and store its response.
 
     A stored response has the header `Idempotency-Replayed: true`. Raise ApiError with the code IDEMPOTENCY_CONFLICT,
     REQUEST_IN_PROGRESS or OUTCOME_UNKNOWN."""

@@ -71,7 +71,7 @@ def _with_problems(
         detail = replace(problem.full_detail, index=places[problem.item])
         unchecked = invalid.get(places[problem.item], set())
         if "to" in unchecked:
-            # if `to` is invalid, the number of recipients is unknown, so whether the number of ids is correct is unknown, too
+            # If `to` is invalid, the number of recipients is unknown, so the number of ids cannot be checked.
             unchecked = unchecked | {"message_id"}
         if not is_inside(_path_in_message(detail.field, is_batch), unchecked):
             details.append(detail)
@@ -93,7 +93,7 @@ def _valid_parts(
     incomplete: set[int] = set()
     for index, message in enumerate(messages):
         if has_hidden and index not in invalid and isinstance(message, Mapping):
-            # A message may have very many unknown fields, and validating them would take long.
+            # Leave out unknown fields. There may be very many, and their validation would take long.
             message = {name: value for name, value in message.items() if name in _KNOWN_NAMES}
             invalid[index] = _invalid_fields(message)
         found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")

@@ -120,7 +120,7 @@ async def test_a_decision_about_a_message_is_shown_if_the_database_fails_after_t
 async def test_a_request_with_an_idempotency_key_gets_its_response_if_this_response_cannot_be_stored(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The database stores the claim of the key and the new API key, but is unavailable when the response should be stored.
+    # The database stores the claim of the Idempotency-Key and the new API key. Then it is unavailable and stores no response.
     database = take_down_after(service, monkeypatch, commits=2)
     first = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
     assert first.status_code == 201, first.text

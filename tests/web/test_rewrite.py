@@ -314,7 +314,7 @@ async def test_a_link_gets_another_code_if_a_link_has_or_had_the_generated_code(
 async def test_a_link_gets_another_code_if_a_purge_commits_while_the_unique_index_is_checked(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The insert of a link waits until the purge, which deletes the link with the same code, commits. After that, the unique
+    """A purge deletes a link. The insert of a link with the same code waits until the purge commits. After that, the unique
     index allows the code. But the snapshot of the insert is older than the row of the code in `purged_codes`, so the insert must
     notice in another way that the code was used."""
     if service.database.dialect == "sqlite":
