@@ -1,8 +1,8 @@
 """This module encodes and checks the labels of a host name. A label is a part between two dots.
 
-A label with characters outside of ASCII becomes punycode, in the same way as in browsers: they follow UTS 46, which permits
-symbols. IDNA 2008 rejects symbols. The caller must first apply the mapping of UTS 46, and must match the result of this module
-with `LABEL`. A label that browsers reject raises `idna.IDNAError`, which states the reason.
+A label with characters outside of ASCII becomes punycode, in the same way as in browsers. Browsers follow UTS 46, which permits
+symbols, and not IDNA 2008, which rejects symbols. The caller must first apply the mapping of UTS 46, and must match the result
+of this module with `LABEL`. A label that browsers reject raises `idna.IDNAError`, which states the reason.
 """
 
 from __future__ import annotations

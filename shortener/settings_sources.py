@@ -5,8 +5,8 @@
 `SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error, unless
 Kubernetes made it for a Service whose name begins with "shortener" (`service_link_variables`).
 
-If settings are not usable, the functions raise `SettingsError` with one line for each of them. A line ends with the source of the
-value: a variable, a file or an option of the command line.
+If settings are not usable, `load` raises `SettingsError`, whose text has one line for each error. A line about a value ends with
+the source of the value: a variable, a file or an option of the command line.
 """
 # Tested by tests/test_settings.py
 

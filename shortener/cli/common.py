@@ -42,7 +42,7 @@ T = TypeVar("T")
 #: The width in characters of a table that is written to a file or a pipe. It is so large that no line is wrapped.
 UNLIMITED_WIDTH = 1_000_000
 
-#: A process reads changed accounts every REFRESH_SECONDS. This is the additional time that the reading may take.
+#: A process reads changed accounts every REFRESH_SECONDS. This constant is the additional time that the reading may take.
 _REFRESH_MARGIN_SECONDS = 0.15
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
@@ -264,8 +264,8 @@ def _logs_on_stderr() -> Iterator[None]:
 async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A server may use the database at the same time.
 
-    Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked. Raise NoInstallation if there
-    is no database: a command in the wrong folder must not create one.
+    Raise ApiError NOT_FOUND if no application has the id `application`. The values 0 and None are not checked. Raise
+    NoInstallation if there is no database: a command in the wrong folder must not create one.
 
     If the command has changed an application or a credential, wait at the end until all processes of the installation use the
     change. Otherwise the next request of a script could still meet the old state, for example after the script has revoked a

@@ -298,8 +298,8 @@ async def _invite_first_operator(service: Service) -> str | None:
     try:
         invitation = await service.database.write(invite_first, service.clock())
     except (IntegrityError, StoreUnavailable):
-        # There are two cases. Another node has created the operator at the same time and prints the URL. Or the database is
-        # unavailable, and the next start prints a URL.
+        # IntegrityError: another node has created the operator at the same time, and prints the URL. StoreUnavailable: the next
+        # start prints a URL.
         return None
     file = invitation_file(service.settings.data_dir)
     with contextlib.suppress(OSError):

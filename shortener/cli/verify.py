@@ -144,8 +144,8 @@ async def _repair(database: Any, begin: datetime, end: datetime, now: datetime) 
 
 
 async def _check(database: Any, begin: datetime, end: datetime, damage: list[str]) -> _Findings:
-    """Check the stored counts of the period, the references between rows and the recorded conversions. `damage` becomes a part of
-    the findings."""
+    """Check the stored counts of the period, the references between rows and the recorded conversions. The findings also
+    contain `damage`, the lines about damaged pages and indexes that the caller has found."""
     from sqlalchemy import func, select
 
     from shortener.reporting import count_check

@@ -69,7 +69,7 @@ class CountFolder:
         self._limits = limits(0, database.dialect)
         self._merged_id = 0
         self._needs_merge = False
-        # Whether this process has ended the quarantine of all rows. It does so once, so that these rows are tried again.
+        # Whether this process has ended the quarantine of all rows. It ends it once, after its start, to try these rows again.
         self._has_released = False
 
     async def step(self) -> int:

@@ -13,7 +13,7 @@ right (the machine was stopped, or it started with a wrong date); or a person ru
 at a terminal. The first run of an installation trusts its clock.
 
 A step of seconds is enough to end the leases of attempts in flight, and their messages would be sent again. Therefore, after a
-step of more than MAX_LEASE_STEP, no lease counts as ended for LEASE_WAIT (`leases_wait`). Only work that had a lease waits.
+step of more than MAX_LEASE_STEP, no lease counts as ended for LEASE_WAIT (`leases_wait`). Work without a lease does not wait.
 
 With PostgreSQL, a process knows the clock of the database only from its latest measurement, up to 10 seconds ago (clock.py).
 Therefore, in the transaction that examines leases, it compares its time with the clock of the database. The process that finds a

@@ -169,8 +169,7 @@ def _commit_uncertain(cause: BaseException) -> CommitUncertain:
 
 
 def _check(connection: Connection) -> None:
-    """A read without a query of this service. For it, SQLAlchemy opens the first connection and reads the properties of the
-    server."""
+    """Do nothing. A read with this function makes SQLAlchemy open the first connection and read the properties of the server."""
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types

@@ -45,8 +45,8 @@ SENDS = 5
 def test_the_service_itself_opens_every_transaction_that_the_kill_points_interrupt() -> None:
     """TRANSACTIONS contains names of functions as strings, and most of them are used only in `make prove`.
 
-    If a function was renamed, does not open a transaction any more, or is called only by commands, the server would never be
-    killed in it. This test fails in these cases."""
+    If a function was renamed, does not open a transaction any more, or is called only by commands, a server is never killed in
+    its transaction. This test fails in these cases."""
     opened = opened_transactions(set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")))
     names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py kills the server in the last of these transactions
     assert names - opened == set()

@@ -26,7 +26,7 @@ from tests.acceptance.process import NO_TLS, PHONE, Server
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, SOON_SECONDS, RedisProcess, children, free_port
 
-#: All workers must stop within ten seconds. The additional time is for a busy machine.
+#: All workers must stop within ten seconds. The other twenty seconds are for a busy machine.
 STOP_SECONDS = 30.0
 # The number of links, and the number of clicks on each link. `make prove` sets larger numbers.
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))

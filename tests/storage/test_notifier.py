@@ -13,7 +13,7 @@ from tests.servers import PATIENCE
 
 
 class Listener:
-    """The notifier of one process. `received` is the number of events that it got from other processes."""
+    """The notifier of one process. `received` is the number of wake-up events that it got from other processes."""
 
     def __init__(self, dsn: str) -> None:
         self.notifier = PostgresNotifier(dsn)

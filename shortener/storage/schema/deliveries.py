@@ -53,13 +53,13 @@ trackers = Table(
     # A client certificate: the PEM text of a certificate chain and its key, encrypted.
     Column("client_certificate", Text, info={"encrypted": "client certificate"}),
     # The columns from `max_per_second` to `paced_until` limit the deliveries per second (delivery/pace.py). The customer sets
-    # `max_per_second`. The service sets the other columns if the tracker responds with 429.
+    # `max_per_second`. The service computes the columns whose names begin with `rate` from the tracker's responses.
     Column("max_per_second", Float),
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
     Column("paced_until", Instant),  # The earliest time at which the next delivery does not exceed the rate.
-    # The filter for conversions (delivery/conversion_filter.py): lists of names. NULL: the tracker receives all conversions.
+    # The filter for conversions (delivery/conversion_filter.py): two lists of names. NULL: there is no such list.
     Column("conversion_actions", Json),
     Column("conversion_dispositions", Json),
     # The id of a deleted tracker must never be reused. Otherwise its deliveries would go to the new tracker.
