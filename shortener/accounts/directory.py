@@ -224,7 +224,7 @@ class Directory:
 
     @property
     def hit_policies(self) -> HitPolicies:
-        """Those settings that affect hits and differ from the defaults."""
+        """The settings, trackers, blocked hosts and domains that affect hits."""
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:

@@ -1,4 +1,5 @@
-"""Those settings that affect hits and differ from the defaults. Redirects read them from memory (`directory.py`)."""
+"""The hit policies: the settings, trackers, blocked hosts and domains that affect hits. Redirects read the policies from memory
+(`directory.py`)."""
 
 # Tested by tests/accounts/test_administration.py and tests/clicks/test_resolver.py
 
@@ -18,7 +19,8 @@ from shortener.urls import canonical_name, embedded_ipv4
 
 @record
 class HitPolicies:
-    """Those settings that affect hits and differ from the defaults. In most installations, all fields are empty.
+    """The settings, trackers, blocked hosts and domains that affect hits. Settings that equal the defaults are left out. In most
+    installations, all fields are empty.
 
     The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field says
     otherwise."""

@@ -28,8 +28,8 @@ from shortener.storage.schema import stored_responses
 #: If a claim has no response after this time, a repeat of the request takes the claim over. A repeat also takes over a claim whose
 #: time is further than this in the future. Such a time shows that the clock was set back after the claim.
 CLAIM_LEASE = timedelta(seconds=60)
-#: A request usually takes less than this time. If the first request is younger, a repeat gets a Retry-After of one second. If it is
-#: older, it was probably interrupted, and Retry-After is the time until CLAIM_LEASE ends.
+#: A request usually takes less than this time. If the first request began less than this time ago, a repeat gets a Retry-After of
+#: one second. Otherwise the first request was probably interrupted, and Retry-After is the time until CLAIM_LEASE ends.
 USUAL_REQUEST = timedelta(seconds=10)
 
 

@@ -1,7 +1,7 @@
 """A dead letter is a hit that the database rejects although it accepts other hits, or an entry of the spool that is not a hit.
 Neither can be stored in the table of hits. Dead letters have a table of their own, so that an administrator can examine them. A
-row contains the reason, and the hit as JSON or the unchanged entry. The service does not try again to store it as a hit. The purge
-deletes the rows after `HIT_RETENTION_DAYS` days.
+row contains the reason, and the hit as JSON or the unchanged entry. The service does not try again to store it as a hit. The
+purge deletes the rows after `HIT_RETENTION_DAYS` days.
 
 A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
 of the link. An entry that is not a hit has no code, so only the purge deletes it.

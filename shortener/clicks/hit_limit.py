@@ -3,8 +3,8 @@ again would fill the disk.
 
 In each minute, ignored and suspected hits of a link are stored and counted in the statistics until the link has reached the
 limit. The clients of further hits are redirected too, but these hits are counted only in the metric `shortener_hits_not_stored`.
-The statistics therefore agree with the stored rows. The limits do not apply to clicks. They also do not apply to suspected hits on
-opt-out links, because these hits create events. Each process has its own limits.
+The statistics therefore agree with the stored rows. The limits do not apply to clicks. They also do not apply to suspected hits
+on opt-out links, because these hits create events. Each process has its own limits.
 """
 
 from __future__ import annotations

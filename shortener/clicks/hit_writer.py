@@ -94,8 +94,8 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A hit with `is_suspect` was in a batch that the database rejected. If the hit is also in the spool, another process may
-        # have stored it.
+        # The database has already rejected a hit with `is_suspect`. If the hit is also in the spool, another process may have
+        # stored it.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
@@ -250,11 +250,12 @@ class HitWriter:
         raise AssertionError("the second attempt returns or raises")
 
     async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
-        """Return whether the `failed` hits themselves are faulty. They are faulty if the database accepts other hits. If it
-        accepts none, the cause is an outage.
+        """Return whether hits that the database did not store are themselves faulty. They are faulty if the database accepts
+        other hits. If it accepts none, the cause may be an outage, and the result is False.
 
-        `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in this
-        time."""
+        `failed` is the number of these hits, and `stored` is the number of hits that the database has just stored. If no hit was
+        stored and fewer than MAX_PROBES failed, test rows are written. `needs_probe` is true if some time has passed since the
+        other hits were stored. An outage may have begun in this time, so test rows are written too."""
         if stored and not needs_probe:
             return True
         if failed >= MAX_PROBES and not stored:

@@ -112,8 +112,8 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
-        # If the database has rejected the hits of the whole stream, the next search for a hit that the database accepts tries
-        # other hits of each batch. So repeated searches find the hit even if it is the only one in its batch.
+        # Each batch that the database rejects is searched for a hit that the database accepts. If it has rejected the hits of the
+        # whole stream, the next pass over the stream tries other hits of each batch. After some passes, all hits were tried.
         first_probe = self._first_probe
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]

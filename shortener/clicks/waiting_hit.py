@@ -35,7 +35,7 @@ class WaitingHit:
     is_queued_for_spool: bool = False  # the spool writer has received the hit at least once
     is_in_batcher: bool = True  # the batcher has the hit, so the spool writer does not also keep it in memory
     is_settled: bool = False  # the hit needs no row in the database any more: it is in the spool, or no link has its code
-    is_suspect: bool = False  # the database rejected the hit and then accepted another one
+    is_suspect: bool = False  # the database has rejected the hit once, although it accepted other hits or test rows
     is_refused: bool = False  # the client got 503, so the hit must not be stored
 
     @property

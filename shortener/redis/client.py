@@ -1,10 +1,10 @@
 """This module connects to Redis, which contains the link cache and the spool of hits. The service also works without Redis and
-with an empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. With a
-connection, the call returns or raises `RedisUnavailable` within the same time limit.
+with an empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. When
+the call has a connection, its command has the same time limit again. A call that fails raises `RedisUnavailable`.
 
-After a call without a response, a background task pings the server. While the pings get no response, every other call fails at
-once and sends nothing. If the server responds to the first ping, only the connection had ended, for example because the server
-was restarted. The failed call is then repeated once, and its caller gets no error. redis-py itself does not repeat calls.
+After a call without a response, a background task pings the server. While the pings get no response, every other call without
+`force` fails at once and sends nothing. If the server responds to the first ping, only the connection had ended, for example
+because the server was restarted. The failed command is then repeated once. redis-py itself does not repeat commands.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
 The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of

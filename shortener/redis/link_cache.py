@@ -2,8 +2,9 @@
 
 A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it expires together
 with the link. If a redirect finds a link in the database but not in Redis, it stores the link in Redis again. If a link changes,
-its entry is first invalidated and then replaced, so the cache never returns the old state of a disabled link. The cache does not
-contain whether an application or a domain is disabled, because redirects read this from the directory of accounts.
+its entry is invalidated before the change and replaced after it. Therefore, while Redis responds, the cache never returns the old
+values of a changed link. The cache does not contain whether an application or a domain is disabled, because redirects read this
+from the directory of accounts.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
 invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. At most MAX_FAILED_INVALIDATIONS stay

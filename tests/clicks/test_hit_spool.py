@@ -284,7 +284,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
     assert node.recorder.outage
     times: list[float] = []
     most = clicked = 0
-    refused: list[int] = []  # for each attempt below: the number of clicks that got 503, because their link was not read in time
+    refused: list[int] = []  # for each pause below: the number of clicks that got 503, because their link was not read in time
 
     async def click() -> None:
         nonlocal clicked
@@ -296,7 +296,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
             refused[-1] += 1
         times.append(time.monotonic() - began)
 
-    for pause in (0.1, 0.5, 2.5):  # pauses for a rate of about 1,000 clicks a second, and lower rates for a slow machine
+    for pause in (0.1, 0.5, 2.5):  # first 1,000 clicks a second; if the machine is too slow, lower rates
         times.clear()
         refused.append(0)
         redis_server.freeze()

@@ -228,7 +228,9 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
             delta.add(message.cohort_id, hit.at, CLICKED_LINKS, -1, message=message.id, link_set=hit.link_set)
     if message.click_hit_id == hit.id:
         _count_first(delta, message, -1, hit.link_set, timed=is_sent)
-        if not is_sent:  # the fan-out will send the click later, and then needs the state that the message had before the click
+        # The fan-out will send the click later. The message will then not contain the state before the click any more, so the
+        # event stores this state.
+        if not is_sent:
             states = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
             connection.execute(update(schema.events).where(schema.events.c.id == hit.id).values(data=states))
         state = message.state_without_click

@@ -344,8 +344,8 @@ class _EvidenceWindow:
         return ()
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """Return the new classification of a hit. Return None if the old one must stay, because it used data that is not
-        stored."""
+        """Return the new classification of a hit. Return None if the hit must keep its old classification, because that one
+        used data that is not stored."""
         if hit.classification.verdict is not Verdict.HUMAN or hit.rule == CONFIRMED or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == MANY_RECIPIENTS and settings.max_recipients_per_address_minute is not None:
