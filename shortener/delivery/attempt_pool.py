@@ -31,7 +31,7 @@ class StartableAttempt(Protocol):
 
 
 class EndedAttempt(Protocol):
-    """An attempt whose outcome is not yet in the database. It ended at the time `at`, in milliseconds since 1970."""
+    """The result of a claim, which is not yet in the database. `at` is the time of the result in milliseconds since 1970."""
 
     @property
     def attempt(self) -> StartableAttempt: ...
@@ -46,7 +46,7 @@ Ended = TypeVar("Ended", bound=EndedAttempt)
 
 
 class AttemptPool(Generic[Ended]):
-    """The slots of one dispatcher and the attempts that use them. `ended` contains the ended attempts, the oldest first."""
+    """The slots of one dispatcher and the attempts that use them. `ended` contains the results to record, the oldest first."""
 
     def __init__(self, slots: int) -> None:
         self.usage = SlotUsage(slots)
@@ -64,11 +64,11 @@ class AttemptPool(Generic[Ended]):
                 await asyncio.sleep(0)  # let the event loop respond to hits before the next attempts start
 
     def end(self, ended: Ended) -> None:
-        """Keep the outcome of an attempt that has a slot, until `remove` is called."""
+        """Keep the result of an attempt, which has a slot. `remove` removes the result and releases the slot."""
         self.ended.append(ended)
 
     def end_unstarted(self, ended: Ended) -> None:
-        """Take a slot for an attempt that was not started, and keep its outcome."""
+        """Take a slot for the result of a claim whose attempt was not started, and keep the result in the same way."""
         self.usage.take(ended.attempt.queue, ended.attempt.application_id)
         self.ended.append(ended)
 

@@ -1,8 +1,7 @@
 """This module checks and loads the client certificates of trackers, for receivers that require one (mTLS).
 
 A client certificate is stored as a PEM text that contains the certificate, its chain and its private key. `check` raises an error
-if the text is not valid, so that the caller does not store it. `tls_context` creates the TLS context of a connection from a stored
-text.
+if the text is not valid, so that the caller does not store it. `tls_context` creates a TLS context from a stored text.
 """
 
 from __future__ import annotations

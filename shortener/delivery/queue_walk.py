@@ -1,9 +1,10 @@
 """This module selects the queues that one dispatch cycle examines.
 
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. An application can have callbacks
-to thousands of hosts, most of which wait for a retry. Therefore trackers and callbacks are read separately: each dispatch cycle
-examines MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. So the
-deliveries of a tracker never wait for callbacks. These rules limit the work for callbacks:
+to thousands of hosts, and most of these callbacks wait for a retry. Therefore the queues of trackers and the queues of callbacks
+are read separately: each dispatch cycle examines up to MAX_QUEUES queues of each kind, and the next cycle continues after these
+queues. So every cycle examines queues of trackers, however many queues of callbacks exist. These rules limit the work for
+callbacks:
 
 - If the callbacks of an application may use no further slot, its callback queues are skipped.
 - If there are more queues of callbacks than one cycle examines, several cycles together examine all of them. If the cycle that

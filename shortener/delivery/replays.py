@@ -204,7 +204,7 @@ def find_newest(connection: Connection, tracker_id: int) -> Replay | None:
 
 
 def list_replays(connection: Connection, application_id: int, ended_after: datetime, limit: int) -> list[Replay]:
-    """Return the replays of an application that are running or ended after a time, newest first."""
+    """Return the replays of an application that are running, or that ended after the time `ended_after`, newest first."""
     is_recent = or_(_IS_RUNNING, replays.c.finished_at > ended_after)
     statement = select(replays).where(replays.c.application_id == application_id, is_recent)
     return [_replay_from_row(row) for row in connection.execute(statement.order_by(replays.c.id.desc()).limit(limit))]

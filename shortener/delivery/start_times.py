@@ -1,9 +1,10 @@
 """The start times of the attempts of trackers with a rate.
 
 A rate (pace.py) limits how fast the deliveries of a tracker are claimed. An attempt that waits for an earlier attempt of the same
-message begins up to two seconds after its claim. When the receiver responds to the earlier attempts, several waiting attempts could
-therefore begin at once. `StartTimes` delays an attempt until the rate permits its start. As for claims, starts that the rate would
-have permitted earlier may follow at once, up to `pace.BURST_MS`. An attempt that begins directly after its claim is not delayed.
+message begins up to two seconds after its claim. When the receiver responds to the earlier attempts, several waiting attempts
+could therefore begin at once. `StartTimes` delays an attempt until the rate permits its start. Starts that the rate permitted
+earlier, but that were not used, may follow at once. As for claims, this applies only to the starts of a short period
+(`pace.BURST_MS`). An attempt that begins directly after its claim is not delayed.
 """
 
 # Tested by tests/delivery/test_order.py

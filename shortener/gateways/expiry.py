@@ -93,7 +93,7 @@ def find_sends(
     connection: Connection, now: int, *conditions: ColumnElement[bool], waits: bool = False, leases_wait: bool = False
 ) -> list[ClaimedSend]:
     """Lock and return up to MAX_ROWS messages that have no attempt in flight. If `waits` is true, wait for messages that another
-    transaction has locked; otherwise leave them out. If `leases_wait` is true, every leased message is in flight.
+    transaction has locked; otherwise leave them out. If `leases_wait` is true, every leased message counts as in flight.
 
     In the result, `lease_until` is 0 if no process has leased the message."""
     has_no_lease = sends.c.lease_until.is_(None)

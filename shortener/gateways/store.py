@@ -51,7 +51,7 @@ from shortener.storage.send_conditions import IS_PENDING
 
 MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
 MAX_SETTINGS_BYTES = 64 * 1024
-MAX_UPDATE_ATTEMPTS = 5  # The maximum number of attempts to change a gateway while other requests change it.
+MAX_UPDATE_ATTEMPTS = 5  # How often the service tries to change a gateway that other requests change at the same time.
 REPORT_PATH = "/api/v1/gateways/reports/{report_key}"
 
 

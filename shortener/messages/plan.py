@@ -94,9 +94,10 @@ class PlannedRequest:
         return sum(len(item.to) * (1 + len(plan.links)) for item, plan in zip(self.items, self.plans, strict=False))
 
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
-        """Raise ApiError if a problem rejects the request. Otherwise return the problems that do not reject the request, because
-        their items leave the affected recipients out. Messages that are not in `new_messages` repeat stored messages. The error has
-        the code of the first problem, and the details of all problems in request order, followed by `other_problems`."""
+        """Raise ApiError if a problem rejects the request. Otherwise return the other problems: the recipients that they concern
+        are left out, and the rest of the request is accepted. Messages that are not in `new_messages` repeat stored messages. The
+        error has the code of the first problem, and the details of all problems in request order, followed by
+        `other_problems`."""
         if self.error is not None and (new_messages or not self.messages):  # a request that only repeats messages is accepted
             raise self.error
         problems = [*self.problems_of(new_messages), *other_problems]
