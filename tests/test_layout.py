@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import graphlib
 import re
 import tomllib
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import NamedTuple
 
 import grimp
 import pytest
@@ -23,29 +25,51 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
 
 
-#: For each module: its path relative to the repository, and all nodes of its syntax tree. The first node is the module itself.
-Nodes = list[tuple[str, list[ast.AST]]]
+class Source(NamedTuple):
+    """The text of a module, its syntax tree, and all statements of the tree, also those inside functions and classes."""
+
+    text: str
+    tree: ast.Module
+    statements: list[ast.AST]
+
+
+#: The sources of all modules. The keys are their paths relative to the repository.
+Sources = dict[str, Source]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Nodes:
-    """The syntax trees of all modules. They need 90 MB together, so all tests of this file share them."""
-    return [(str(module.relative_to(ROOT)), list(ast.walk(ast.parse(module.read_text())))) for module in MODULES]
+def sources() -> Sources:
+    """The sources of all modules. Parsing takes a second, so all tests of this file share the syntax trees."""
+    texts = {str(module.relative_to(ROOT)): module.read_text() for module in MODULES}
+    trees = {path: ast.parse(text) for path, text in texts.items()}
+    return {path: Source(texts[path], tree, statements_of(tree)) for path, tree in trees.items()}
+
+
+def statements_of(tree: ast.Module) -> list[ast.AST]:
+    """Return all statements of a module, with the blocks that contain statements, such as `except`. Expressions, which are most
+    nodes of a tree, are left out."""
+    found: list[ast.AST] = [tree]
+    for node in found:  # the loop also visits the nodes that it appends
+        found += [child for block in BLOCKS for child in getattr(node, block, ()) if isinstance(child, ast.AST)]
+    return found
+
+
+#: The fields of syntax trees that contain statements, or blocks of statements.
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
 
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file(nodes: Nodes) -> None:
+def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file(sources: Sources) -> None:
     untested = set()
-    for path, (tree, *_) in nodes:
-        assert isinstance(tree, ast.Module)
+    for path, (text, tree, _) in sources.items():
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
             continue  # An __init__.py without functions and classes needs no test file.
         relative = Path(path).relative_to("shortener")
         mirror = ROOT / "tests" / relative.parent / f"test_{relative.name}"
-        named = re.search(r"^# Tested by (tests/[\w/]+\.py)", (ROOT / path).read_text(), re.MULTILINE)
+        named = re.search(r"^# Tested by (tests/[\w/]+\.py)", text, re.MULTILINE)
         if named:
             assert (ROOT / named[1]).is_file(), f"{path} names {named[1]}, which does not exist"
         elif not mirror.is_file():
@@ -58,20 +82,20 @@ def test_no_modules_import_each_other_not_even_in_functions_or_for_type_checking
     graphlib.TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
-def test_no_two_classes_share_a_name(nodes: Nodes) -> None:
+def test_no_two_classes_share_a_name(sources: Sources) -> None:
     modules: dict[str, list[str]] = defaultdict(list)
-    for path, of_module in nodes:
-        for node in of_module:
+    for path, source in sources.items():
+        for node in source.statements:
             if isinstance(node, ast.ClassDef):
                 modules[node.name].append(path)
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(nodes: Nodes) -> None:
+def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(sources: Sources) -> None:
     found = []
-    for path, of_module in nodes:
+    for path, source in sources.items():
         modules = set()  # The names of modules of this project in the file that is checked.
-        for node in of_module:
+        for node in source.statements:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
                 for alias in node.names:
                     if is_private(alias.name):
@@ -79,7 +103,11 @@ def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(
                     target = ROOT / (node.module or "").replace(".", "/") / alias.name
                     if target.is_dir() or target.with_suffix(".py").is_file():
                         modules.add(alias.asname or alias.name)
-        for node in of_module:
+        # Only a file with such a text can contain such an attribute. The search in the text is much faster than in the tree.
+        names = "|".join(map(re.escape, modules))
+        if not modules or not re.search(rf"\b(?:{names})[\s()\\]*\.[\s\\]*_", source.text):
+            continue
+        for node in ast.walk(source.tree):
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
                 continue
             if node.value.id in modules and is_private(node.attr):
@@ -111,6 +139,11 @@ def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base_d
     assert names == {"httpx", "idna"}, "pip install sms-shortener[client] would install this: move it to the extra `server`"
 
 
+@functools.cache
+def requirements_of(package: str) -> list[Requirement]:
+    return [Requirement(line) for line in requires(package) or ()]
+
+
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0"])
 def test_the_lock_file_contains_every_package_that_a_supported_python_version_needs(lock: str, python: str) -> None:
@@ -122,7 +155,7 @@ def test_the_lock_file_contains_every_package_that_a_supported_python_version_ne
     missing = set()
     for name in locked:
         with contextlib.suppress(PackageNotFoundError):
-            for one in map(Requirement, requires(name) or ()):
+            for one in requirements_of(name):
                 is_needed = one.marker is not None and "extra" not in str(one.marker) and one.marker.evaluate(target)
                 if locked[name] and is_needed and not locked.get(canonicalize_name(one.name)):
                     missing.add(f"{name} needs {one}")
