@@ -100,7 +100,7 @@ _TEXTS: Mapping[str, str] = {
     "fields": "Names of the fields in bodies of the format `json`. null: the default fields.",
     "filter": "The filters that select the links.",
     "finished_at": "Time when the delivery or the update of links ended. null: it has not ended yet.",
-    "first_rule": "Rule that classified the hit when it was recorded. null: the rule has not changed since.",
+    "first_rule": "Rule that classified the hit when it was recorded. null: `rule` is still the rule of that time.",
     "format": "Format of the body: `scg` (Syniverse), `json` (23 Telecom), `xoxzo` or `infobip`.",
     "from": "Sender of the message. Empty: the message has no sender.",
     "groupId": "Number of the status group of Infobip.",

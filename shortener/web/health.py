@@ -54,7 +54,7 @@ class ReadinessChecks(ResponseModel):
     schema_: CheckState = Field(alias="schema", description="ok: the database schema is as new as this version requires, or newer.")
     redis: Literal["ok", "failed", "none"] = Field(
         description="ok: Redis responds and accepts writes. none: not configured. The node stays ready without Redis while the "
-        "database responds."
+        "database accepts writes."
     )
     jobs: CheckState = Field(
         description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was "
@@ -177,7 +177,8 @@ ENDPOINTS = [
         other_responses={503: ReadinessResponse},
         description=(
             "Returns 503 while a required dependency is unavailable, and after a shutdown has begun. If the database is "
-            "unavailable, a node stays ready while Redis responds, because it redirects links from the cache."
+            "unavailable or rejects writes, a node stays ready while Redis accepts writes, because it redirects links from the "
+            "cache."
         ),
     ),
     Endpoint(

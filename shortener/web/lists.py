@@ -72,7 +72,9 @@ class ClickFields(ResponseModel):
     at: str
     verdict: Literal["human", "suspected", "ignored"]
     rule: str = Field(description="Name of the rule that classified the hit and determined its verdict.")
-    first_verdict: str | None = Field(description="The verdict when the hit was recorded. null: the verdict has not changed since.")
+    first_verdict: str | None = Field(
+        description="The verdict when the hit was recorded. null: `verdict` is still the verdict of that time."
+    )
     first_rule: str | None
     counts_as: str | None = Field(
         description="Name of the figure of the statistics that counts the hit. null: the link was disabled, so no figure "
