@@ -75,7 +75,7 @@ async def test_a_rewrite_with_too_many_recipients_is_rejected(make_service: Any)
     assert await stored(service) == (0, 0)
 
 
-@pytest.mark.parametrize("earlier", [4, 1001])
+@pytest.mark.parametrize("earlier", [4, pytest.param(1001, marks=pytest.mark.slow)])
 async def test_a_repeat_of_a_request_that_is_larger_than_a_lowered_batch_limit_gets_the_first_response(
     make_service: Any, earlier: int
 ) -> None:
@@ -376,7 +376,7 @@ INVALID_RECIPIENTS = {"to": ["+1"] * 90, "message_id": [f"m{number}" for number 
 @pytest.mark.parametrize(
     ("messages", "total"),
     [
-        ([WRONG_TYPES] * 1000, 81_270),
+        pytest.param([WRONG_TYPES] * 1000, 81_270, marks=pytest.mark.slow),
         ([INVALID_VALUES] * 1000, 7000),
         ([INVALID_RECIPIENTS] * 200 + [WRONG_TYPES], 35_987),
         ([{"to": [1] * 1000, "body": ""}] * 5, 5000),
