@@ -6,6 +6,9 @@ connection has one timer, which checks the connection every few seconds. Therefo
 - If a check finds that the head of a request is incomplete, the head must be complete `keep_alive` seconds later.
 - A body must be complete within REQUEST_TIMEOUT, plus one second for each 64 KiB that have arrived.
 - The connection is closed if the client reads less than 1 KiB of a response per second during REQUEST_TIMEOUT.
+
+A process that was suspended for some seconds has not read what its clients sent during this time, and its event loop runs the
+timers before it reads. Therefore a connection is closed only if a second check, after the event loop has read, has the same result.
 """
 # Tested by tests/server/test_http_protocol_limits.py
 
@@ -17,6 +20,7 @@ from typing import Any, Protocol
 
 BODY_BYTES_PER_SECOND = 64 * 1024
 RESPONSE_BYTES_PER_SECOND = 1024
+SECOND_CHECK_SECONDS = 0.05  # Before this time has passed, the event loop has read the bytes that had arrived at the first check.
 
 
 class TimedConnection(Protocol):
@@ -39,7 +43,17 @@ class TimedConnection(Protocol):
 class ClientTimer:
     """The timer of one connection. `keep_alive` and `request_timeout` are in seconds."""
 
-    __slots__ = ("_connection", "_handle", "_head", "_keep_alive", "_loop", "_request_timeout", "_unread_sent", "_unread_since")
+    __slots__ = (
+        "_connection",
+        "_handle",
+        "_head",
+        "_is_second_check",
+        "_keep_alive",
+        "_loop",
+        "_request_timeout",
+        "_unread_sent",
+        "_unread_since",
+    )
 
     def __init__(
         self, connection: TimedConnection, loop: asyncio.AbstractEventLoop, keep_alive: float, request_timeout: float
@@ -51,6 +65,7 @@ class ClientTimer:
         self._head: Any = None  # the head that was incomplete at the latest check
         self._unread_since: float | None = None  # the time of the event loop since which the client reads too slowly
         self._unread_sent = 0  # the number of bytes that had been sent at the time `_unread_since`
+        self._is_second_check = False  # whether the latest check found that the client is too slow
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
     @property
@@ -61,11 +76,15 @@ class ClientTimer:
         self._handle.cancel()
 
     def check(self) -> None:
-        """Close the connection if its client is too slow. Otherwise start the timer again."""
+        """Close the connection if two checks find that its client is too slow. Otherwise start the timer again."""
         now = self._loop.time()
         wait = self._seconds_left(now)
         self._handle.cancel()
-        if wait is None:
+        is_second_check, self._is_second_check = self._is_second_check, wait is None
+        if wait is None and not is_second_check:
+            wait = SECOND_CHECK_SECONDS
+        elif wait is None:
+            self._is_second_check = False
             self._connection.end_slow_client()
             # The connection may stay open, because the client reads nothing. Therefore the timer checks it again.
             wait = self._keep_alive

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -32,6 +34,7 @@ from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # the duration of a fault in seconds; `make prove` sets 60
 #: clicks in the last second of an outage are not compared, because a node may not have stored them in the spool yet
 LAST_SECOND = 1.0
+KEEP_ALIVE_SECONDS = 5.0  # the time after which the server closes an idle connection, the default of uvicorn
 NO_MORE = 0.050  # during a fault, the p90 latency in seconds may be twice the latency without a fault, plus this time
 
 
@@ -408,3 +411,21 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
     assert metric(server, "shortener_hits_dropped_total") == 0
     assert counts(server) == load.answers.redirected, "each click is stored once"
     assert server.stop() == 0
+
+
+def test_a_request_that_arrived_while_the_server_was_suspended_gets_a_response(lone_server: Server) -> None:
+    """A virtual machine is suspended for a snapshot or a migration, for example. When it continues, each connection seems to have
+    been idle for too long, although its client has sent a request."""
+    assert lone_server.process is not None
+    with lone_server.api() as client:
+        batch = {"to": ["+14085550199"], "body": '#track("https://x.example/")'}
+        code = client.post("/api/v1/rewrite", json=batch).json()["messages"][0]["links"][0]["code"]
+    request = f"GET /{code} HTTP/1.1\r\nHost: go.example\r\nUser-Agent: {PHONE}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", lone_server.port), PATIENCE) as connection:
+        connection.sendall(request)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 302 ")
+        lone_server.process.send_signal(signal.SIGSTOP)
+        connection.sendall(request)
+        time.sleep(KEEP_ALIVE_SECONDS + 1)
+        lone_server.process.send_signal(signal.SIGCONT)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 302 ")
