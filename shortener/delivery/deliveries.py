@@ -34,8 +34,7 @@ from shortener.storage.types import to_ms
 MAX_WALK_ROWS = 10_000
 MAX_COUNT = 10_000
 MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
-#: One transaction replays at most this many deliveries that a caller selected by their ids. The reason: each of these deliveries
-#: needs several SQL statements.
+#: One transaction replays at most this many deliveries that a caller selected by their ids: each needs several SQL statements.
 MAX_LISTED_PER_TRANSACTION = 100
 #: The details of a delivery contain at most this many attempts.
 MAX_ATTEMPTS = 500

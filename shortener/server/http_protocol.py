@@ -11,8 +11,6 @@ same response as this protocol.
 
 The protocol also limits the resources that one client can use: the size of a request's head and of its trailer section, the time
 for heads, bodies, idle connections and unread responses (`client_timer`), and the number of connections (`connection_limits`).
-uvicorn alone limits only the time between two requests (`timeout_keep_alive`) and, as an option, the total number of connections
-(`limit_concurrency`).
 """
 # Tested by tests/server/test_http_protocol_responses.py
 
@@ -153,8 +151,7 @@ class RedirectProtocol(HttpToolsProtocol):
                 if self.transport.is_closing():
                     return
                 continue
-            # An empty line ends a head. Line ends at the beginning of the data may complete the empty line whose first part was
-            # in the previous data.
+            # An empty line ends a head. Line ends at the beginning of the data may be its second part.
             end_of_head = len(data) - len(data.lstrip(b"\r\n"))
             if not end_of_head:
                 head = self.incomplete_head
@@ -168,10 +165,8 @@ class RedirectProtocol(HttpToolsProtocol):
                 return
 
     def _end_of_body(self, data: bytes) -> int:
-        """Return the index in the data at which the body of the latest request may end.
-
-        A chunked body ends with an empty line, but it may also contain empty lines. Therefore the caller examines the state of
-        the parser afterwards."""
+        """Return the index in the data at which the body of the latest request may end. A chunked body ends with an empty line,
+        but it may also contain empty lines. Therefore the caller examines the state of the parser afterwards."""
         for name, value in self.headers:
             if name == b"content-length" and value.isdigit():
                 return max(int(value) - self.body_bytes, 1)
@@ -185,8 +180,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self.incomplete_head = IncompleteHead()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailer fields (fields after the body) are ignored. A proxy does not check them, so they must not become headers such as
-        # X-Forwarded-For (RFC 9110, 6.5.1).
+        # Fields after the body are ignored: proxies do not check them, so they could forge X-Forwarded-For (RFC 9110, 6.5.1).
         if self.incomplete_head is not None:
             self.headers.append((name.lower(), value))
 
@@ -321,9 +315,8 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def close_after_body(self) -> None:
-        """Close the connection when the body of the latest request has been read.
-
-        If the server closed the connection before, the kernel would reset it, and the client would lose the response."""
+        """Close the connection when the body of the latest request has been read. If the server closed it before, the kernel
+        would reset it, and the client would lose the response."""
         if self.is_reading_body:
             self._closes_after_body = True
         else:
