@@ -242,7 +242,7 @@ class Batcher(Generic[Item, Result]):
             self._became_idle.set()
 
     async def _write_until_done(self, batch: Batch[Item]) -> None:
-        """Write a batch. Repeat this with the items that the handler wants to try again, until none is left."""
+        """Write a batch. Repeat this with the items that the handler returned for another attempt, until none is left."""
         pause = FIRST_RETRY_SECONDS
         while True:
             try:

@@ -71,10 +71,8 @@ class ReaderConnection(aiosqlite.Connection):
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         self._is_idle = False
         try:
-            result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        except asyncio.CancelledError:
-            raise  # The thread may still run the call, so it is not idle.
-        except BaseException:
+            result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]  # aiosqlite has no types here
+        except Exception:  # After any other exception, such as CancelledError, the thread may still run the call.
             self._is_idle = True
             raise
         self._is_idle = True

@@ -426,6 +426,6 @@ def test_a_request_that_arrived_while_the_server_was_suspended_gets_a_response(l
         assert connection.recv(2**16).startswith(b"HTTP/1.1 302 ")
         lone_server.process.send_signal(signal.SIGSTOP)
         connection.sendall(request)
-        time.sleep(KEEP_ALIVE_SECONDS + 1)
+        time.sleep(KEEP_ALIVE_SECONDS + 1)  # the suspension is longer than the time for which a connection may be idle
         lone_server.process.send_signal(signal.SIGCONT)
         assert connection.recv(2**16).startswith(b"HTTP/1.1 302 ")
