@@ -161,7 +161,8 @@ class RedirectProtocol(HttpToolsProtocol):
                 end_of_head = len(data) if found < 0 else found + 4
             super().data_received(data[:end_of_head])
             data = data[end_of_head:]
-            if self.transport.is_closing():
+            # uvicorn also ignores the data behind a head that asks for an upgrade.
+            if self.transport.is_closing() or (self.parser.should_upgrade() and not self.is_reading_body):
                 return
 
     def _end_of_body(self, data: bytes) -> int:

@@ -61,6 +61,14 @@ OTHER_PATHS = ["/portal", "/Docs.", "/healthz?", "*", "//", "http://s.example/ab
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("", "/nosuchcode"), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"")
 @example(path=("code", ""), method=b"GET", version=b"1.1", host=[(b"Host", HOST)], headers=[], body=b"abc")
+@example(
+    path=("", "/"),
+    method=b"GET",
+    version=b"1.1",
+    host=[(b"Host", HOST)],
+    headers=[(b"Connection", b"Upgrade"), (b"Upgrade", b"\x80")],
+    body=b"abc",
+)
 def compare_responses(
     pair: "ServerPair", path: tuple[str, str], method: bytes, version: bytes, host: Any, headers: Any, body: bytes
 ) -> None:
